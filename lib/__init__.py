@@ -1,0 +1,1 @@
+"""What the notebooks share: answers, rewards, statistics, engines, plots."""
