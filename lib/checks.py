@@ -1,0 +1,78 @@
+"""What can be known to be wrong before anything slow starts."""
+
+from pathlib import Path
+
+from lib.config import ROOT, Config
+from lib.errors import BadInput
+from lib.hardware import GIB, detect_hardware
+from lib.memory import SHAPES, ModelShape, check_fit, read_shape
+from lib.models import EMBEDDED, model_folder
+from lib.rewards import build_rewards
+from lib.runs import Run
+from lib.tasks import Problem, Task, few_shot_examples, get_format, get_task, sample_problems
+
+
+def check_inputs(config: Config, run: Run) -> None:
+    """Rewards, data, model, memory and disk, in the order of how soon they can be told.
+
+    Raises:
+        BadInput: for the first that does not work.
+    """
+    build_rewards(config.rewards)
+    get_format(config.prompt_format)
+    load_problems(config)
+    shape = find_shape(config)
+    if shape:
+        check_fit(config, shape, detect_hardware())
+        run.need_disk(disk_needed(config, shape), f"A run of {config.model}")
+
+
+def find_shape(config: Config) -> ModelShape | None:
+    """The model's size; None for one on the Hub that has not been fetched yet."""
+    if config.model in SHAPES:
+        return SHAPES[config.model]
+    local = [Path(config.model).expanduser(), ROOT / config.model]
+    if config.model.count("/") == 1 and not any(folder.is_dir() for folder in local):
+        return None
+    return read_shape(model_folder(config))
+
+
+def disk_needed(config: Config, shape: ModelShape) -> float:
+    """GiB: checkpoints (two kept, a third while it is written) and the merged model."""
+    trained = shape.parameters if config.full_finetuning else shape.lora_parameters(config.lora_r)
+    checkpoint = trained * (4 + 8)  # weights, and Adam's two moments
+    converted = 2 * shape.parameters if config.model == EMBEDDED else 0
+    return (3 * checkpoint + 2 * 2 * shape.parameters + converted) / GIB
+
+
+def load_problems(config: Config) -> tuple[Task, list[Problem], list[Problem], list[Problem]]:
+    """The task, its training problems, its held-out problems, and the worked examples.
+
+    No held-out question is a training question or an example.
+
+    Raises:
+        BadInput: the data are not there, or too few.
+    """
+    task = get_task(config.task, config.task_config)
+    data_dir = find_data_dir(config)
+    examples = few_shot_examples(task, config.shots, data_dir)
+    shown = {example.question for example in examples}
+    held_out = [p for p in task.load("test", data_dir) if p.question not in shown]
+    held_out = sample_problems(held_out, config.eval_problems, seed=0)
+    asked = shown | {problem.question for problem in held_out}
+    source = get_task(task.examples_from) if task.examples_from else task
+    training = [p for p in source.load("train", data_dir) if p.question not in asked]
+    return task, sample_problems(training, config.train_problems, config.seed), held_out, examples
+
+
+def find_data_dir(config: Config) -> Path | None:
+    """data_dir, from the working folder or the repository; None where it is not set."""
+    if not config.data_dir:
+        return None
+    for folder in (Path(config.data_dir).expanduser(), ROOT / config.data_dir):
+        if folder.is_dir():
+            return folder.resolve()
+    raise BadInput(
+        f"There is no data folder {config.data_dir}: mend data_dir, or leave it empty to load "
+        f"the data from the Hub."
+    )

@@ -1,0 +1,210 @@
+"""Whether two mathematical answers mean the same: True, False, or None where it cannot tell.
+
+Order matters in tuples, points, intervals and matrices, and not in sets and plain lists. The gold
+answer sets the form: for the gold "5" the answer "x = 5" is right, for the gold "x + y = 5" the
+answer "5" is not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from lib.expressions import Based, Matrix, Node, Relation, Sequence, Union, read_answer
+from lib.latex import ROW, one_spelling
+from lib.numerals import has_percent, read_number
+from lib.symbolic import symbolically_equal
+from lib.values import Unreadable, Value, apply, constant_ratio, same_value, subtract
+
+_WORDS = re.compile(r"[A-Za-z][A-Za-z\s.'-]*[A-Za-z]")
+_DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
+
+
+def same_math(mine: str, gold: str) -> bool | None:
+    """Whether two answers as written mean the same; None where math_verify ran out of time."""
+    if mine == gold:
+        return True
+    a, b = one_spelling(mine), one_spelling(gold)
+    if has_percent(mine) != has_percent(gold):
+        hundredth = "\\frac{%s}{100}"
+        pair = (hundredth % a, b) if has_percent(mine) else (a, hundredth % b)
+        if _same_spelled(*pair):
+            return True
+    return _same_spelled(a, b)
+
+
+def _same_spelled(mine: str, gold: str) -> bool | None:
+    if "".join(mine.split()) == "".join(gold.split()):
+        return True
+    if _WORDS.fullmatch(mine) and _letters(mine) == _letters(gold):
+        return True
+    numbers = [read_number(answer, units=False) for answer in (mine, gold)]
+    if numbers[0] is not None and numbers[0] == numbers[1]:
+        return True
+    for answer, other in ((mine, numbers[1]), (gold, numbers[0])):
+        if other is not None and _DECIMAL_COMMA.fullmatch(answer):  # 1,5 beside 1.5 is no list
+            return read_number(answer) == other
+    nodes = read_answer(mine), read_answer(gold)
+    if None not in nodes:
+        verdict = same_answer(*nodes)
+        if verdict is not None:
+            return verdict
+    return symbolically_equal(mine.replace(ROW, r"\\"), gold.replace(ROW, r"\\"))
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[\W_]", "", text).lower()
+
+
+_FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
+
+
+def same_answer(mine: Node, gold: Node) -> bool | None:
+    """Whether ``mine`` is the answer ``gold``."""
+    if isinstance(mine, Relation) or isinstance(gold, Relation):
+        return _same_relation(mine, gold)
+    if isinstance(mine, Value) and isinstance(gold, Value):
+        return same_value(mine, gold)
+    if isinstance(mine, Sequence) and isinstance(gold, Sequence):
+        return _same_sequence(mine, gold)
+    if isinstance(mine, Union) and isinstance(gold, Union):
+        return _unordered(mine.parts, gold.parts) or None  # [0, 2] is also [0, 1] ∪ [1, 2]
+    if isinstance(mine, Matrix) and isinstance(gold, Matrix):
+        if [len(row) for row in mine.rows] != [len(row) for row in gold.rows]:
+            return False
+        return _ordered(
+            [cell for row in mine.rows for cell in row], [cell for row in gold.rows for cell in row]
+        )
+    if isinstance(mine, Based) and isinstance(gold, Based):
+        return mine == gold
+    for one, other in ((mine, gold), (gold, mine)):
+        if isinstance(one, Value):
+            if isinstance(other, Sequence) and len(other.items) == 1:
+                return same_answer(one, other.items[0])
+            if isinstance(other, Sequence) and other.open != ":":
+                return False
+            if isinstance(other, Union | Matrix):
+                return False
+        if isinstance(one, Matrix) and isinstance(other, Sequence):
+            cells = [cell for row in one.rows for cell in row]
+            is_vector = len(one.rows) == 1 or len(cells) == len(one.rows)
+            return is_vector and _ordered(cells, other.items)
+    return None
+
+
+def _all(verdicts: Iterable[bool | None]) -> bool | None:
+    verdicts = list(verdicts)
+    if False in verdicts:
+        return False
+    return None if None in verdicts else True
+
+
+def _ordered(mine: Iterable[Node], gold: Iterable[Node]) -> bool | None:
+    mine, gold = list(mine), list(gold)
+    return len(mine) == len(gold) and _all(map(same_answer, mine, gold))
+
+
+def _unordered(mine: Iterable[Node], gold: Iterable[Node]) -> bool | None:
+    """Whether two sets are the same: each item of either is an item of the other."""
+    table = [[same_answer(item, other) for other in gold] for item in mine]
+    return _all(
+        True if True in verdicts else None if None in verdicts else False
+        for verdicts in (*table, *zip(*table, strict=True))
+    )
+
+
+def _same_sequence(mine: Sequence, gold: Sequence) -> bool | None:
+    kinds = {mine.open, gold.open}
+    if kinds <= {"", "{"}:
+        return _unordered(mine.items, gold.items)
+    same_brackets = (mine.open, mine.close) == (gold.open, gold.close)
+    if same_brackets or "" in kinds or (len(gold.items) > 2 and kinds == {"(", "["}):
+        return _ordered(mine.items, gold.items)
+    return None if "{" in kinds or ":" in kinds else False
+
+
+# --- equations and inequalities ---------------------------------------------------------------
+
+
+def _is_name(node: Node) -> bool:
+    """Whether a side only names what the other side gives: x, f(x), (x, y)."""
+    if isinstance(node, Sequence):
+        return all(_is_name(item) for item in node.items)
+    return isinstance(node, Value) and node.literal[:1].isalpha()
+
+
+def _is_equation(node: Node) -> bool:
+    return isinstance(node, Relation) and set(node.signs) == {"="}
+
+
+def _solved(relation: Relation) -> tuple[Node, Node] | None:
+    """The name and the value of x = 5, 5 = x or x = 2 + 3 = 5; None for another equation."""
+    first, last = relation.sides[0], relation.sides[-1]
+    if _is_name(first):
+        return first, last
+    return (last, first) if _is_name(last) else None
+
+
+def _same_relation(mine: Node, gold: Node) -> bool | None:
+    if not isinstance(gold, Relation):
+        if not _is_equation(mine):
+            return None
+        return same_answer((_solved(mine) or mine.sides)[-1], gold)
+    if not isinstance(mine, Relation):
+        if not _is_equation(gold):
+            return same_answer(mine, interval) if (interval := _as_interval(gold)) else None
+        solved = _solved(gold)
+        return same_answer(mine, solved[1]) if solved else False
+    if _is_equation(mine) and _is_equation(gold):
+        return _same_equation(mine, gold)
+    return _same_inequality(mine, gold)
+
+
+def _same_equation(mine: Relation, gold: Relation) -> bool | None:
+    a, b = _solved(mine), _solved(gold)
+    if a and b and (same_answer(a[0], b[0]) or _is_function(a[1], b[1])):
+        return same_answer(a[1], b[1])
+    try:
+        left, right = (apply(subtract, side.sides[0], side.sides[-1]) for side in (mine, gold))
+    except Unreadable:
+        return None
+    return True if constant_ratio(left, right) is not None else None
+
+
+def _is_function(*nodes: Node) -> bool:
+    """Whether a right side is a formula with variables, so that y = 2x may be f(x) = 2x."""
+    return all(isinstance(node, Value) and not node.is_constant and not node.literal for node in nodes)
+
+
+def _ascending(relation: Relation) -> Relation:
+    """The same chain written with < and ≤."""
+    if relation.signs[0] in (">", r"\ge"):
+        signs = tuple(_FLIPPED.get(sign, sign) for sign in reversed(relation.signs))
+        return Relation(tuple(reversed(relation.sides)), signs)
+    return relation
+
+
+def _same_inequality(mine: Relation, gold: Relation) -> bool | None:
+    mine, gold = _ascending(mine), _ascending(gold)
+    if mine.signs != gold.signs:
+        return None
+    if _ordered(mine.sides, gold.sides):
+        return True
+    if len(mine.signs) > 1:
+        return None
+    try:
+        ratio = constant_ratio(*(apply(subtract, *side.sides) for side in (mine, gold)))
+    except Unreadable:
+        return None
+    if ratio is None or isinstance(ratio, complex):
+        return None
+    return ratio > 0 or mine.signs == (r"\ne",)
+
+
+def _as_interval(relation: Relation) -> Node | None:
+    """a < x ≤ b as (a, b]."""
+    chain = _ascending(relation)
+    if len(chain.signs) != 2 or not set(chain.signs) <= {"<", r"\le"} or not _is_name(chain.sides[1]):
+        return None
+    low, high = ("(" if chain.signs[0] == "<" else "["), (")" if chain.signs[1] == "<" else "]")
+    return Sequence(low, (chain.sides[0], chain.sides[2]), high)

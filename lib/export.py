@@ -1,0 +1,164 @@
+"""From an adapter to a model of its own: merge, save, and check that it is the same.
+
+state = merged_weights(folder, adapter)     # name → tensor, for `Engine.hand_over`
+save_merged(folder, adapter, run.merged)    # 16-bit safetensors with tokenizer
+logprob_gaps(models, rows, folder)          # how far models lie apart
+"""
+
+import itertools
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lib.engines import Engine, chat_text
+from lib.errors import BadInput
+from lib.runs import read_json
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds an adapter; after full fine-tuning it holds a whole model."""
+    return (folder / "adapter_config.json").is_file()
+
+
+def load_merged(base: Path, trained: Path, dtype: Any = None) -> Any:
+    """The trained model as one: W + (alpha/r)·B·A in each adapted layer (Hu et al. 2021, eq. 3).
+
+    Args:
+        base: 16-bit weights that the adapter belongs to.
+        trained: the adapter, or the whole model after full fine-tuning.
+        dtype: of the weights; bf16 by default.
+    """
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    dtype = dtype or torch.bfloat16
+    if not is_adapter(trained):
+        return AutoModelForCausalLM.from_pretrained(trained, dtype=dtype)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    return PeftModel.from_pretrained(model, trained).merge_and_unload()
+
+
+def merged_weights(base: Path, trained: Path, dtype: Any = None) -> dict[str, Any]:
+    """The merged model's weights, as an engine takes them (tied ones once)."""
+    model = load_merged(base, trained, dtype)
+    weights = dict(model.state_dict())
+    for tied in getattr(model, "_tied_weights_keys", None) or ():
+        if model.config.tie_word_embeddings:
+            weights.pop(tied, None)
+    return weights
+
+
+def become_trained(engine: Engine, base: Path, trained: Path, dtype: Any = None) -> None:
+    """From now on the engine answers as the trained model: by adapter, or by merged weights."""
+    if engine.takes_adapters and is_adapter(trained):
+        engine.adapter = trained
+    else:
+        engine.hand_over(merged_weights(base, trained, dtype).items())
+
+
+def save_merged(base: Path, trained: Path, folder: Path, dtype: Any = None) -> Path:
+    """Write the merged model with its tokenizer as safetensors; beside and renamed."""
+    from transformers import AutoTokenizer
+
+    beside = folder.with_name(f".{folder.name}")
+    shutil.rmtree(beside, ignore_errors=True)
+    load_merged(base, trained, dtype).save_pretrained(beside)
+    AutoTokenizer.from_pretrained(base).save_pretrained(beside)
+    shutil.rmtree(folder, ignore_errors=True)
+    return beside.rename(folder)
+
+
+def load_adapted(base: Path, trained: Path | None = None, dtype: Any = None) -> Any:
+    """A model as transformers (and, with an adapter, peft) runs it: nothing merged."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    dtype = dtype or torch.bfloat16
+    if trained and not is_adapter(trained):
+        base, trained = trained, None
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
+    return PeftModel.from_pretrained(model, trained).eval() if trained else model.eval()
+
+
+def logprob_gaps(models: dict[str, Any], rows: Sequence[dict], folder: Path) -> list[dict]:
+    """How far the models' log-probabilities of the same tokens lie apart, pair by pair.
+
+    Args:
+        rows: prompts with their gold answers, which are scored token by token.
+        folder: of the tokenizer.
+
+    Returns: per pair the mean and the largest absolute difference, in nats a token.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    texts = [chat_text(tokenizer, row["prompt"]) + row["answer"] for row in rows]
+    scored = {name: _token_logprobs(model, tokenizer, texts) for name, model in models.items()}
+    gaps = []
+    for a, b in itertools.combinations(scored, 2):
+        gap = (scored[a] - scored[b]).abs()
+        gaps.append({"pair": f"{a} – {b}", "mean": gap.mean().item(), "largest": gap.max().item()})
+    return gaps
+
+
+def _token_logprobs(model: Any, tokenizer: Any, texts: Sequence[str]) -> Any:
+    """The log-probability of each token given those before it, of all texts in one row."""
+    import torch
+
+    found = []
+    for text in texts:
+        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+        with torch.inference_mode():
+            logits = model(input_ids=ids.to(model.device)).logits[0, :-1].float()
+        chosen = ids[0, 1:, None].to(logits.device)
+        found.append(torch.log_softmax(logits, -1).gather(-1, chosen)[:, 0].cpu())
+    return torch.cat(found)
+
+
+def push_merged(folder: Path, repository: str) -> str:
+    """Upload the merged model to the Hub (private); the token comes from HF_TOKEN.
+
+    Raises:
+        BadInput: no token, or the Hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    if not os.environ.get("HF_TOKEN"):
+        raise BadInput("push_to_hub needs a token: set the environment variable HF_TOKEN.")
+    try:
+        hub = HfApi()
+        hub.create_repo(repository, private=True, exist_ok=True)
+        return str(hub.upload_folder(repo_id=repository, folder_path=folder))
+    except Exception as error:  # refused, no connection, no such owner: one way out
+        raise BadInput(
+            f"{repository} could not be pushed to the Hub ({type(error).__name__}): check the "
+            f"name, the token's rights and the connection; the model is kept in {folder.name}."
+        ) from error
+
+
+def size_gib(folder: Path) -> float:
+    """What the files of a folder take on the disk."""
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 2**30
+
+
+def adapter_report(adapter: Path) -> dict[str, Any]:
+    """How far an adapter has moved: rank, and the norm of B, which begins at zero.
+
+    A norm of 0 means that nothing was learned (on a T4, fp16's loss scaling can skip steps).
+    """
+    from safetensors.torch import load_file
+
+    config = read_json(adapter / "adapter_config.json")
+    weights = load_file(adapter / "adapter_model.safetensors")
+    moved = sum(w.float().square().sum().item() for k, w in weights.items() if "lora_B" in k)
+    return {
+        "rank": config["r"],
+        "alpha": config["lora_alpha"],
+        "layers": sum("lora_B" in name for name in weights),
+        "norm of B": moved**0.5,
+        "size_gib": size_gib(adapter),
+    }

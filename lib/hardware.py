@@ -1,0 +1,105 @@
+"""What this machine is, and the profile of settings that suits it.
+
+A profile holds only what hardware decides (precision, which engine, how much
+memory it may take); what is learned and how stands in the recipe.
+"""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+GIB = 2**30
+
+# fmt: off
+PROFILES = {
+    # No GPU: Unsloth and transformers train, vLLM for the CPU evaluates.
+    "cpu":  dict(precision="bf16", load_in_4bit=False, rollout_engine="transformers",
+                 gradient_checkpointing=False, optim="adamw_torch", micro_batch=32),
+    # 14.6 GiB usable and no bf16. vLLM may not start there; see `engines`.
+    "t4":   dict(precision="fp16", rollout_engine="vllm", gpu_memory_utilization=0.5,
+                 gradient_checkpointing=True, optim="adamw_8bit", micro_batch=4),
+    # 16 GB with bf16: RTX 4060 Ti, 4080, 5070 Ti, A4000 and the like.
+    "rtx16": dict(precision="bf16", rollout_engine="vllm", gpu_memory_utilization=0.5,
+                  gradient_checkpointing=True, optim="adamw_8bit", micro_batch=4),
+    "l4":   dict(precision="bf16", rollout_engine="vllm", gpu_memory_utilization=0.5,
+                 gradient_checkpointing=True, optim="adamw_8bit", micro_batch=8),
+    "a100": dict(precision="bf16", rollout_engine="vllm", gpu_memory_utilization=0.6,
+                 gradient_checkpointing=True, optim="adamw_8bit", micro_batch=16),
+    "h100": dict(precision="bf16", rollout_engine="vllm", gpu_memory_utilization=0.6,
+                 gradient_checkpointing=False, optim="adamw_torch", micro_batch=32),
+}
+# fmt: on
+
+# What a profile's GPU has to give, in GiB: a T4 shows 14.6 of its 16 GB.
+PROFILE_MEMORY = {"t4": 14.6, "rtx16": 15.5, "l4": 22.0, "a100": 39.0, "h100": 79.0}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A machine: its GPU, where there is one, and its processor's share.
+
+    Attributes:
+        gpu: the GPU's name, or "" without one.
+        gpu_memory: GiB of GPU memory.
+        capability: CUDA compute capability, such as 7.5 for a T4.
+        cores, memory: processor cores, and GiB of main memory, this process may use.
+    """
+
+    gpu: str = ""
+    gpu_memory: float = 0.0
+    capability: float = 0.0
+    cores: int = 1
+    memory: float = 0.0
+
+    def __str__(self) -> str:
+        cpu = f"{self.cores} CPU cores, {self.memory:.0f} GiB"
+        if not self.gpu:
+            return f"no GPU; {cpu}"
+        return f"{self.gpu}, {self.gpu_memory:.1f} GiB (compute {self.capability}); {cpu}"
+
+
+def detect_hardware() -> Hardware:
+    """This machine, by asking the driver and the operating system (torch is not imported)."""
+    gpu, gpu_memory, capability = _query_gpu()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    return Hardware(gpu, gpu_memory, capability, cores or 1, memory)
+
+
+def _query_gpu() -> tuple[str, float, float]:
+    """Name, GiB and capability of the first GPU that CUDA_VISIBLE_DEVICES leaves visible."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible in ("", "-1") or not shutil.which("nvidia-smi"):
+        return "", 0.0, 0.0
+    command = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap"]
+    command += ["--format=csv,noheader,nounits"]
+    if visible:
+        command += [f"--id={visible.split(',')[0]}"]
+    asked = subprocess.run(command, capture_output=True, text=True)
+    return parse_gpu(asked.stdout) if asked.returncode == 0 else ("", 0.0, 0.0)
+
+
+def parse_gpu(listing: str) -> tuple[str, float, float]:
+    """The first line of `nvidia-smi --query-gpu=name,memory.total,compute_cap`.
+
+    >>> parse_gpu("Tesla T4, 15360, 7.5")
+    ('Tesla T4', 15.0, 7.5)
+    """
+    lines = listing.strip().splitlines()
+    if not lines or lines[0].count(",") != 2:
+        return "", 0.0, 0.0
+    name, mebibytes, capability = (part.strip() for part in lines[0].split(","))
+    return name, float(mebibytes) / 1024, float(capability)
+
+
+def choose_profile(hardware: Hardware) -> str:
+    """The profile for this machine: the largest whose GPU is not larger than what is here."""
+    if not hardware.gpu:
+        return "cpu"
+    if hardware.capability < 8.0:
+        return "t4"
+    for profile, at_least in (("h100", 70), ("a100", 36), ("l4", 21)):
+        if hardware.gpu_memory >= at_least:
+            return profile
+    return "rtx16"

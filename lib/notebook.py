@@ -1,0 +1,48 @@
+"""The first steps of every notebook, and its small tables."""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lib.config import Config, notebook_config
+from lib.errors import BadInput
+from lib.runs import Run, open_run
+
+
+def start(namespace: Mapping[str, Any]) -> tuple[Config, Run]:
+    """Configuration and run folder from a notebook's parameters: `start(globals())`.
+
+    From here on a BadInput shows its sentence and no traceback.
+    """
+    warnings.filterwarnings("ignore")
+    _show_sentences_only()
+    config = notebook_config(namespace)
+    return config, open_run(config)
+
+
+def _show_sentences_only() -> None:
+    from IPython import get_ipython
+
+    def show(shell, kind, error, trace, tb_offset=None):
+        shell._showtraceback(kind, error, [str(error)])
+
+    shell = get_ipython()
+    if shell is not None:
+        shell.set_custom_exc((BadInput,), show)
+
+
+def table(rows: Iterable[Mapping[str, Any] | Sequence[Any]], columns: Sequence[str] = ()) -> Any:
+    """Rows as a table that a notebook shows whole, without an index."""
+    import pandas as pd
+
+    pd.set_option("display.max_colwidth", None, "display.max_rows", None)
+    frame = pd.DataFrame(list(rows), columns=list(columns) or None)
+    return frame.style.hide(axis="index").set_properties(
+        **{"text-align": "left", "white-space": "pre-wrap"}
+    )
+
+
+def config_table(config: Config) -> Any:
+    """The effective configuration: each key, its value and where that comes from."""
+    rows = [(key, str(value), config.origin(key)) for key, value in config.model_dump().items()]
+    return table(rows, ("key", "value", "from"))

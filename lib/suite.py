@@ -1,0 +1,193 @@
+"""Run a recipe's notebooks in order, each in a kernel of its own.
+
+    python -m lib.suite notebooks/recipes/demo.yaml
+    python -m lib.suite demo -p max_steps 2 -p eval_problems 16
+    python -m lib.suite demo --only 04 05
+    python -m lib.suite demo --resume
+
+The first failure stops the run and is shown; `--resume` goes on there. Exit
+code 0: all done; 1: a notebook failed; 2: something given does not work.
+"""
+
+import argparse
+import logging
+import shutil
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from lib.checks import check_inputs
+from lib.config import ROOT, Config, find_recipe, resolve
+from lib.errors import BadInput
+from lib.progress import duration
+from lib.report import write_report
+from lib.runs import Run, open_run, read_json, write_json
+
+NOTEBOOKS = ROOT / "notebooks"
+CHAIN = ("01_setup", "03_training", "04_pass_at_k_eval", "05_merge_export")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        given = {key: yaml.safe_load(value) for key, value in options.parameters}
+        config = resolve(options.recipe, given)
+        chain = [name for name in CHAIN if not options.only or name[:2] in options.only]
+        if not chain:
+            known = ", ".join(name[:2] for name in CHAIN)
+            raise BadInput(f"--only {' '.join(options.only)} names no notebook: there are {known}.")
+        if not (options.resume or options.only):
+            _put_aside(config)
+        run = open_run(config)
+        check_inputs(config, run)
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        return 2
+    recipe = str(find_recipe(options.recipe).resolve())
+    finished = read_json(run.record).get("finished", {}) if options.resume else {}
+    print(f"{config.name} on profile {config.profile}, into {run.shown(run.folder)}")
+    for name in chain:
+        if name in finished:
+            print(f"{name}: done before")
+            continue
+        parameters = {"recipe": recipe, **given}
+        if options.resume and name == "03_training":
+            parameters["resume"] = True
+        code = run_notebook(name, run, parameters)
+        if code:
+            print(f"Go on from there with: python -m lib.suite {options.recipe} --resume")
+            return code
+    if (run.evals / "comparison.json").is_file():
+        print(write_report(run, config))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lib.suite", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("recipe", help="a name in notebooks/recipes, or a file")
+    parser.add_argument(
+        *("-p", "--parameter"),
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("KEY", "VALUE"),
+        dest="parameters",
+        help="set a key of the recipe; the value is read as YAML",
+    )
+    parser.add_argument("--only", nargs="+", metavar="NN", help="these notebooks, such as 03 04")
+    parser.add_argument("--resume", action="store_true", help="go on where the run stopped")
+    return parser
+
+
+def _put_aside(config: Config) -> None:
+    """A finished or broken run of the same name is kept under the time it was last touched."""
+    folder = (ROOT / config.output_dir).resolve() / config.run_name
+    if (folder / "run.json").is_file():
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
+        kept = folder.with_name(f"{folder.name}.{stamp}")
+        shutil.move(folder, kept)
+        print(f"The earlier run is kept in {Run.shown(kept)}")
+
+
+def run_notebook(name: str, run: Run, parameters: dict[str, Any]) -> int:
+    """Execute one notebook into the run folder; 0, or the exit code of its failure."""
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="papermill")
+    run.notebooks.mkdir(exist_ok=True)
+    watch = Watch(name, run.progress)
+    try:
+        with watch:
+            papermill.execute_notebook(
+                NOTEBOOKS / f"{name}.ipynb",
+                run.notebooks / f"{name}.ipynb",
+                parameters=parameters,
+                cwd=str(NOTEBOOKS),
+                kernel_name="python3",
+                progress_bar=False,
+                extra_arguments=["--log-level=ERROR"],
+            )
+    except PapermillExecutionError as error:
+        print(f"{name} stopped: {_explain(error)}", file=sys.stderr)
+        return 2 if error.ename == "BadInput" else 1
+    record = read_json(run.record)
+    stage = {"seconds": round(watch.seconds, 1), "peak_gib": round(watch.peak / 2**30, 2)}
+    record.setdefault("finished", {})[name] = stage
+    write_json(run.record, record)
+    return 0
+
+
+def _explain(error: Any) -> str:
+    if error.ename == "BadInput":
+        return error.evalue
+    last = "\n".join(error.traceback[-3:])
+    return f"{error.ename}: {error.evalue}\nin its cell\n{error.source}\n{last}"
+
+
+class Watch:
+    """Shows a notebook's progress line while its kernel works, and notes time and memory."""
+
+    def __init__(self, name: str, file: Path, echo: Callable[[str], None] | None = None):
+        self.name, self.file = name, file
+        self.echo = echo or self._print
+        self.seconds = 0.0
+        self.peak = 0  # bytes: the most this process's children held together
+        self._stop = threading.Event()
+
+    def __enter__(self) -> "Watch":
+        self._started = self._printed = time.time()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.seconds = time.time() - self._started
+        memory = f", at most {self.peak / 2**30:.1f} GiB"
+        state = "stopped after" if kind else "done in"
+        self.echo(f"{self.name}: {state} {duration(self.seconds)}{memory}\n")
+
+    def _loop(self) -> None:
+        while not self._stop.wait(0.5):
+            self.peak = max(self.peak, _children_memory())
+            line = "working"
+            if self.file.is_file():
+                line = read_json(self.file)["line"]
+            spent = duration(time.time() - self._started)
+            # A terminal updates in place; a log gets a line every 15 seconds.
+            if sys.stdout.isatty():
+                self.echo(f"\r\033[K{self.name} ({spent}) {line}")
+            elif time.time() - self._printed > 15:
+                self._printed = time.time()
+                self.echo(f"{self.name} ({spent}) {line}\n")
+
+    @staticmethod
+    def _print(text: str) -> None:
+        if sys.stdout.isatty() and text.endswith("\n"):
+            text = f"\r\033[K{text}"
+        print(text, end="", flush=True)
+
+
+def _children_memory() -> int:
+    total = 0
+    for child in psutil.Process().children(recursive=True):
+        try:
+            total += child.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+if __name__ == "__main__":
+    sys.exit(main())

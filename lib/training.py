@@ -1,0 +1,284 @@
+"""GRPO with TRL's trainer: every knob set, every completion kept.
+
+Unsloth changes some of TRL's defaults without a word (the loss, beta, the
+importance sampling correction, the batch), so `grpo_arguments` states each of
+them and `in_force` reads back what the trainer made of it.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lib.config import Config
+from lib.errors import BadInput
+from lib.models import Policy
+from lib.progress import Progress
+from lib.runs import Run, append_jsonl
+
+
+def grpo_arguments(config: Config, run: Run) -> dict[str, Any]:
+    """The arguments of TRL's GRPOConfig for this configuration.
+
+    One optimizer step consumes prompts_per_step × num_generations completions, in
+    passes of micro_batch; TRL counts its batch in completions, too.
+    """
+    micro_batch = min(config.micro_batch, config.completions_per_step)
+    accumulation = config.completions_per_step // micro_batch
+    on_gpu = config.profile != "cpu"
+    with_vllm = on_gpu and config.rollout_engine == "vllm"
+    return dict(
+        output_dir=str(run.checkpoints),
+        run_name=config.run_name,
+        seed=config.seed,
+        data_seed=config.seed,
+        # the batch
+        max_steps=config.max_steps,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=accumulation,
+        steps_per_generation=accumulation,
+        num_generations=config.num_generations,
+        num_iterations=config.num_iterations,
+        # rollouts
+        max_completion_length=config.max_completion_length,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        min_p=config.min_p or None,
+        repetition_penalty=1.0,
+        use_vllm=with_vllm,
+        vllm_mode="colocate",
+        vllm_gpu_memory_utilization=config.gpu_memory_utilization,
+        vllm_importance_sampling_correction=(
+            with_vllm and config.vllm_importance_sampling_correction
+        ),
+        # the loss
+        loss_type=config.loss_type,
+        importance_sampling_level=config.importance_sampling_level,
+        scale_rewards=config.scale_rewards,
+        beta=config.beta,
+        epsilon=config.epsilon,
+        epsilon_high=config.epsilon_high,
+        delta=None,
+        mask_truncated_completions=config.mask_truncated_completions,
+        # the optimizer
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler,
+        warmup_steps=config.warmup_steps,
+        optim=config.optim,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        # the hardware
+        bf16=config.precision == "bf16",
+        fp16=config.precision == "fp16",
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        gradient_checkpointing=config.gradient_checkpointing,
+        # logs and checkpoints
+        logging_steps=1,
+        log_completions=False,  # `rollouts/` keeps them all
+        report_to=config.report_to or "none",
+        save_strategy="steps",
+        save_steps=config.save_steps,
+        save_total_limit=2,
+        disable_tqdm=True,
+    )
+
+
+def in_force(config: Config, run: Run, trainer: Any) -> list[dict[str, Any]]:
+    """What was asked of the trainer and what it will do, a row a knob: knob, asked, in force."""
+    asked = grpo_arguments(config, run)
+    return [
+        {"knob": knob, "asked": value, "in force": _plain(getattr(trainer.args, knob, "—"))}
+        for knob, value in asked.items()
+        if knob not in ("output_dir", "run_name")
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return value.value if hasattr(value, "value") else value
+
+
+def make_trainer(
+    policy: Policy,
+    rows: Sequence[dict],
+    rewards: Sequence[Callable],
+    weights: Sequence[float],
+    config: Config,
+    run: Run,
+    watch: Callable[[list[dict]], None] | None = None,
+) -> Any:
+    """TRL's GRPOTrainer (Unsloth's where that loaded the policy) on these rows.
+
+    Args:
+        rows: prompt, answer, id and further columns (`lib.tasks.make_rows`).
+        rewards, weights: reward functions in TRL's signature and what each counts.
+        watch: called after each step with the log so far, for a live plot.
+
+    Raises:
+        BadInput: fewer rows than one step takes, or prompts too long.
+    """
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    if len(rows) < config.prompts_per_step:
+        raise BadInput(
+            f"{len(rows)} training problems do not fill one step of prompts_per_step "
+            f"{config.prompts_per_step}: raise train_problems or lower prompts_per_step."
+        )
+    check_lengths(rows, policy.tokenizer, config)
+
+    class KeepingTrainer(GRPOTrainer):
+        """Writes every completion with its rewards and advantage to the run folder."""
+
+        def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
+            started = time.perf_counter()
+            batch = super()._generate_and_score_completions(inputs)
+            self._metrics["train"]["time/rollouts"].append(time.perf_counter() - started)
+            step = self.state.global_step + 1
+            append_jsonl(run.rollouts / f"step_{step:05d}.jsonl", _rollouts(self, inputs, step))
+            return batch
+
+    arguments = GRPOConfig(**grpo_arguments(config, run), reward_weights=list(weights))
+    trainer = KeepingTrainer(
+        model=policy.model,
+        processing_class=policy.tokenizer,
+        reward_funcs=list(rewards),
+        args=arguments,
+        train_dataset=Dataset.from_list(list(rows)),
+    )
+    trainer.add_callback(_step_log(config, run, watch))
+    return trainer
+
+
+def train(trainer: Any, config: Config, run: Run) -> None:
+    """Train, from the run's last checkpoint where `resume` is set; afresh otherwise."""
+    last = _last_checkpoint(run) if config.resume else None
+    if last is None:
+        run.train_log.unlink(missing_ok=True)
+        for kept in (run.rollouts, run.checkpoints):
+            shutil.rmtree(kept, ignore_errors=True)
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
+
+
+def _last_checkpoint(run: Run) -> Path | None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    found = get_last_checkpoint(str(run.checkpoints)) if run.checkpoints.is_dir() else None
+    return Path(found) if found else None
+
+
+def save_trained(policy: Policy, run: Run) -> None:
+    """The adapter (after full fine-tuning the model) with its tokenizer; beside and renamed."""
+    beside = run.adapter.with_name(".adapter")
+    shutil.rmtree(beside, ignore_errors=True)
+    policy.model.save_pretrained(str(beside))
+    policy.tokenizer.save_pretrained(str(beside))
+    shutil.rmtree(run.adapter, ignore_errors=True)
+    beside.rename(run.adapter)
+
+
+class LivePlot:
+    """The training curves, drawn in place while the log grows; kept as `figures/training.png`."""
+
+    pause = 10.0  # seconds between two drawings: each takes a part of one
+
+    def __init__(self, run: Run):
+        self.run, self.handle, self.drawn, self.log = run, None, 0.0, []
+
+    def update(self, log: list[dict]) -> None:
+        self.log = log
+        if time.time() - self.drawn >= self.pause:
+            self._draw()
+
+    def close(self) -> None:
+        """Draw the last state and keep it."""
+        self._draw()
+
+    def _draw(self) -> None:
+        import matplotlib.pyplot as plt
+        from IPython.display import display
+
+        from lib.plots import save, training_curves
+
+        if not self.log:
+            return
+        figure = training_curves(self.log)
+        save(figure, self.run.figures / "training.png")
+        if self.handle is None:
+            self.handle = display(figure, display_id=True)
+        else:
+            self.handle.update(figure)
+        plt.close(figure)  # or the notebook would show it once more
+        self.drawn = time.time()
+
+
+def _rollouts(trainer: Any, inputs: list[dict], step: int) -> list[dict]:
+    """The rows of one generation batch, from the log TRL keeps of its latest one."""
+    log = trainer._logs
+    count = len(inputs)
+    completions = list(log["completion"])[-count:]
+    advantages = list(log["advantages"])[-count:]
+    rewards = {name: list(values)[-count:] for name, values in log["rewards"].items()}
+    return [
+        {
+            "step": step,
+            "id": row["id"],
+            "answer": row["answer"],
+            "completion": text if isinstance(text, str) else text[-1]["content"],
+            "rewards": {name: values[i] for name, values in rewards.items()},
+            "advantage": advantages[i],
+        }
+        for i, (row, text) in enumerate(zip(inputs, completions, strict=True))
+    ]
+
+
+def _step_log(config: Config, run: Run, watch: Callable[[list[dict]], None] | None) -> Any:
+    """A callback that writes `train_log.jsonl`, shows progress, and feeds the live plot."""
+    from transformers import TrainerCallback
+
+    class StepLog(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.started = time.time()
+            self.rows = []
+            self.progress = Progress(config.max_steps, "training", run.progress)
+            self.progress.update(state.global_step)
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if not logs or "reward" not in logs:
+                return
+            row = {"step": state.global_step, "seconds": time.time() - self.started, **logs}
+            run.log_step(row)
+            self.rows.append(row)
+            self.progress.update(state.global_step, f"reward {logs['reward']:.2f}")
+            if watch:
+                watch(self.rows)
+
+        def on_train_end(self, args, state, control, **kwargs):
+            self.progress.close()
+
+    return StepLog()
+
+
+def check_lengths(rows: Sequence[dict], tokenizer: Any, config: Config) -> int:
+    """The longest prompt in tokens.
+
+    Raises:
+        BadInput: with its completion it does not fit max_seq_length.
+    """
+    texts = [
+        tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+        for row in rows
+    ]
+    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    longest = max(lengths)
+    room = config.max_seq_length - config.max_completion_length
+    if longest > room:
+        where = rows[lengths.index(longest)]["id"]
+        raise BadInput(
+            f"The prompt of {where} has {longest} tokens and max_seq_length "
+            f"{config.max_seq_length} less max_completion_length {config.max_completion_length} "
+            f"leaves {room}: raise max_seq_length to {longest + config.max_completion_length}."
+        )
+    return longest
