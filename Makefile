@@ -12,3 +12,26 @@ setup: .venv/.ready
 
 lock:
 	$(PYTHON) tools/lock.py $(LOCK_ARGS)
+
+demo: setup
+	$(VENV)/python -m lib.suite demo
+
+# In a process's own folder, so that nothing is left and no run is touched.
+test: setup lint
+	$(VENV)/python -m pytest tests
+	rm -rf outputs/.test
+	GRPO_RECIPE=ci GRPO_OUTPUT_DIR=outputs/.test $(VENV)/python -m pytest \
+		--nbmake --nbmake-timeout=900 notebooks
+	rm -rf outputs/.test
+
+lint: setup
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/nbstripout --verify --extra-keys metadata.papermill notebooks/*.ipynb
+
+# Runs the suite in small on the GPU that is here; writes benchmarks/results/.
+gpu-check:
+	$(PYTHON) -m benchmarks.gpu_check $(GPU_CHECK_ARGS)
+
+clean:
+	rm -rf .venv outputs .pytest_cache .ruff_cache .hypothesis

@@ -4,7 +4,7 @@
 
 Completions are the solutions that come with MATH and GSM8K, as they are for grading in free
 text, and in tags for a recipe. Each is graded once against its own gold answer and once against
-its neighbour's. All on one core; a ratio above 1 means that ours is faster.
+another row's. All on one core; a ratio above 1 means that ours is faster.
 """
 
 import argparse
@@ -152,18 +152,21 @@ def worst_long_completion() -> dict:
     functions += build_rewards({"correctness": 1.0}, tags=None)[0]
     worst = {"ms": -math.inf}
     for kind, gold in {"number": "18", "math": "\\frac{1}{2}", "choice": "B"}.items():
+        columns = {"answer": [gold], "kind": [kind], "completion_ids": [[1] * 5000]}
         for piece in HOSTILE:
             filling = piece * (LONG // len(piece))
             for text in (filling, f"<think>x</think><answer>{filling}</answer>"):
                 for function in functions:
-                    columns = {"answer": [gold], "kind": [kind], "completion_ids": [[1] * 5000]}
-                    ms = 1000 * min(
-                        timed(lambda c, f=function, k=columns: f(completions=c, **k), [text])[0]
-                        for _ in range(2)
-                    )
+                    ms = milliseconds(function, text, columns)
+                    if ms > worst["ms"]:  # measured again, were it only the machine
+                        ms = min(milliseconds(function, text, columns) for _ in range(5))
                     if ms > worst["ms"]:
                         worst = {"ms": ms, "reward": function.__name__, "of": piece, "kind": kind}
     return worst
+
+
+def milliseconds(function, text: str, columns: dict) -> float:
+    return 1000 * timed(lambda texts: function(completions=texts, **columns), [text])[0]
 
 
 def show(report: dict) -> None:

@@ -13,7 +13,7 @@ text (``lib.extraction`` says where it looks). Where projects differ, this is wh
 | units, currency | dropped on both sides: $18, 18 dollars and 18 eggs are 18 |
 | 0.333 and 1/3 | not equal: values are exact; math: from six decimals on a decimal may be rounded |
 | rounding | none: 18.5 is not 19; 18, 18.0 and 18.00 are one number |
-| several \\boxed | the last one; boxes joined by a comma or "and" are one list (math) |
+| several \\boxed | the last one; where the gold is a list, those that "and" or a comma joins |
 | several tag pairs | the last complete one, and none that stands in the <think> section |
 | order | matters in tuples, points, intervals, matrices; not in sets and plain lists |
 | x = 5 | for the gold 5 it is right, and 5 for the gold x = 5; y = 5 for the gold x = 5 is not |
@@ -30,9 +30,9 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lib import numerals
-from lib.equality import same_math
+from lib.equality import is_list, same_math
 from lib.errors import BadInput
-from lib.extraction import MAX_ANSWER, bare_answer, find_answer, inside_tags
+from lib.extraction import bare_answer, find_answer, inside_tags, tagged_answer
 
 Kind = Literal["number", "math", "choice"]
 
@@ -56,7 +56,8 @@ def extract_answer(text: str | None, kind: Kind) -> str | None:
 
 def answers_match(predicted: str | None, gold: str | None, kind: Kind) -> bool:
     """Whether two answers, bare or still in their text ("… #### 18"), are the same answer."""
-    mine, theirs = bare_answer(predicted, _known(kind)), bare_answer(gold, kind)
+    theirs = bare_answer(gold, _known(kind), lists=True)
+    mine = bare_answer(predicted, kind, lists=_is_list(theirs, kind))
     return mine is not None and theirs is not None and _same(mine, theirs, kind) is True
 
 
@@ -73,16 +74,16 @@ def grade(text: str | None, gold: str | None, kind: Kind, tags: str | None = Non
     is lenient. ``Grade.why`` is "no tags", "empty tags", "no answer found", "differs", "timed
     out" (math_verify's limit) or "gold not parseable". Raises BadInput for an unknown kind.
     """
-    theirs = bare_answer(gold, _known(kind))
+    theirs = bare_answer(gold, _known(kind), lists=True)
     if theirs is None or not gold_parses(gold, kind):
         return Grade(False, why="gold not parseable")
     if tags is None:
-        mine, where = find_answer(text, kind)
+        mine, where = find_answer(text, kind, lists=_is_list(theirs, kind))
     else:
         inside = inside_tags(text, tags)
         if inside is None or not inside.strip():
             return Grade(False, why="no tags" if inside is None else "empty tags")
-        mine, where = bare_answer(inside[:MAX_ANSWER], kind), "tags"
+        mine, where = tagged_answer(inside, kind, lists=_is_list(theirs, kind)), "tags"
     if mine is None:
         return Grade(False, where=where, why="no answer found")
     same = _same(mine, theirs, kind)
@@ -93,6 +94,10 @@ def _known(kind: Kind) -> Kind:
     if kind not in get_args(Kind):
         raise BadInput(f"{kind!r} is no kind of answer; use {', '.join(get_args(Kind))}")
     return kind
+
+
+def _is_list(gold: str | None, kind: Kind) -> bool:
+    return kind == "math" and gold is not None and is_list(gold)
 
 
 def _same(mine: str, gold: str, kind: Kind) -> bool | None:

@@ -23,7 +23,7 @@ def check_inputs(config: Config, run: Run) -> None:
     load_problems(config)
     shape = find_shape(config)
     if shape:
-        check_fit(config, shape, detect_hardware())
+        check_fit(config, shape, detect_hardware(config.gpu_memory_cap))
         run.need_disk(disk_needed(config, shape), f"A run of {config.model}")
 
 

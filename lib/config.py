@@ -62,6 +62,8 @@ class Config(BaseModel):
     shots: int = Field(0, ge=0)  # worked examples in the prompt
     train_problems: int = Field(0, ge=0)  # 0: all
     rewards: dict[str, float | dict[str, Any]] = {"correctness": 1.0}
+    preflight_prompts: int = Field(32, gt=0)  # sampled before training
+    ignore_preflight: bool = False  # True: train although it found no signal
 
     # --- GRPO --------------------------------------------------------------
     max_steps: int = Field(200, gt=0)  # optimizer steps
@@ -89,7 +91,8 @@ class Config(BaseModel):
     mask_truncated_completions: bool = False
     rollout_engine: Literal["vllm", "transformers"] = "transformers"
     vllm_importance_sampling_correction: bool = True
-    gpu_memory_utilization: float = Field(0.5, gt=0, lt=1)
+    gpu_memory_utilization: float = Field(0.5, gt=0, lt=1)  # vLLM's share of the GPU
+    gpu_memory_cap: float = Field(0.0, ge=0)  # GiB to pretend the GPU has; 0: all it has
     save_steps: int = Field(50, gt=0)
 
     # --- evaluation --------------------------------------------------------

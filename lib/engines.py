@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lib.config import Config
+from lib.hardware import cap_gpu_memory
 
 Messages = list[dict[str, str]]
 
@@ -108,7 +109,9 @@ class VllmEngine:
         self.takes_adapters = on_gpu and not config.full_finetuning
         settings: dict[str, Any] = {}
         if on_gpu:
-            settings["gpu_memory_utilization"] = config.gpu_memory_utilization
+            settings["gpu_memory_utilization"] = cap_gpu_memory(
+                config.gpu_memory_cap, config.gpu_memory_utilization
+            )
         if self.takes_adapters:
             settings |= dict(enable_lora=True, max_lora_rank=config.lora_r)
         names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -122,11 +125,19 @@ class VllmEngine:
             enable_prefix_caching=True,
             seed=config.seed,
             disable_log_stats=True,
+            use_tqdm_on_load=False,
             **settings,
         )
         self.tokenizer = self.llm.get_tokenizer()
 
     def generate(self, prompts, sampling):
+        texts = [chat_text(self.tokenizer, prompt) for prompt in prompts]
+        return self.complete(self.tokenizer(texts, add_special_tokens=False)["input_ids"], sampling)
+
+    def complete(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling
+    ) -> list[list[Completion]]:
+        """As `generate`, from prompts in tokens."""
         import torch
         from vllm import SamplingParams
 
@@ -141,9 +152,7 @@ class VllmEngine:
             max_tokens=sampling.max_tokens,
             logprobs=0 if sampling.logprobs else None,
         )
-        texts = [chat_text(self.tokenizer, prompt) for prompt in prompts]
-        tokens = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        requests = [{"prompt_token_ids": ids} for ids in tokens]
+        requests = [{"prompt_token_ids": list(ids)} for ids in prompts]
         outputs = self.llm.generate(
             requests, params, use_tqdm=False, lora_request=self._lora_request()
         )

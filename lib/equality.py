@@ -10,50 +10,76 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from lib.expressions import Based, Matrix, Node, Relation, Sequence, Union, read_answer
+from lib.expressions import read_answer
 from lib.latex import ROW, one_spelling
 from lib.numerals import has_percent, read_number
 from lib.symbolic import symbolically_equal
-from lib.values import Unreadable, Value, apply, constant_ratio, same_value, subtract
+from lib.values import (
+    Based,
+    Matrix,
+    Node,
+    Relation,
+    Sequence,
+    Union,
+    Unreadable,
+    Value,
+    apply,
+    constant,
+    constant_ratio,
+    divide,
+    same_value,
+    subtract,
+)
 
-_WORDS = re.compile(r"[A-Za-z][A-Za-z\s.'-]*[A-Za-z]")
+_LETTERS = re.compile(r"[A-Za-z][A-Za-z\s.'-]*")
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
+_WORDS = re.compile(r"[A-Za-z][A-Za-z\s.,;:!?'-]*")
 
 
 def same_math(mine: str, gold: str) -> bool | None:
     """Whether two answers as written mean the same; None where math_verify ran out of time."""
-    if mine == gold:
-        return True
     a, b = one_spelling(mine), one_spelling(gold)
-    if has_percent(mine) != has_percent(gold):
-        hundredth = "\\frac{%s}{100}"
-        pair = (hundredth % a, b) if has_percent(mine) else (a, hundredth % b)
-        if _same_spelled(*pair):
-            return True
-    return _same_spelled(a, b)
-
-
-def _same_spelled(mine: str, gold: str) -> bool | None:
-    if "".join(mine.split()) == "".join(gold.split()):
+    if mine == gold or "".join(a.split()) == "".join(b.split()):
         return True
-    if _WORDS.fullmatch(mine) and _letters(mine) == _letters(gold):
+    if _LETTERS.fullmatch(a) and _LETTERS.fullmatch(b) and _bare_letters(a) == _bare_letters(b):
         return True
-    numbers = [read_number(answer, units=False) for answer in (mine, gold)]
+    numbers = [read_number(answer, units=False) for answer in (a, b)]
     if numbers[0] is not None and numbers[0] == numbers[1]:
         return True
-    for answer, other in ((mine, numbers[1]), (gold, numbers[0])):
+    for answer, other in ((a, numbers[1]), (b, numbers[0])):
         if other is not None and _DECIMAL_COMMA.fullmatch(answer):  # 1,5 beside 1.5 is no list
             return read_number(answer) == other
-    nodes = read_answer(mine), read_answer(gold)
-    if None not in nodes:
-        verdict = same_answer(*nodes)
+    x, y = read_answer(a), read_answer(b)
+    if x is not None and y is not None:
+        if has_percent(mine) != has_percent(gold) and _same_per_cent(x, y, has_percent(mine)):
+            return True
+        verdict = same_answer(x, y)
         if verdict is not None:
             return verdict
-    return symbolically_equal(mine.replace(ROW, r"\\"), gold.replace(ROW, r"\\"))
+    if any(node is None and _WORDS.fullmatch(text) for node, text in ((x, a), (y, b))):
+        return False
+    return symbolically_equal(a.replace(ROW, r"\\"), b.replace(ROW, r"\\"))
 
 
-def _letters(text: str) -> str:
+def is_list(answer: str) -> bool:
+    """Whether an answer as written is a plain list or a set."""
+    node = read_answer(one_spelling(answer))
+    return isinstance(node, Sequence) and node.open in ("", "{")
+
+
+def _bare_letters(text: str) -> str:
     return re.sub(r"[\W_]", "", text).lower()
+
+
+def _same_per_cent(mine: Node, gold: Node, mine_is_percent: bool) -> bool:
+    """Whether the one that carries a percent sign is the other, taken as so many hundredths."""
+    if not isinstance(mine, Value) or not isinstance(gold, Value):
+        return False
+    percent, other = (mine, gold) if mine_is_percent else (gold, mine)
+    try:
+        return same_value(apply(divide, percent, constant(100)), other) is True
+    except Unreadable:
+        return False
 
 
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
@@ -77,19 +103,22 @@ def same_answer(mine: Node, gold: Node) -> bool | None:
         )
     if isinstance(mine, Based) and isinstance(gold, Based):
         return mine == gold
+    if isinstance(mine, Based | Value) and isinstance(gold, Based | Value):
+        return _digits(mine) == _digits(gold)  # 12 for 12_5, in a question that names the base
     for one, other in ((mine, gold), (gold, mine)):
-        if isinstance(one, Value):
-            if isinstance(other, Sequence) and len(other.items) == 1:
-                return same_answer(one, other.items[0])
-            if isinstance(other, Sequence) and other.open != ":":
-                return False
-            if isinstance(other, Union | Matrix):
-                return False
+        if isinstance(one, Value) and isinstance(other, Sequence) and len(other.items) == 1:
+            return same_answer(one, other.items[0])
+        if isinstance(one, Value) and isinstance(other, Sequence | Union | Matrix):
+            return False
         if isinstance(one, Matrix) and isinstance(other, Sequence):
             cells = [cell for row in one.rows for cell in row]
             is_vector = len(one.rows) == 1 or len(cells) == len(one.rows)
             return is_vector and _ordered(cells, other.items)
     return None
+
+
+def _digits(node: Based | Value) -> str:
+    return node.digits if isinstance(node, Based) else node.literal
 
 
 def _all(verdicts: Iterable[bool | None]) -> bool | None:
@@ -162,7 +191,7 @@ def _same_relation(mine: Node, gold: Node) -> bool | None:
 
 def _same_equation(mine: Relation, gold: Relation) -> bool | None:
     a, b = _solved(mine), _solved(gold)
-    if a and b and (same_answer(a[0], b[0]) or _is_function(a[1], b[1])):
+    if a and b and (same_answer(a[0], b[0]) or _is_formula(a[1], b[1])):
         return same_answer(a[1], b[1])
     try:
         left, right = (apply(subtract, side.sides[0], side.sides[-1]) for side in (mine, gold))
@@ -171,9 +200,11 @@ def _same_equation(mine: Relation, gold: Relation) -> bool | None:
     return True if constant_ratio(left, right) is not None else None
 
 
-def _is_function(*nodes: Node) -> bool:
+def _is_formula(*nodes: Node) -> bool:
     """Whether a right side is a formula with variables, so that y = 2x may be f(x) = 2x."""
-    return all(isinstance(node, Value) and not node.is_constant and not node.literal for node in nodes)
+    return all(
+        isinstance(node, Value) and not node.is_constant and not node.literal for node in nodes
+    )
 
 
 def _ascending(relation: Relation) -> Relation:
@@ -204,7 +235,8 @@ def _same_inequality(mine: Relation, gold: Relation) -> bool | None:
 def _as_interval(relation: Relation) -> Node | None:
     """a < x ≤ b as (a, b]."""
     chain = _ascending(relation)
-    if len(chain.signs) != 2 or not set(chain.signs) <= {"<", r"\le"} or not _is_name(chain.sides[1]):
+    brackets = {"<": "()", r"\le": "[]"}
+    if len(chain.signs) != 2 or not brackets.keys() >= set(chain.signs):
         return None
-    low, high = ("(" if chain.signs[0] == "<" else "["), (")" if chain.signs[1] == "<" else "]")
-    return Sequence(low, (chain.sides[0], chain.sides[2]), high)
+    low, high = (brackets[sign] for sign in chain.signs)
+    return Sequence(low[0], (chain.sides[0], chain.sides[2]), high[1])

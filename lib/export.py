@@ -59,36 +59,56 @@ def become_trained(engine: Engine, base: Path, trained: Path, dtype: Any = None)
         engine.hand_over(merged_weights(base, trained, dtype).items())
 
 
-def save_merged(base: Path, trained: Path, folder: Path, dtype: Any = None) -> Path:
-    """Write the merged model with its tokenizer as safetensors; beside and renamed."""
+def save_merged(base: Path, trained: Path, folder: Path) -> Path:
+    """Write the merged model with its tokenizer as safetensors; beside and renamed.
+
+    Merged in 32 bit and kept in fp16, whose steps are an eighth of bf16's: an adapter's
+    product is small against the weights, and rounding to bf16 loses part of it.
+
+    Raises:
+        BadInput: a weight that fp16 cannot hold.
+    """
+    import torch
     from transformers import AutoTokenizer
 
     beside = folder.with_name(f".{folder.name}")
     shutil.rmtree(beside, ignore_errors=True)
-    load_merged(base, trained, dtype).save_pretrained(beside)
+    model = load_merged(base, trained, torch.float32).to(torch.float16)
+    if not all(weight.isfinite().all() for weight in model.parameters()):
+        raise BadInput("A merged weight is too large for fp16: keep the adapter and its base.")
+    model.save_pretrained(beside)
     AutoTokenizer.from_pretrained(base).save_pretrained(beside)
     shutil.rmtree(folder, ignore_errors=True)
     return beside.rename(folder)
 
 
-def load_adapted(base: Path, trained: Path | None = None, dtype: Any = None) -> Any:
-    """A model as transformers (and, with an adapter, peft) runs it: nothing merged."""
+def load_rounded(base: Path, trained: Path) -> Any:
+    """The merged model as bf16 would keep it, in 32 bit like `load_adapted`."""
+    import torch
+
+    return load_merged(base, trained, torch.float32).to(torch.bfloat16).float().eval()
+
+
+def load_adapted(base: Path, trained: Path | None = None) -> Any:
+    """A model in 32 bit as transformers (and, with an adapter, peft) runs it: nothing merged."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    dtype = dtype or torch.bfloat16
+    dtype = torch.float32
     if trained and not is_adapter(trained):
         base, trained = trained, None
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
     return PeftModel.from_pretrained(model, trained).eval() if trained else model.eval()
 
 
-def logprob_gaps(models: dict[str, Any], rows: Sequence[dict], folder: Path) -> list[dict]:
-    """How far the models' log-probabilities of the same tokens lie apart, pair by pair.
+def logprob_gaps(
+    models: dict[str, Any], rows: Sequence[dict], answers: Sequence[str], folder: Path
+) -> list[dict]:
+    """How far the models' log-probabilities of the same answers lie apart, pair by pair.
 
     Args:
-        rows: prompts with their gold answers, which are scored token by token.
+        rows, answers: prompts, and what to score after each, token by token.
         folder: of the tokenizer.
 
     Returns: per pair the mean and the largest absolute difference, in nats a token.
@@ -96,8 +116,10 @@ def logprob_gaps(models: dict[str, Any], rows: Sequence[dict], folder: Path) -> 
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = [chat_text(tokenizer, row["prompt"]) + row["answer"] for row in rows]
-    scored = {name: _token_logprobs(model, tokenizer, texts) for name, model in models.items()}
+    prompts = [chat_text(tokenizer, row["prompt"]) for row in rows]
+    scored = {
+        name: _answer_logprobs(model, tokenizer, prompts, answers) for name, model in models.items()
+    }
     gaps = []
     for a, b in itertools.combinations(scored, 2):
         gap = (scored[a] - scored[b]).abs()
@@ -105,18 +127,21 @@ def logprob_gaps(models: dict[str, Any], rows: Sequence[dict], folder: Path) -> 
     return gaps
 
 
-def _token_logprobs(model: Any, tokenizer: Any, texts: Sequence[str]) -> Any:
-    """The log-probability of each token given those before it, of all texts in one row."""
+def _answer_logprobs(
+    model: Any, tokenizer: Any, prompts: Sequence[str], answers: Sequence[str]
+) -> Any:
+    """The log-probability of each answer's tokens and its end, all answers in one row."""
     import torch
 
     found = []
-    for text in texts:
-        ids = tokenizer(text, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    for prompt, answer in zip(prompts, answers, strict=True):
+        asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        said = tokenizer(answer + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([asked + said], device=model.device)
         with torch.inference_mode():
-            logits = model(input_ids=ids.to(model.device)).logits[0, :-1].float()
-        chosen = ids[0, 1:, None].to(logits.device)
-        found.append(torch.log_softmax(logits, -1).gather(-1, chosen)[:, 0].cpu())
-    return torch.cat(found)
+            logits = model(input_ids=ids).logits[0, len(asked) - 1 : -1].float()
+        found.append(torch.log_softmax(logits, -1).gather(-1, ids[0, len(asked) :, None])[:, 0])
+    return torch.cat(found).cpu()
 
 
 def push_merged(folder: Path, repository: str) -> str:

@@ -1,70 +1,47 @@
 """The grammar of mathematical answers: LaTeX or plain text to values, lists, intervals, relations.
 
-``read_answer(r"x = \\frac12, \\; y \\in [0, 2\\pi)")`` gives nested nodes whose leaves are values
-(``lib.values``). What is outside of the grammar (sums, integrals, prose) gives None.
+``read_answer(r"x = \\frac12, y \\in [0, 2\\pi)")`` gives the nodes of ``lib.values``, evaluated
+while they are read. What is outside of the grammar (sums, integrals, prose) gives None.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 
 from lib.latex import ROW
+from lib.tokens import Tokens
 from lib.values import (
-    FUNCTIONS, INVERSES, Unreadable, Value, add, apply, binomial, constant, divide, factorial,
-    multiply, negate, power, root, subtract, symbol,
-)  # fmt: skip
+    FUNCTIONS,
+    INVERSES,
+    Based,
+    Matrix,
+    Node,
+    Relation,
+    Sequence,
+    Union,
+    Unreadable,
+    Value,
+    add,
+    apply,
+    binomial,
+    constant,
+    divide,
+    factorial,
+    multiply,
+    negate,
+    power,
+    root,
+    subtract,
+    symbol,
+)
 
 MAX_LENGTH = 1000  # characters of an answer
 MAX_DEPTH = 40  # brackets within brackets
+MAX_ITEMS = 100  # of a list
 
-
-@dataclass(frozen=True, slots=True)
-class Sequence:
-    """(a, b], \\{a, b\\}, a bare list "a, b" (no brackets), or a ratio a:b (open is a colon)."""
-
-    open: str
-    items: tuple[Node, ...]
-    close: str
-
-
-@dataclass(frozen=True, slots=True)
-class Union:
-    parts: tuple[Node, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Relation:
-    """sides[0] signs[0] sides[1] signs[1] …"""
-
-    sides: tuple[Node, ...]
-    signs: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    rows: tuple[tuple[Node, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Based:
-    """A numeral with its base, 101_2: a way to write a number, not its value."""
-
-    digits: str
-    base: str
-
-
-Node = Value | Sequence | Union | Relation | Matrix | Based
-
-_TOKEN = re.compile(
-    r"\\begin\s*\{[bpBvV]?matrix\}|\\begin\s*\{array\}(?:\s*\{[lcr| ]*\})?"
-    r"|\\end\s*\{(?:[bpBvV]?matrix|array)\}"
-    r"|\\[A-Za-z]+|\\.|\d+(?:\.\d+)?[eE][+-]?\d{1,3}(?![\d.])|\d+\.(?=\\overline)|\d+\.\d+|\.\d+|\d+|[A-Za-z]+'*|\S",
-    re.DOTALL,
-)
 _RELATIONS = {"=", "<", ">", r"\le", r"\ge", r"\ne", r"\in", r"\approx"}
 _SIGNS = {"+", "-", r"\pm", r"\mp"}
 _BRACKETS = {"(": ")", "[": "]", r"\{": r"\}"}
@@ -76,41 +53,34 @@ _NAMES = {
     "Lambda", "Sigma", "Phi", "Psi", "Omega", "ell", "emptyset",
 }  # fmt: skip
 _CONSTANTS = {
-    **{"pi": math.pi, "e": math.e, "i": 1j},
-    **dict.fromkeys(("infty", "infinity", "inf", "oo"), math.inf),
-}
+    "pi": math.pi, "e": math.e, "i": 1j,
+    "infty": math.inf, "infinity": math.inf, "inf": math.inf, "oo": math.inf,
+}  # fmt: skip
 _COMMANDS = {*FUNCTIONS, *_NAMES, *_CONSTANTS, "frac", "sqrt", "binom", "overline", "hat"}
 _PLAIN_WORDS = {*FUNCTIONS, "sqrt", "pi", "infinity", "inf", "oo"}
 
 
-class _Reader:
+@lru_cache(maxsize=16384)
+def read_answer(answer: str) -> Node | None:
+    """The meaning of an answer in one spelling (``lib.latex``), None if outside of this grammar."""
+    if len(answer) > MAX_LENGTH:
+        return None
+    try:
+        return _Reader(answer).answer()
+    except Unreadable:
+        return None
+
+
+class _Reader(Tokens):
     """Recursive descent over the tokens of one answer."""
 
     def __init__(self, text: str):
-        self.tokens = _TOKEN.findall(text)
-        self.at = 0
+        super().__init__(text)
         self.depth = 0
         self.upper = True  # what \pm means in this pass over an item: plus, or minus
         self.saw_pm = False
         self.in_angle = False
         self.in_bars = False
-
-    def peek(self) -> str:
-        return self.tokens[self.at] if self.at < len(self.tokens) else ""
-
-    def next(self) -> str:
-        token = self.peek()
-        self.at += 1
-        return token
-
-    def take(self, token: str) -> bool:
-        found = self.peek() == token
-        self.at += found
-        return found
-
-    def expect(self, token: str) -> None:
-        if not self.take(token):
-            raise Unreadable(f"{self.peek()!r} where {token!r} is due")
 
     # --- lists and relations
 
@@ -132,7 +102,7 @@ class _Reader:
                 continue
             start, self.saw_pm = self.at, False
             found.append(self.relation())
-            if self.peek() not in _ENDS:
+            if self.peek() not in _ENDS or len(found) > MAX_ITEMS:
                 raise Unreadable(f"{self.peek()!r} after an item")
             if twofold and self.saw_pm and self.upper:
                 self.at, self.upper = start, False
@@ -149,20 +119,23 @@ class _Reader:
             sides.append(self.union())
         if r"\in" in signs:
             return sides[-1]
-        if r"\approx" in signs:  # 1/3 ≈ 0.33 says 1/3, x ≈ 5 says x = 5
-            cut = max(signs.index(r"\approx"), 1 if isinstance(sides[0], Value) and not sides[0].is_constant else 0)
-            sides, signs = sides[: cut + 1], ["=" if s == r"\approx" else s for s in signs[:cut]]
+        if r"\approx" in signs:  # x ≈ 5 is x = 5, but what has an exact value (1/3 ≈ 0.33) is that
+            first = 0 if isinstance(sides[0], Value) and sides[0].is_constant else 1
+            kept = max(signs.index(r"\approx"), first)
+            sides, signs = sides[: kept + 1], ["="] * kept
         if signs:
             return Relation(tuple(sides), tuple(signs))
         while self.take(":"):
             sides.append(self.union())
-        return Sequence(":", tuple(sides), "") if len(sides) > 1 else sides[0]
+        if len(sides) == 2 and isinstance(sides[1], Value) and sides[1].points[0]:
+            return apply(divide, *sides)  # the ratio 2:3
+        return sides[0] if len(sides) == 1 else Sequence(":", tuple(sides), "")
 
     def union(self) -> Node:
         parts = [self.sum()]
         while self.take(r"\cup"):
             parts.append(self.sum())
-        return Union(tuple(parts)) if len(parts) > 1 else parts[0]
+        return parts[0] if len(parts) == 1 else Union(tuple(parts))
 
     # --- arithmetic
 
@@ -179,29 +152,33 @@ class _Reader:
         while self.peek() in _SIGNS:
             sign = self.next()
             self.saw_pm |= sign in (r"\pm", r"\mp")
-            minus ^= sign == "-" or (sign == r"\pm" and not self.upper) or (sign == r"\mp" and self.upper)
+            minus ^= sign == "-" or sign == (r"\mp" if self.upper else r"\pm")
         return minus
 
     def product(self) -> Node:
         result = self.factor()
         while True:
             if self.take("*"):
-                operation = power if self.take("*") else multiply
-                result = apply(operation, result, self.factor())
+                if self.take("*"):
+                    result = self.raised(result, self.factor())
+                else:
+                    result = apply(multiply, result, self.factor())
             elif self.take("/"):
                 result = apply(divide, result, self.factor())
             elif self.starts_factor() and not self.peek()[0].isdigit():
                 other = self.factor()
-                name = result.literal + other.literal if _named(result, other) else ""
+                name = result.literal + other.literal if _may_be_name(result, other) else ""
                 result = replace(apply(multiply, result, other), literal=name)
             else:
                 return result
 
     def starts_factor(self) -> bool:
         token = self.peek()
-        if token[1:2].isalpha() and token[0] == "\\":
+        if token[:1] == "\\" and token[1:2].isalpha():
             return token[1:] in _COMMANDS
-        return token in ("(", "[", "{") or token[:1].isalnum() or (token == "|" and not self.in_bars)
+        if token == "|":
+            return not self.in_bars
+        return token in ("(", "[", "{") or token[:1].isalnum()
 
     def factor(self) -> Node:
         minus = self.peek() in _SIGNS and self.minus()
@@ -213,8 +190,8 @@ class _Reader:
                 if self.in_angle:
                     result = apply(multiply, result, constant(math.pi / 180))
             else:
-                result = apply(power, result, self.argument())
-        return apply(negate, result) if minus else result
+                result = self.raised(result, self.exponent())
+        return _negated(result) if minus else result
 
     def primary(self) -> Node:
         self.depth += 1
@@ -239,27 +216,28 @@ class _Reader:
         self.depth -= 1
         return node
 
+    def raised(self, base: Node, exponent: Node) -> Node:
+        if self.peek() == "^" or self.tokens[self.at : self.at + 2] == ["*", "*"]:
+            raise Unreadable("a tower of powers without braces")
+        return apply(power, base, exponent)
+
+    def exponent(self) -> Node:
+        """As people mean it: x^10 is x to the tenth, although LaTeX sets it otherwise."""
+        if self.peek().isdecimal():
+            return constant(int(self.next()))
+        return self.argument()
+
     def argument(self) -> Node:
-        """What a command or a power applies to: a group or one character (\\frac12, x^2)."""
+        """What a command applies to: a group or one character (\\frac12)."""
         token = self.peek()
         if token[:1].isdigit():
-            self.cut(1)
-            return constant(Fraction(token[0]), token[0])
+            return constant(Fraction(self.cut()), token[0])
         if token == "-":
             self.next()
             return apply(negate, self.argument())
         if token[:1].isalpha() and token not in _PLAIN_WORDS:
-            self.cut(1)
-            return self.name(token[0])
+            return self.name(self.cut())
         return self.primary()
-
-    def cut(self, length: int) -> str:
-        """Takes the first characters of the next token, and leaves the others."""
-        token = self.next()
-        if len(token) > length:
-            self.at -= 1
-            self.tokens[self.at] = token[length:]
-        return token[:length]
 
     # --- what stands alone
 
@@ -276,14 +254,15 @@ class _Reader:
             return constant(value + Fraction(int(digits), (10 ** len(digits) - 1) * 10**places))
         if self.peek() == r"\frac" and "." not in token:  # the mixed number 2\frac12
             part = self.primary()
-            mixed = part.is_constant and isinstance(part.points[0], Fraction) and 0 < part.points[0] < 1
+            first = part.points[0]
+            mixed = part.is_constant and isinstance(first, Fraction) and 0 < first < 1
             return apply(add if mixed else multiply, constant(value), part)
         return constant(value, token)
 
     def subscript(self) -> str:
         """The characters of {…}, or the one character there is."""
         if not self.take("{"):
-            return self.next() if self.peek()[:1] == "\\" else self.cut(1)
+            return self.next() if self.peek()[:1] == "\\" else self.cut()
         start = self.at
         while self.peek() not in ("}", ""):
             self.next()
@@ -324,16 +303,15 @@ class _Reader:
         inner = self.sum()
         self.expect("|")
         self.in_bars = False
-        name = f"abs {inner.literal}" if _named(inner) else ""
-        return replace(apply(abs, inner), literal=name)
+        return replace(apply(abs, inner), literal=f"abs {inner.literal}" * _may_be_name(inner))
 
     def command(self, name: str) -> Node:
         if name.startswith("begin"):
             return self.matrix()
         if name == "frac":
             above, below = self.argument(), self.argument()
-            name = f"{above.literal}/{below.literal}" if _named(above, below) else ""
-            return replace(apply(divide, above, below), literal=name)
+            ratio = f"{above.literal}/{below.literal}" if _may_be_name(above, below) else ""
+            return replace(apply(divide, above, below), literal=ratio)
         if name == "binom":
             return apply(binomial, self.argument(), self.argument())
         if name == "sqrt":
@@ -353,7 +331,7 @@ class _Reader:
     def function(self, name: str) -> Node:
         base = self.argument() if name == "log" and self.take("_") else None
         exponent = self.argument() if self.take("^") else None
-        if name in INVERSES and isinstance(exponent, Value) and exponent.points[0] == -1:
+        if name in INVERSES and isinstance(exponent, Value) and exponent.points == (-1,):
             name, exponent = INVERSES[name], None
         outer, self.in_angle = self.in_angle, True
         inner = self.function_argument()
@@ -368,7 +346,7 @@ class _Reader:
         if self.peek() in ("(", "[", "{"):
             return self.factor()
         result = self.factor()
-        while self.starts_factor() and self.peek() != "(" and self.peek().lstrip("\\") not in FUNCTIONS:
+        while self.starts_factor() and self.peek().lstrip("\\") not in {*FUNCTIONS, "("}:
             result = apply(multiply, result, self.factor())
         return result
 
@@ -383,23 +361,19 @@ class _Reader:
         return Matrix(tuple(tuple(row) for row in rows if row))
 
 
-def _named(*nodes: Node) -> bool:
-    """Whether the parts of a product are such that it may be a name: f(x), AB, NO/BO."""
-    return all(isinstance(node, Value) and node.literal[:1].isalpha() for node in nodes)
-
-
 def _listed(items: list[Node]) -> Node:
     if not items:
         raise Unreadable("nothing there")
     return items[0] if len(items) == 1 else Sequence("", tuple(items), "")
 
 
-@lru_cache(maxsize=16384)
-def read_answer(answer: str) -> Node | None:
-    """The meaning of an answer in one spelling (``lib.latex``), None if outside of this grammar."""
-    if len(answer) > MAX_LENGTH:
-        return None
-    try:
-        return _Reader(answer).answer()
-    except (Unreadable, RecursionError):
-        return None
+def _negated(node: Node) -> Node:
+    if isinstance(node, Based):
+        return replace(node, digits=f"-{node.digits}")
+    negative = apply(negate, node)
+    return replace(negative, literal=node.literal) if node.literal[:1].isdigit() else negative
+
+
+def _may_be_name(*nodes: Node) -> bool:
+    """Whether all are named, so that their product or ratio may be a name too: f(x), NO/BO."""
+    return all(isinstance(node, Value) and node.literal[:1].isalpha() for node in nodes)

@@ -13,9 +13,9 @@ GIB = 2**30
 
 # fmt: off
 PROFILES = {
-    # No GPU: Unsloth and transformers train, vLLM for the CPU evaluates.
-    "cpu":  dict(precision="bf16", load_in_4bit=False, rollout_engine="transformers",
-                 gradient_checkpointing=False, optim="adamw_torch", micro_batch=32),
+    # No GPU: Unsloth trains, vLLM for the CPU generates and evaluates.
+    "cpu":  dict(precision="bf16", load_in_4bit=False, rollout_engine="vllm",
+                 gradient_checkpointing=False, optim="adamw_torch", micro_batch=16),
     # 14.6 GiB usable and no bf16. vLLM may not start there; see `engines`.
     "t4":   dict(precision="fp16", rollout_engine="vllm", gpu_memory_utilization=0.5,
                  gradient_checkpointing=True, optim="adamw_8bit", micro_batch=4),
@@ -59,12 +59,31 @@ class Hardware:
         return f"{self.gpu}, {self.gpu_memory:.1f} GiB (compute {self.capability}); {cpu}"
 
 
-def detect_hardware() -> Hardware:
-    """This machine, by asking the driver and the operating system (torch is not imported)."""
+def detect_hardware(cap: float = 0.0) -> Hardware:
+    """This machine, by asking the driver and the operating system (torch is not imported).
+
+    Args:
+        cap: GiB of GPU memory to count at most; 0 counts all.
+    """
     gpu, gpu_memory, capability = _query_gpu()
+    gpu_memory = min(gpu_memory, cap or gpu_memory)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
     return Hardware(gpu, gpu_memory, capability, cores or 1, memory)
+
+
+def cap_gpu_memory(cap: float, utilization: float) -> float:
+    """Hold this process's torch to `cap` GiB of the GPU; vLLM's share of the whole card for it.
+
+    So a large card shows what a 16 GB one would do. Without a cap nothing is held.
+    """
+    whole = detect_hardware().gpu_memory
+    if not cap or cap >= whole:
+        return utilization
+    import torch
+
+    torch.cuda.set_per_process_memory_fraction(cap / whole)
+    return utilization * cap / whole
 
 
 def _query_gpu() -> tuple[str, float, float]:

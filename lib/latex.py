@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from lib.numerals import plain_characters
+from lib.numerals import BOLD, plain_characters
 
 ROW = "\x01"  # what stands for the end of a row, which LaTeX writes as two backslashes
 
@@ -20,67 +20,79 @@ _UNICODE = str.maketrans(
         "∈": r"\in ", "√": r"\sqrt ", "≈": r"\approx ", "°": r"^\circ ", "∅": r"\emptyset ",
         "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "ω": r"\omega ", "φ": r"\phi ",
         "λ": r"\lambda ", "…": r"\ldots ", "ℝ": "R", "∖": r"\setminus ", "²": "^2", "³": "^3",
-        "⁴": "^4", "⁵": "^5", "⁻": "^-", "€": " ", "£": " ", "¥": " ", "%": " ",
+        "⁴": "^4", "⁵": "^5", "⁻": "^-", "∠": " ", "€": " ", "£": " ", "¥": " ", "%": " ",
     }
 )  # fmt: skip
 
-_UNITS = (
-    r"(?:(?:sq(?:uare|\.)?|cubic|cu\.?)\s*)?(?:degrees?|radians?|rad|dollars?|cents?|pounds?|lbs?|"
-    r"ounces?|oz|percent(?:age)?|pct|(?:[ckm]|centi|milli|kilo)?(?:met(?:er|re)s?|m|g|l)|grams?|"
-    r"mi(?:les?)?|mph|feet|foot|ft|in(?:ch(?:es)?)?|yards?|yd|tons?|kilograms?|lit(?:er|re)s?|"
-    r"gallons?|s(?:ec(?:onds?)?)?|min(?:utes?)?|h(?:(?:ou)?rs?)?|days?|weeks?|months?|years?|"
-    r"units?|euros?|people|ways?|points?|times|square|[ap]\.?m\.?|[A-Za-z]{4,})"
-)
-_UNIT_POWER = r"(?:\s*(?:\^\s*\{?\s*[23]\s*\}?|squared|cubed|(?:per|/)\s*[A-Za-z]+))*"
-_COMMAND = r"(?![A-Za-z])"  # where the name of a command ends
-
+# Each line: what is written, and how it is written here. No name is the start of another (\left
+# and \leftarrow), since a name ends where its letters end.
 _SPELLINGS = [
-    (re.compile(pattern), plain)
+    (re.compile(pattern.replace("END", r"(?![A-Za-z])")), plain)
     for pattern, plain in (
-        (r"(?<=\d)(?:\{,\}|,?\\[,!;: ]+|\{,\\!\}|,~)\s*(?=\d{3}(?!\d))", ""),
-        (rf"\\[dtc]frac{_COMMAND}", r"\\frac"),
-        (rf"\\[dt]binom{_COMMAND}", r"\\binom"),
-        (rf"\\left\.|\\right\.|\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|q?quad|rm|bf|it){_COMMAND}", " "),
-        (r"\\[,!;:> ]|~|\\[()\[\]]|\\?\$|\\%|\*\*(?=[^*]*\*\*)|`|\\(?:begin|end)\{(?:align|equation|gather)(?:ed)?\*?\}", " "),
-        (rf"\\(?:boldsymbol|math(?:bf|it|sf|tt|bb|cal|frak)|vec|overrightarrow|bold|bm|f?box|boxed){_COMMAND}", " "),
-        (r"\\operatorname\*?\s*\{([a-zA-Z]+)\}", r"\\\1 "),
-        (rf"\\leq(?:q|slant)?{_COMMAND}|<=", r"\\le "),
-        (rf"\\geq(?:q|slant)?{_COMMAND}|>=", r"\\ge "),
-        (rf"\\neq{_COMMAND}|!=|\\not\s*=", r"\\ne "),
-        (rf"\\lt{_COMMAND}", "<"),
-        (rf"\\gt{_COMMAND}", ">"),
-        (rf"\\(?:times|cdot|ast){_COMMAND}", "*"),
-        (rf"\\div{_COMMAND}", "/"),
-        (rf"\\(?:angle|triangle|measuredangle){_COMMAND}|∠", " "),
-        (rf"\\lbrace{_COMMAND}", r"\\{"),
-        (rf"\\rbrace{_COMMAND}", r"\\}"),
-        (rf"\\[lr]?vert{_COMMAND}", "|"),
-        (rf"\\[lr]brack{_COMMAND}", lambda m: "[" if m[0][1] == "l" else "]"),
+        (r"(?<=\d)(?:\{,\}|,?\\[,!;: ]{1,4}|\{,\\!\}|,~)\ ?(?=\d{3}(?!\d))", ""),  # 12{,}345
+        (r"\\(?:begin|end)\{(?:align|equation|gather)(?:ed)?\*?\}", " "),
+        (r"\\(?:left|right)\.", " "),
+        (r"\\(?:left|right|[bB]igg?[lrm]?)END", " "),
+        (r"\\(?:displaystyle|textstyle|limits|q?quad|rm|bf|it)END", " "),
+        (r"\\[,!;:> ]|~|\\[()\[\]]|\\?\$|\\%|`", " "),
+        (BOLD, " "),
+        (r"\\(?:boldsymbol|math(?:bf|it|sf|tt|bb|cal|frak)|bold|bm|vec|overrightarrow)END", " "),
+        (r"\\(?:f?box|boxed|angle|triangle)END|^\s?\\approxEND", " "),
+        (r"\\operatorname\*?\ ?\{([a-zA-Z]+)\}", r"\\\1 "),
+        (r"\\[dtc]fracEND", r"\\frac"),
+        (r"\\[dt]binomEND", r"\\binom"),
+        (r"\\leq(?:q|slant)?END|<=", r"\\le "),
+        (r"\\geq(?:q|slant)?END|>=", r"\\ge "),
+        (r"\\neqEND|!=|\\not\ ?=", r"\\ne "),
+        (r"\\ltEND", "<"),
+        (r"\\gtEND", ">"),
+        (r"\\(?:times|cdot|ast)END", "*"),
+        (r"\\divEND", "/"),
+        (r"\\lbraceEND", r"\\{"),
+        (r"\\rbraceEND", r"\\}"),
+        (r"\\[lr]?vertEND", "|"),
+        (r"\\lbrackEND", "["),
+        (r"\\rbrackEND", "]"),
         (r"\\var(?=theta|phi|epsilon)", r"\\"),
-        (rf"\\varnothing{_COMMAND}|\\\{{\s*\\\}}", r"\\emptyset "),
-        (rf"\\(?:backslash|smallsetminus){_COMMAND}", r"\\setminus "),
-        (rf"\^\s*\{{\s*\\circ\s*\}}|\\degree{_COMMAND}", r"^\\circ "),
+        (r"\\varnothingEND|\\\{\s?\\\}", r"\\emptyset "),
+        (r"\\(?:backslash|smallsetminus)END", r"\\setminus "),
+        (r"\^\s?\{\s?\\circ\s?\}|\\degreeEND", r"^\\circ "),
     )
-]  # fmt: skip
+]
+
 _TEXT = re.compile(
-    r"\\(?:text(?:bf|it|rm|normal|sf|up)?|mbox|hbox|mathrm|mathop)\s*\{([^{}]*)\}(\s*\^\s*\{?[23]\}?)?"
+    r"\\(?:text(?:bf|it|rm|normal|sf|up)?|mbox|hbox|mathrm) ?\{([^{}]*)\}( ?\^ ?\{?[23]\}?)?"
 )
 _JOINER = re.compile(r"(?<![A-Za-z\\])(?:and/or|and|or)(?![A-Za-z])")
-_UNIT = re.compile(rf"(?<=[\d)}}\].])\s*(?:{_UNITS}){_UNIT_POWER}(?=\s*(?:,|$))")
-_ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z]{2}|[(){}\[\]])")
-_OUTER = " \t\r\n,;:=_"
+_NOT_A_UNIT = re.compile(r"\d|\b(?:or|and|if|when)\b")
+_UNIT = re.compile(
+    r"""(?<=[\d)}\].])
+    (?:\ [mglshLV]                     # 5 m, but 5m has a variable
+      |\ ?(?:(?:sq(?:uare|\.)?|cubic|cu\.?)\ ?)?
+       (?:degrees?|rad(?:ians?)?|dollars?|cents?|euros?|pounds?|lbs?|ounces?|oz|pct
+         |(?:centi|milli|kilo)?(?:met(?:er|re)s?|lit(?:er|re)s?|grams?)|[ckm]m|[km]g|ml
+         |mi(?:les?)?|mph|feet|foot|ft|in(?:ch(?:es)?)?|yards?|yd|tons?|gallons?
+         |sec(?:onds?)?|min(?:utes?)?|(?:hou|h)rs?|days?|weeks?|months?|years?
+         |units?|ways?|square|[ap]\.?m\.?|[A-Za-z]{4,30}))
+    (?:\ ?(?:\^\ ?\{?\ ?[23]\ ?\}?|squared|cubed|(?:per|/)\ ?[A-Za-z]{1,30})){0,3}
+    (?=\ ?(?:,|$))""",
+    re.VERBOSE,
+)
 # A comma before three digits is a thousands separator, but in brackets it may be a list's.
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+_ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z]{2}|[(){}\[\]])")
+_OUTER = " ,;:=_" + ROW
 
 
 def _words(match: re.Match[str]) -> str:
-    """What \\text{…} says: a joiner is kept, letters right after a value are its unit and go."""
+    """What \\text{…} says: a joiner is a comma, letters right after a value are its unit and go."""
     words, power = match[1].strip(), match[2] or ""
     before = match.string[: match.start()].rstrip()
     if _JOINER.fullmatch(words.strip(" ,")):
         return " , "
-    if before and (before[-1].isdigit() or before[-1] in ")}].!") and not re.search(r"\d|\b(?:or|and|if|when)\b", words):
-        return " "
+    after_value = before[-1:].isdigit() or before[-1:] in (")", "}", "]", ".", "!")
+    if after_value and words not in ("e", "i"):
+        return f" {words} " if _NOT_A_UNIT.search(words) else " "
     return f" {words}{power} "
 
 
@@ -90,12 +102,10 @@ def one_spelling(latex: str) -> str:
     text = plain_characters(latex).translate(_UNICODE)
     if "\\begin" not in text:
         text = _ESCAPED_TWICE.sub(r"\\", text)
-    text = text.replace("\\\\", ROW)
+    text = " ".join(text.replace("\\\\", ROW).split())
     for pattern, plain in _SPELLINGS:
         text = pattern.sub(plain, text)
-    text = _TEXT.sub(_words, text)
-    text = _JOINER.sub(",", text)
+    text = " ".join(_JOINER.sub(",", _TEXT.sub(_words, text)).split())
     if not any(bracket in text for bracket in "([{"):
         text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
-    text = _UNIT.sub(" ", text.strip())
-    return text.strip(_OUTER + ROW).rstrip(".\\").strip(_OUTER)
+    return _UNIT.sub(" ", text).strip(_OUTER).rstrip(".\\").strip(_OUTER)

@@ -115,8 +115,10 @@ def estimate(config: Config, shape: ModelShape, hardware: Hardware) -> Estimate:
     weights = _weights(config, shape)
     parts = {"process": CUDA_CONTEXT if on_gpu else PROCESS, "weights": weights}
     if on_gpu and config.rollout_engine == "vllm":
-        # Unsloth trains on the engine's own weights.
-        parts["KV cache"] = max(config.gpu_memory_utilization * available - weights, 0.0)
+        # Unsloth trains on the engine's own weights. A group has to fit beside them.
+        share = config.gpu_memory_utilization * available - weights
+        group = shape.kv_bytes(config.num_generations * config.max_seq_length) / GIB
+        parts["KV cache"] = max(share, group)
     else:
         tokens = config.micro_batch * config.max_seq_length
         parts["KV cache"] = shape.kv_bytes(tokens) / GIB

@@ -11,12 +11,14 @@ import hashlib
 import importlib.util
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lib.config import ROOT, Config
 from lib.errors import BadInput
+from lib.hardware import cap_gpu_memory
 
 EMBEDDED = "embedded"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -163,11 +165,11 @@ def load_policy(config: Config) -> Policy:
 def _load_with_unsloth(config: Config, folder: Path) -> Policy:
     from unsloth import FastLanguageModel  # before transformers and TRL
 
-    on_gpu = config.profile != "cpu"
-    fast = on_gpu and config.rollout_engine == "vllm"
+    fast = config.profile != "cpu" and config.rollout_engine == "vllm"
     settings = dict(fast_inference=True, max_lora_rank=config.lora_r) if fast else {}
-    if fast:
-        settings["gpu_memory_utilization"] = config.gpu_memory_utilization
+    if config.profile != "cpu":
+        share = cap_gpu_memory(config.gpu_memory_cap, config.gpu_memory_utilization)
+        settings |= dict(gpu_memory_utilization=share) if fast else {}
     model, tokenizer = FastLanguageModel.from_pretrained(
         model_name=str(folder),
         max_seq_length=config.max_seq_length,
@@ -220,6 +222,25 @@ def _load_with_transformers(config: Config, folder: Path, notes: list[str]) -> P
         model = peft.get_peft_model(model, adapter)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     return Policy(model, _padded(tokenizer), folder, "transformers", notes)
+
+
+def live_weights(model: Any) -> Iterator[tuple[str, Any]]:
+    """The policy's weights as they are now, adapter merged, without touching the model.
+
+    Yields: (name as in the base model's files, tensor), tied weights once.
+    """
+    import torch
+
+    with torch.no_grad():
+        adapted = [(n, m) for n, m in model.named_modules() if hasattr(m, "get_delta_weight")]
+        merged = {
+            f"{name}.base_layer.weight": m.base_layer.weight + m.get_delta_weight("default")
+            for name, m in adapted
+        }
+    for name, weight in model.named_parameters():
+        if "lora_" not in name:
+            plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+            yield plain, merged.get(name, weight).detach()
 
 
 def lora_targets(config: Config) -> list[str]:

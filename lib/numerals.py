@@ -42,10 +42,12 @@ def plain_characters(text: str) -> str:
     return _FIXED_SPACE.sub(",", text).translate(_PLAIN)
 
 
+BOLD = r"(?<![\w)])\*\*(?=\S)|(?<=\S)\*\*(?![\w(])"  # and not the power in 9**9
+
 _UNWRAP = [
     (re.compile(r"(?<=\d)(?:\{,\}|,?\\[,!;: ]|\{,\\!\}|~) ?(?=\d{3}(?!\d))"), ","),
     (re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|\\[,!;:> ]|~"), " "),
-    (re.compile(r"\\[()\[\]]|\*\*|__|`"), ""),
+    (re.compile(rf"\\[()\[\]]|{BOLD}|__|`"), ""),
     (re.compile(r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox|f?box(?:ed)?) ?\{([^{}]*)\}"),
      r" \1 "),
     (re.compile(r"\^ ?\{? ?\\(?:circ|degree) ?\}?|\\degree(?![A-Za-z])|°"), ""),
@@ -55,7 +57,6 @@ _UNWRAP = [
                 r"(?:\{ ?([+-]?\d{1,5}) ?\}|([+-]?\d{1,5}))"), r"e\1\2"),
     (re.compile(r"\\([%$#&])"), r"\1"),
 ]  # fmt: skip
-_ON_THE_HOUR = re.compile(r"(?<![\d:])(\d{1,2}):00(?![\d:])")  # 2:00 pm answers "at what hour?"
 
 
 def unwrap(text: str) -> str:
@@ -64,7 +65,7 @@ def unwrap(text: str) -> str:
     if any(mark in text for mark in "\\*{~`°×^"):
         for pattern, plain in _UNWRAP:
             text = pattern.sub(plain, text)
-    return _ON_THE_HOUR.sub(r"\1", text) if ":00" in text else text
+    return text
 
 
 # --- quantities ---------------------------------------------------------------------------------
@@ -84,30 +85,32 @@ _NUMBER = re.compile(_QUANTITY.replace("GAP", r"\ ?"), re.VERBOSE)
 # In running text a number stands free: not part of a word (H2O, x2), of a label (#12), a time
 # (3:30) or a power, and its minus sign touches no number or bracket (5-3 is a 5 and a 3).
 _FREE = re.compile(
-    r"(?<![A-Za-z\d_^\\#])(?<!\d[.:])(?!(?<=[)\]}])-)"
+    r"(?<![A-Za-z\d_^\\#])(?<!\*\*)(?<!\d[.:])(?!(?<=[)\]}])-)"
     + _QUANTITY.replace("GAP", "")
-    + r"(?!:\d)",
+    + r"(?!:\d|\ ?\^|\ ?\*\*)",
     re.VERBOSE,
 )
 # What may follow a number that is the whole answer: a unit or some words, no second quantity.
 _UNIT = re.compile(
-    rf"""\ ?(?:{_CURRENCY}|%)?
-    (?:\ ?[-,(]?\ ?[^\W\d_][^\d=+*<>\\^]*+(?:\^?\ ?\{{?[23]\}}?)?|[²³])?
+    rf"""(?!\ ?(?:and|or|to|plus|minus|times)\b)\ ?(?:{_CURRENCY}|%)?
+    (?:\ ?[-,(/]?\ ?[^\W\d_][^\d=+*<>\\^]*+(?:\^?\ ?\{{?[23]\}}?)?|[²³])?
     [\ .,;:!?)\]}}'"$%*]*+""",
     re.VERBOSE,
 )
-_NO_UNIT = re.compile(r"""[ .,;:!)\]}'"$%*]*+""")
+_NO_UNIT = re.compile(r"[ .%]*+")
 _ADORNMENT = " *_`\"':;=≈("
 _SPACED = re.compile(r"(?<![\d.,/])\d{1,3}(?:[ ']\d{3})+(?![\d/])(?! \d)")
 _EUROPEAN = re.compile(
     r"(?<![\d.,])(?:\d{1,3}(?:\.\d{3})+,\d+|\d+,(?:\d\d?|\d{4,})|0,\d{3}|\d{1,3}(?:\.\d{3}){2,})"
     r"(?![\d,.]*\d)"
 )
+_ON_THE_HOUR = re.compile(r"(?<![\d:])(\d{1,2}):00(?![\d:])")  # 2:00 pm answers "at what hour?"
 _SIMPLE = re.compile(r"-?\d{1,40}(?:\.\d{1,40})?")
 
 
 def _separators(text: str) -> str:
-    """Thousands written 1 234 or 1'234, and the European 1.234,5, in the form 1,234.5."""
+    """1 234, 1'234 and the European 1.234,5 in the form 1,234.5, and 2:00 as 2."""
+    text = _ON_THE_HOUR.sub(r"\1", text)
     text = _SPACED.sub(lambda m: m[0].replace(" ", ",").replace("'", ","), text)
     return _EUROPEAN.sub(lambda m: m[0].replace(".", "").replace(",", "."), text)
 
@@ -134,9 +137,10 @@ def _read(text: str, units: bool) -> tuple[Fraction, bool] | None:
         return Fraction(text), False
     if len(text) > MAX_LENGTH:
         return None
-    text = unwrap(text).strip(_ADORNMENT)
-    match = _NUMBER.match(_separators(text) if units else text)
-    if match is None or not (_UNIT if units else _NO_UNIT).fullmatch(match.string, match.end()):
+    text = unwrap(text)
+    text = _separators(text.strip(_ADORNMENT)) if units else text
+    match = _NUMBER.match(text)
+    if match is None or not (_UNIT if units else _NO_UNIT).fullmatch(text, match.end()):
         return None
     value = _value(match)
     return None if value is None else (value, bool(match["below"] or match["top"]))
@@ -176,22 +180,27 @@ def _decimal(value: Fraction) -> str:
 
 
 def same_number(mine: str, gold: str) -> bool:
-    """Whether two texts are the same number: exactly, or 25% for the gold 0.25."""
+    """Whether two texts are the same number: exactly, or 25% and 0.25."""
     a, b = read_number(mine), read_number(gold)
-    if a is None or b is None:
+    if a is None or b is None or a == b:
+        return a is not None and a == b
+    if has_percent(mine) == has_percent(gold):
         return False
-    return a == b or (has_percent(mine) and not has_percent(gold) and a == 100 * b)
+    return a == 100 * b if has_percent(mine) else b == 100 * a
 
 
 def has_percent(text: str) -> bool:
     return "%" in text or "percent" in text or "pct" in text
 
 
-def starts_with_number(text: str) -> bool:
-    """Whether a number, and not a word, comes first."""
-    return _FREE.match(text.lstrip(_ADORNMENT)) is not None
+def after_number(text: str) -> str | None:
+    """What follows the number that comes first in a text; None where a word comes first."""
+    text = text.lstrip(_ADORNMENT)
+    number = _FREE.match(text)
+    return text[number.end() :] if number else None
 
 
 def find_numbers(text: str) -> list[str]:
     """The numbers that stand free in running text, in order, each as it is written there."""
-    return [match[0].strip() for match in _FREE.finditer(unwrap(text))]
+    text = _ON_THE_HOUR.sub(r"\1", unwrap(text))
+    return [match[0].strip() for match in _FREE.finditer(text)]

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from lib.evaluation import scores_of
 from lib.memory import Estimate
+from lib.preflight import Preflight
 from lib.stats import mean_with_error, pass_at_k
 
 BLUE, ORANGE, GREEN, GREY = "#3b6fb6", "#d9772b", "#4b9b5d", "#8a8a8a"
@@ -81,7 +82,7 @@ def comparison_bars(table: dict[str, dict[str, Any]]) -> Figure:
         left.barh(y - 0.18, [r["after"] for r in rows], 0.34, color=BLUE, label="after")
         left.set_yticks(y, names)
         left.set_xlim(0, 1)
-        left.legend(loc="lower right", fontsize=8)
+        left.legend(fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
         left.set_title("share of held-out problems", loc="left", fontsize=10)
         middle = np.array([row["difference"] for row in rows])
         low, high = np.array([row["interval_95"] for row in rows]).T
@@ -114,6 +115,19 @@ def pass_at_k_curves(evaluations: dict[str, Sequence[dict]]) -> Figure:
     return figure
 
 
+def preflight_figure(found: Preflight, samples: Sequence[dict]) -> Figure:
+    """How the completions' totals spread, and how often each prompt is answered rightly."""
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3), layout="constrained")
+        left.hist([sample["total"] for sample in samples], bins=20, color=BLUE)
+        left.set_xlabel("weighted reward of a completion")
+        left.set_title(f"{found.completions} completions", loc="left", fontsize=10)
+        right.hist(list(found.pass_rates.values()), bins=np.linspace(0, 1, 11), color=GREEN)
+        right.set_xlabel("share of a prompt's completions that are right")
+        right.set_title(f"{found.prompts} prompts", loc="left", fontsize=10)
+    return figure
+
+
 def memory_bars(need: Estimate) -> Figure:
     """Where a run's memory goes, against what there is."""
     with plt.rc_context(STYLE):
@@ -131,6 +145,8 @@ def memory_bars(need: Estimate) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> Path:
+    """Write the figure, and close it: a cell shows it by naming it, not by leaving it open."""
+    plt.close(figure)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     return path

@@ -47,9 +47,9 @@ class Attempt:
     def parses(self) -> bool:
         """Whether the answer found, right or wrong, can be read as one answer of its kind."""
         grade = self.grade
-        if grade.correct or grade.extracted is None or self.kind != "math":
-            return grade.correct or grade.extracted is not None
-        return reads_as_math(grade.extracted)
+        if grade.correct or grade.extracted is None:
+            return grade.correct
+        return self.kind != "math" or reads_as_math(grade.extracted)
 
 
 _TEXT = re.compile(r"\\(?:text\w*|mbox|mathrm)\s*\{[^{}]*\}")
@@ -194,8 +194,9 @@ class GatedFormat(AnswerReward):
     """0.5 for reasoning and answer sections and nothing else, if the answer there also parses.
 
     A format reward that is simply added makes groups differ that solve nothing, and GRPO then
-    trains form against substance. Behind the gate, tags around nothing, around a list of
-    guesses or around words earn nothing. `gate` "correct" pays the form to right answers only.
+    trains form against substance. Behind the gate, tags around nothing, around guesses or around
+    prose earn nothing (but a list with commas is an answer where `kind` is "math"). `gate`
+    "correct" pays the form to right answers only.
     """
 
     value: float = 0.5

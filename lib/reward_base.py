@@ -1,11 +1,10 @@
 """The registry of rewards, and what all of them share.
 
-@reward("ends_politely")
-def ends_politely(prompts, completions, **columns):
-    return [float("thank" in text[-80:]) for text in completion_texts(completions)]
+    @reward("ends_politely")
+    def ends_politely(prompts, completions, **columns):
+        return [float("thank" in text[-80:]) for text in completion_texts(completions)]
 
-REWARDS["ends_politely"](prompts=None, completions=["42. Thank you!"])
-[1.0]
+A recipe then asks for "ends_politely"; and REWARDS["ends_politely"] is the function.
 """
 
 import inspect
@@ -42,28 +41,30 @@ def reward(name: str) -> Callable:
         owner = REWARDS[name].__module__ if name in REWARDS else what.__module__
         if owner != what.__module__:
             raise BadInput(f'The reward name "{name}" is taken by {owner}: choose another name.')
-        REWARDS[name] = with_name(_built(what, name), name)
+        REWARDS[name] = with_name(what if inspect.isfunction(what) else build(what, name), name)
         return what
 
     return register
+
+
+def build(reward_class: type, name: str, **parameters) -> Callable:
+    """An instance of a reward class, called `name` in messages.
+
+    Raises:
+        BadInput: the class asks for parameters that are not given.
+    """
+    try:
+        return reward_class(**parameters)
+    except TypeError as error:
+        raise BadInput(
+            f'The reward class "{name}" cannot be built ({error}): give every parameter a default.'
+        ) from error
 
 
 def with_name(reward: Callable, name: str) -> Callable:
     """The same reward with `__name__` set (also on a frozen dataclass): TRL logs under it."""
     object.__setattr__(reward, "__name__", name)
     return reward
-
-
-def _built(what, name: str) -> Callable:
-    if inspect.isfunction(what):
-        return what
-    try:
-        return what()
-    except TypeError as error:
-        raise BadInput(
-            f'The reward class "{name}" cannot be built without arguments ({error}): '
-            f"give every parameter a default."
-        ) from None
 
 
 def completion_texts(completions: Sequence) -> list[str]:

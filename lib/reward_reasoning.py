@@ -24,8 +24,8 @@ def reasoning_of(text: str, think_tag: str, answer_tag: str) -> str:
 # A step begins a line or a sentence ("Step 2:", "3.", "-", "Next, …") and runs to its end.
 # Possessive repeats (*+) never give back, which keeps the search linear on any text.
 _STEP = re.compile(
-    r"(?:^[ \t]*+(?:\*\*)?(?:step \d++|\d++[.)](?=\s)|[-*•](?=\s))"
-    r"|(?:^[ \t]*+|(?<=[.!?] ))(?:first|second|third|next|then|finally)\b)"
+    r"(?:^|(?<=[.!?] ))[ \t]*+(?:\*\*)?"
+    r"(?:step \d++|\d++[.)](?=\s)|[-*•](?=\s)|(?:first|second|third|next|then|finally)\b)"
     r"[ \t:,.)*]*+([^\n.!?]*+)",
     re.IGNORECASE | re.MULTILINE,
 )

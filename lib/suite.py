@@ -31,7 +31,13 @@ from lib.report import write_report
 from lib.runs import Run, open_run, read_json, write_json
 
 NOTEBOOKS = ROOT / "notebooks"
-CHAIN = ("01_setup", "03_training", "04_pass_at_k_eval", "05_merge_export")
+CHAIN = (
+    "01_setup",
+    "02_reward_design",
+    "03_training",
+    "04_pass_at_k_eval",
+    "05_merge_export",
+)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -22,14 +22,17 @@ from pathlib import Path
 
 CPU_SECONDS = 3.0  # for one pair, once math_verify is imported
 START_SECONDS = 300.0  # for the import, which counts towards nothing
-WALL_SECONDS = 60.0  # for one pair: only a machine that is stopped takes longer
+WALL_SECONDS = 120.0  # for one pair: only a machine that stands still takes longer
 MEMORY_BYTES = 4 << 30
-MAX_LENGTH = 400  # characters of an answer
 
-# What would only run into the limit: towers and huge exponents, large factorials, long numbers.
-_HOPELESS = re.compile(
-    r"(?:\^|\*\*)\s*[({]*\s*\d+\s*(?:\^|\*\*)|(?:\^|\*\*)\s*[({]*\d{4}|\d{4}\)?\s*!|!\s*\)?!|\d{200}"
+MAX_LENGTH = 300  # characters of an answer that is worth a parser's time
+MAX_DEPTH = 8  # brackets within brackets
+# What would only run into the limit: towers of powers, huge exponents, factorials and numbers.
+_HUGE = re.compile(
+    r"(?:\^|\*\*)\s?[({]{0,2}\s?\d+\s?(?:\^|\*\*)|(?:\^|\*\*)\s?[({]{0,2}\d{4}"
+    r"|\d{4}\)?\s?!|!\s?\)?!|\d{200}"
 )
+_CODE = re.compile(r"__|[\"'`]\w|\blambda\b|\bimport\b")
 
 
 class Worker:
@@ -44,17 +47,16 @@ class Worker:
         """math_verify's verdict; None where it did not come within the limit."""
         with self._lock:
             self.asked += 1
-            process = self._process or self._start()
+            if self._process is None or self._process.poll() is not None:
+                self._start()
             try:
-                process.stdin.write(json.dumps([mine, gold]).encode() + b"\n")
-                process.stdin.flush()
-                reply = self._read(process, WALL_SECONDS)
-            except BrokenPipeError:
-                reply = b""
+                self._process.stdin.write(json.dumps([mine, gold]).encode() + b"\n")
+                self._process.stdin.flush()
+                reply = self._read(WALL_SECONDS)
             except BaseException:  # a Ctrl-C in here would leave an old reply in the pipe
                 self.stop()
                 raise
-            if not reply:
+            if not reply:  # its time was up
                 self.stop()
                 return None
             return json.loads(reply)
@@ -68,26 +70,26 @@ class Worker:
             process.stdin.close()
             process.stdout.close()
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> None:
+        self.stop()
         root = str(Path(__file__).resolve().parent.parent)
-        program = f"import sys; sys.path.insert(0, {root!r}); from lib.symbolic import serve; serve()"
-        self._process = process = subprocess.Popen(
+        program = f"import sys; sys.path.insert(0, {root!r}); import lib.symbolic as s; s.serve()"
+        self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C in the notebook is not for it
         )
-        if self._read(process, START_SECONDS) != b"ready\n":
+        if self._read(START_SECONDS) != b"ready\n":
             self.stop()
             raise RuntimeError("math_verify does not start; is it installed in this environment?")
-        return process
 
-    def _read(self, process: subprocess.Popen[bytes], seconds: float) -> bytes:
-        """The next line, b"" where the process ended or took too long."""
+    def _read(self, seconds: float) -> bytes:
+        """The next line of the child, b"" where it ended or took too long."""
         poll = select.poll()
-        poll.register(process.stdout, select.POLLIN)
-        return process.stdout.readline() if poll.poll(seconds * 1000) else b""
+        poll.register(self._process.stdout, select.POLLIN)
+        return self._process.stdout.readline() if poll.poll(seconds * 1000) else b""
 
     def _forget(self) -> None:
         """After a fork: the process is the parent's, so the child starts its own."""
@@ -102,15 +104,25 @@ os.register_at_fork(after_in_child=WORKER._forget)
 
 @lru_cache(maxsize=8192)
 def symbolically_equal(mine: str, gold: str) -> bool | None:
-    """Whether math_verify holds two answers for equal; None where that took too long.
+    """Whether math_verify holds two answers for equal; None where that takes too long.
 
     Raises RuntimeError if math_verify cannot be started at all.
     """
-    if max(len(mine), len(gold)) > MAX_LENGTH:
+    if not _is_formula(mine) or not _is_formula(gold):
         return False
-    if _HOPELESS.search(mine) or _HOPELESS.search(gold):
+    if _HUGE.search(mine) or _HUGE.search(gold):
         return None
     return WORKER.ask(mine, gold)
+
+
+def _is_formula(text: str) -> bool:
+    """Whether a text is short, no code, and its brackets close and nest no deeper than usual."""
+    depth = deepest = 0
+    for character in text[: MAX_LENGTH + 1]:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    short = len(text) <= MAX_LENGTH
+    return short and depth == 0 and deepest <= MAX_DEPTH and not _CODE.search(text)
 
 
 def serve() -> None:
@@ -118,10 +130,10 @@ def serve() -> None:
     import resource
     import signal
 
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+    from math_verify import LatexExtractionConfig, parse, verify
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    config = [LatexExtractionConfig(boxed_match_priority=0), ExprExtractionConfig()]
+    config = [LatexExtractionConfig()]  # its parser of plain text goes through eval
 
     def verdict(mine: str, gold: str) -> bool:
         answers = [parse(f"${a}$", config, parsing_timeout=None) for a in (gold, mine)]

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import Config
+from lib.engines import Sampling, VllmEngine
 from lib.errors import BadInput
-from lib.models import Policy
+from lib.models import Policy, live_weights
 from lib.progress import Progress
 from lib.runs import Run, append_jsonl
 
@@ -120,6 +121,7 @@ def make_trainer(
         BadInput: fewer rows than one step takes, or prompts too long.
     """
     from datasets import Dataset
+    from transformers import PrinterCallback
     from trl import GRPOConfig, GRPOTrainer
 
     if len(rows) < config.prompts_per_step:
@@ -128,9 +130,15 @@ def make_trainer(
             f"{config.prompts_per_step}: raise train_problems or lower prompts_per_step."
         )
     check_lengths(rows, policy.tokenizer, config)
+    rollouts = RolloutEngine.start(config, policy)
 
     class KeepingTrainer(GRPOTrainer):
         """Writes every completion with its rewards and advantage to the run folder."""
+
+        def _generate_single_turn(self, prompt_ids, *others, **options):
+            if rollouts is None:
+                return super()._generate_single_turn(prompt_ids, *others, **options)
+            return rollouts.generate(self.model, prompt_ids, self.state.global_step), None
 
         def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
             started = time.perf_counter()
@@ -148,8 +156,46 @@ def make_trainer(
         args=arguments,
         train_dataset=Dataset.from_list(list(rows)),
     )
+    trainer.remove_callback(PrinterCallback)  # `_step_log` shows what it would print
     trainer.add_callback(_step_log(config, run, watch))
     return trainer
+
+
+class RolloutEngine:
+    """vLLM on the CPU, in this process, which gets the policy's weights before each batch.
+
+    TRL's own hand-over to vLLM fails there, and transformers generates several times
+    slower. A step's samples depend on the seed and the step alone, also after a resume.
+    """
+
+    def __init__(self, config: Config, policy: Policy):
+        self.config, self.engine = config, VllmEngine(config, policy.folder)
+
+    @classmethod
+    def start(cls, config: Config, policy: Policy) -> "RolloutEngine | None":
+        """None where the trainer is to generate: on a GPU (vLLM through TRL), or when asked."""
+        if config.profile != "cpu" or config.rollout_engine != "vllm":
+            return None
+        try:
+            return cls(config, policy)
+        except (ImportError, RuntimeError, ValueError, OSError, AssertionError) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            policy.notes.append(f"vLLM could not start ({reason}): transformers generates, slower.")
+            return None
+
+    def generate(self, model: Any, prompts: list[list[int]], step: int) -> list[list[int]]:
+        """One completion for each prompt, as token ids."""
+        self.engine.hand_over(live_weights(model))
+        config = self.config
+        sampling = Sampling(
+            temperature=config.temperature,
+            top_p=config.top_p,
+            top_k=config.top_k,
+            min_p=config.min_p,
+            max_tokens=config.max_completion_length,
+            seed=config.seed + step,
+        )
+        return [list(answer.token_ids) for [answer] in self.engine.complete(prompts, sampling)]
 
 
 def train(trainer: Any, config: Config, run: Run) -> None:
@@ -197,7 +243,6 @@ class LivePlot:
         self._draw()
 
     def _draw(self) -> None:
-        import matplotlib.pyplot as plt
         from IPython.display import display
 
         from lib.plots import save, training_curves
@@ -210,7 +255,6 @@ class LivePlot:
             self.handle = display(figure, display_id=True)
         else:
             self.handle.update(figure)
-        plt.close(figure)  # or the notebook would show it once more
         self.drawn = time.time()
 
 

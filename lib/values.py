@@ -1,9 +1,9 @@
-"""Arithmetic for comparing formulas by their values.
+"""What mathematical answers are made of: values, and lists, intervals, relations of them.
 
-A formula is evaluated at four fixed points: each variable gets a number that depends on its name
-alone, positive at the first two points, of either sign at the others (so that √x² is |x| and not
-x). Two different formulas hardly ever agree at such points (Schwartz 1980, Zippel 1979). Numbers
-stay exact Fractions until a root, an angle or a logarithm makes floats of them.
+A formula with variables is evaluated at four fixed points: each variable gets a number that
+depends on its name alone, positive at the first two points and of either sign at the others (so
+that √x² is |x| and not x). Two different formulas hardly ever agree at such points (Schwartz 1980,
+Zippel 1979). Numbers stay exact until a root, an angle or a logarithm makes floats of them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 POINTS = 4
-MAX_BITS = 8000  # of an exact number: a few thousand digits, which takes no time
+MAX_WHOLE_BITS = 50_000  # of an exact whole number: it takes no time to compare
+MAX_FRACTION_BITS = 3_000  # of a fraction, whose every sum takes a greatest common divisor
 MAX_FACTORIAL = 400
 
 Number = int | Fraction | float | complex
@@ -28,25 +29,67 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A formula's value at each of the points."""
+    """A formula's value at each of the points; a constant has one point."""
 
     points: tuple[Number, ...]
-    literal: str = ""  # as written, where the formula is one number or one symbol
+    literal: str = ""  # as written, where the formula is one number or one name
 
     @property
     def is_constant(self) -> bool:
-        return self.points.count(self.points[0]) == POINTS
+        return len(self.points) == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """(a, b], \\{a, b\\}, a bare list "a, b" (no brackets), or a ratio a:b:c (open is a colon)."""
+
+    open: str
+    items: tuple[Node, ...]
+    close: str
+
+
+@dataclass(frozen=True, slots=True)
+class Union:
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """sides[0] signs[0] sides[1] signs[1] …"""
+
+    sides: tuple[Node, ...]
+    signs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    rows: tuple[tuple[Node, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Based:
+    """A numeral with its base, 101_2: a way to write a number, not its value."""
+
+    digits: str
+    base: str
+
+
+Node = Value | Sequence | Union | Relation | Matrix | Based
+
+
+# --- arithmetic ---------------------------------------------------------------------------------
 
 
 def constant(number: Number, literal: str = "") -> Value:
-    return Value((number,) * POINTS, literal)
+    return Value((number,), literal)
 
 
 def symbol(name: str) -> Value:
+    """A variable."""
     seeds = [zlib.crc32(f"{name} at {i}".encode()) for i in range(POINTS)]
     sizes = [Fraction(101 + seed % 1009, 307) for seed in seeds]
-    signs = [1, 1, -1, 1 if seeds[-1] & 4096 else -1]
-    return Value(tuple(s * size for s, size in zip(signs, sizes, strict=True)), name)
+    signs = (1, 1, -1, 1 if seeds[-1] & 4096 else -1)
+    return Value(tuple(sign * size for sign, size in zip(signs, sizes, strict=True)), name)
 
 
 def apply(operation: Callable[..., Number], *values: object) -> Value:
@@ -54,27 +97,32 @@ def apply(operation: Callable[..., Number], *values: object) -> Value:
     if not all(isinstance(value, Value) for value in values):
         raise Unreadable("arithmetic on what is not a number")
     try:
-        columns = zip(*(value.points for value in values), strict=True)
-        return Value(tuple(_tame(operation(*column)) for column in columns))
+        return Value(tuple(_tame(operation(*column)) for column in _columns(*values)))
     except (ArithmeticError, ValueError, TypeError) as error:
         raise Unreadable(str(error)) from None
 
 
+def _columns(*values: Value) -> zip[tuple[Number, ...]]:
+    width = max(len(value.points) for value in values)
+    return zip(*(value.points * (width // len(value.points)) for value in values), strict=True)
+
+
 def _exact(*numbers: Number) -> bool:
-    return all(isinstance(number, (int, Fraction)) for number in numbers)
+    return all(isinstance(number, int | Fraction) for number in numbers)
 
 
 def _whole(*numbers: Number) -> bool:
     return _exact(*numbers) and all(number.denominator == 1 for number in numbers)
 
 
-def _bits(number: int | Fraction) -> int:
-    return max(number.numerator.bit_length(), number.denominator.bit_length())
+def _too_large(number: int | Fraction, times: int = 1) -> bool:
+    bits = max(number.numerator.bit_length(), number.denominator.bit_length())
+    return bits * times > (MAX_WHOLE_BITS if number.denominator == 1 else MAX_FRACTION_BITS)
 
 
 def _tame(number: Number) -> Number:
     if _exact(number):
-        if _bits(number) > MAX_BITS:
+        if _too_large(number):
             raise Unreadable("a number of thousands of digits")
     elif cmath.isnan(number):
         raise Unreadable("not a number")
@@ -106,7 +154,7 @@ def divide(a: Number, b: Number) -> Number:
 def power(base: Number, exponent: Number) -> Number:
     if _whole(exponent):
         if _exact(base):
-            if _bits(base) * abs(exponent) > MAX_BITS:
+            if _too_large(base, abs(int(exponent))):
                 raise Unreadable("a huge power")
             return Fraction(base) ** int(exponent)
         if abs(exponent) < 100:
@@ -118,13 +166,13 @@ def power(base: Number, exponent: Number) -> Number:
 
 def root(radicand: Number, degree: Number) -> Number:
     """The real root of a real number where there is one, exact where it comes out even."""
-    if not _whole(degree) or not 1 < degree < 64 or isinstance(radicand, complex):
+    if isinstance(radicand, complex) or not _whole(degree) or not 1 < degree < 64:
         return complex(radicand) ** (1 / complex(degree))
     n = int(degree)
+    if radicand < 0 and n % 2:
+        return -root(-radicand, n)
     if radicand < 0:
-        return -root(-radicand, n) if n % 2 else 1j * root(-radicand, n) if n == 2 else (
-            complex(radicand) ** (1 / n)
-        )  # fmt: skip
+        return 1j * root(-radicand, n) if n == 2 else complex(radicand) ** (1 / n)
     if _exact(radicand):
         parts = [_whole_root(part, n) for part in (radicand.numerator, radicand.denominator)]
         if None not in parts:
@@ -144,7 +192,7 @@ def factorial(n: Number) -> int:
 
 
 def binomial(n: Number, k: Number) -> int:
-    if not _whole(n, k) or not 0 <= k or not 0 <= n <= MAX_FACTORIAL:
+    if not _whole(n, k) or k < 0 or not 0 <= n <= MAX_FACTORIAL:
         raise Unreadable("a binomial of this")
     return math.comb(int(n), int(k))
 
@@ -159,20 +207,24 @@ FUNCTIONS: dict[str, Callable[[complex], complex]] = {
 INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 
 
+# --- comparing ----------------------------------------------------------------------------------
+
+
 def same_value(a: Value, b: Value) -> bool | None:
-    """Whether two formulas are equal; None where rounding or a branch of a root blurs it."""
-    verdicts = [_same_number(p, q) for p, q in zip(a.points, b.points, strict=True)]
+    """Whether two formulas are equal; None where rounding or the branch of a root blurs it."""
+    verdicts = [_same_number(p, q) for p, q in _columns(a, b)]
     if all(verdicts):
         return True
-    rounded = {_decimals(a), _decimals(b)}
-    if len(rounded) == 2 and max(rounded) >= 6 and a.is_constant and b.is_constant:
-        # a decimal with six places or more stands for what it is the rounding of: 0.333333
-        return abs(a.points[0] - b.points[0]) <= Fraction(1, 2 * 10 ** max(rounded))
+    if a.is_constant and b.is_constant and _is_rounding(a, b):
+        return True
     return False if False in verdicts[:2] else None
 
 
-def _decimals(value: Value) -> int:
-    return len(value.literal.partition(".")[2])
+def _is_rounding(a: Value, b: Value) -> bool:
+    """Whether one is a decimal of six places or more, and the other's rounding: 0.333333."""
+    places = [len(value.literal.partition(".")[2]) for value in (a, b)]
+    gap = abs(a.points[0] - b.points[0])
+    return max(places) >= 6 and min(places) == 0 and gap <= Fraction(1, 2 * 10 ** max(places))
 
 
 def _same_number(p: Number, q: Number) -> bool | None:
@@ -192,11 +244,10 @@ def _same_number(p: Number, q: Number) -> bool | None:
 
 
 def constant_ratio(a: Value, b: Value) -> Number | None:
-    """The number that a is times b at every point; None where there is none."""
+    """The number that a is times b at every point; None where there is none, or it is zero."""
     try:
         ratio = apply(divide, a, b)
     except Unreadable:
         return None
     first = ratio.points[0]
-    same = all(_same_number(first, other) for other in ratio.points[1:])
-    return first if same and first != 0 else None
+    return first if first and all(_same_number(first, p) for p in ratio.points[1:]) else None

@@ -6,6 +6,8 @@ import os
 import pickle
 import random
 import string
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -58,6 +60,8 @@ def answer(text) -> str:
         (answer("1,234"), "1234", 2.0),
         (answer("18"), "#### 18", 2.0),
         ("The answer is 18.", "18", 0.0),  # outside the tags
+        (answer("not 18"), "18", 0.0),
+        (answer("18 or 20"), "18", 0.0),
         (answer(""), "18", 0.0),
         ("", "18", 0.0),
         (None, "18", 0.0),
@@ -677,15 +681,16 @@ def test_nothing_in_a_completion_is_executed(tmp_path):
 def test_numbers_too_large_to_compute_are_wrong_and_quick(power):
     start = time.perf_counter()
     assert score("correctness", answer(power), r"\sqrt{2}", "math") == 0.0
-    assert time.perf_counter() - start < 20
+    assert time.perf_counter() - start < 60
 
 
 def seconds(function, text: str) -> float:
+    """This thread's own computing time, which a busy machine does not change much."""
     columns = columns_for([text])
     reward_answers._grade.cache_clear()
-    start = time.perf_counter()
+    start = time.thread_time()
     function(completions=[text], **columns)
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -696,7 +701,6 @@ def test_time_is_linear_in_length(name):
         for label, piece in EVIL.items():
             small, large = (shape.replace("{}", piece * (n // len(piece))) for n in (2_000, 16_000))
             slowest = 24 * max(seconds(function, small), 0.001)
-            # A machine that was busy for a moment gets a second and a third chance.
             assert any(seconds(function, large) <= slowest for _ in range(3)), label
 
 
@@ -796,6 +800,14 @@ def test_counting_up_never_pays_like_solving(case):
     """But for `last_number`, as it says of itself, and what only looks at form or length."""
     for name in ("correctness", "reward_accuracy", "partial_credit", "gated_format", "int"):
         assert score(name, ADVERSARIAL[case]) < score(name, ADVERSARIAL["perfect"])
+
+
+def test_the_import_is_light():
+    """No framework comes with the rewards; TRL's and math_verify's are fetched when called."""
+    heavy = "{'torch', 'transformers', 'trl', 'datasets', 'sympy', 'math_verify'}"
+    program = f"import sys, lib.rewards; print({heavy} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout == "set()\n", run.stderr
 
 
 def test_names_are_registered_once_and_listed():

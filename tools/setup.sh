@@ -26,4 +26,7 @@ if compgen -G "${links:-/nowhere}/torch-*+cpu-*.whl" > /dev/null; then
     torch=(--find-links "$links")
 fi
 "$uv" pip install --python .venv/bin/python --no-deps "${torch[@]}" -r requirements-cpu.txt
+# `import lib` then works from any folder: papermill runs a notebook in its caller's.
+site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+pwd > "$site/grpo-notebooks.pth"
 touch .venv/.ready

@@ -1,0 +1,82 @@
+"""Things to play with in a notebook; each is a thin skin over a function that can be tested."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lib.engines import Completion
+from lib.preflight import score
+
+
+def component_rows(
+    texts: Sequence[str],
+    row: Mapping[str, Any],
+    rewards: Sequence[Callable],
+    weights: Sequence[float],
+    scale: bool = True,
+) -> list[dict[str, Any]]:
+    """What each completion of one group earns: each reward, the weighted total, the advantage.
+
+    Args:
+        texts: the completions of one prompt.
+        row: the prompt's row (`lib.tasks.make_rows`).
+        scale: divide by the group's standard deviation, as GRPO does (Shao et al. 2024, sec.
+            4.1.2); Dr. GRPO does not.
+    """
+    answers = [Completion(text, tuple(text.encode()), "stop") for text in texts]
+    scores = score(rewards, [row] * len(texts), answers)
+    parts = np.array(list(scores.values()), dtype=float)
+    totals = np.nansum(parts * np.asarray(weights, dtype=float)[:, None], axis=0)
+    advantages = totals - totals.mean()
+    if scale and len(texts) > 1:
+        advantages = advantages / (totals.std(ddof=1) + 1e-4)
+    return [
+        {
+            "completion": text,
+            **{name: values[i] for name, values in scores.items()},
+            "total": round(float(totals[i]), 4),
+            "advantage": round(float(advantages[i]), 3),
+        }
+        for i, text in enumerate(texts)
+    ]
+
+
+def playground(
+    texts: Sequence[str],
+    row: Mapping[str, Any],
+    rewards: Sequence[Callable],
+    weights: Sequence[float],
+    show: Callable[[list[dict]], Any],
+) -> Any:
+    """Sliders for the weights and a box for a completion of one's own, over a live table.
+
+    Args:
+        texts: completions that are always in the group.
+        show: makes what is displayed of the rows (a table).
+    """
+    import ipywidgets as widgets
+
+    wide = widgets.Layout(width="95%")
+    box = widgets.Textarea(value=texts[0], description="completion", layout=wide)
+    pick = widgets.Dropdown(options=list(texts), description="or pick", layout=wide)
+    sliders = [
+        widgets.FloatSlider(
+            value=weight, min=0, max=max(2.0, 2 * weight), step=0.05, description=f.__name__[:18]
+        )
+        for f, weight in zip(rewards, weights, strict=True)
+    ]
+    scale = widgets.Checkbox(value=True, description="divide by the group's std")
+    out = widgets.Output()
+
+    def render(*_: Any) -> None:
+        chosen = [slider.value for slider in sliders]
+        rows = component_rows([box.value, *texts], row, rewards, chosen, scale.value)
+        out.outputs = ()
+        out.append_display_data(show(rows))
+
+    pick.observe(lambda change: setattr(box, "value", change["new"]), "value")
+    for control in (box, scale, *sliders):
+        control.observe(render, "value")
+    render()
+    return widgets.VBox([box, pick, *sliders, scale, out])

@@ -1,0 +1,42 @@
+"""What several tests share: the real data, a run folder of their own, the embedded model."""
+
+from pathlib import Path
+
+import pytest
+
+from lib.config import ROOT, resolve
+from lib.hardware import Hardware
+from lib.runs import Run
+
+CPU = Hardware(cores=2, memory=16.0)
+T4 = Hardware("Tesla T4", 14.6, 7.5, 4, 30.0)
+L4 = Hardware("NVIDIA L4", 22.0, 8.9, 8, 50.0)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The real data sets beside the repository, where they are."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the data sets (../shared/data) are not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Path:
+    """The folder of the embedded model's safetensors."""
+    from lib.models import embedded_folder
+
+    return embedded_folder()
+
+
+@pytest.fixture
+def ci_config(tmp_path):
+    """The ci recipe with its run folder under the test's own."""
+    return resolve("ci", {"output_dir": str(tmp_path), "profile": "cpu"}, CPU)
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    (tmp_path / "run").mkdir()
+    return Run(tmp_path / "run")

@@ -1,0 +1,414 @@
+"""Answers: found, read and compared. Each case of the corpus states its own reason."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib import symbolic
+from lib.answers import (
+    Grade,
+    answers_match,
+    extract_answer,
+    gold_parses,
+    grade,
+    normalize_number,
+)
+from lib.errors import BadInput
+
+ROOT = Path(__file__).resolve().parent.parent
+CORPUS = [
+    json.loads(line)
+    for line in (Path(__file__).parent / "data" / "answers_corpus.jsonl").read_text().splitlines()
+]
+KINDS = ("number", "math", "choice")
+
+
+# --- the corpus ---------------------------------------------------------------------------------
+
+
+def test_corpus_is_large_and_has_no_repeats():
+    without_reason = [
+        json.dumps({key: case[key] for key in case if key != "reason"}) for case in CORPUS
+    ]
+    assert len(set(without_reason)) == len(CORPUS) >= 300
+    assert {case["kind"] for case in CORPUS} == set(KINDS)
+    assert 0.2 < sum(not case["correct"] for case in CORPUS) / len(CORPUS) < 0.6
+
+
+@pytest.mark.parametrize("case", CORPUS, ids=lambda case: case["reason"])
+def test_corpus(case):
+    if "text" in case:
+        found = grade(case["text"], case["gold"], case["kind"], case["tags"])
+        assert found.correct is case["correct"], found
+        assert (found.why is None) is found.correct
+    else:
+        same = answers_match(case["predicted"], case["gold"], case["kind"])
+        assert same is case["correct"]
+
+
+# --- the public functions -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("$1,234.50", "1234.5"), ("$108", "108"), ("108", "108"), ("3/4", "3/4"), ("6/8", "3/4"),
+        ("-6/3", "-2"), ("18.00", "18"), ("18.", "18"), ("1 234", "1234"), ("1{,}234", "1234"),
+        ("1.234,5", "1234.5"), ("−5", "-5"), ("- 5", "-5"), ("-$5", "-5"), ("$-5", "-5"),
+        ("2 1/2", "5/2"), (r"2\frac{1}{2}", "5/2"), (r"\dfrac{3}{4}", "3/4"), ("½", "1/2"),
+        ("1.5e3", "1500"), (r"1.5 \times 10^{-3}", "0.0015"), ("50%", "50"), ("**18**", "18"),
+        ("１８", "18"), ("18 eggs a day", "18"), ("£5 million", "5000000"), (".5", "0.5"),
+        ("0.1000", "0.1"), ("-0", "0"), ("1e400", "1" + "0" * 400), ("90°", "90"),
+        ("", None), ("eggs", None), ("5 or 6", None), ("1, 2", None), ("1/0", None),
+        ("1e401", None), ("3:30", None), ("x = 5", None), (None, None), ("9" * 500, None),
+    ],
+)  # fmt: skip
+def test_normalize_number(text, canonical):
+    assert normalize_number(text) == canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "tags", "expected"),
+    [
+        ("<answer>18</answer>", "answer", Grade(True, "18", "tags", None)),
+        ("<answer>$17</answer>", "answer", Grade(False, "$17", "tags", "differs")),
+        ("18", "answer", Grade(False, None, None, "no tags")),
+        ("<answer> </answer>", "answer", Grade(False, None, None, "empty tags")),
+        ("<answer>1 2 18</answer>", "answer", Grade(False, None, "tags", "no answer found")),
+        ("<result>18</result>", "result", Grade(True, "18", "tags", None)),
+        ("<answer>18</answer>", None, Grade(True, "18", "tags", None)),
+        (r"so \boxed{18}", None, Grade(True, "18", "boxed", None)),
+        ("#### 18", None, Grade(True, "18", "hashes", None)),
+        ("The answer is 18.", None, Grade(True, "18", "phrase", None)),
+        ("That makes 18.", None, Grade(True, "18", "last", None)),
+        ("That makes eighteen.", None, Grade(False, None, None, "no answer found")),
+        (None, None, Grade(False, None, None, "no answer found")),
+        (None, "answer", Grade(False, None, None, "no tags")),
+    ],
+)
+def test_grade_says_what_it_found_where_and_why_not(text, tags, expected):
+    assert grade(text, "#### 18", "number", tags) == expected
+
+
+def test_strict_and_lenient_are_told_apart():
+    text = "The answer is 18."
+    assert grade(text, "18", "number").correct
+    assert not grade(text, "18", "number", tags="answer").correct
+
+
+def test_a_gold_answer_that_cannot_be_read_grades_nothing():
+    assert grade("The answer is forty two.", "forty two", "number") == Grade(
+        False, why="gold not parseable"
+    )
+    assert not gold_parses("forty two", "number")
+    assert not gold_parses("A and B", "choice")
+    assert not gold_parses("", "math")
+    assert not gold_parses(None, "number")
+    assert gold_parses("#### 1,234", "number")
+    assert gold_parses(r"\text{Evelyn}", "math")
+    assert gold_parses("C)", "choice")
+
+
+def test_extract_answer_gives_the_answer_as_it_stands():
+    assert extract_answer(r"Thus $x = \boxed{\frac{\pi}{2}}$.", "math") == r"\frac{\pi}{2}"
+    assert extract_answer("The correct option is (d) 15 m.", "choice") == "D"
+    assert extract_answer("Nothing here", "number") is None
+
+
+def test_an_unknown_kind_is_a_users_mistake():
+    with pytest.raises(BadInput, match="'numbr' is no kind of answer; use number, math, choice"):
+        grade("18", "18", "numbr")
+
+
+# --- real gold answers --------------------------------------------------------------------------
+
+FORMS = {
+    "tags": ("<answer>{}</answer>", "answer"),
+    "boxed": (r"\boxed{{{}}}", None),
+    "sentence": ("The answer is {}.", None),
+    "hashes": ("#### {}", None),
+    "colon": ("Answer: {}", None),
+}
+
+
+def _rows(data_dir, *files):
+    return [json.loads(line) for file in files for line in (data_dir / file).open()]
+
+
+def _graded_wrong(golds, kind, form, bare=lambda gold: gold):
+    text, tags = FORMS[form]
+    return [gold for gold in golds if not grade(text.format(bare(gold)), gold, kind, tags).correct]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_gold_answer_of_gsm8k_grades_itself_right(data_dir, form):
+    golds = [row["answer"] for row in _rows(data_dir, "gsm8k/train.jsonl", "gsm8k/test.jsonl")]
+    asked = symbolic.WORKER.asked
+    assert len(golds) == 8792
+    assert _graded_wrong(golds, "number", form, lambda gold: gold.split("####")[1].strip()) == []
+    assert symbolic.WORKER.asked == asked, "numbers never reach math_verify"
+
+
+@pytest.mark.parametrize("form", set(FORMS) - {"hashes"})
+def test_every_gold_answer_of_math_grades_itself_right(data_dir, form):
+    rows = _rows(data_dir, "math500/test.jsonl", "math/train.jsonl")
+    golds = [row["answer"] for row in rows if row["answer"]]
+    asked = symbolic.WORKER.asked
+    assert len(rows) == 7436 and len(golds) == 7434, "two of MATH's rows have no answer"
+    assert _graded_wrong(golds, "math", form) == []
+    assert symbolic.WORKER.asked == asked
+
+
+def test_every_solution_of_math_grades_itself_right(data_dir):
+    rows = [
+        row for row in _rows(data_dir, "math500/test.jsonl", "math/train.jsonl") if row["answer"]
+    ]
+    assert [
+        r["answer"] for r in rows if not grade(r["solution"], r["answer"], "math").correct
+    ] == []
+
+
+def test_no_gold_answer_of_math_is_taken_for_its_neighbour(data_dir, monkeypatch):
+    """Consecutive answers differ, and nearly all are told apart without math_verify."""
+    asked = []
+    monkeypatch.setattr("lib.equality.symbolically_equal", lambda *pair: asked.append(pair))
+    golds = [row["answer"] for row in _rows(data_dir, "math/train.jsonl") if row["answer"]]
+    equal = {
+        (mine, gold)
+        for mine, gold in zip(golds[1:], golds, strict=False)
+        if mine != gold and answers_match(mine, gold, "math")
+    }
+    assert equal == {
+        ("K=8", "8"),
+        ("120^\\circ", "120"),
+        ("21", "21\\text{ dogs}"),
+        ("18", "18 \\text{ degrees}"),
+    }
+    assert len(asked) / len(golds) < 0.01
+
+
+@pytest.mark.parametrize("form", set(FORMS) - {"hashes"})
+def test_every_gold_answer_of_aqua_grades_itself_right(data_dir, form):
+    rows = _rows(data_dir, "aqua_rat/validation.jsonl", "aqua_rat/test.jsonl")
+    assert _graded_wrong([row["correct"] for row in rows], "choice", form) == []
+
+
+def test_answers_are_found_in_aquas_own_rationales(data_dir):
+    """Written by people in every form; some end without a letter."""
+    rows = _rows(data_dir, "aqua_rat/validation.jsonl", "aqua_rat/test.jsonl")
+    grades = [grade(row["rationale"], row["correct"], "choice") for row in rows]
+    found = [found for found in grades if found.extracted]
+    assert len(found) / len(rows) > 0.9
+    assert sum(found.correct for found in found) / len(found) > 0.99
+
+
+# --- properties ---------------------------------------------------------------------------------
+
+NUMBERS = st.fractions(min_value=-(10**9), max_value=10**9, max_denominator=1) | st.decimals(
+    -(10**7), 10**7, places=2
+).map(Fraction)
+NASTY = st.lists(
+    st.sampled_from([
+        *"0123456789.,-+*/=^!$%(){}[]\\<> \n\0xA½−１", "\ud800", "\\boxed{", "\\frac", "\\sqrt",
+        "\\pm ", "<answer>", "</answer>", "answer is ", "#### ", "not ", "\\cup ",
+        "\\begin{pmatrix}", "&",
+    ]),
+    max_size=40,
+).map("".join)  # fmt: skip
+
+
+@given(NUMBERS)
+@settings(deadline=None)
+def test_a_number_survives_every_way_to_write_it(value):
+    plain = f"{float(value):.2f}" if value.denominator > 1 else str(value)
+    grouped = f"{value.numerator:,}" if value.denominator == 1 else f"{float(value):,.2f}"
+    sign = "-" if value < 0 else ""
+    for written in (
+        plain, grouped, f"{sign}${grouped.lstrip('-')}", grouped.replace(",", "{,}"),
+        grouped.replace(",", " "), f"**{plain}**", f"{plain} dollars", f"${plain}$.",
+        plain.replace("-", "−"), f"{value.numerator}/{value.denominator}",
+    ):  # fmt: skip
+        assert answers_match(written, plain, "number"), written
+        assert answers_match(written, f"work\n#### {plain}", "number"), written
+        assert grade(f"The answer is {plain}.", written, "number").correct
+    assert not answers_match(plain, str(value + 1), "number")
+
+
+@given(NASTY | st.text(max_size=200), NASTY | st.text(max_size=50))
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_survived_and_graded_alike_twice(text, gold):
+    for kind in ("number", "choice"):
+        for tags in (None, "answer"):
+            first = grade(text, gold, kind, tags)
+            assert first == grade(text, gold, kind, tags)
+            assert not (first.correct and first.extracted is None)
+        extract_answer(text, kind)
+        answers_match(text, gold, kind)
+
+
+@given(NASTY, NASTY)
+@settings(max_examples=300, deadline=None)
+def test_any_formula_is_survived(mine, gold):
+    from lib.equality import same_answer
+    from lib.expressions import read_answer
+    from lib.latex import one_spelling
+
+    x, y = read_answer(one_spelling(mine)), read_answer(one_spelling(gold))
+    if x is not None and y is not None:
+        assert same_answer(x, y) in (True, False, None)
+        assert same_answer(x, x) is not False
+    extract_answer(mine, "math")
+
+
+TERMS = st.lists(
+    st.tuples(st.integers(-9, 9).filter(bool), st.sampled_from(["", "x", "y", "x^2", r"\sqrt{y}"])),
+    min_size=1, max_size=5,
+)  # fmt: skip
+
+
+@given(TERMS, st.randoms(use_true_random=False))
+@settings(deadline=None)
+def test_a_sum_does_not_depend_on_the_order_of_its_terms(terms, random):
+    def written(terms):
+        return " + ".join(f"({factor}){power}" for factor, power in terms)
+
+    shuffled = random.sample(terms, len(terms))
+    assert answers_match(written(shuffled), written(terms), "math")
+    assert not answers_match(written([*shuffled, (1, "")]), written(terms), "math")
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "\\boxed{", "{", "}", "$", "1", "1,", "1,111,", "1 ", "1/2 ", "½", "answer is ", "#### ",
+        "(", "\\(", "-", "<answer>", "</answer>", "\\text{", "^", "9**", "!", "\0", "\ud800", "a",
+        "A and ", "option ", "\\boxed{5} and ", "$5$, ", "**5** ", " ", "\n", "x=", "5e", "not ",
+    ],
+)  # fmt: skip
+def test_time_is_linear_in_the_length(unit):
+    """100 kB take less than 50 ms, whatever is in them; a megabyte is survived."""
+    symbolic.symbolically_equal("x + 1", "y")  # let no start of the child be counted
+    for size, limit in ((100_000, 0.05), (1_000_000, 0.5)):
+        for text in (unit * (size // len(unit)), f"The answer is {unit * (size // len(unit))} 5."):
+            for kind in KINDS:
+                started = time.process_time()
+                grade(text, "C" if kind == "choice" else "5", kind)
+                assert time.process_time() - started < limit, (kind, text[:40])
+
+
+def test_nothing_in_an_answer_is_executed(tmp_path):
+    marker = tmp_path / "marker"
+    for payload in (
+        f"__import__('pathlib').Path({str(marker)!r}).touch()",
+        f"open({str(marker)!r}, 'w').write('x')",
+        f"(lambda: open({str(marker)!r}, 'w'))() or 5",
+        f"eval(\"open({str(marker)!r}, 'w')\")",
+    ):
+        for kind in KINDS:
+            grade(f"<answer>{payload}</answer>", "5", kind, "answer")
+            answers_match(payload, payload, kind)
+        symbolic.WORKER.ask(payload, "5")
+    assert not marker.exists()
+
+
+# --- math_verify in its process -----------------------------------------------------------------
+
+HARD = (r"x^2 < 4", r"(-2, 2)")  # outside of the grammar's own comparisons
+
+
+def test_what_is_left_goes_to_math_verify():
+    asked = symbolic.WORKER.asked
+    assert not answers_match(r"\{1, 2\}", r"(2, 3)", "math")
+    assert answers_match(r"\sum_{k=1}^{n} k", r"\sum_{k=1}^{n} k + 0", "math")
+    assert symbolic.WORKER.asked > asked
+
+
+def test_math_verify_answers_from_any_thread():
+    verdicts = {}
+    threads = [
+        threading.Thread(
+            target=lambda n=n: verdicts.update({n: symbolic.WORKER.ask(f"{n}x", f"x*{n}")})
+        )
+        for n in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert verdicts == dict.fromkeys(range(8), True)
+
+
+def test_a_pair_that_takes_too_long_is_stopped_and_the_next_one_answered():
+    assert symbolic.WORKER.ask("10000000!", "3") is None
+    assert symbolic.WORKER.ask("x + 1", "1 + x") is True
+
+
+def test_a_child_that_was_killed_is_replaced():
+    assert symbolic.WORKER.ask("x + 2", "2 + x") is True
+    symbolic.WORKER._process.kill()
+    symbolic.WORKER._process.wait()
+    assert symbolic.WORKER.ask("x + 3", "3 + x") is True
+
+
+@pytest.mark.parametrize(
+    "huge", ["9^{9^{9}}", "9**9**9", "100000!", "2^{99999999}", "5!!", "7" * 300]
+)
+def test_what_is_hopeless_is_not_even_asked(huge):
+    asked = symbolic.WORKER.asked
+    assert not answers_match(huge, "x < 5", "math")
+    assert symbolic.WORKER.asked == asked
+
+
+def test_a_timed_out_pair_says_so():
+    assert grade(r"\boxed{9^{9^{9}}}", "5", "math").why == "timed out"
+
+
+SCRIPT = """
+import os, sys
+from lib import symbolic
+assert symbolic.WORKER.ask("x + 1", "1 + x")
+child = symbolic.WORKER._process.pid
+pid = os.fork()
+if pid == 0:
+    same = symbolic.WORKER.ask("x + 2", "2 + x")
+    os._exit(0 if same and symbolic.WORKER._process.pid != child else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+assert symbolic.WORKER.ask("x + 3", "3 + x")
+print(child, flush=True)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_it_survives_a_fork_and_ends_with_its_parent():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    child = int(done.stdout)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the child lives on without its parent")
+
+
+def test_importing_answers_is_quick_and_imports_no_sympy():
+    script = (
+        "import sys, time; t = time.process_time(); import lib.answers;"
+        "print(time.process_time() - t, 'sympy' in sys.modules, 'math_verify' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    seconds, *loaded = done.stdout.split()
+    assert loaded == ["False", "False"]
+    assert float(seconds) < 0.3

@@ -1,0 +1,221 @@
+"""Models load, answer alike in every engine, and merge to what the adapter does."""
+
+import os
+
+import pytest
+
+from lib.config import resolve
+from lib.errors import BadInput
+from lib.evaluation import compare, evaluate, regrade, verdict
+from lib.models import Policy, load_policy, model_folder
+from lib.runs import read_json, read_jsonl
+from lib.tasks import get_task, make_rows, sample_problems
+from tests.conftest import CPU
+
+QUESTIONS = [
+    [{"role": "user", "content": text}]
+    for text in ("What is 2 + 2?", "Name a colour.", "What is the capital of France?", "Say hello.")
+]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    changes = {"output_dir": str(folder), "profile": "cpu", "backend": "transformers"}
+    return resolve("ci", changes, CPU)
+
+
+@pytest.fixture(scope="module")
+def run(config):
+    from lib.runs import open_run
+
+    return open_run(config)
+
+
+@pytest.fixture(scope="module")
+def adapter(config, run):
+    """An adapter that has moved, so that a merge has something to do."""
+    import torch
+
+    from lib.training import save_trained
+
+    policy = load_policy(config)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, weight in policy.model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.02)
+    save_trained(policy, run)
+    return run.adapter
+
+
+@pytest.fixture(scope="module")
+def engine(config, embedded):
+    from lib.engines import VllmEngine
+
+    return VllmEngine(config, embedded)
+
+
+def test_the_embedded_model_is_complete(embedded):
+    names = {path.name for path in embedded.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= names
+    assert "quantization_config" not in read_json(embedded / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("./nowhere", "is neither a folder nor a Hub name"),
+        ("gpt2", "is neither a folder nor a Hub name"),
+        ("nobody/nothing-at-all", "could not be fetched from the Hugging Face Hub"),
+    ],
+)
+def test_a_model_that_is_not_there(name, sentence, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(BadInput, match=sentence):
+        model_folder(resolve(None, {"model": name}, CPU))
+
+
+def test_a_folder_without_safetensors_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(BadInput, match="only safetensors"):
+        model_folder(resolve(None, {"model": str(tmp_path)}, CPU))
+
+
+def test_policy_by_transformers_trains_the_adapter_alone(config):
+    policy = load_policy(config)
+    assert isinstance(policy, Policy) and policy.backend == "transformers"
+    assert policy.trainable[0] == 4_884_480
+
+
+def test_without_unsloth_the_policy_says_so(config, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "unsloth", None)
+    policy = load_policy(config.model_copy(update={"backend": "auto"}))
+    assert policy.backend == "transformers"
+    assert "Unsloth could not load the model" in policy.notes[0]
+
+
+def test_vllm_and_transformers_say_the_same_greedily(config, embedded, engine):
+    from lib.engines import Sampling, TransformersEngine
+
+    sampling = Sampling(max_tokens=6)
+    ours = [c[0].text for c in engine.generate(QUESTIONS, sampling)]
+    theirs = TransformersEngine(config, embedded).generate(QUESTIONS, sampling)
+    # bf16 sums in another order may tip a close choice once.
+    assert sum(a == b[0].text for a, b in zip(ours, theirs, strict=True)) >= len(ours) - 1
+
+
+def test_samples_repeat_with_the_seed_and_differ_without(engine):
+    from lib.engines import Sampling
+
+    def texts(seed: int) -> list[str]:
+        sampling = Sampling(2, 1.0, max_tokens=8, seed=seed)
+        return [c.text for found in engine.generate(QUESTIONS, sampling) for c in found]
+
+    first, again, other = texts(1), texts(1), texts(2)
+    assert first == again != other
+    assert len(first) == 2 * len(QUESTIONS)
+
+
+def test_logprobs_and_finish_reasons(engine):
+    from lib.engines import Sampling
+
+    [[short]] = engine.generate(QUESTIONS[:1], Sampling(max_tokens=2, logprobs=True))
+    assert short.finish_reason == "length"
+    assert len(short.logprobs) == len(short.token_ids) == 2
+    assert all(logprob <= 0 for logprob in short.logprobs)
+
+
+def test_merged_weights_in_the_engine_answer_as_the_adapter(config, embedded, adapter, engine):
+    """Handed over in place, vLLM says what peft's adapter says; and the base again after."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from lib.engines import Sampling, chat_text
+    from lib.export import become_trained, merged_weights
+
+    sampling = Sampling(max_tokens=6)
+    base = [c[0].text for c in engine.generate(QUESTIONS, sampling)]
+    become_trained(engine, embedded, adapter)
+    trained = [c[0].text for c in engine.generate(QUESTIONS, sampling)]
+    engine.hand_over(merged_weights(embedded, embedded).items())
+    assert [c[0].text for c in engine.generate(QUESTIONS, sampling)] == base != trained
+
+    tokenizer = AutoTokenizer.from_pretrained(embedded)
+    model = AutoModelForCausalLM.from_pretrained(embedded, dtype=torch.bfloat16)
+    model = PeftModel.from_pretrained(model, adapter).eval()
+    said = []
+    for question in QUESTIONS:
+        ids = tokenizer(chat_text(tokenizer, question), return_tensors="pt")["input_ids"]
+        out = model.generate(ids, max_new_tokens=6, do_sample=False)
+        said.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    assert sum(a == b for a, b in zip(trained, said, strict=True)) >= len(said) - 1
+
+
+def test_merged_folder_is_the_adapter_up_to_rounding(embedded, adapter, tmp_path):
+    from lib.export import load_adapted, load_rounded, logprob_gaps, save_merged
+
+    folder = save_merged(embedded, adapter, tmp_path / "merged")
+    rows, answers = [{"prompt": q} for q in QUESTIONS], ["4", "red", "Paris", "Hello there!"]
+    models = {"adapter": load_adapted(embedded, adapter), "merged": load_adapted(folder)}
+    models |= {"bf16": load_rounded(embedded, adapter), "base": load_adapted(embedded)}
+    gaps = {row["pair"]: row["mean"] for row in logprob_gaps(models, rows, answers, folder)}
+    assert gaps["adapter – merged"] < 0.01 < 0.1 < gaps["adapter – base"]
+    assert gaps["adapter – merged"] < gaps["adapter – bf16"] / 4
+    assert not list(folder.glob("*.bin")) and os.listdir(tmp_path) == ["merged"]
+
+
+def test_evaluation_logs_compares_and_resumes(
+    config, run, embedded, adapter, engine, monkeypatch
+):
+    from lib.export import become_trained
+
+    task = get_task("small_sums", {"largest": 9})
+    problems = sample_problems(task.load("test"), 8, seed=0)
+    rows = make_rows(problems, "answer")
+    base = evaluate(engine, problems, rows, task, config, run, "base")
+    assert len(base) == 8 * (1 + config.eval_samples)
+
+    # Killed after the greedy pass: what is there is kept, the rest is asked again.
+    log = run.evals / "base.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:8]) + lines[8][:20])
+    (run.evals / "base.json").unlink()
+    asked, generate = [], engine.generate
+
+    def watched(prompts, sampling):
+        asked.append(sampling)
+        return generate(prompts, sampling)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "generate", watched)
+        again = evaluate(engine, problems, rows, task, config, run, "base")
+    assert {sampling.temperature for sampling in asked} == {config.eval_temperature}
+    assert [r["id"] for r in again] == [r["id"] for r in base]
+
+    become_trained(engine, embedded, adapter)
+    evaluate(engine, problems, rows, task, config, run, "trained")
+    comparison = compare(run, config, "base", "trained")
+    row = comparison["greedy_strict"]
+    assert {"before", "after", "difference", "interval_95", "problems"} <= set(row)
+    assert row["problems"] == 8
+    assert row["difference"] == pytest.approx(row["after"] - row["before"])
+    assert "held-out problems" in verdict(comparison)
+    assert read_json(run.evals / "comparison.json") == comparison
+
+    records = read_jsonl(log)
+    assert regrade(records, problems, task, "answer") == records
+
+
+def test_evaluations_of_other_prompts_are_not_compared(config, run):
+    summary = read_json(run.evals / "base.json")
+    from lib.runs import write_json
+
+    summary["protocol"]["prompt_hash"] = "another"
+    write_json(run.evals / "other.json", summary)
+    with pytest.raises(BadInput, match="were not evaluated alike"):
+        compare(run, config, "other", "trained")

@@ -1,0 +1,119 @@
+"""The preflight's arithmetic and words on known samples, and the playground's handler."""
+
+import numpy as np
+import pytest
+
+from lib.answers import grade
+from lib.config import resolve
+from lib.engines import Completion
+from lib.errors import BadInput
+from lib.notebook import table
+from lib.preflight import keep, preflight, require_signal, temptations
+from lib.prompts import PROMPT_FORMATS
+from lib.rewards import build_rewards
+from lib.runs import read_json
+from lib.tasks import get_task, make_rows
+from lib.widgets import component_rows, playground
+from tests.conftest import CPU
+
+TASK = get_task("small_sums", {"largest": 9})
+PROBLEMS = TASK.load("train")[:3]
+ROWS = make_rows(PROBLEMS, "answer")
+
+
+class Scripted:
+    """An engine whose completions are written down here; the model itself runs in notebook 02."""
+
+    def __init__(self, *groups):
+        self.groups = groups
+
+    def generate(self, prompts, sampling):
+        return [
+            [Completion(text, tuple(text.encode()), "stop") for text in group]
+            for group in self.groups[: len(prompts)]
+        ]
+
+
+def run_preflight(*groups, **parameters):
+    given = {"num_generations": 2, "rewards": {"correctness": 0.5, "hard_format": 1.0}}
+    config = resolve(None, {**given, "prompt_format": "answer", **parameters}, CPU)
+    rewards, weights = build_rewards(config.rewards)
+    return preflight(Scripted(*groups), ROWS, rewards, weights, config, TASK, PROBLEMS)
+
+
+def tagged(answer) -> str:
+    return f"<answer>{answer}</answer>"
+
+
+def test_figures_by_hand():
+    golds = [row["answer"] for row in ROWS]
+    found, samples = run_preflight(
+        [tagged(golds[0]), "no idea"],  # differs
+        [tagged(golds[1]), tagged(golds[1])],  # always right
+        ["?", "?"],  # always wrong
+    )
+    assert found.signal == pytest.approx(1 / 3)
+    assert found.format_rate == pytest.approx(3 / 6)
+    assert list(found.pass_rates.values()) == [0.5, 1.0, 0.0]
+    assert found.drop == [ROWS[1]["id"], ROWS[2]["id"]]
+    # A right answer in its tags earns 0.5 · 2.0 + 1.0 · 0.25.
+    assert [sample["total"] for sample in samples] == [1.25, 0, 1.25, 1.25, 0, 0]
+    assert found.rewards["correctness"]["mean"] == 1.0
+    assert found.rewards["total"]["zero_std"] == pytest.approx(2 / 3)
+    assert found.verdict.startswith("Go: 33% of 3 groups differ")
+
+
+def test_a_dead_reward_is_said_and_stops_a_long_run(run):
+    found, _ = run_preflight(["?", "?"], ["?", "?"], ["?", "?"])
+    assert found.dead
+    assert found.verdict.startswith("Stop: 0% of 3 groups differ within, and GRPO cannot learn")
+    assert "add a worked example" in found.verdict
+    assert "No preflight was run" in require_signal(run, resolve(None, {}, CPU))
+    keep(found, run)
+    assert read_json(run.folder / "preflight.json")["signal"] == 0
+    with pytest.raises(BadInput, match="set ignore_preflight to True"):
+        require_signal(run, resolve(None, {"max_steps": 100}, CPU))
+    require_signal(run, resolve(None, {"max_steps": 2}, CPU))
+    require_signal(run, resolve(None, {"max_steps": 100, "ignore_preflight": True}, CPU))
+
+
+def test_too_easy_is_told_apart_from_too_hard():
+    golds = [row["answer"] for row in ROWS]
+    easy, _ = run_preflight(*[[tagged(gold)] * 2 for gold in golds])
+    hard, _ = run_preflight(*[[tagged(-1)] * 2 for _ in golds])
+    assert "too easy" in easy.verdict and "too hard" in hard.verdict
+
+
+def test_component_rows_are_totals_and_advantages():
+    rewards, weights = build_rewards({"correctness": 0.5, "hard_format": 1.0})
+    gold = ROWS[0]["answer"]
+    rows = component_rows([tagged(gold), "?"], ROWS[0], rewards, weights, scale=False)
+    assert [row["total"] for row in rows] == [1.25, 0]
+    assert [row["advantage"] for row in rows] == [0.625, -0.625]
+    scaled = component_rows([tagged(gold), "?"], ROWS[0], rewards, weights)
+    assert scaled[0]["advantage"] == pytest.approx(0.625 / np.std([1.25, 0], ddof=1), abs=1e-3)
+
+
+def test_moving_a_weight_in_the_playground_changes_the_table():
+    rewards, weights = build_rewards({"correctness": 0.5, "hard_format": 1.0})
+    shown = []
+    box = playground(
+        [tagged(ROWS[0]["answer"]), "?"],
+        ROWS[0],
+        rewards,
+        weights,
+        show=lambda rows: shown.append(rows) or table(rows),
+    )
+    slider = next(child for child in box.children if child.description == "correctness")
+    slider.value = 1.0
+    assert [rows[0]["total"] for rows in shown] == [1.25, 2.25]
+    box.children[0].value = "typed"
+    assert shown[-1][0]["completion"] == "typed"
+
+
+@pytest.mark.parametrize("name", ["answer", "reasoning", "think"])
+def test_only_the_right_temptation_is_right(name):
+    form = PROMPT_FORMATS[name]
+    tries = temptations(ROWS[0], form)
+    right = [w for w, t in tries.items() if grade(t, ROWS[0]["answer"], "number", "answer").correct]
+    assert right == ["right", "two answers"]  # the last complete pair of tags counts

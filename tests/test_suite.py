@@ -1,0 +1,149 @@
+"""The runner and the notebooks' ways in: sentences for bad input, stop and resume."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lib.config import ROOT
+from lib.runs import read_json
+from lib.suite import CHAIN
+
+SMALL = ["-p", "max_steps", "1", "-p", "eval_problems", "4", "-p", "eval_samples", "0"]
+
+
+def suite(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "lib.suite", *arguments]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["demmo"], 'There is no recipe \'demmo\': did you mean "demo"?'),
+        (["ci", "-p", "max_step", "2"], 'did you mean "max_steps"?'),
+        (["ci", "-p", "load_in_4bit", "'true'"], "load_in_4bit (parameter) is 'true'"),
+        (["ci", "-p", "model", "./nowhere"], "is neither a folder nor a Hub name"),
+        (["ci", "-p", "task", "gsm9k"], "There is no task 'gsm9k': did you mean \"gsm8k\"?"),
+        (["ci", "-p", "rewards", "{corectness: 1.0}"], "correctness"),
+        (["ci", "-p", "prompt_format", "thinks"], "There is no prompt format 'thinks'"),
+        (["ci", "-p", "eval_problems", "1000"], "1000 problems are asked for"),
+        (["ci", "--only", "9"], "names no notebook"),
+        (["smollm2-135m_gsm8k", "-p", "data_dir", "nowhere"], "There is no data folder nowhere"),
+    ],
+)
+def test_bad_input_ends_with_its_sentence_before_anything_starts(arguments, sentence, tmp_path):
+    done = suite(*arguments, "-p", "output_dir", str(tmp_path))
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.ipynb"))
+
+
+def test_missing_data_file_is_named(tmp_path):
+    (tmp_path / "data" / "gsm8k").mkdir(parents=True)
+    done = suite(
+        *("smollm2-135m_gsm8k", "-p", "output_dir", str(tmp_path)),
+        GRPO_DATA_DIR=str(tmp_path / "data"),
+    )
+    assert done.returncode == 2
+    assert "gsm8k has no t" in done.stderr and ".jsonl" in done.stderr
+
+
+def test_no_disk_space_is_told_before_training(ci_config, run, monkeypatch):
+    from collections import namedtuple
+
+    from lib.checks import check_inputs
+    from lib.errors import BadInput
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("lib.runs.shutil.disk_usage", lambda path: usage(1, 1, 2**20))
+    with pytest.raises(BadInput, match=r"A run of embedded needs .* GiB .* make room"):
+        check_inputs(ci_config, run)
+
+
+def test_a_gpu_too_small_is_told(tmp_path, run, monkeypatch):
+    from lib.checks import check_inputs
+    from lib.config import resolve
+    from lib.errors import BadInput
+    from lib.hardware import Hardware
+
+    tiny = Hardware("GeForce GTX 1650", 4.0, 7.5, 4, 16.0)
+    monkeypatch.setattr("lib.checks.detect_hardware", lambda cap: tiny)
+    path = tmp_path / "one.jsonl"
+    path.write_text('{"question": "1+1", "answer": "2"}\n' * 8)
+    given = {"task": "jsonl", "task_config": {"path": str(path)}, "eval_problems": 0}
+    config = resolve("qwen3-4b_gsm8k", given, tiny)
+    with pytest.raises(BadInput, match=r"Qwen3-4B.* needs about .* GTX 1650 has 4.0 GiB: try"):
+        check_inputs(config, run)
+
+
+def test_a_failure_stops_the_run_and_resume_goes_on_there(tmp_path):
+    given = ["ci", *SMALL, "-p", "output_dir", str(tmp_path)]
+    first = suite(*given, "--only", "01", "04")
+    assert first.returncode == 2
+    assert "04_pass_at_k_eval stopped:" in first.stderr
+    assert "adapter is not there: run 03_training for this run first." in first.stderr
+    assert "--resume" in first.stdout
+    (tmp_path / "ci" / "notebooks" / "01_setup.ipynb").unlink()
+
+    second = suite(*given, "--resume", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert second.returncode == 0, second.stderr
+    assert "01_setup: done before" in second.stdout
+    assert "greedy strict" in second.stdout and "report.html" in second.stdout
+    record = read_json(tmp_path / "ci" / "run.json")
+    assert list(record["finished"]) == list(CHAIN)
+    comparison = read_json(tmp_path / "ci" / "evals" / "comparison.json")
+    assert comparison["greedy_strict"]["problems"] == 4
+    left = {path.name for path in (tmp_path / "ci").iterdir()}
+    assert {"adapter", "merged", "rollouts", "train_log.jsonl", "report.html"} <= left
+    rollouts = (tmp_path / "ci" / "rollouts" / "step_00001.jsonl").read_text().splitlines()
+    assert len(rollouts) == 8 and "advantage" in json.loads(rollouts[0])
+
+
+def test_an_earlier_run_is_kept(tmp_path):
+    (tmp_path / "ci").mkdir()
+    (tmp_path / "ci" / "run.json").write_text('{"mine": 1}')
+    from lib.config import resolve
+    from lib.suite import _put_aside
+
+    _put_aside(resolve("ci", {"output_dir": str(tmp_path)}))
+    [kept] = tmp_path.glob("ci.*")
+    assert json.loads((kept / "run.json").read_text()) == {"mine": 1}
+
+
+def test_papermill_with_a_recipe_file_from_any_folder(tmp_path):
+    """`papermill notebook out -f recipe.yaml`, and an error that is one sentence."""
+    command = [
+        *(sys.executable, "-m", "papermill", str(ROOT / "notebooks" / "01_setup.ipynb")),
+        *("out.ipynb", "-f", str(ROOT / "notebooks" / "recipes" / "ci.yaml")),
+        *("-p", "output_dir", str(tmp_path), "-k", "python3"),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "ci" / "run.json").is_file()
+    command += ["-p", "seedd", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    notebook = json.loads((tmp_path / "out.ipynb").read_text())
+    [error] = [
+        output
+        for cell in notebook["cells"]
+        for output in cell.get("outputs", [])
+        if output["output_type"] == "error"
+    ]
+    assert error["traceback"] == ["There is no key 'seedd' (parameter): did you mean \"seed\"?"]
+
+
+def test_jupyter_execute_from_any_folder(tmp_path):
+    environment = {**os.environ, "GRPO_RECIPE": "ci", "GRPO_OUTPUT_DIR": str(tmp_path)}
+    notebook = ROOT / "notebooks" / "01_setup.ipynb"
+    command = [sys.executable, "-m", "jupyter", "execute", str(notebook)]
+    command += ["--output", str(tmp_path / "out.ipynb")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "ci" / "run.json").is_file()
