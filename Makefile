@@ -27,7 +27,7 @@ test: setup lint
 lint: setup
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
-	$(VENV)/nbstripout --verify --extra-keys metadata.papermill notebooks/*.ipynb
+	$(VENV)/nbstripout --verify --keep-id --extra-keys metadata.papermill notebooks/*.ipynb
 
 # Runs the suite in small on the GPU that is here; writes benchmarks/results/.
 gpu-check:

@@ -121,7 +121,10 @@ def _resume(run: Run, name: str, protocol: dict) -> list[dict]:
         log.unlink(missing_ok=True)
     (run.evals / f"{name}.json").unlink(missing_ok=True)
     write_json(begun, protocol)
-    return read_jsonl(log)
+    records = read_jsonl(log)
+    log.unlink(missing_ok=True)  # its last line may be cut short
+    append_jsonl(log, records)
+    return records
 
 
 def _record(

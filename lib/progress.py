@@ -9,7 +9,7 @@ from lib.runs import write_json
 
 def duration(seconds: float) -> str:
     """
-    >>> duration(8.3), duration(95), duration(3700)
+    >>> duration(8.3), duration(95), duration(3720)
     ('8 s', '1 min 35 s', '1 h 2 min')
     """
     seconds = round(seconds)

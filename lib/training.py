@@ -16,7 +16,7 @@ from lib.engines import Sampling, VllmEngine
 from lib.errors import BadInput
 from lib.models import Policy, live_weights
 from lib.progress import Progress
-from lib.runs import Run, append_jsonl
+from lib.runs import Run, append_jsonl, read_jsonl
 
 
 def grpo_arguments(config: Config, run: Run) -> dict[str, Any]:
@@ -284,8 +284,12 @@ def _step_log(config: Config, run: Run, watch: Callable[[list[dict]], None] | No
 
     class StepLog(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
-            self.started = time.time()
-            self.rows = []
+            # A resumed run repeats the steps after its checkpoint.
+            done = state.global_step
+            self.rows = [row for row in read_jsonl(run.train_log) if row["step"] <= done]
+            run.train_log.unlink(missing_ok=True)
+            append_jsonl(run.train_log, self.rows)
+            self.started = time.time() - (self.rows[-1]["seconds"] if self.rows else 0)
             self.progress = Progress(config.max_steps, "training", run.progress)
             self.progress.update(state.global_step)
 

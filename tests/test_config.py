@@ -54,7 +54,7 @@ def test_bf16_on_a_t4_is_refused():
 
 
 def test_unknown_recipe_names_the_nearest():
-    with pytest.raises(BadInput, match='no recipe \'demmo\': did you mean "demo"'):
+    with pytest.raises(BadInput, match="no recipe 'demmo': did you mean \"demo\""):
         resolve("demmo", {}, CPU)
 
 

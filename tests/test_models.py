@@ -50,7 +50,7 @@ def adapter(config, run):
 
 
 @pytest.fixture(scope="module")
-def engine(config, embedded):
+def engine(config, run, embedded):
     from lib.engines import VllmEngine
 
     return VllmEngine(config, embedded)
@@ -169,9 +169,7 @@ def test_merged_folder_is_the_adapter_up_to_rounding(embedded, adapter, tmp_path
     assert not list(folder.glob("*.bin")) and os.listdir(tmp_path) == ["merged"]
 
 
-def test_evaluation_logs_compares_and_resumes(
-    config, run, embedded, adapter, engine, monkeypatch
-):
+def test_evaluation_logs_compares_and_resumes(config, run, embedded, adapter, engine, monkeypatch):
     from lib.export import become_trained
 
     task = get_task("small_sums", {"largest": 9})

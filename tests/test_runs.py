@@ -50,7 +50,7 @@ def test_full_disk_is_told(run):
 
 
 def test_duration():
-    assert [duration(s) for s in (8.3, 95, 3700)] == ["8 s", "1 min 35 s", "1 h 2 min"]
+    assert [duration(s) for s in (8.3, 95, 3720)] == ["8 s", "1 min 35 s", "1 h 2 min"]
 
 
 def test_progress_tells_the_time_left_and_leaves_no_file(tmp_path, monkeypatch):

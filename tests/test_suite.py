@@ -24,7 +24,7 @@ def suite(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.C
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["demmo"], 'There is no recipe \'demmo\': did you mean "demo"?'),
+        (["demmo"], "There is no recipe 'demmo': did you mean \"demo\"?"),
         (["ci", "-p", "max_step", "2"], 'did you mean "max_steps"?'),
         (["ci", "-p", "load_in_4bit", "'true'"], "load_in_4bit (parameter) is 'true'"),
         (["ci", "-p", "model", "./nowhere"], "is neither a folder nor a Hub name"),
