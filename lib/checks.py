@@ -6,7 +6,7 @@ from lib.config import ROOT, Config
 from lib.errors import BadInput
 from lib.hardware import GIB, detect_hardware
 from lib.memory import SHAPES, ModelShape, check_fit, read_shape
-from lib.models import EMBEDDED, model_folder
+from lib.models import EMBEDDED, is_hub_name, model_folder
 from lib.rewards import build_rewards
 from lib.runs import Run
 from lib.tasks import Problem, Task, few_shot_examples, get_format, get_task, sample_problems
@@ -31,8 +31,7 @@ def find_shape(config: Config) -> ModelShape | None:
     """The model's size; None for one on the Hub that has not been fetched yet."""
     if config.model in SHAPES:
         return SHAPES[config.model]
-    local = [Path(config.model).expanduser(), ROOT / config.model]
-    if config.model.count("/") == 1 and not any(folder.is_dir() for folder in local):
+    if is_hub_name(config.model) and not (ROOT / config.model).is_dir():
         return None
     return read_shape(model_folder(config))
 

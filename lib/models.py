@@ -61,12 +61,17 @@ def model_folder(config: Config) -> Path:
     for local in (Path(config.model).expanduser(), ROOT / config.model):
         if local.is_dir():
             return _with_safetensors(local.resolve(), config.model)
-    if config.model.startswith((".", "/", "~")) or config.model.count("/") != 1:
+    if not is_hub_name(config.model):
         raise BadInput(
             f'model {config.model!r} is neither a folder nor a Hub name: give "embedded", '
             f'"owner/name", or the path of a folder with safetensors.'
         )
     return _with_safetensors(_from_hub(config.model), config.model)
+
+
+def is_hub_name(model: str) -> bool:
+    """Whether it has the form "owner/name" and is not meant as a path."""
+    return model.count("/") == 1 and not model.startswith((".", "/", "~"))
 
 
 def _from_hub(name: str) -> Path:

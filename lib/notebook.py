@@ -32,13 +32,15 @@ def _show_sentences_only() -> None:
 
 
 def table(rows: Iterable[Mapping[str, Any] | Sequence[Any]], columns: Sequence[str] = ()) -> Any:
-    """Rows as a table that a notebook shows whole, without an index."""
+    """Rows as a table that a notebook shows whole, without an index and with its tags visible."""
     import pandas as pd
 
     pd.set_option("display.max_colwidth", None, "display.max_rows", None)
     frame = pd.DataFrame(list(rows), columns=list(columns) or None)
-    return frame.style.hide(axis="index").set_properties(
-        **{"text-align": "left", "white-space": "pre-wrap"}
+    return (
+        frame.style.hide(axis="index")
+        .format(escape="html", precision=3, na_rep="")
+        .set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
     )
 
 

@@ -117,3 +117,9 @@ def test_only_the_right_temptation_is_right(name):
     tries = temptations(ROWS[0], form)
     right = [w for w, t in tries.items() if grade(t, ROWS[0]["answer"], "number", "answer").correct]
     assert right == ["right", "two answers"]  # the last complete pair of tags counts
+
+
+def test_tables_show_tags_and_leave_gaps_empty():
+    page = table([{"text": "<answer>18</answer>", "x": 0.123456}, {"text": "?"}]).to_html()
+    assert "&lt;answer&gt;18&lt;/answer&gt;" in page
+    assert "0.123" in page and "0.1234" not in page and "nan" not in page

@@ -75,8 +75,10 @@ def test_a_gpu_too_small_is_told(tmp_path, run, monkeypatch):
     tiny = Hardware("GeForce GTX 1650", 4.0, 7.5, 4, 16.0)
     monkeypatch.setattr("lib.checks.detect_hardware", lambda cap: tiny)
     path = tmp_path / "one.jsonl"
-    path.write_text('{"question": "1+1", "answer": "2"}\n' * 8)
-    given = {"task": "jsonl", "task_config": {"path": str(path)}, "eval_problems": 0}
+    rows = [json.dumps({"question": f"{i} + 1?", "answer": str(i + 1)}) for i in range(40)]
+    path.write_text("\n".join(rows))
+    given = {"task": "jsonl", "task_config": {"path": str(path), "test_share": 0.5}}
+    given |= {"train_problems": 0, "eval_problems": 0}
     config = resolve("qwen3-4b_gsm8k", given, tiny)
     with pytest.raises(BadInput, match=r"Qwen3-4B.* needs about .* GTX 1650 has 4.0 GiB: try"):
         check_inputs(config, run)
