@@ -87,11 +87,33 @@ def make_engine(config: Config, folder: Path) -> Engine:
         return TransformersEngine(config, folder)
     try:
         return VllmEngine(config, folder)
-    except (ImportError, RuntimeError, ValueError, OSError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+    except START_ERRORS as error:
         engine = TransformersEngine(config, folder)
-        engine.notes.append(f"vLLM could not start ({reason}): transformers generates, slower.")
+        engine.notes.append(no_vllm(error))
         return engine
+
+
+# What vLLM raises where it does not fit the machine; anything else is a fault of ours.
+START_ERRORS = (ImportError, RuntimeError, ValueError, OSError, AssertionError)
+
+
+def no_vllm(error: Exception) -> str:
+    """The sentence to show where vLLM could not start."""
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"vLLM could not start ({reason}): transformers generates, slower."
+
+
+def training_sampling(config: Config, n: int = 1, step: int = 0) -> Sampling:
+    """How completions are drawn in training; what a step draws depends on seed and step alone."""
+    return Sampling(
+        n=n,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        min_p=config.min_p,
+        max_tokens=config.max_completion_length,
+        seed=config.seed + step,
+    )
 
 
 class VllmEngine:

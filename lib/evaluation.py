@@ -12,6 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -74,11 +75,15 @@ def evaluate(
     progress.update(len(records))
     started = time.perf_counter()
     for kind, sampling in passes.items():
-        todo = [row for row in rows if (kind, row["id"]) not in done]
         per_chunk = max(1, CHUNK // sampling.n)
-        for start in range(0, len(todo), per_chunk):
-            chunk = todo[start : start + per_chunk]
-            answers = engine.generate([row["prompt"] for row in chunk], sampling)
+        for start in range(0, len(rows), per_chunk):
+            asked = rows[start : start + per_chunk]
+            chunk = [row for row in asked if (kind, row["id"]) not in done]
+            if not chunk:
+                continue
+            # Each chunk draws from a stream of its own.
+            drawn = replace(sampling, seed=sampling.seed + start)
+            answers = engine.generate([row["prompt"] for row in chunk], drawn)
             fresh = [
                 _record(task, by_id[row["id"]], kind, i, completion, tag)
                 for row, completions in zip(chunk, answers, strict=True)

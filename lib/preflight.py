@@ -9,13 +9,15 @@ prompt earn the same, their advantages are zero and the step is lost.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lib.config import Config
-from lib.engines import Engine, Sampling
+from lib.engines import Completion, Engine, training_sampling
 from lib.errors import BadInput
+from lib.progress import Progress
 from lib.prompts import PromptFormat, get_format
 from lib.runs import Run, read_json, write_json
 from lib.tasks import Problem, Task, sample_problems
@@ -84,6 +86,7 @@ def preflight(
     config: Config,
     task: Task,
     problems: Sequence[Problem],
+    progress_file: Path | None = None,
 ) -> tuple[Preflight, list[dict[str, Any]]]:
     """Sample G completions for some training prompts and score them.
 
@@ -94,7 +97,7 @@ def preflight(
     rows = [row for row in rows if row["id"] in chosen]
     by_id = {problem.id: problem for problem in problems}
     group = config.num_generations
-    answers = engine.generate([row["prompt"] for row in rows], _sampling(config))
+    answers = _sample(engine, rows, config, progress_file)
     flat = [answer for found in answers for answer in found]
     scores = score(rewards, [row for row in rows for _ in range(group)], flat)
     totals = np.nansum([np.array(v) * w for v, w in zip(scores.values(), weights, strict=True)], 0)
@@ -118,16 +121,19 @@ def preflight(
     return _summary(samples, {**scores, "total": totals}, group, tag), samples
 
 
-def _sampling(config: Config) -> Sampling:
-    return Sampling(
-        n=config.num_generations,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        min_p=config.min_p,
-        max_tokens=config.max_completion_length,
-        seed=config.seed,
-    )
+def _sample(
+    engine: Engine, rows: Sequence[dict], config: Config, progress_file: Path | None
+) -> list[list[Completion]]:
+    """A group for each row, a few groups at a time so that progress can be shown."""
+    progress = Progress(len(rows), "sampling the base model", progress_file)
+    found: list[list[Completion]] = []
+    for start in range(0, len(rows), 8):
+        progress.update(start)
+        sampling = training_sampling(config, config.num_generations, step=start)
+        found += engine.generate([row["prompt"] for row in rows[start : start + 8]], sampling)
+    progress.update(len(rows))
+    progress.close()
+    return found
 
 
 def score(

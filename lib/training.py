@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import Config
-from lib.engines import Sampling, VllmEngine
+from lib.engines import START_ERRORS, VllmEngine, no_vllm, training_sampling
 from lib.errors import BadInput
 from lib.models import Policy, live_weights
 from lib.progress import Progress
@@ -178,23 +178,14 @@ class RolloutEngine:
             return None
         try:
             return cls(config, policy)
-        except (ImportError, RuntimeError, ValueError, OSError, AssertionError) as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            policy.notes.append(f"vLLM could not start ({reason}): transformers generates, slower.")
+        except START_ERRORS as error:
+            policy.notes.append(no_vllm(error))
             return None
 
     def generate(self, model: Any, prompts: list[list[int]], step: int) -> list[list[int]]:
         """One completion for each prompt, as token ids."""
         self.engine.hand_over(live_weights(model))
-        config = self.config
-        sampling = Sampling(
-            temperature=config.temperature,
-            top_p=config.top_p,
-            top_k=config.top_k,
-            min_p=config.min_p,
-            max_tokens=config.max_completion_length,
-            seed=config.seed + step,
-        )
+        sampling = training_sampling(self.config, step=step)
         return [list(answer.token_ids) for [answer] in self.engine.complete(prompts, sampling)]
 
 
