@@ -15,7 +15,7 @@ import time
 from lib.config import ROOT, resolve
 from lib.errors import BadInput
 from lib.hardware import detect_hardware
-from lib.runs import Run, read_json, read_jsonl, write_json
+from lib.runs import Run, read_json, read_jsonl, run_folder, write_json
 from lib.suite import main as run_suite
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -59,7 +59,7 @@ def main() -> int:
         code = run_suite(["gpu_check", *sys.argv[1:]])
     if code:
         return code
-    run = Run((ROOT / config.output_dir).resolve() / config.run_name)
+    run = Run(run_folder(config))
     result = measured(run) | {
         "gpu": hardware.gpu,
         "peak_gpu_mib": memory.peak,

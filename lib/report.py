@@ -112,10 +112,6 @@ def write_report(run: Run, config: Config) -> str:
     return "\n".join([*shown, f"Report: {run.shown(run.report)}"])
 
 
-def _made_with(record: dict[str, Any]) -> list[tuple[str, Any]]:
-    return [*record["versions"].items(), *record["hardware"].items(), ("commit", record["commit"])]
-
-
 def _figure(path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     title = path.stem.replace("_", " ")

@@ -122,13 +122,18 @@ class Run:
             )
 
 
+def run_folder(config: Config) -> Path:
+    """Where the configuration's run lies, whether or not it is there yet."""
+    return (ROOT / config.output_dir).resolve() / config.run_name
+
+
 def open_run(config: Config) -> Run:
     """The configuration's run folder, made where it is missing, with its record brought up.
 
     Anchors here what libraries would strew over the working folder, and asks
     them not to talk; call it before torch, Unsloth or vLLM are imported.
     """
-    folder = (ROOT / config.output_dir).resolve() / config.run_name
+    folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder)
     quiet_process(run)

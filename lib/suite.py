@@ -28,7 +28,7 @@ from lib.config import ROOT, Config, find_recipe, resolve
 from lib.errors import BadInput
 from lib.progress import duration
 from lib.report import write_report
-from lib.runs import Run, open_run, read_json, write_json
+from lib.runs import Run, open_run, read_json, run_folder, write_json
 
 NOTEBOOKS = ROOT / "notebooks"
 CHAIN = (
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _put_aside(config: Config) -> None:
     """A finished or broken run of the same name is kept under the time it was last touched."""
-    folder = (ROOT / config.output_dir).resolve() / config.run_name
+    folder = run_folder(config)
     if (folder / "run.json").is_file():
         stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
         kept = folder.with_name(f"{folder.name}.{stamp}")
