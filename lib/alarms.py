@@ -1,0 +1,292 @@
+"""What goes wrong in GRPO training, in words, from the log alone.
+
+    >>> log = [{"step": i, "completions/clipped_ratio": 0.9} for i in range(1, 11)]
+    >>> [alarm.name for alarm in alarms(log)]
+    ['mostly truncated']
+
+Each check compares the latest steps with the first ones, `window(log)` of each. A reward
+"rose" where the difference is `CLEAR` standard errors and "stood still" below one, so that
+the noise of small batches rings nothing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+WINDOW = 5  # steps at the least; before there are two such windows nothing is said
+CLEAR = 3.0  # standard errors; each new step is another chance to ring, so 2 are too few
+FLAT_STEPS = 30  # a run of the embedded model whose groups never differed stood still this long
+LOST_GAIN = 0.5  # share of the best gain that is gone again
+NO_SIGNAL = 0.75  # share of groups: then a step costs four times what it teaches (DAPO, sec. 3.2)
+TRUNCATED = 0.5  # share of completions: their reward tells of the limit, not of the answer
+LONGER = 2.0  # without more reward: GRPO's length bias (Liu et al. 2025, Dr. GRPO, sec. 3.1)
+SHORTER = 1 / 3  # without more reward; with it the policy merely stopped rambling
+# At 0.02 nats a token the likeliest one has about 99.7 %: nothing is left to try, and the
+# reward stays where it is (Cui et al. 2025, arXiv 2505.22617). Healthy runs of short answers
+# end at 0.1 to 0.5.
+ENTROPY_LOW = 0.02
+ENTROPY_LEFT = 0.1  # and at most this share of what it began with
+KL_HIGH = 1.0  # nats a token: the policy is e times as sure of its tokens as the reference
+DRIVER = 0.9  # share of all rises that one reward makes up, while another stands still
+HELDOUT_PROBLEMS = 64  # assumed where "heldout/problems" does not say
+# Nats a token between sampler and trainer. Numerics leave 0.01 to 0.02 in bf16; above 0.1
+# the update is off-policy in earnest (Yao et al. 2025, truncated importance sampling).
+SAMPLER_GAP = 0.1
+SAMPLER_KEYS = ("sampling/sampling_logp_difference/mean", "sampling/logp_difference/mean")
+PENALTIES = ("soft_overlong", "repetition_penalty")  # 0 is the most they pay
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A name to look for, the step it was raised at, and a sentence: what, and what to do."""
+
+    name: str
+    step: int
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.name} (step {self.step}): {self.sentence}"
+
+
+@dataclass(frozen=True)
+class Course:
+    """A value's mean in the first and in the latest window, and the error of their difference."""
+
+    before: float
+    now: float
+    error: float
+
+    @property
+    def change(self) -> float:
+        return self.now - self.before
+
+    @property
+    def rose(self) -> bool:
+        return self.change > CLEAR * self.error
+
+    @property
+    def fell(self) -> bool:
+        return -self.change > CLEAR * self.error
+
+    @property
+    def still(self) -> bool:
+        """Not higher than chance alone makes it."""
+        return self.change <= self.error
+
+
+def alarms(log: Sequence[Mapping], weights: Mapping[str, float] | None = None) -> list[Alarm]:
+    """What is wrong at the latest step of the log.
+
+    Args:
+        log: rows of `train_log.jsonl`, one an optimizer step; a key that is missing rings nothing.
+        weights: what each reward counts, by name; 1 where not given.
+    """
+    if len(log) < 2 * WINDOW:
+        return []
+    found = {name: check(log, weights or {}) for name, check in CHECKS.items()}
+    step = log[-1]["step"]
+    return [Alarm(name, step, sentence) for name, sentence in found.items() if sentence]
+
+
+def window(log: Sequence[Mapping]) -> int:
+    """How many steps are compared: a fifth of the run, so that long runs are judged calmly."""
+    return max(WINDOW, len(log) // 5)
+
+
+def values(log: Sequence[Mapping], key: str) -> np.ndarray:
+    """The key's numbers in the rows that have one."""
+    found = [row[key] for row in log if row.get(key) is not None]
+    return np.array([value for value in found if np.isfinite(value)], dtype=float)
+
+
+def course(log: Sequence[Mapping], key: str) -> Course | None:
+    """None where the log does not hold enough of the key."""
+    series, size = values(log, key), window(log)
+    if len(series) < 2 * WINDOW:
+        return None
+    return _course(series[:size], series[-size:], _scatter(series))
+
+
+def _course(first: np.ndarray, last: np.ndarray, scatter: float) -> Course:
+    error = scatter * np.sqrt(1 / len(first) + 1 / len(last))
+    return Course(float(first.mean()), float(last.mean()), float(error))
+
+
+def _scatter(series: np.ndarray) -> float:
+    """The standard deviation of single steps around their trend, from their differences.
+
+    All steps tell of it, where the few of a window would often guess it too small (von Neumann
+    et al. 1941).
+    """
+    return float(np.sqrt((np.diff(series) ** 2).mean() / 2))
+
+
+def _reward_flat(log, weights) -> str | None:
+    reward = course(log, "reward")
+    if reward is None or len(log) < FLAT_STEPS or not reward.still or reward.fell:
+        return None
+    return (
+        f"{reward.before:.3g} in the first steps and {reward.now:.3g} now, within the noise of "
+        f"±{reward.error:.2g}; a hard task can take 150 steps and more, but look at the groups' "
+        "signal, raise learning_rate, or begin with easier prompts."
+    )
+
+
+def _reward_fell(log, weights) -> str | None:
+    series, size = values(log, "reward"), window(log)
+    if len(series) < 2 * WINDOW:
+        return None
+    start, latest, scatter = series[:size], series[-size:], _scatter(series)
+    parts = [series[i : i + size] for i in range(len(series) - size + 1)]
+    best = max(parts, key=np.mean)
+    overall = _course(start, latest, scatter)
+    gain, loss = _course(start, best, scatter), _course(best, latest, scatter)
+    lost_again = gain.rose and loss.fell and -loss.change > LOST_GAIN * gain.change
+    if not (overall.fell or lost_again):
+        return None
+    return (
+        f"{best.mean():.3g} at best and {latest.mean():.3g} now: lower learning_rate, or hold the "
+        "policy with beta or a smaller epsilon, and go back to a checkpoint before the fall."
+    )
+
+
+def _no_signal(log, weights) -> str | None:
+    share = course(log, "frac_reward_zero_std")
+    if share is None or share.now < NO_SIGNAL:
+        return None
+    return (
+        f"in {share.now:.0%} of the groups all completions earned the same and taught nothing: "
+        "choose prompts that are sometimes right, more num_generations, or a finer reward."
+    )
+
+
+def _truncated(log, weights) -> str | None:
+    share = course(log, "completions/clipped_ratio")
+    if share is None or share.now < TRUNCATED:
+        return None
+    return (
+        f"{share.now:.0%} of the completions ran into max_completion_length: raise it, ask for "
+        "less in the prompt, or leave them out of the loss with mask_truncated_completions."
+    )
+
+
+def _length(log, weights) -> tuple[Course | None, bool]:
+    """The length's course, and whether the reward stood still beside it."""
+    length, reward = course(log, "completions/mean_length"), course(log, "reward")
+    return length, reward is not None and reward.still
+
+
+def _length_explosion(log, weights) -> str | None:
+    length, still = _length(log, weights)
+    if length is None or not still or length.now < LONGER * length.before:
+        return None
+    return (
+        f"from {length.before:.0f} to {length.now:.0f} tokens with no more reward: use loss_type "
+        "dr_grpo or dapo, or a reward against overlong answers."
+    )
+
+
+def _length_collapse(log, weights) -> str | None:
+    length, still = _length(log, weights)
+    if length is None or not still or length.now > SHORTER * length.before:
+        return None
+    return (
+        f"from {length.before:.0f} to {length.now:.0f} tokens with no more reward: read the "
+        "completions, and look for a reward that short ones earn unworked."
+    )
+
+
+def _entropy(log, weights) -> str | None:
+    entropy = course(log, "entropy")
+    if entropy is None or entropy.now > min(ENTROPY_LOW, ENTROPY_LEFT * entropy.before):
+        return None
+    return (
+        f"{entropy.before:.2g} nats a token at first and {entropy.now:.2g} now, so that all "
+        "completions of a prompt are nearly one: raise epsilon_high, lower learning_rate, or "
+        "stop here."
+    )
+
+
+def _kl(log, weights) -> str | None:
+    kl = course(log, "kl")
+    if kl is None or kl.now < KL_HIGH:
+        return None
+    return (
+        f"{kl.now:.2g} nats a token from the reference model, {kl.before:.2g} at first: lower "
+        "learning_rate or raise beta, and go back to a checkpoint before it."
+    )
+
+
+def _one_reward(log, weights) -> str | None:
+    courses = {}
+    for key in log[-1]:
+        name = key.removeprefix("rewards/").removesuffix("/mean")
+        if key == f"rewards/{name}/mean" and (seen := course(log, key)):
+            courses[name] = seen
+    rises = {name: weights.get(name, 1.0) * seen.change for name, seen in courses.items()}
+    total = sum(rise for rise in rises.values() if rise > 0)
+    still = [name for name in courses if courses[name].still and _at_work(log, name)]
+    if not total or not still:
+        return None
+    driver = max(rises, key=rises.__getitem__)
+    if not courses[driver].rose or rises[driver] < DRIVER * total:
+        return None
+    others = " and ".join(f"{name} ({courses[name].now:.3g})" for name in still)
+    return (
+        f"{driver} makes {rises[driver] / total:.0%} of the rise while {others} stood still: the "
+        "policy learns what is easy to earn; lower that weight, or pay it only with the rest."
+    )
+
+
+def _at_work(log, name) -> bool:
+    """Whether completions still differ in this reward, or never earned any of it."""
+    spread = values(log[-window(log) :], f"rewards/{name}/std")
+    never = name not in PENALTIES and not values(log, f"rewards/{name}/mean").any()
+    return never or bool(spread.any())
+
+
+def _hacking(log, weights) -> str | None:
+    rows = [row for row in log if row.get("heldout/strict") is not None]
+    if len(rows) < 3:
+        return None
+    best = max(rows, key=lambda row: row["heldout/strict"])
+    high, now = best["heldout/strict"], rows[-1]["heldout/strict"]
+    problems = rows[-1].get("heldout/problems", HELDOUT_PROBLEMS)
+    error = np.sqrt((high * (1 - high) + now * (1 - now)) / problems)
+    if high - now < 2 * error:
+        return None
+    size, end = window(log), [row["step"] for row in log].index(best["step"]) + 1
+    reward = course(log[max(0, end - size) :], "reward")
+    if reward is None or reward.still:
+        return None
+    return (
+        f"the reward rose from {reward.before:.3g} to {reward.now:.3g} since step {best['step']} "
+        f"while held-out accuracy fell from {high:.1%} to {now:.1%}, the sign of reward hacking: "
+        "read the completions that earn most, and mend the reward."
+    )
+
+
+def _sampler(log, weights) -> str | None:
+    gap = next((seen for key in SAMPLER_KEYS if (seen := course(log, key))), None)
+    if gap is None or gap.now < SAMPLER_GAP:
+        return None
+    return (
+        f"the sampler's log-probs lie {gap.now:.2g} nats a token from the trainer's: keep "
+        "vllm_importance_sampling_correction on, and give both the same precision and weights."
+    )
+
+
+CHECKS: dict[str, Callable] = {
+    "reward flat": _reward_flat,
+    "reward fell": _reward_fell,
+    "groups without signal": _no_signal,
+    "mostly truncated": _truncated,
+    "length explosion": _length_explosion,
+    "length collapse": _length_collapse,
+    "entropy collapse": _entropy,
+    "KL blow-up": _kl,
+    "one reward drives all": _one_reward,
+    "train up, held-out down": _hacking,
+    "sampler and trainer apart": _sampler,
+}
