@@ -1,6 +1,7 @@
 """The curves of a training run, from its log."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -8,6 +9,76 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lib.plots import BLUE, GREEN, GREY, ORANGE, STYLE
+from lib.progress import duration
+
+COLORS = (BLUE, ORANGE, GREEN, GREY, *plt.cm.Dark2.colors)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of axes: the log's keys that are drawn on it, and what each is called there."""
+
+    title: str
+    unit: str
+    lines: dict[str, str]  # key of the log -> label; one line alone needs none
+
+
+def panels(log: Sequence[dict]) -> list[Panel]:
+    """What there is to draw: a panel whose keys the log does not hold falls away."""
+    rewards = [key for key in log[-1] if key.startswith("rewards/") and key.endswith("/mean")]
+    each = {key: key.split("/")[1] for key in rewards} if len(rewards) > 1 else {}
+    wanted = [
+        Panel("reward", "reward", {"reward": "total", **each}),
+        Panel(
+            "held-out accuracy",
+            "share",
+            {"heldout/strict": "strict", "heldout/lenient": "lenient"},
+        ),
+        Panel("groups without signal", "share", {"frac_reward_zero_std": ""}),
+        Panel("completion length", "tokens", {"completions/mean_length": ""}),
+        Panel("completions cut off", "share", {"completions/clipped_ratio": ""}),
+        Panel("entropy", "nats a token", {"entropy": ""}),
+        Panel("KL to the reference", "nats a token", {"kl": ""}),
+        Panel("tokens at the clip", "share of tokens", {"clip_ratio/region_mean": ""}),
+    ]
+    held = {key for row in log for key, value in row.items() if value is not None}
+    return [panel for panel in wanted if held & panel.lines.keys()]
+
+
+def training_curves(log: Sequence[dict], title: str = "") -> Figure:
+    """Every panel by optimizer step: each value pale, its mean over the latest steps in colour."""
+    shown = panels(log)
+    columns = -(-len(shown) // 2)
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=(3.3 * columns, 5.2), layout="constrained")
+        axes = figure.subplots(2, columns, sharex=True, squeeze=False).flat
+        for axis, panel in zip(axes, shown, strict=False):
+            _draw(axis, panel, log)
+        for axis in list(axes)[len(shown) :]:
+            axis.set_axis_off()
+        figure.supxlabel("optimizer step", fontsize=10)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    return figure
+
+
+def _draw(axis: Any, panel: Panel, log: Sequence[dict]) -> None:
+    for (key, label), color in zip(panel.lines.items(), COLORS, strict=False):
+        points = [(row["step"], row[key]) for row in log if row.get(key) is not None]
+        if not points:
+            continue
+        steps, values = zip(*points, strict=True)
+        every_step = len(points) > len(log) / 2
+        axis.plot(steps, values, color=color, lw=1, alpha=0.3 if every_step else 1, marker="")
+        if every_step:
+            axis.plot(steps, smooth(values), color=color, lw=2, label=label)
+        else:  # measured now and then: each point counts
+            axis.plot(steps, values, "o", ms=4, color=color, label=label)
+    axis.set_title(panel.title, loc="left", fontsize=10)
+    axis.set_ylabel(panel.unit, fontsize=9)
+    if panel.unit == "share":
+        axis.set_ylim(-0.02, 1.02)
+    if len(panel.lines) > 1:
+        axis.legend(fontsize=8)
 
 
 def smooth(values: Sequence[float], window: int = 5) -> np.ndarray:
@@ -16,37 +87,18 @@ def smooth(values: Sequence[float], window: int = 5) -> np.ndarray:
     return np.array([values[max(0, i - window + 1) : i + 1].mean() for i in range(len(values))])
 
 
-def training_curves(log: Sequence[dict], figure: Figure | None = None) -> Figure:
-    """Reward, signal, length and entropy by optimizer step, from `train_log.jsonl`."""
-    with plt.rc_context(STYLE):
-        figure = figure or plt.figure(figsize=(10, 5.6), layout="constrained")
-        figure.clear()
-        axes = figure.subplots(2, 2, sharex=True).flat
-        steps = [row["step"] for row in log]
-        _line(axes[0], steps, [row["reward"] for row in log], "mean reward", BLUE)
-        for i, name in enumerate(_rewards(log)):
-            values = smooth([row[f"rewards/{name}/mean"] for row in log])
-            axes[0].plot(steps, values, "--", lw=1, color=plt.cm.tab10(i + 1), label=name)
-        axes[0].legend(fontsize=8)
-        zero = [row["frac_reward_zero_std"] for row in log]
-        _line(axes[1], steps, zero, "groups without signal", ORANGE)
-        axes[1].set_ylim(-0.02, 1.02)
-        _line(axes[2], steps, [r["completions/mean_length"] for r in log], "mean length", GREEN)
-        axes[2].set_xlabel("optimizer step")
-        _line(axes[3], steps, [row.get("entropy", np.nan) for row in log], "entropy", GREY)
-        axes[3].set_xlabel("optimizer step")
-        for axis, unit in zip(axes, ("reward", "share", "tokens", "nats"), strict=True):
-            axis.set_ylabel(unit)
-    return figure
+def pace(log: Sequence[dict], steps: int) -> str:
+    """How far a run of so many steps is: "step 20 of 36, 2 min 20 s left, 281 tokens/s".
 
-
-def _rewards(log: Sequence[dict]) -> list[str]:
-    """The rewards' names where there are several: one alone is the total."""
-    keys = [key for key in log[0] if key.startswith("rewards/") and key.endswith("/mean")]
-    return [key.split("/")[1] for key in keys] if len(keys) > 1 else []
-
-
-def _line(axis: Any, steps: Sequence[int], values: Sequence[float], title: str, color: str) -> None:
-    axis.plot(steps, values, color=color, alpha=0.3, lw=1)
-    axis.plot(steps, smooth(values), color=color, lw=2, label=title)
-    axis.set_title(title, loc="left", fontsize=10)
+    Time and tokens (of prompts and completions) are those of the latest ten steps.
+    """
+    last, first = log[-1], log[-min(len(log), 11)]
+    done, spent = last["step"] - first["step"], last["seconds"] - first["seconds"]
+    told = [f"step {last['step']} of {steps}"]
+    if last["step"] >= steps:
+        told.append(f"{duration(last['seconds'])} in all")
+    elif done:
+        told.append(f"{duration(spent / done * (steps - last['step']))} left")
+    if done and spent > 0 and "num_tokens" in last and "num_tokens" in first:
+        told.append(f"{(last['num_tokens'] - first['num_tokens']) / spent:,.0f} tokens/s")
+    return ", ".join(told)

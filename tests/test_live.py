@@ -1,0 +1,118 @@
+"""The live figure: what it draws, what it says beside it, and what it leaves."""
+
+import numpy as np
+import pytest
+
+from lib.alarms import Alarm
+from lib.config import ROOT
+from lib.curves import pace, panels, smooth, training_curves
+from lib.live import LivePlot, in_words
+from lib.runs import read_json, read_jsonl
+
+DEMO = ROOT / "tests" / "data" / "demo_train_log.jsonl"  # a real run's
+ALWAYS = ["reward", "groups without signal", "completion length", "completions cut off", "entropy"]
+
+
+@pytest.fixture
+def log():
+    return read_jsonl(DEMO)
+
+
+def titles(log) -> list[str]:
+    return [panel.title for panel in panels(log)]
+
+
+def test_what_the_log_holds_is_drawn_and_nothing_else(log):
+    assert titles(log) == [*ALWAYS, "tokens at the clip"]
+    log[11] |= {"heldout/strict": 0.4, "heldout/lenient": 0.5}
+    log[0] |= {"kl": 0.1}
+    assert titles(log) == [
+        *(ALWAYS[0], "held-out accuracy", *ALWAYS[1:]),
+        *("KL to the reference", "tokens at the clip"),
+    ]
+
+
+def test_one_reward_alone_is_the_total(log):
+    rewards = panels(log)[0].lines.values()
+    assert list(rewards) == ["total", "correctness", "partial_credit"]
+    alone = [{"step": 1, "reward": 0.5, "rewards/correctness/mean": 0.5}]
+    assert list(panels(alone)[0].lines.values()) == ["total"]
+
+
+def test_each_step_is_drawn_and_its_smoothing(log):
+    [axis, *_] = training_curves(log, "as it stands").axes
+    raw, smoothed = (line.get_ydata() for line in axis.lines[:2])
+    assert list(raw) == [row["reward"] for row in log]
+    assert smoothed[9] == pytest.approx(np.mean(raw[5:10]))
+
+
+def test_held_out_points_stand_at_their_steps(log):
+    for i in (5, 11):
+        log[i]["heldout/strict"] = i / 20
+    held_out = training_curves(log).axes[1]
+    assert held_out.get_title(loc="left") == "held-out accuracy"
+    assert held_out.lines[1].get_xydata().tolist() == [[6, 0.25], [12, 0.55]]
+
+
+def test_smooth_begins_with_what_there_is():
+    assert smooth([1, 3, 5, 7], window=2).tolist() == [1, 2, 4, 6]
+
+
+def test_pace_is_that_of_the_latest_steps():
+    slow = [{"step": i, "seconds": 100.0 * i, "num_tokens": 10 * i} for i in range(1, 6)]
+    log = slow + [
+        {"step": 5 + i, "seconds": 500 + 2.0 * i, "num_tokens": 50 + 1000 * i} for i in range(1, 12)
+    ]
+    assert pace(log, 100) == "step 16 of 100, 2 min 48 s left, 500 tokens/s"
+    assert pace(log, 16) == "step 16 of 16, 8 min 42 s in all, 500 tokens/s"
+    assert pace(log[:1], 100) == "step 1 of 100"
+
+
+def test_the_run_keeps_the_figure_and_the_alarms(log, run):
+    with LivePlot(run, 36) as live:
+        live.update(log[:5])
+        live.update(log[:6])  # within the pause: not drawn
+        drawn = (run.figures / "training.png").stat().st_mtime_ns
+        truncated = [row | {"completions/clipped_ratio": 0.9} for row in log]
+        live.update(truncated)
+        assert (run.figures / "training.png").stat().st_mtime_ns == drawn
+    [alarm] = read_json(run.folder / "alarms.json")
+    assert alarm["name"] == "mostly truncated" and alarm["step"] == 36
+
+
+def test_a_run_that_never_stepped_leaves_no_figure(run):
+    with pytest.raises(ZeroDivisionError), LivePlot(run, 36):
+        raise ZeroDivisionError
+    assert not run.figures.exists()
+
+
+def test_alarms_in_words():
+    assert in_words([]) == "No alarms."
+    assert in_words([Alarm("reward flat", 30, "0.3 and 0.3.")]) == (
+        "- **reward flat** (step 30): 0.3 and 0.3."
+    )
+
+
+LIVE_CELL = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from lib.live import LivePlot
+from lib.runs import Run, read_jsonl
+log = read_jsonl(Path({str(DEMO)!r}))
+with LivePlot(Run(Path("run").absolute()), len(log)) as live:
+    live.pause, live.share = 0, float("inf")
+    for end in (1, 10, len(log)):
+        live.update(log[:end])
+"""
+
+
+def test_an_executed_notebook_holds_one_picture_and_one_text(tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(LIVE_CELL)])
+    NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    kinds = [set(output.data) for output in notebook.cells[0].outputs]
+    assert len(kinds) == 2 and "image/png" in kinds[0] and "text/markdown" in kinds[1]
+    assert notebook.cells[0].outputs[1].data["text/markdown"] == "No alarms."
