@@ -52,11 +52,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over problems, its standard error and its confidence interval (low, high)."""
+    """A mean over problems, its standard error and its confidence interval (low, high).
+
+    From one problem (or one cluster) no error can be told: both are then None.
+    """
 
     mean: float
-    stderr: float
-    interval: tuple[float, float]
+    stderr: float | None
+    interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Difference:
     """How much better b is than a: mean of b − a over the same problems.
 
     Attributes:
+        stderr, interval, p_value: None where one problem or one cluster is all there is.
         p_value: two-sided, of no difference.
         test: where p_value is from: "exact McNemar", "paired t" or "paired bootstrap".
         fixed, broken: how many problems a has wrong and b right, and the other way round;
@@ -71,9 +75,9 @@ class Difference:
     """
 
     difference: float
-    stderr: float
-    interval: tuple[float, float]
-    p_value: float
+    stderr: float | None
+    interval: tuple[float, float] | None
+    p_value: float | None
     test: str
     fixed: int | None = None
     broken: int | None = None
@@ -92,7 +96,7 @@ def mean_with_error(values, clusters=None, level: float = 0.95) -> Estimate:
         clusters: one label a problem, or None.
 
     Raises:
-        BadInput: fewer than two problems or clusters, from which no error can be told.
+        BadInput: no problems, values that are no numbers, or not one label a problem.
     """
     from scipy.special import stdtrit
 
@@ -102,8 +106,7 @@ def mean_with_error(values, clusters=None, level: float = 0.95) -> Estimate:
     sums = _cluster_sums(values - mean, clusters)
     units = len(sums)
     if units < 2:
-        unit = "problems" if clusters is None else "clusters"
-        raise BadInput(f"The error of a mean needs two {unit}, and there is one: evaluate more.")
+        return Estimate(mean, None, None)
     stderr = math.sqrt(units / (units - 1) * float(sums @ sums)) / len(values)
     half = float(stdtrit(units - 1, (1 + _share(level, "level")) / 2)) * stderr
     return Estimate(mean, stderr, (mean - half, mean + half))
@@ -160,7 +163,7 @@ def paired_bootstrap_pass_at_k(
     values = pass_at_k(n, counts_b, k) - pass_at_k(n, counts_a, k)
     sums, sizes = _cluster_sums(values, clusters), _cluster_sums(np.ones(len(values)), clusters)
     if len(sums) < 2:
-        raise BadInput("The bootstrap needs at least two problems or clusters: evaluate more.")
+        return Difference(float(values.mean()), None, None, None, "paired bootstrap")
     drawn = bootstrap(
         (sums, sizes),
         lambda s, m, axis=-1: s.sum(axis=axis) / m.sum(axis=axis),
@@ -295,9 +298,11 @@ def _share(value: float, name: str) -> float:
     return value
 
 
-def _t_test(mean: float, stderr: float, degrees: int) -> float:
+def _t_test(mean: float, stderr: float | None, degrees: int) -> float | None:
     from scipy.special import stdtr
 
+    if stderr is None:
+        return None
     if stderr == 0:
         return 1.0 if mean == 0 else 0.0
     return float(2 * stdtr(degrees, -abs(mean) / stderr))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lib.stats import (
+    Estimate,
     best_of_k,
     detectable_difference,
     majority_at_k,
@@ -225,8 +226,6 @@ def test_equal_values_have_no_error(value):
     ("values", "clusters", "sentence"),
     [
         ([], None, "values must be a list of numbers with at least one"),
-        ([1.0], None, "needs two problems, and there is one"),
-        ([1.0, 0.0], ["a", "a"], "needs two clusters, and there is one"),
         ([1.0, 0.0], ["a"], "1 cluster labels for 2 problems"),
         ([1.0, None], None, "1 values that are no numbers"),
         ([1.0, math.inf], None, "1 values that are no numbers"),
@@ -310,13 +309,22 @@ def test_models_that_agree_or_differ_everywhere():
     assert (same.difference, same.interval, same.p_value) == (0.0, (0.0, 0.0), 1.0)
 
 
+def test_one_problem_or_cluster_tells_no_error():
+    assert mean_with_error([1.0]) == Estimate(1.0, None, None)
+    assert mean_with_error([1.0, 0.0], ["a", "a"]) == Estimate(0.5, None, None)
+    alone = paired_difference([0], [1])
+    assert (alone.difference, alone.interval, alone.p_value, alone.fixed) == (1.0, None, 1.0, 1)
+    family = paired_difference([0.0, 0.5], [1.0, 1.0], ["a", "a"])
+    assert (family.difference, family.interval, family.p_value) == (0.75, None, None)
+    drawn = paired_bootstrap_pass_at_k([1], [2], 4, 1)
+    assert (drawn.difference, drawn.interval, drawn.p_value) == (0.25, None, None)
+
+
 def test_a_pair_must_be_of_the_same_problems():
     with pytest.raises(ValueError, match="a has 2 problems and b has 3"):
         paired_difference([0, 1], [0, 1, 1])
     with pytest.raises(ValueError, match="counts_a has 1 problems"):
         paired_bootstrap_pass_at_k([1], [1, 2], 4, 2)
-    with pytest.raises(ValueError, match="at least two problems"):
-        paired_bootstrap_pass_at_k([1], [2], 4, 2)
     with pytest.raises(ValueError, match="a must be a list"):
         paired_difference([], [])
 
