@@ -12,14 +12,60 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lib.config import ROOT, Config
 from lib.engines import Engine, chat_text
 from lib.errors import BadInput
-from lib.runs import read_json
+from lib.models import model_folder
+from lib.runs import Run, read_json
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds an adapter; after full fine-tuning it holds a whole model."""
+    """Whether the folder holds an adapter, and not a whole model (as after full fine-tuning)."""
     return (folder / "adapter_config.json").is_file()
+
+
+def find_candidate(named: str, config: Config, run: Run) -> Path:
+    """The model to measure against the base: an adapter, a whole model's folder, or a GGUF file.
+
+    Args:
+        named: "" for the run's adapter; "base", "merged" or "gguf" for the run's own; else the
+            path of an adapter, a folder with safetensors or a .gguf file, or a Hub name.
+
+    Raises:
+        BadInput: there is none.
+    """
+    folder = Path(named).expanduser()
+    if named in ("", "adapter"):
+        return run.need(run.adapter, made_by="03_training")
+    if named == "merged":
+        return run.need(run.merged, made_by="05_merge_export")
+    if named == "gguf":
+        return _only_gguf(run)
+    if named == "base":
+        return model_folder(config)
+    for path in (folder, ROOT / named):
+        if path.is_file() and path.suffix == ".gguf":
+            return path.resolve()
+        if is_adapter(path):
+            if (path / "adapter_model.safetensors").is_file():
+                return path.resolve()
+            raise BadInput(
+                f"The adapter {named} has no adapter_model.safetensors: export it again."
+            )
+    if folder.suffix == ".gguf":
+        raise BadInput(f"There is no file {named}: give the path of a .gguf file.")
+    return model_folder(config.model_copy(update={"model": named}))
+
+
+def _only_gguf(run: Run) -> Path:
+    files = sorted((run.folder / "gguf").glob("*.gguf"))
+    if len(files) != 1:
+        there = ", ".join(file.name for file in files) or "none"
+        raise BadInput(
+            f"{run.shown(run.folder / 'gguf')} must hold one .gguf file to be measured and has "
+            f"{there}: give the path of the one that is meant."
+        )
+    return files[0]
 
 
 def load_merged(base: Path, trained: Path, dtype: Any = None) -> Any:
@@ -27,7 +73,7 @@ def load_merged(base: Path, trained: Path, dtype: Any = None) -> Any:
 
     Args:
         base: 16-bit weights that the adapter belongs to.
-        trained: the adapter, or the whole model after full fine-tuning.
+        trained: the adapter, or a whole model: a folder, or a GGUF file, which is dequantised.
         dtype: of the weights; bf16 by default.
     """
     import torch
@@ -35,6 +81,10 @@ def load_merged(base: Path, trained: Path, dtype: Any = None) -> Any:
     from transformers import AutoModelForCausalLM
 
     dtype = dtype or torch.bfloat16
+    if trained.suffix == ".gguf":
+        return AutoModelForCausalLM.from_pretrained(
+            trained.parent, gguf_file=trained.name, dtype=dtype
+        )
     if not is_adapter(trained):
         return AutoModelForCausalLM.from_pretrained(trained, dtype=dtype)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
@@ -42,8 +92,21 @@ def load_merged(base: Path, trained: Path, dtype: Any = None) -> Any:
 
 
 def merged_weights(base: Path, trained: Path, dtype: Any = None) -> dict[str, Any]:
-    """The merged model's weights, as an engine takes them (tied ones once)."""
-    model = load_merged(base, trained, dtype)
+    """The merged model's weights, as an engine takes them (tied ones once).
+
+    Raises:
+        BadInput: they do not fit into the base model's place.
+    """
+    from transformers import AutoConfig
+
+    model, shape = load_merged(base, trained, dtype), AutoConfig.from_pretrained(base)
+    for size in ("model_type", "vocab_size", "hidden_size", "num_hidden_layers"):
+        theirs, ours = getattr(model.config, size), getattr(shape, size)
+        if theirs != ours:
+            raise BadInput(
+                f"{trained.name} has {size} {theirs} and its base {ours}: evaluate it in a run of "
+                f"its own, as `model`."
+            )
     weights = dict(model.state_dict())
     for tied in getattr(model, "_tied_weights_keys", None) or ():
         if model.config.tie_word_embeddings:

@@ -8,12 +8,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from lib.evaluation import scores_of
+from lib import stats
+from lib.comparison import is_share
 from lib.memory import Estimate
 from lib.preflight import Preflight
-from lib.stats import mean_with_error, pass_at_k
 
 BLUE, ORANGE, GREEN, GREY = "#3b6fb6", "#d9772b", "#4b9b5d", "#8a8a8a"
+MODELS = (GREY, BLUE, ORANGE)  # base, trained, another
+OUTCOMES = {
+    "right": GREEN,
+    "finished": GREEN,
+    "wrong": ORANGE,
+    "unparseable": "#b5543f",
+    "truncated": "#6d4a8d",
+}
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -28,7 +36,7 @@ STYLE = {
 
 def comparison_bars(table: dict[str, dict[str, Any]]) -> Figure:
     """Before and after per metric, and beside it the paired difference with its interval."""
-    shares = {name: row for name, row in table.items() if max(row["before"], row["after"]) <= 1}
+    shares = {name: row for name, row in table.items() if is_share(row)}
     names, rows = [n.replace("_", " ") for n in shares], list(shares.values())
     y = np.arange(len(rows))[::-1]
     with plt.rc_context(STYLE):
@@ -43,7 +51,7 @@ def comparison_bars(table: dict[str, dict[str, Any]]) -> Figure:
         left.legend(fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
         left.set_title("share of held-out problems", loc="left", fontsize=10)
         middle = np.array([row["difference"] for row in rows])
-        low, high = np.array([row["interval_95"] for row in rows]).T
+        low, high = np.array([bounds(row["interval_95"]) for row in rows]).T
         right.errorbar(
             middle, y, xerr=[middle - low, high - middle], fmt="o", color=BLUE, capsize=3
         )
@@ -52,24 +60,109 @@ def comparison_bars(table: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
-def pass_at_k_curves(evaluations: dict[str, Sequence[dict]]) -> Figure:
-    """Strict pass@k for every k up to the samples drawn, with its 95 % interval over problems."""
+def curves_of_k_figure(curves: dict[str, dict[str, Sequence[stats.Estimate]]]) -> Figure:
+    """pass@k, majority@k and best-of-k side by side, each model a line with its 95 % band.
+
+    Args:
+        curves: model → what `lib.breakdowns.curves_of_k` found.
+    """
+    names = list(next(iter(curves.values())))
     with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
-        for (name, records), color in zip(evaluations.items(), (GREY, BLUE, ORANGE), strict=False):
-            samples = list(scores_of(records, "sampled", "strict").values())
-            n = len(samples[0])
-            counts = [int(sum(values)) for values in samples]
-            ks = list(range(1, n + 1))
-            bands = [mean_with_error(pass_at_k(n, counts, k)) for k in ks]
-            low, high = np.array([band.interval for band in bands]).T
-            axis.plot(ks, [band.mean for band in bands], "o-", ms=4, color=color, label=name)
-            axis.fill_between(ks, low, high, color=color, alpha=0.2, lw=0)
-        axis.set_xlabel("k")
-        axis.set_ylabel("pass@k, strict")
-        axis.set_ylim(0, 1.02)
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend()
+        figure, axes = plt.subplots(
+            1, len(names), figsize=(10, 3.2), layout="constrained", sharey=True, squeeze=False
+        )
+        for name, axis in zip(names, axes[0], strict=True):
+            for (model, found), color in zip(curves.items(), MODELS, strict=False):
+                ks = np.arange(1, len(found[name]) + 1)
+                low, high = np.array([bounds(point.interval) for point in found[name]]).T
+                means = [point.mean for point in found[name]]
+                axis.plot(ks, means, "o-", ms=4, color=color, label=model)
+                axis.fill_between(ks, low, high, color=color, alpha=0.2, lw=0)
+            axis.set_title(name, loc="left", fontsize=10)
+            axis.set_xlabel("k")
+            axis.set_ylim(0, 1.02)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        axes[0, 0].set_ylabel("strictly right")
+        axes[0, 0].legend()
+    return figure
+
+
+def bounds(interval: Sequence[float] | None) -> tuple[float, float]:
+    """An interval to draw; NaN, which draws nothing, where there is none."""
+    return tuple(interval) if interval else (np.nan, np.nan)
+
+
+def groups_figure(panels: dict[str, Sequence[dict]]) -> Figure:
+    """Accuracy before and after in groups of problems, with Wilson intervals and their sizes.
+
+    Args:
+        panels: title → rows of `lib.breakdowns.by_difficulty` or `by_length`.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            1, len(panels), figsize=(10, 3.2), layout="constrained", sharey=True, squeeze=False
+        )
+        for (title, rows), axis in zip(panels.items(), axes[0], strict=True):
+            for side, color, shift in (("before", GREY, -0.19), ("after", BLUE, 0.19)):
+                found = [(i + shift, row[side]) for i, row in enumerate(rows) if row[side]]
+                for x, share in found:
+                    axis.annotate(share["answers"], (x, 1.01), ha="center", fontsize=7, color=color)
+                xs, rates = [x for x, _ in found], [share for _, share in found]
+                axis.bar(xs, [r["rate"] for r in rates], 0.36, color=color, label=side)
+                axis.errorbar(**_whiskers(xs, rates), color="black", lw=1, capsize=2)
+            axis.set_xticks(range(len(rows)), [row["group"] for row in rows], fontsize=8)
+            axis.set_title(title, loc="left", fontsize=10)
+            axis.set_ylim(0, 1.08)
+        axes[0, 0].set_ylabel("greedy answers strictly right")
+        axes[0, -1].legend(fontsize=8)
+    return figure
+
+
+def _whiskers(xs: Sequence[float], rates: Sequence[dict]) -> dict[str, Any]:
+    """Where to draw the intervals of rates (`lib.breakdowns.rate`), for `errorbar`."""
+    middle = np.array([rate["rate"] for rate in rates])
+    # A rate of 0 or 1 lies on its interval's bound, but for rounding.
+    below = np.maximum(0, middle - [rate["low"] for rate in rates])
+    above = np.maximum(0, [rate["high"] for rate in rates] - middle)
+    return dict(x=xs, y=middle, yerr=[below, above], fmt="none")
+
+
+def calibration_figure(found: dict[str, Sequence[dict]]) -> Figure:
+    """Reliability of the majority vote: share of agreeing samples against how often it is right.
+
+    Args:
+        found: model → rows of `lib.breakdowns.calibration`; the size of a point is the number
+            of its problems.
+    """
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(4.6, 4.2), layout="constrained")
+        axis.plot([0, 1], [0, 1], ":", color="black", lw=1, label="as sure as right")
+        for (model, rows), color in zip(found.items(), MODELS, strict=False):
+            xs = [row["share"] for row in rows]
+            sizes = [12 + 120 * row["answers"] / sum(r["answers"] for r in rows) for row in rows]
+            axis.errorbar(**_whiskers(xs, rows), color=color, lw=1, capsize=2)
+            axis.plot(xs, [row["rate"] for row in rows], color=color, lw=1, label=model)
+            axis.scatter(xs, [row["rate"] for row in rows], s=sizes, color=color)
+        axis.set_xlim(0, 1.03)
+        axis.set_ylim(0, 1.03)
+        axis.set_xlabel("share of samples that agree with the majority")
+        axis.set_ylabel("majority's answer is right (lenient)")
+        axis.legend(fontsize=8)
+    return figure
+
+
+def outcomes_figure(rows: Sequence[tuple[str, int, int]]) -> Figure:
+    """How the greedy answers ended, before and after: bars of right, wrong, cut off …"""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(9, 1.9), layout="constrained")
+        left = np.zeros(2)
+        for outcome, *counts in rows:
+            color = OUTCOMES.get(outcome, GREY)
+            axis.barh(["before", "after"], counts, left=left, color=color, label=outcome)
+            left += counts
+        axis.invert_yaxis()
+        axis.set_xlabel("greedy answers")
+        axis.legend(ncols=5, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 

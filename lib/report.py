@@ -5,45 +5,47 @@ import html
 from pathlib import Path
 from typing import Any
 
+from lib.comparison import interval_text, is_share, verdict
 from lib.config import Config
-from lib.evaluation import verdict
 from lib.runs import Run, read_json
 
-PAGE = """<!doctype html>
+HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
   color: #222 }}
 table {{ border-collapse: collapse; margin: 1rem 0 }}
 th, td {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right }}
 th:first-child, td:first-child {{ text-align: left }}
+.text td {{ text-align: left; vertical-align: top; white-space: pre-wrap; max-width: 24rem }}
 img {{ max-width: 100% }} .verdict {{ font-size: 1.15rem; font-weight: 600 }}
 details {{ margin: 1rem 0 }}
 </style></head><body>
 <h1>{title}</h1>
-<p class="verdict">{verdict}</p>
+"""
+PAGE = (
+    HEAD
+    + """<p class="verdict">{verdict}</p>
 <h2>Before and after</h2>{table}{figures}
 <h2>The run</h2>{stages}{links}
 <details><summary>Configuration</summary>{config}</details>
 <details><summary>Versions and hardware</summary>{versions}</details>
 </body></html>
 """
+)
 
 
 def comparison_rows(table: dict[str, dict[str, Any]]) -> list[list[str]]:
     """The comparison as text: metric, before, after, difference, interval, problems."""
     rows = []
     for name, row in table.items():
-        share = max(row["before"], row["after"]) <= 1
-        form = "{:.1%}" if share else "{:.1f}"
-        signed = "{:+.1%}" if share else "{:+.1f}"
-        low, high = (signed.format(bound) for bound in row["interval_95"])
+        form = "{:.1%}" if is_share(row) else "{:.1f}"
         rows.append(
             [
                 name.replace("_", " "),
                 form.format(row["before"]),
                 form.format(row["after"]),
-                signed.format(row["difference"]),
-                f"{low} to {high}",
+                form.replace(":", ":+").format(row["difference"]),
+                interval_text(row),
                 str(row["problems"]),
             ]
         )
@@ -81,6 +83,7 @@ def write_report(run: Run, config: Config) -> str:
     stages = record.get("finished", {})
     pages = [_export(path) for path in sorted(run.notebooks.glob("*.ipynb"))]
     links = " · ".join(f'<a href="notebooks/{p.name}">{p.stem}</a>' for p in pages)
+    answers = [f'<a href="evals/{p.name}">{p.stem}</a>' for p in run.evals.glob("*.html")]
     page = PAGE.format(
         title=html.escape(f"{config.run_name}: {config.model} on {config.task}"),
         verdict=html.escape(sentence),
@@ -90,7 +93,7 @@ def write_report(run: Run, config: Config) -> str:
             ["notebook", "seconds", "peak GiB"],
             [[name, stage["seconds"], stage["peak_gib"]] for name, stage in stages.items()],
         ),
-        links=f"<p>As executed: {links}</p>",
+        links=f"<p>As executed: {links}</p><p>Answers: {' · '.join(answers)}</p>",
         config=html_table(
             ["key", "value", "from"],
             [[key, value, config.origin(key)] for key, value in config.model_dump().items()],
@@ -110,6 +113,19 @@ def write_report(run: Run, config: Config) -> str:
     if curve.is_file():
         shown.append(f"Reward curve: {run.shown(curve)}")
     return "\n".join([*shown, f"Report: {run.shown(run.report)}"])
+
+
+def write_answers(run: Run, rows: list[dict[str, Any]]) -> Path:
+    """Every problem with both models' greedy answers beside each other: `side_by_side.html`.
+
+    Args:
+        rows: of `lib.breakdowns.side_by_side`.
+    """
+    page = run.evals / "side_by_side.html"
+    table = html_table(list(rows[0]), [list(row.values()) for row in rows])
+    head = HEAD.format(title="Answers side by side")
+    page.write_text(f'{head}<div class="text">{table}</div></body></html>', encoding="utf-8")
+    return page
 
 
 def _figure(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Things to play with in a notebook; each is a thin skin over a function that can be tested."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -80,3 +81,40 @@ def playground(
         control.observe(render, "value")
     render()
     return widgets.VBox([box, pick, *sliders, scale, out])
+
+
+def pick_answer(rows: Sequence[dict], change: str, number: int) -> list[tuple[str, Any]]:
+    """One problem of those that changed in this way ("all": of any), as (what, text) rows.
+
+    Args:
+        rows: of `lib.breakdowns.side_by_side`.
+        number: from 0; beyond the last it is the last. No rows where there is no such problem.
+    """
+    chosen = [row for row in rows if change in ("all", row["change"])]
+    return list(chosen[min(number, len(chosen) - 1)].items()) if chosen else []
+
+
+def answer_viewer(rows: Sequence[dict], show: Callable[[list[tuple[str, Any]]], Any]) -> Any:
+    """Two models' answers to a problem, chosen by what changed and by a slider.
+
+    Args:
+        rows: of `lib.breakdowns.side_by_side`.
+        show: makes what is displayed of one problem's rows (a table).
+    """
+    import ipywidgets as widgets
+
+    counts = Counter(row["change"] for row in rows)
+    options = [(f"all ({len(rows)})", "all"), *((f"{k} ({n})", k) for k, n in counts.items())]
+    change = widgets.Dropdown(options=options, description="changed")
+    number = widgets.IntSlider(min=0, max=len(rows) - 1, description="problem")
+    out = widgets.Output()
+
+    def render(*_: Any) -> None:
+        number.max = (counts[change.value] or len(rows)) - 1
+        out.outputs = ()
+        out.append_display_data(show(pick_answer(rows, change.value, number.value)))
+
+    for control in (change, number):
+        control.observe(render, "value")
+    render()
+    return widgets.VBox([widgets.HBox([change, number]), out])
