@@ -33,7 +33,6 @@ HELDOUT_PROBLEMS = 64  # assumed where "heldout/problems" does not say
 # Nats a token between sampler and trainer. Numerics leave 0.01 to 0.02 in bf16; above 0.1
 # the update is off-policy in earnest (Yao et al. 2025, truncated importance sampling).
 SAMPLER_GAP = 0.1
-SAMPLER_KEYS = ("sampling/sampling_logp_difference/mean", "sampling/logp_difference/mean")
 PENALTIES = ("soft_overlong", "repetition_penalty")  # 0 is the most they pay
 
 
@@ -268,7 +267,7 @@ def _hacking(log, weights) -> str | None:
 
 
 def _sampler(log, weights) -> str | None:
-    gap = next((seen for key in SAMPLER_KEYS if (seen := course(log, key))), None)
+    gap = course(log, "sampling/sampling_logp_difference/mean")
     if gap is None or gap.now < SAMPLER_GAP:
         return None
     return (

@@ -1,0 +1,102 @@
+"""The rollout browser: which completions, in which order, and two steps beside each other."""
+
+import pytest
+
+from lib.browser import browse, browser, read_rollouts, rollout_steps, side_by_side
+from lib.runs import append_jsonl
+
+
+def row(step, prompt, text, correctness, advantage, **others):
+    return {
+        "step": step,
+        "id": prompt,
+        "question": f"What is {prompt}?",
+        "answer": "4",
+        "completion": text,
+        "rewards": {"correctness": correctness, "digit": 0.5},
+        "total": (correctness or 0) + 0.5,
+        "advantage": advantage,
+        "tokens": len(text),
+        "truncated": False,
+        **others,
+    }
+
+
+FIRST = [
+    row(1, "2+2", "a", 0.0, -0.5),
+    row(1, "2+2", "bb", 1.0, 1.5),
+    row(1, "1+3", "ccc", None, 0.0, truncated=True),
+    row(1, "1+3", "dddd", 0.5, 0.3),
+]
+LATER = [row(7, "2+2", "ee", 1.0, 0.2), row(7, "2+2", "ff", 0.0, -0.2)]
+
+
+@pytest.fixture
+def kept(run):
+    for rows in (LATER, FIRST):
+        append_jsonl(run.rollouts / f"step_{rows[0]['step']:05d}.jsonl", rows)
+    return run
+
+
+def texts(rows) -> list[str]:
+    return [row["completion"] for row in rows]
+
+
+def test_steps_are_read_in_order(kept):
+    assert rollout_steps(kept) == [1, 7]
+    assert read_rollouts(kept, 7) == LATER
+    assert read_rollouts(kept, 2) == []
+
+
+def test_a_run_that_noted_no_totals_can_be_read(run):
+    bare = {key: FIRST[1][key] for key in ("step", "id", "answer", "completion", "rewards")}
+    append_jsonl(run.rollouts / "step_00001.jsonl", [bare | {"advantage": 1.0}])
+    [found] = browse(read_rollouts(run, 1))
+    assert found["total"] == 1.5 and found["question"] == "2+2"
+
+
+def test_sorted_by_advantage_and_by_a_reward():
+    assert texts(browse(FIRST)) == ["bb", "dddd", "ccc ✂", "a"]
+    assert texts(browse(FIRST, descending=False))[0] == "a"
+    assert texts(browse(FIRST, sort="correctness")) == ["bb", "dddd", "a", "ccc ✂"]
+    assert texts(browse(FIRST, sort="correctness", descending=False))[-1] == "ccc ✂"
+    assert texts(browse(FIRST, sort="tokens")) == ["dddd", "ccc ✂", "bb", "a"]
+
+
+def test_chosen_by_prompt_and_by_reward():
+    assert texts(browse(FIRST, prompt="2+2")) == ["bb", "a"]
+    assert texts(browse(FIRST, sort="correctness", positive=True)) == ["bb", "dddd"]
+    assert texts(browse(FIRST, sort="correctness", positive=False)) == ["a"]
+    assert browse([]) == []
+
+
+def test_two_steps_side_by_side():
+    rows = side_by_side(FIRST, LATER, prompt="2+2")
+    assert [(r["completion, step 1"], r["completion, step 7"]) for r in rows] == [
+        ("bb", "ee"),
+        ("a", "ff"),
+    ]
+    uneven = side_by_side(FIRST, LATER)
+    assert len(uneven) == 4 and "completion, step 7" not in uneven[3]
+    assert texts_of(side_by_side([], LATER), 7) == ["ee", "ff"]
+
+
+def texts_of(rows, step) -> list[str]:
+    return [row[f"completion, step {step}"] for row in rows]
+
+
+def test_the_widgets_show_what_is_chosen(kept):
+    shown = []
+    box = browser(kept, show=lambda rows: shown.append(rows) or rows)
+    step, other, prompt, sort, descending, positive, _ = box.children
+    assert texts(shown[-1]) == ["ee", "ff"]  # the last step
+    descending.value = False
+    assert texts(shown[-1]) == ["ff", "ee"]
+    step.value, descending.value = 1, True
+    assert [label for label, _ in prompt.options] == ["all", "What is 2+2?", "What is 1+3?"]
+    prompt.value = "1+3"
+    assert texts(shown[-1]) == ["dddd", "ccc ✂"]
+    prompt.value, sort.value, positive.value = None, "correctness", True
+    assert texts(shown[-1]) == ["bb", "dddd"]
+    other.value = 7
+    assert texts_of(shown[-1][:1], 7) == ["ee"]

@@ -1,0 +1,188 @@
+"""Logging: the real writers, and what they wrote, read back."""
+
+import json
+import os
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from lib.config import ROOT
+from lib.tracking import NAMES, has_wandb_key, seed_values
+
+# Two steps as the trainer reports them, and an evaluation after it, as another notebook logs it.
+RUN = """
+import sys
+from pathlib import Path
+from lib.config import resolve
+from lib.hardware import Hardware
+from lib.runs import Run, append_jsonl, open_run
+
+given = {"output_dir": sys.argv[1], "profile": "cpu", "report_to": sys.argv[2:]}
+config = resolve("ci", given, Hardware(cores=2, memory=16.0))
+run = open_run(config)
+
+from transformers import TrainerControl, TrainerState, TrainingArguments
+from lib.tracking import Wandb, log_metrics, tracking_callback
+
+Wandb.patience = 5
+callback, state = tracking_callback(config, run), TrainerState()
+told = (TrainingArguments(output_dir=str(run.checkpoints), use_cpu=True), state, TrainerControl())
+callback.on_train_begin(*told)
+for step in (1, 2):
+    rows = [
+        dict(step=step, id="a", question="2+2?", answer="4", completion=text, rewards={},
+             total=total, advantage=total - 1)
+        for text, total in (("four", 0.5), ("<answer>4</answer>", 1.5))
+    ]
+    append_jsonl(run.rollouts / f"step_{step:05d}.jsonl", rows)
+    logs = dict(loss=0.25 * step, reward=1.0, reward_std=0.5, frac_reward_zero_std=0.0,
+                learning_rate=1e-5, epoch=0.1 * step) | {"clip_ratio/region_mean": 0.125}
+    state.global_step = step
+    state.log_history.append({**logs, "step": step})
+    callback.on_log(*told, logs=logs)
+callback.on_train_end(*told)
+log_metrics(run, config, {"eval/pass@1": 0.5, "eval/pass@5": 0.75, "eval/pass@10": 1.0})
+print("the run goes on")
+"""
+LAST = {
+    "grpo_loss": 0.5,
+    "rewards/mean": 1.0,
+    "rewards/std": 0.5,
+    "rewards/max": 1.5,
+    "rewards/min": 0.5,
+    "epoch/accumulated_reward": 16.0,  # 2 steps of 8 completions
+    "train/loss": 0.5,
+    "train/clip_ratio/region_mean": 0.125,
+    "eval/pass@1": 0.5,
+    "eval/pass@10": 1.0,
+}
+SAMPLE = {
+    "sample/prompt": "2+2?",
+    "sample/response": "<answer>4</answer>",
+    "sample/answer": "4",
+}
+
+
+def log_in(folder, trackers, **environment):
+    """Runs RUN in a process with a home folder of its own; (its run folder, what it printed)."""
+    home, work = folder / "home", folder / "work"
+    home.mkdir(parents=True)
+    work.mkdir()
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(folder / "outputs"), *trackers],
+        cwd=work,
+        env=kept | {"PYTHONPATH": str(ROOT), "HOME": str(home), **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not any(home.rglob("*")) and not any(work.iterdir())
+    return folder / "outputs" / "ci", done.stdout
+
+
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("logged")
+    run, printed = log_in(folder, ["tensorboard", "wandb", "trackio"])
+    assert printed == "the run goes on\n"
+    return run
+
+
+def test_tensorboard_holds_every_name(logged):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(logged / "tensorboard")).Reload()
+    last = {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
+    assert last | LAST == pytest.approx(last)
+    texts = {tag.removesuffix("/text_summary") for tag in events.Tags()["tensors"]}
+    assert texts == set(SAMPLE)
+    assert set(last) | texts == set(NAMES)
+    assert events.Scalars("grpo_loss")[0].step == 1
+
+
+def test_wandb_holds_every_name_in_one_run(logged):
+    files = sorted(logged.glob("wandb/offline-run-*/*.wandb"))
+    assert len({file.name for file in files}) == 1  # the training's and the evaluation's
+    last = {}
+    for record in (record for file in files for record in wandb_records(file)):
+        for item in record.history.item:
+            last[item.key or item.nested_key[-1]] = json.loads(item.value_json)
+    assert {name: last[name] for name in NAMES} | LAST | SAMPLE == {
+        name: last[name] for name in NAMES
+    }
+
+
+def wandb_records(file):
+    """The records of a .wandb file: protobufs in LevelDB's log format behind 7 bytes of header."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, part = file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # the rest of a block that no header fits in
+            at += 32768 - at % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        part += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield Record.FromString(part)
+            part = b""
+
+
+def test_trackio_holds_every_name_in_one_run(logged):
+    reading = (
+        "import json; from trackio.sqlite_storage import SQLiteStorage as s;"
+        "[run] = s.get_runs('grpo'); print(json.dumps(s.get_logs('grpo', run)))"
+    )
+    environment = os.environ | {"TRACKIO_DIR": str(logged / "trackio")}
+    read = subprocess.run(
+        [sys.executable, "-c", reading], env=environment, capture_output=True, text=True
+    )
+    assert read.returncode == 0, read.stderr
+    last = {}
+    for row in json.loads(read.stdout):
+        last |= row
+    assert {name: last[name] for name in NAMES} | LAST | SAMPLE == {
+        name: last[name] for name in NAMES
+    }
+
+
+def test_a_tracker_that_fails_ends_no_run(tmp_path):
+    """A key but no server: offline. No folder to write to: told, and left out."""
+    (tmp_path / "outputs" / "ci").mkdir(parents=True)
+    (tmp_path / "outputs" / "ci" / "tensorboard").write_text("in the way")
+    key = dict(WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9")
+    run, printed = log_in(tmp_path, ["tensorboard", "wandb"], **key)
+    assert "tensorboard logs no more, and the run goes on" in printed
+    assert "wandb is logged offline, since" in printed
+    assert printed.endswith("the run goes on\n")
+    assert "wandb logs no more" not in printed
+    assert list(run.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_a_step_without_completions_of_its_own_has_no_sample():
+    history = [
+        {"reward": 2.0, "epoch": 0.5},
+        {"reward": 0.5, "epoch": 1.5},
+        {"eval_loss": 1.0, "epoch": 1.6},
+        {"reward": 1.0, "epoch": 2.0},
+    ]
+    values = seed_values(history, [], completions=4)
+    assert values["epoch/accumulated_reward"] == 6.0  # of the second epoch alone
+    assert not any(name.startswith("sample/") for name in values)
+
+
+def test_a_key_is_seen_where_wandb_looks(tmp_path, monkeypatch):
+    file = tmp_path / "netrc"
+    monkeypatch.setenv("NETRC", str(file))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
+    assert not has_wandb_key()
+    file.write_text("machine api.wandb.ai login user password secret\n")
+    assert has_wandb_key()
+    file.unlink()
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    assert has_wandb_key()
