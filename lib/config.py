@@ -89,6 +89,7 @@ class Config(BaseModel):
     epsilon_high: float = Field(0.2, gt=0)
     num_iterations: int = Field(1, gt=0)  # updates from one batch of rollouts
     mask_truncated_completions: bool = False
+    shared_prompts: bool = True  # compute a prompt once for its group, where the model allows it
     rollout_engine: Literal["vllm", "transformers"] = "transformers"
     vllm_importance_sampling_correction: bool = True
     gpu_memory_utilization: float = Field(0.5, gt=0, lt=1)  # vLLM's share of the GPU

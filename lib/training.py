@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import Config
-from lib.engines import START_ERRORS, VllmEngine, no_vllm, training_sampling
 from lib.errors import BadInput
-from lib.models import Policy, live_weights
+from lib.lean_lora import make_lean
+from lib.models import Policy
 from lib.progress import Progress
+from lib.rollouts import RolloutEngine
 from lib.runs import Run, append_jsonl, read_jsonl
+from lib.shared_prompts import why_not_shared
+from lib.trainer import trainer_class
 
 
 def grpo_arguments(config: Config, run: Run) -> dict[str, Any]:
@@ -122,7 +125,7 @@ def make_trainer(
     """
     from datasets import Dataset
     from transformers import PrinterCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig
 
     if len(rows) < config.prompts_per_step:
         raise BadInput(
@@ -130,63 +133,31 @@ def make_trainer(
             f"{config.prompts_per_step}: raise train_problems or lower prompts_per_step."
         )
     check_lengths(rows, policy.tokenizer, config)
+    sharing = start_sharing(policy, config)
     rollouts = RolloutEngine.start(config, policy)
-
-    class KeepingTrainer(GRPOTrainer):
-        """Writes every completion with its rewards and advantage to the run folder."""
-
-        def _generate_single_turn(self, prompt_ids, *others, **options):
-            if rollouts is None:
-                return super()._generate_single_turn(prompt_ids, *others, **options)
-            return rollouts.generate(self.model, prompt_ids, self.state.global_step), None
-
-        def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
-            started = time.perf_counter()
-            batch = super()._generate_and_score_completions(inputs)
-            self._metrics["train"]["time/rollouts"].append(time.perf_counter() - started)
-            step = self.state.global_step + 1
-            append_jsonl(run.rollouts / f"step_{step:05d}.jsonl", _rollouts(self, inputs, step))
-            return batch
-
     arguments = GRPOConfig(**grpo_arguments(config, run), reward_weights=list(weights))
-    trainer = KeepingTrainer(
+    trainer = trainer_class()(
         model=policy.model,
         processing_class=policy.tokenizer,
         reward_funcs=list(rewards),
         args=arguments,
         train_dataset=Dataset.from_list(list(rows)),
     )
+    trainer.run, trainer.rollouts, trainer.shares_prompts = run, rollouts, sharing
     trainer.remove_callback(PrinterCallback)  # `_step_log` shows what it would print
     trainer.add_callback(_step_log(config, run, watch))
     return trainer
 
 
-class RolloutEngine:
-    """vLLM on the CPU, in this process, which gets the policy's weights before each batch.
-
-    TRL's own hand-over to vLLM fails there, and transformers generates several times
-    slower. A step's samples depend on the seed and the step alone, also after a resume.
-    """
-
-    def __init__(self, config: Config, policy: Policy):
-        self.config, self.engine = config, VllmEngine(config, policy.folder)
-
-    @classmethod
-    def start(cls, config: Config, policy: Policy) -> "RolloutEngine | None":
-        """None where the trainer is to generate: on a GPU (vLLM through TRL), or when asked."""
-        if config.profile != "cpu" or config.rollout_engine != "vllm":
-            return None
-        try:
-            return cls(config, policy)
-        except START_ERRORS as error:
-            policy.notes.append(no_vllm(error))
-            return None
-
-    def generate(self, model: Any, prompts: list[list[int]], step: int) -> list[list[int]]:
-        """One completion for each prompt, as token ids."""
-        self.engine.hand_over(live_weights(model))
-        sampling = training_sampling(self.config, step=step)
-        return [list(answer.token_ids) for [answer] in self.engine.complete(prompts, sampling)]
+def start_sharing(policy: Policy, config: Config) -> bool:
+    """Whether each prompt is computed once for its group; a note says why where it is not."""
+    if not config.shared_prompts:
+        return False
+    make_lean(policy.model)
+    reason = why_not_shared(policy.model, config.max_seq_length)
+    if reason:
+        policy.notes.append(f"Prompts are computed for each completion anew: {reason}.")
+    return not reason
 
 
 def train(trainer: Any, config: Config, run: Run) -> None:
@@ -214,26 +185,6 @@ def save_trained(policy: Policy, run: Run) -> None:
     policy.tokenizer.save_pretrained(str(beside))
     shutil.rmtree(run.adapter, ignore_errors=True)
     beside.rename(run.adapter)
-
-
-def _rollouts(trainer: Any, inputs: list[dict], step: int) -> list[dict]:
-    """The rows of one generation batch, from the log TRL keeps of its latest one."""
-    log = trainer._logs
-    count = len(inputs)
-    completions = list(log["completion"])[-count:]
-    advantages = list(log["advantages"])[-count:]
-    rewards = {name: list(values)[-count:] for name, values in log["rewards"].items()}
-    return [
-        {
-            "step": step,
-            "id": row["id"],
-            "answer": row["answer"],
-            "completion": text if isinstance(text, str) else text[-1]["content"],
-            "rewards": {name: values[i] for name, values in rewards.items()},
-            "advantage": advantages[i],
-        }
-        for i, (row, text) in enumerate(zip(inputs, completions, strict=True))
-    ]
 
 
 def _step_log(config: Config, run: Run, watch: Callable[[list[dict]], None] | None) -> Any:

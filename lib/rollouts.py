@@ -1,0 +1,44 @@
+"""Rollouts of the policy as it is now, by vLLM in the training process."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from lib.config import Config
+from lib.engines import START_ERRORS, VllmEngine, no_vllm, training_sampling
+from lib.models import Policy, live_weights
+
+
+class RolloutEngine:
+    """vLLM on the CPU, in this process, which gets the policy's weights before each batch.
+
+    TRL's own hand-over to vLLM fails there, and transformers generates several times
+    slower. A step's samples depend on the seed and the step alone, also after a resume.
+    """
+
+    def __init__(self, config: Config, policy: Policy):
+        self.config, self.hand_over_seconds = config, 0.0
+        # The trainer divides by the temperature, too.
+        self.engine = VllmEngine(config, policy.folder, logprobs_mode="processed_logprobs")
+
+    @classmethod
+    def start(cls, config: Config, policy: Policy) -> "RolloutEngine | None":
+        """None where the trainer is to generate: on a GPU (vLLM through TRL), or when asked."""
+        if config.profile != "cpu" or config.rollout_engine != "vllm":
+            return None
+        try:
+            return cls(config, policy)
+        except START_ERRORS as error:
+            policy.notes.append(no_vllm(error))
+            return None
+
+    def generate(
+        self, model: Any, prompts: list[list[int]], step: int
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        """One completion for each prompt: its token ids and their log-probs."""
+        started = time.perf_counter()
+        self.engine.hand_over(live_weights(model))
+        self.hand_over_seconds = time.perf_counter() - started
+        sampling = replace(training_sampling(self.config, step=step), logprobs=True)
+        answers = [answer for [answer] in self.engine.complete(prompts, sampling)]
+        return [list(a.token_ids) for a in answers], [list(a.logprobs) for a in answers]

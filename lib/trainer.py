@@ -1,0 +1,137 @@
+"""TRL's GRPOTrainer with three changes: whose rollouts, which tokens, and what is kept.
+
+Rollouts come from an engine in this process where there is one; log-probs are computed
+with each prompt once for its group and not at all for groups without signal; and every
+completion goes to the run folder. The algorithm (rewards, advantages, the losses) is
+TRL's, untouched.
+"""
+
+import time
+from typing import Any
+
+import torch
+
+from lib.runs import Run, append_jsonl
+from lib.shared_prompts import completion_logps
+from lib.token_logps import plain_logps
+
+NO_SIGNAL = 1e-6  # |advantage| up to which a completion moves nothing
+
+
+def trainer_class() -> type:
+    """The class, made late: Unsloth patches TRL while it loads a policy."""
+    from trl import GRPOTrainer
+
+    class SuiteTrainer(GRPOTrainer):
+        """
+        Attributes:
+            run: where completions are kept.
+            rollouts: the engine that generates; None leaves it to TRL.
+            shares_prompts: whether a prompt is computed once for its group.
+        """
+
+        run: Run
+        rollouts: Any = None
+        shares_prompts = False
+        _wanted_B = _logps_BC = None
+
+        def _generate_single_turn(self, prompt_ids, *others, **options):
+            if self.rollouts is None:
+                return super()._generate_single_turn(prompt_ids, *others, **options)
+            return self.rollouts.generate(self.model, prompt_ids, self.state.global_step)
+
+        def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
+            started = time.perf_counter()
+            batch = super()._generate_and_score_completions(inputs)
+            self._note("time/rollouts", time.perf_counter() - started)
+            if self.rollouts is not None:
+                self._note("time/hand_over", self.rollouts.hand_over_seconds)
+            step = self.state.global_step + 1
+            append_jsonl(self.run.rollouts / f"step_{step:05d}.jsonl", self._rows(inputs, step))
+            return batch
+
+        def _prepare_inputs(self, inputs: Any) -> dict:
+            """As TRL's, but unshuffled: a group stays in one pass, where it shares its prompt."""
+            if not (self.shares_prompts and self.model.training):
+                return super()._prepare_inputs(inputs)
+            passes = self.args.steps_per_generation
+            if self._step % (passes * self.num_iterations) == 0 or self._buffered_inputs is None:
+                batch = self._generate_and_score_completions(inputs)
+                self._buffered_inputs = in_passes(batch, passes)
+            return self._buffered_inputs[self._step % passes]
+
+        def _compute_loss(self, model: Any, inputs: dict) -> torch.Tensor:
+            # With a KL term every completion moves the policy.
+            moving = self.beta == 0 and self.shares_prompts
+            self._wanted_B = inputs["advantages"].abs() > NO_SIGNAL if moving else None
+            loss = super()._compute_loss(model, inputs)
+            self._wanted_B = None
+            if "sampling_per_token_logps" in inputs and self.shares_prompts:
+                self._note_difference(inputs["sampling_per_token_logps"], inputs)
+            return loss
+
+        def _get_per_token_logps_and_entropies(
+            self, model, input_ids, attention_mask, logits_to_keep, *others, **options
+        ):
+            batch = (input_ids, attention_mask, logits_to_keep)
+            plain = self.accelerator.unwrap_model(model)
+            if not self.shares_prompts:
+                if input_ids.is_cuda:
+                    return super()._get_per_token_logps_and_entropies(
+                        model, *batch, *others, **options
+                    )
+                # TRL's own way runs a Triton kernel, which a CPU does not.
+                return *plain_logps(plain, *batch, self.temperature), None
+            logps_BC, entropies_BC = completion_logps(
+                plain, *batch, self.temperature, self._wanted_B
+            )
+            self._logps_BC = logps_BC.detach()
+            if self._wanted_B is not None:  # left out of the mean that TRL logs
+                mean = _mean(entropies_BC, attention_mask[:, -logits_to_keep:], self._wanted_B)
+                entropies_BC[~self._wanted_B] = mean
+            return logps_BC, entropies_BC, None
+
+        def _note_difference(self, sampled_BC: torch.Tensor, inputs: dict) -> None:
+            """How far the sampler's log-probs lie from the trainer's: rounding, if all is well."""
+            computed_B = inputs["advantages"].abs() > NO_SIGNAL
+            apart_BC = (sampled_BC - self._logps_BC).abs()
+            name = "sampling/sampling_logp_difference/mean"
+            self._note(name, _mean(apart_BC, inputs["completion_mask"], computed_B).item())
+
+        def _note(self, name: str, value: float) -> None:
+            self._metrics["train" if self.model.training else "eval"][name].append(value)
+
+        def _rows(self, inputs: list[dict], step: int) -> list[dict]:
+            """A row a completion of the batch just generated, from the log TRL keeps."""
+            log, count = self._logs, len(inputs)
+            texts = list(log["completion"])[-count:]
+            advantages = list(log["advantages"])[-count:]
+            rewards = {name: list(values)[-count:] for name, values in log["rewards"].items()}
+            return [
+                {
+                    "step": step,
+                    "id": row["id"],
+                    "answer": row["answer"],
+                    "completion": text if isinstance(text, str) else text[-1]["content"],
+                    "rewards": {name: values[i] for name, values in rewards.items()},
+                    "advantage": advantages[i],
+                }
+                for i, (row, text) in enumerate(zip(inputs, texts, strict=True))
+            ]
+
+    return SuiteTrainer
+
+
+def in_passes(batch: dict[str, Any], passes: int) -> list[dict[str, Any]]:
+    """A batch cut along its rows; what has no rows (a count, None) goes to each part."""
+
+    def part(value: Any, i: int) -> Any:
+        has_rows = isinstance(value, torch.Tensor) and value.dim() > 0
+        return value.chunk(passes)[i] if has_rows else value
+
+    return [{name: part(value, i) for name, value in batch.items()} for i in range(passes)]
+
+
+def _mean(values_BC: torch.Tensor, mask_BC: torch.Tensor, rows_B: torch.Tensor) -> torch.Tensor:
+    """The mean over the real tokens of the chosen rows; NaN, which TRL leaves out, without any."""
+    return values_BC[mask_BC.bool() & rows_B[:, None]].mean()

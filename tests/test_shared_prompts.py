@@ -1,0 +1,253 @@
+"""A prompt computed once for its group gives the ordinary loss and gradient."""
+
+import pytest
+import torch
+
+from lib.lean_lora import make_lean
+from lib.shared_prompts import completion_logps, pack, why_not_shared
+from lib.token_logps import plain_logps
+from lib.trainer import in_passes, trainer_class
+
+GROUP, PROMPTS, PROMPT, COMPLETION = 3, 2, 9, 7
+LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "gspo")
+
+
+def adapted(folder, dtype=torch.float32, lean=True):
+    """The embedded model with an adapter that does something."""
+    import peft
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    settings = peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=False
+    )
+    model = peft.get_peft_model(base, settings).train()
+    if lean:
+        assert make_lean(model) == 7 * base.config.num_hidden_layers
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(embedded):
+    return adapted(embedded)
+
+
+@pytest.fixture(scope="module")
+def batch() -> dict:
+    """Two groups of three: prompts padded on the left, completions of all lengths on the right."""
+    draw = torch.Generator().manual_seed(1)
+    rows = GROUP * PROMPTS
+    prompts = torch.randint(100, 40_000, (PROMPTS, PROMPT), generator=draw)
+    prompt_mask = torch.ones_like(prompts)
+    prompts[1, :4] = prompt_mask[1, :4] = 0
+    completions = torch.randint(100, 40_000, (rows, COMPLETION), generator=draw)
+    lengths = torch.tensor([7, 1, 4, 2, 6, 3])
+    mask = (torch.arange(COMPLETION) < lengths[:, None]).long()
+    noise = torch.randn(2, rows, COMPLETION, generator=draw)
+    return {
+        "prompt_ids": prompts.repeat_interleave(GROUP, 0),
+        "prompt_mask": prompt_mask.repeat_interleave(GROUP, 0),
+        "completion_ids": completions * mask,
+        "completion_mask": mask,
+        "advantages": torch.tensor([1.3, -0.4, -0.9, 0.0, 0.0, 0.0]),
+        "num_items_in_batch": lengths.sum(),
+        "noise": noise,
+    }
+
+
+def whole(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    return ids, torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+
+
+def ordinary_logps(model, batch: dict, temperature: float = 1.0) -> torch.Tensor:
+    return plain_logps(model, *whole(batch), COMPLETION, temperature)[0]
+
+
+def gradient(model, loss: torch.Tensor) -> torch.Tensor:
+    model.zero_grad()
+    loss.backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    found = torch.cat(
+        [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in trained]
+    )
+    model.zero_grad()
+    return found
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+def test_a_row_holds_each_prompt_once_and_no_padding(batch):
+    packed = pack(*whole(batch), COMPLETION, torch.ones(6, dtype=torch.bool))
+    lengths = batch["completion_mask"].sum(1)
+    assert packed.ids_1N.shape == (1, 9 + 5 + (lengths - 1).sum())
+    assert (
+        packed.targets_M.tolist()
+        == batch["completion_ids"][
+            lengths.new_tensor([[c < n for c in range(COMPLETION)] for n in lengths]).bool()
+        ].tolist()
+    )
+    assert packed.positions_1N[0, :11].tolist() == [*range(9), 9, 10]
+    assert packed.positions_1N.max() == 9 + 7 - 2
+
+
+def test_nothing_wanted_is_nothing_computed(model, batch):
+    logps, entropies = completion_logps(
+        model, *whole(batch), COMPLETION, wanted_B=torch.zeros(6, dtype=torch.bool)
+    )
+    assert not logps.any() and not entropies.any() and logps.requires_grad
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_and_their_gradient_are_the_ordinary_ones(model, batch, temperature):
+    weights = batch["noise"][0]
+    ours, entropies = completion_logps(model, *whole(batch), COMPLETION, temperature)
+    plain = ordinary_logps(model, batch, temperature)
+    assert torch.allclose(ours, plain, atol=2e-4)
+    assert (
+        relative(gradient(model, (ours * weights).sum()), gradient(model, (plain * weights).sum()))
+        < 1e-4
+    )
+    assert (entropies[batch["completion_mask"].bool()] > 0).all()
+
+
+def test_long_completions_take_the_fused_attention_and_agree(model, batch, monkeypatch):
+    ours, _ = completion_logps(model, *whole(batch), COMPLETION)
+    monkeypatch.setattr("lib.shared_prompts.FEW_SCORES", 0)
+    fused, _ = completion_logps(model, *whole(batch), COMPLETION)
+    assert torch.allclose(ours, fused, atol=2e-4)
+
+
+def test_the_head_in_small_parts_gives_the_same(model, batch, monkeypatch):
+    ours, entropies = completion_logps(model, *whole(batch), COMPLETION)
+    monkeypatch.setattr("lib.token_logps.HEAD_ROWS", 5)
+    parts, in_parts = completion_logps(model, *whole(batch), COMPLETION)
+    assert torch.allclose(ours, parts, atol=2e-4) and torch.allclose(entropies, in_parts, atol=1e-3)
+
+
+def test_full_fine_tuning_gives_the_output_layer_its_gradient(embedded, batch):
+    from transformers import AutoModelForCausalLM
+
+    whole_model = AutoModelForCausalLM.from_pretrained(embedded, dtype=torch.float32).train()
+    weights = batch["noise"][0]
+    ours, _ = completion_logps(whole_model, *whole(batch), COMPLETION)
+    grad = gradient(whole_model, (ours * weights).sum())
+    plain = gradient(whole_model, (ordinary_logps(whole_model, batch) * weights).sum())
+    assert relative(grad, plain) < 1e-4
+
+
+def suite_trainer(model, folder, loss: str, beta: float):
+    from datasets import Dataset
+    from transformers import AutoTokenizer
+    from trl import GRPOConfig
+
+    if "ref" in model.peft_config:
+        model.delete_adapter("ref")
+    level = "sequence" if loss == "gspo" else "token"
+    arguments = GRPOConfig(
+        output_dir=str(folder),
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        gradient_checkpointing=False,
+        per_device_train_batch_size=GROUP * PROMPTS,
+        num_generations=GROUP,
+        max_completion_length=COMPLETION,
+        temperature=0.9,
+        loss_type="grpo" if loss == "gspo" else loss,
+        importance_sampling_level=level,
+        beta=beta,
+    )
+    rows = Dataset.from_list([{"prompt": "Hello"}] * 2)
+    tokenizer = AutoTokenizer.from_pretrained(model.get_base_model().name_or_path)
+    trainer = trainer_class()(model, lambda **_: [0.0], arguments, rows, processing_class=tokenizer)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    return trainer
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_each_loss_and_its_gradient_equal_trls(model, batch, tmp_path, loss, beta):
+    """A dead group among them, old log-probs that differ, and a reference model."""
+    trainer = suite_trainer(model, tmp_path, loss, beta)
+    before = ordinary_logps(model, batch, 0.9).detach()
+    inputs = {key: value for key, value in batch.items() if key != "noise"} | {
+        "old_per_token_logps": before + 0.2 * batch["noise"][0],
+        "ref_per_token_logps": before + 0.2 * batch["noise"][1],
+    }
+    found = {}
+    for shares in (True, False):
+        trainer.shares_prompts = shares
+        value = trainer._compute_loss(trainer.model, inputs)
+        found[shares] = value.item(), gradient(trainer.model, value)
+    assert found[True][0] == pytest.approx(found[False][0], rel=1e-4, abs=1e-5)
+    assert relative(found[True][1], found[False][1]) < 1e-4
+
+
+def test_a_step_without_signal_trains_nothing(model, batch, tmp_path):
+    trainer = suite_trainer(model, tmp_path, "dapo", 0.0)
+    trainer.shares_prompts = True
+    inputs = {key: value for key, value in batch.items() if key != "noise"}
+    loss = trainer._compute_loss(trainer.model, inputs | {"advantages": torch.zeros(6)})
+    assert not gradient(trainer.model, loss).any()
+
+
+def test_lean_layers_compute_what_pefts_do(embedded, batch):
+    lean, plain = adapted(embedded), adapted(embedded, lean=False)
+    weights = batch["noise"][0]
+    ours, pefts = (ordinary_logps(model, batch) for model in (lean, plain))
+    assert torch.allclose(ours, pefts, atol=2e-4)
+    assert (
+        relative(gradient(lean, (ours * weights).sum()), gradient(plain, (pefts * weights).sum()))
+        < 1e-4
+    )
+    for model in (lean, plain):
+        torch.manual_seed(1)
+        model.add_adapter("ref", model.peft_config["default"])
+        model.set_adapter("ref")
+    with torch.no_grad():
+        other = ordinary_logps(lean, batch)
+        assert torch.allclose(other, ordinary_logps(plain, batch), atol=2e-4)
+        assert not torch.allclose(other, ours, atol=0.1)
+    with lean.disable_adapter(), plain.disable_adapter(), torch.no_grad():
+        bare = ordinary_logps(lean, batch)
+        assert torch.allclose(bare, ordinary_logps(plain, batch), atol=2e-4)
+        assert not torch.allclose(bare, ours, atol=0.1)
+
+
+def test_sharing_is_refused_where_a_model_attends_in_its_own_way(model):
+    from transformers import Gemma2Config, Gemma2ForCausalLM, MistralConfig, MistralForCausalLM
+
+    small = dict(vocab_size=300, hidden_size=32, num_hidden_layers=2, intermediate_size=64)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+    assert why_not_shared(model, 1024) == ""
+    gemma = Gemma2ForCausalLM(Gemma2Config(**small, **heads))
+    assert "caps its scores" in why_not_shared(gemma, 64)
+    mistral = MistralForCausalLM(MistralConfig(**small, **heads, sliding_window=32))
+    assert why_not_shared(mistral, 32) == ""
+    assert "sees 32 tokens at a time" in why_not_shared(mistral, 64)
+
+
+def test_the_trial_finds_a_model_that_ignores_the_packing(model, monkeypatch):
+    from lib import shared_prompts
+
+    class untouched:
+        def __init__(self, _): ...
+        def __enter__(self): ...
+        def __exit__(self, *_): ...
+
+    monkeypatch.setattr(shared_prompts, "shared_attention", untouched)
+    assert "attends in its own way" in why_not_shared(model, 1024)
+
+
+def test_a_batch_is_cut_into_passes_with_its_groups_whole(batch):
+    parts = in_passes({**batch, "nothing": None}, 2)
+    assert [part["advantages"].tolist() for part in parts] == [
+        batch["advantages"][:3].tolist(),
+        batch["advantages"][3:].tolist(),
+    ]
+    assert all(part["num_items_in_batch"] == 23 and part["nothing"] is None for part in parts)
