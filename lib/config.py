@@ -95,6 +95,9 @@ class Config(BaseModel):
     gpu_memory_utilization: float = Field(0.5, gt=0, lt=1)  # vLLM's share of the GPU
     gpu_memory_cap: float = Field(0.0, ge=0)  # GiB to pretend the GPU has; 0: all it has
     save_steps: int = Field(50, gt=0)
+    validation_steps: int = Field(0, ge=0)  # held-out accuracy every so many steps; 0: never
+    validation_problems: int = Field(64, gt=0)  # set aside from the training problems for it
+    keep: Literal["last", "best"] = "last"  # adapter: as training ends, or best in validation
 
     # --- evaluation --------------------------------------------------------
     eval_engine: Literal["vllm", "transformers"] = "vllm"
@@ -231,6 +234,11 @@ def check_pairs(config: Config, hardware: Hardware) -> None:
         )
     if config.precision == "fp16" and not hardware.gpu:
         raise BadInput("precision fp16 needs a GPU: set precision to bf16 or fp32 on the CPU.")
+    if config.keep == "best" and not config.validation_steps:
+        raise BadInput(
+            "keep best needs a validation to tell which adapter is best: set validation_steps, "
+            "or keep to last."
+        )
     if config.load_in_4bit and config.full_finetuning:
         raise BadInput(
             "full_finetuning and load_in_4bit exclude each other, since 4-bit weights cannot be "

@@ -229,6 +229,13 @@ class TransformersEngine:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch_dtype(config))
         self.model.to(device).eval()
 
+    @classmethod
+    def around(cls, model: Any, tokenizer: Any) -> "TransformersEngine":
+        """An engine on a model that is loaded already, such as the policy in training."""
+        engine = cls.__new__(cls)
+        engine.notes, engine.model, engine.tokenizer = [], model, tokenizer
+        return engine
+
     def generate(self, prompts, sampling):
         import torch
 

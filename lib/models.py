@@ -229,6 +229,16 @@ def _load_with_transformers(config: Config, folder: Path, notes: list[str]) -> P
     return Policy(model, _padded(tokenizer), folder, "transformers", notes)
 
 
+def save_adapter(policy: Policy, folder: Path) -> None:
+    """The adapter (after full fine-tuning the model) with its tokenizer; beside and renamed."""
+    beside = folder.with_name(f".{folder.name}")
+    shutil.rmtree(beside, ignore_errors=True)
+    policy.model.save_pretrained(str(beside))
+    policy.tokenizer.save_pretrained(str(beside))
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)
+
+
 def live_weights(model: Any) -> Iterator[tuple[str, Any]]:
     """The policy's weights as they are now, adapter merged, without touching the model.
 
@@ -238,14 +248,23 @@ def live_weights(model: Any) -> Iterator[tuple[str, Any]]:
 
     with torch.no_grad():
         adapted = [(n, m) for n, m in model.named_modules() if hasattr(m, "get_delta_weight")]
-        merged = {
-            f"{name}.base_layer.weight": m.base_layer.weight + m.get_delta_weight("default")
-            for name, m in adapted
-        }
+        merged = {f"{name}.base_layer.weight": _merged(m) for name, m in adapted}
     for name, weight in model.named_parameters():
         if "lora_" not in name:
             plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
             yield plain, merged.get(name, weight).detach()
+
+
+def _merged(layer: Any) -> Any:
+    """W + s·B·A, rounded once; A and B in W's precision, as training computes with them."""
+    import torch
+
+    weight = layer.base_layer.weight
+    if type(layer.base_layer) is not torch.nn.Linear:
+        return weight + layer.get_delta_weight("default")
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    a, b = a.to(weight.dtype), b.to(weight.dtype)
+    return torch.addmm(weight, b, a, alpha=layer.scaling["default"])
 
 
 def lora_targets(config: Config) -> list[str]:

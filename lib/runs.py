@@ -5,6 +5,7 @@
                  train_log.jsonl      a line an optimizer step
                  rollouts/            every completion of training
                  checkpoints/         to resume from
+                 best/                the adapter that validation liked best
                  adapter/  merged/    what was trained
                  evals/               every answer, and the summaries
                  figures/  report.html
@@ -84,6 +85,7 @@ class Run:
         self.train_log = folder / "train_log.jsonl"
         self.rollouts = folder / "rollouts"
         self.checkpoints = folder / "checkpoints"
+        self.best = folder / "best"
         self.adapter = folder / "adapter"
         self.merged = folder / "merged"
         self.evals = folder / "evals"

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-HEAD_ROWS = 512  # completion tokens whose logits exist at once: [512, V] and never [B, T, V]
+HEAD_ROWS = 128  # tokens whose logits exist at once: [128, V], and never [B, T, V]
 
 
 class TokenLogps(torch.autograd.Function):

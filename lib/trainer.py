@@ -43,9 +43,9 @@ def trainer_class() -> type:
         def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
             started = time.perf_counter()
             batch = super()._generate_and_score_completions(inputs)
-            self._note("time/rollouts", time.perf_counter() - started)
+            self.note("time/rollouts", time.perf_counter() - started)
             if self.rollouts is not None:
-                self._note("time/hand_over", self.rollouts.hand_over_seconds)
+                self.note("time/hand_over", self.rollouts.hand_over_seconds)
             step = self.state.global_step + 1
             append_jsonl(self.run.rollouts / f"step_{step:05d}.jsonl", self._rows(inputs, step))
             return batch
@@ -96,9 +96,10 @@ def trainer_class() -> type:
             computed_B = inputs["advantages"].abs() > NO_SIGNAL
             apart_BC = (sampled_BC - self._logps_BC).abs()
             name = "sampling/sampling_logp_difference/mean"
-            self._note(name, _mean(apart_BC, inputs["completion_mask"], computed_B).item())
+            self.note(name, _mean(apart_BC, inputs["completion_mask"], computed_B).item())
 
-        def _note(self, name: str, value: float) -> None:
+        def note(self, name: str, value: float) -> None:
+            """Add a number to the step's log."""
             self._metrics["train" if self.model.training else "eval"][name].append(value)
 
         def _rows(self, inputs: list[dict], step: int) -> list[dict]:

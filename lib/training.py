@@ -14,10 +14,10 @@ from typing import Any
 from lib.config import Config
 from lib.errors import BadInput
 from lib.lean_lora import make_lean
-from lib.models import Policy
+from lib.models import Policy, save_adapter
 from lib.progress import Progress
 from lib.rollouts import RolloutEngine
-from lib.runs import Run, append_jsonl, read_jsonl
+from lib.runs import Run, append_jsonl, read_json, read_jsonl
 from lib.shared_prompts import why_not_shared
 from lib.trainer import trainer_class
 
@@ -177,14 +177,15 @@ def _last_checkpoint(run: Run) -> Path | None:
     return Path(found) if found else None
 
 
-def save_trained(policy: Policy, run: Run) -> None:
-    """The adapter (after full fine-tuning the model) with its tokenizer; beside and renamed."""
-    beside = run.adapter.with_name(".adapter")
-    shutil.rmtree(beside, ignore_errors=True)
-    policy.model.save_pretrained(str(beside))
-    policy.tokenizer.save_pretrained(str(beside))
+def save_trained(policy: Policy, config: Config, run: Run) -> str:
+    """Write `adapter/`: the last one, or with `keep: best` the best in validation; says which."""
+    if config.keep == "last":
+        save_adapter(policy, run.adapter)
+        return f"the adapter of step {config.max_steps}, the last"
     shutil.rmtree(run.adapter, ignore_errors=True)
-    beside.rename(run.adapter)
+    shutil.copytree(run.best, run.adapter)
+    best = read_json(run.best / "validation.json")
+    return f"the adapter of step {best['step']}, the best in validation ({best['score']:.1%})"
 
 
 def _step_log(config: Config, run: Run, watch: Callable[[list[dict]], None] | None) -> Any:

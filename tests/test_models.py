@@ -45,7 +45,7 @@ def adapter(config, run):
         for name, weight in policy.model.named_parameters():
             if "lora_B" in name:
                 weight.normal_(std=0.02)
-    save_trained(policy, run)
+    save_trained(policy, config, run)
     return run.adapter
 
 
