@@ -8,9 +8,9 @@ import pytest
 # Before torch is imported: threads that spin while they wait slow each other tenfold.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from lib.config import ROOT, resolve  # noqa: E402
-from lib.hardware import Hardware  # noqa: E402
-from lib.runs import Run  # noqa: E402
+from lib.config import ROOT, resolve
+from lib.hardware import Hardware
+from lib.runs import Run
 
 CPU = Hardware(cores=2, memory=16.0)
 T4 = Hardware("Tesla T4", 14.6, 7.5, 4, 30.0)
