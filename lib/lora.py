@@ -1,0 +1,158 @@
+"""LoRA (Hu et al. 2021, arXiv:2106.09685) on any linear layer, in the files that peft reads.
+
+    add_lora(model, r=16, alpha=32, targets=["q_proj", "v_proj"])   # freezes all but A and B
+    with without_lora(model):                                       # the model as it was
+        ...
+    save_lora(model, folder)                                        # A and B alone
+    merge_lora(model)                                               # plain linear layers again
+
+Shapes: I inputs and O outputs of a layer, R the rank.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lib.errors import BadInput
+from lib.runs import read_json, write_json
+
+PREFIX = "base_model.model."  # peft names each weight as seen from its own wrapper
+
+
+class LoraLinear(nn.Module):
+    """y = W x + (alpha / R) B A x, with W frozen (eq. 3 of the paper; sec. 4.1 for the scale).
+
+    A and B are kept in 32 bit, since an update is small against bf16's steps, and
+    multiply in the layer's own precision.
+    """
+
+    def __init__(self, base: nn.Linear, r: int, alpha: float, dropout: float = 0.0):
+        super().__init__()
+        self.base, self.scale, self.active = base, alpha / r, True
+        self.dropout = nn.Dropout(dropout)
+        like = dict(device=base.weight.device, dtype=torch.float32)
+        self.A_RI = nn.Parameter(torch.empty(r, base.in_features, **like))
+        self.B_OR = nn.Parameter(torch.zeros(base.out_features, r, **like))  # begins as W alone
+        nn.init.kaiming_uniform_(self.A_RI, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        if not self.active:
+            return y
+        inner = nn.functional.linear(self.dropout(x), self.A_RI.to(x.dtype))
+        return y + nn.functional.linear(inner, self.B_OR.to(x.dtype)) * self.scale
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        """The base layer with W + (alpha / R) B A as its weight."""
+        self.base.weight += self.B_OR @ self.A_RI * self.scale
+        return self.base
+
+
+def add_lora(
+    model: nn.Module, r: int, alpha: float, targets: Sequence[str], dropout: float = 0.0
+) -> list[str]:
+    """Freeze the model and wrap its linear layers of these names; returns the full names.
+
+    Args:
+        targets: last parts of names ("q_proj", for all layers) or full ones.
+
+    Raises:
+        BadInput: a name that no linear layer has.
+    """
+    model.requires_grad_(False)
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    found = {t: [n for n in linear if n == t or n.endswith(f".{t}")] for t in targets}
+    for target, names in found.items():
+        if not names:
+            known = ", ".join(sorted({name.split(".")[-1] for name in linear}))
+            raise BadInput(f"lora_targets names {target!r}, which no layer has: there are {known}.")
+    names = sorted({name for names in found.values() for name in names}, key=linear.index)
+    for name in names:
+        layer = LoraLinear(model.get_submodule(name), r, alpha, dropout)
+        model.set_submodule(name, layer)
+    return names
+
+
+def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, LoraLinear)}
+
+
+def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """What is trained: A and B of each layer."""
+    return [weight for m in lora_layers(model).values() for weight in (m.A_RI, m.B_OR)]
+
+
+@contextmanager
+def without_lora(model: nn.Module) -> Iterator[None]:
+    """Inside, the model answers as the base model: the reference costs no second copy."""
+    layers = lora_layers(model).values()
+    try:
+        for layer in layers:
+            layer.active = False
+        yield
+    finally:
+        for layer in layers:
+            layer.active = True
+
+
+def merge_lora(model: nn.Module) -> None:
+    """Add each product B A to its layer's weight, and take the wrappers off."""
+    for name, layer in lora_layers(model).items():
+        model.set_submodule(name, layer.merged())
+
+
+def save_lora(model: nn.Module, folder: Path, base: str = "") -> None:
+    """Write A and B (safetensors) and the settings as peft does; `base` is the base model."""
+    layers = lora_layers(model)
+    first = next(iter(layers.values()))
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(_named_weights(model), folder / "adapter_model.safetensors", {"format": "pt"})
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": len(first.A_RI),
+        "lora_alpha": first.scale * len(first.A_RI),
+        "lora_dropout": first.dropout.p,
+        "target_modules": sorted({name.split(".")[-1] for name in layers}),
+        "bias": "none",
+        "inference_mode": True,
+    }
+    write_json(folder / "adapter_config.json", settings)
+
+
+@torch.no_grad()
+def load_lora(model: nn.Module, folder: Path) -> None:
+    """Put a saved adapter (ours or peft's) on the model, which may have its wrappers already.
+
+    Raises:
+        BadInput: the adapter's weights are not those of this model's layers.
+    """
+    settings = read_json(folder / "adapter_config.json")
+    stored = load_file(folder / "adapter_model.safetensors")
+    if not lora_layers(model):
+        targets = settings["target_modules"]
+        add_lora(model, settings["r"], settings["lora_alpha"], targets, settings["lora_dropout"])
+    weights = _named_weights(model)
+    if {k: w.shape for k, w in weights.items()} != {k: w.shape for k, w in stored.items()}:
+        raise BadInput(
+            f"The adapter in {folder} does not fit the model: give the base model and the "
+            f"lora_r that it was trained with."
+        )
+    for name, weight in weights.items():
+        weight.copy_(stored[name])
+
+
+def _named_weights(model: nn.Module) -> dict[str, Tensor]:
+    """A and B under peft's names; the model's own tensors, not copies."""
+    named = {}
+    for name, layer in lora_layers(model).items():
+        named[f"{PREFIX}{name}.lora_A.weight"] = layer.A_RI.data
+        named[f"{PREFIX}{name}.lora_B.weight"] = layer.B_OR.data
+    return named
