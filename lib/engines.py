@@ -154,6 +154,7 @@ class VllmEngine:
             top_k=sampling.top_k,
             min_p=sampling.min_p,
             max_tokens=sampling.max_tokens,
+            min_tokens=sampling.min_tokens,
             logprobs=0 if sampling.logprobs else None,
         )
         requests = [{"prompt_token_ids": list(ids)} for ids in prompts]
@@ -272,6 +273,7 @@ class TransformersEngine:
                 **inputs,
                 **choice,
                 max_new_tokens=sampling.max_tokens,
+                min_new_tokens=sampling.min_tokens,
                 pad_token_id=self.tokenizer.pad_token_id,
                 return_dict_in_generate=True,
                 output_logits=sampling.logprobs,

@@ -17,7 +17,7 @@ class Sampling:
 
     Attributes:
         n: completions a prompt.
-        max_tokens: at most so many tokens each.
+        max_tokens, min_tokens: at most and at least so many tokens each.
         seed: of the whole call; the same call on the same engine repeats itself.
     """
 
@@ -27,6 +27,7 @@ class Sampling:
     top_k: int = 0
     min_p: float = 0.0
     max_tokens: int = 256
+    min_tokens: int = 0
     seed: int = 0
     logprobs: bool = False
 

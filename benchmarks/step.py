@@ -1,0 +1,309 @@
+"""How long a GRPO step takes: ours beside TRL's and Unsloth's, on the same work.
+
+    python benchmarks/step.py --shape demo|gsm8k|long [--dead 0.5] [--json FILE]
+
+Each system runs in a process of its own: the embedded model, LoRA r 16 on every linear layer,
+AdamW, G = 8, prompts and completions of one length, and rewards that differ within all groups
+but a share `--dead`.
+
+- trl: GRPOTrainer with its defaults (a group a pass, gradient checkpointing), transformers'
+  generate. Its log-probs come from a Triton kernel that no CPU runs; plain torch takes its place.
+- unsloth: the same trainer on Unsloth's model, as Unsloth's notebooks set it.
+- ours: lib.training.make_trainer, as a recipe makes it.
+
+`useful tokens/s` counts completion tokens of groups whose rewards differ. `share of peak` is what
+the training pass cannot do without (each prompt once, completions, nothing of a dead group; two
+multiplications of the frozen weights) over what it took, as a share of the bf16 matrix product
+measured in the same process.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from lib.config import resolve  # noqa: E402
+from lib.hardware import detect_hardware  # noqa: E402
+from lib.models import load_policy  # noqa: E402
+from lib.runs import Run, hushed, installed_versions, open_run, write_json  # noqa: E402
+
+SYSTEMS = ("trl", "unsloth", "ours")
+GROUP = 8
+PHASES = ("generation", "hand-over", "reward", "old log-probs", "forward", "backward", "optimizer")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Lengths in tokens; groups a step; steps measured after one to warm up."""
+
+    prompt: int
+    completion: int
+    groups: int
+    steps: int
+
+
+SHAPES = {
+    "demo": Shape(68, 16, 4, 4),
+    "gsm8k": Shape(120, 200, 1, 2),
+    "long": Shape(120, 1024, 1, 1),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shape", choices=SHAPES, default="demo")
+    parser.add_argument("--dead", type=float, default=0.0, help="share of groups without signal")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--system", choices=SYSTEMS, help="measure this one, in this process")
+    asked = parser.parse_args()
+    if asked.system:
+        print(json.dumps(measure(asked.system, SHAPES[asked.shape], asked.dead)))
+        return
+    found = {}
+    for system in SYSTEMS:
+        command = [sys.executable, __file__, "--system", system]
+        command += ["--shape", asked.shape, "--dead", str(asked.dead)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{system} failed:\n{done.stderr[-3000:]}")
+        found[system] = json.loads(done.stdout.strip().split("\n")[-1])
+        print(f"{system}: {found[system]['seconds']:.2f} s a step", flush=True)
+    ours = found["ours"]["useful tokens/s"]
+    ratios = {name: ours / found[name]["useful tokens/s"] for name in ("trl", "unsloth")}
+    print(table(found))
+    print(*(f"ours over {name}: {ratio:.2f}" for name, ratio in ratios.items()), sep="\n")
+    if asked.json:
+        write_json(
+            asked.json,
+            {
+                "shape": asked.shape,
+                **asdict(SHAPES[asked.shape]),
+                "group": GROUP,
+                "dead": asked.dead,
+                "systems": found,
+                "ratios": ratios,
+                "versions": installed_versions(),
+                "hardware": f"{detect_hardware()}; {platform.processor() or platform.machine()}",
+            },
+        )
+
+
+def measure(system: str, shape: Shape, dead: float) -> dict[str, float]:
+    """Seconds a step and of each phase, tokens a second, peak memory, share of the peak."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = configuration(system, shape, folder)
+        run = open_run(config)
+        with hushed(run):
+            import torch
+
+            clock = Clock()
+            trainer = make(system, config, run, shape, dead, clock)
+            clock.watch(trainer, shape)
+            trainer.train()
+            peak = matmul_peak(torch)
+    return summary(clock, trainer.model, shape, dead, peak)
+
+
+def configuration(system: str, shape: Shape, folder: str):
+    return resolve(
+        None,
+        {
+            "output_dir": folder,
+            "profile": "cpu",
+            "backend": "transformers" if system == "trl" else "unsloth",
+            "prompts_per_step": shape.groups,
+            "num_generations": GROUP,
+            "micro_batch": GROUP * (shape.groups if system == "ours" else 1),
+            "gradient_checkpointing": system != "ours",
+            "rollout_engine": "vllm" if system == "ours" else "transformers",
+            "shared_prompts": system == "ours",
+            "max_seq_length": shape.prompt + shape.completion + 8,
+            "max_completion_length": shape.completion,
+            "max_steps": shape.steps + 1,
+            "save_steps": 1000,
+            "lr_scheduler": "constant",
+        },
+    )
+
+
+def make(system: str, config, run: Run, shape: Shape, dead: float, clock: "Clock"):
+    """The system's trainer, made to write completions of the shape's length."""
+    policy = load_policy(config)
+    rows = prompts(policy.tokenizer, shape)
+    length = {"min_new_tokens": shape.completion, "max_new_tokens": shape.completion}
+
+    def reward(completions, **_):
+        return rewards(len(completions), dead)
+
+    if system == "ours":
+        from lib.training import make_trainer
+
+        trainer = make_trainer(policy, rows, [reward], [1.0], config, run)
+        engine, rollouts = trainer.rollouts.engine, trainer.rollouts
+        complete = engine.complete
+        engine.complete = lambda prompts, sampling: complete(
+            prompts, replace(sampling, min_tokens=shape.completion)
+        )
+        clock.time(engine, "hand_over", "hand-over")
+        clock.time(rollouts, "generate", "generation")
+        return trainer
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    from lib.token_logps import plain_logps
+    from lib.training import grpo_arguments
+
+    class Plain(GRPOTrainer):
+        def _get_per_token_logps_and_entropies(self, model, ids, mask, kept, *_, **__):
+            return *plain_logps(model, ids, mask, kept, self.temperature), None
+
+    trainer = (Plain if system == "trl" else GRPOTrainer)(
+        model=policy.model,
+        processing_class=policy.tokenizer,
+        reward_funcs=[reward],
+        args=GRPOConfig(**grpo_arguments(config, run), generation_kwargs=length),
+        train_dataset=Dataset.from_list(rows),
+    )
+    clock.time(trainer, "_generate_single_turn", "generation")
+    return trainer
+
+
+def prompts(tokenizer, shape: Shape) -> list[dict]:
+    """Different prompts of one length in tokens, a few more than all steps need."""
+    words = random.Random(0)
+    rows = []
+    for i in range(shape.groups * (shape.steps + 2)):
+        text = f"{i}"
+        while True:
+            prompt = [{"role": "user", "content": text}]
+            ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True)
+            if len(ids["input_ids"] if hasattr(ids, "keys") else ids) >= shape.prompt:
+                break
+            text += " " + words.choice(["one", "two", "red", "day", "sun"])
+        rows.append({"prompt": prompt, "id": str(i), "answer": ""})
+    return rows
+
+
+def rewards(count: int, dead: float) -> list[float]:
+    """The last groups of the step, as many as the share says, are all alike."""
+    draw, groups = random.Random(count), count // GROUP
+    alive = live_groups(groups, dead)
+    return [draw.random() if i // GROUP < alive else 1.0 for i in range(count)]
+
+
+def live_groups(groups: int, dead: float) -> int:
+    return groups - round(groups * dead)
+
+
+class Clock:
+    """Seconds of each phase of each step; a phase within another counts for the inner one."""
+
+    def __init__(self):
+        self.steps: list[dict[str, float]] = []
+        self.phases: dict[str, float] = defaultdict(float)
+        self.open: list[float] = []
+
+    def time(self, thing, method: str, phase) -> None:
+        inner = getattr(thing, method)
+
+        def timed(*args, **kwargs):
+            self.open.append(0.0)
+            started = time.perf_counter()
+            result = inner(*args, **kwargs)
+            took = time.perf_counter() - started
+            within = self.open.pop()
+            if self.open:
+                self.open[-1] += took
+            self.phases[phase() if callable(phase) else phase] += took - within
+            return result
+
+        setattr(thing, method, timed)
+
+    def watch(self, trainer, shape: Shape) -> None:
+        import torch
+        from transformers import TrainerCallback
+
+        def logps() -> str:
+            return "forward" if torch.is_grad_enabled() else "old log-probs"
+
+        self.time(trainer, "_calculate_rewards", "reward")
+        self.time(trainer, "_get_per_token_logps_and_entropies", logps)
+        self.time(trainer, "_compute_loss", "forward")
+        self.time(trainer.accelerator, "backward", "backward")
+        clock = self
+
+        class Steps(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs):
+                if state.global_step == 0:
+                    clock.time(kwargs["optimizer"], "step", "optimizer")
+
+            def on_step_end(self, args, state, control, **kwargs):
+                now = time.perf_counter()
+                clock.steps.append({**clock.phases, "seconds": now - clock.started})
+                clock.phases.clear()
+                clock.started = now
+
+            def on_train_begin(self, args, state, control, **kwargs):
+                clock.started = time.perf_counter()
+
+        trainer.add_callback(Steps())
+
+
+def matmul_peak(torch) -> float:
+    """FLOP/s of a bf16 matrix product, the best of ten."""
+    a = torch.randn(2048, 2048).bfloat16()
+    times = []
+    for _ in range(10):
+        started = time.perf_counter()
+        a @ a
+        times.append(time.perf_counter() - started)
+    return 2 * 2048**3 / min(times)
+
+
+def summary(clock: Clock, model, shape: Shape, dead: float, peak: float) -> dict[str, float]:
+    steps = clock.steps[1:]
+    means = {name: sum(step.get(name, 0.0) for step in steps) / len(steps) for name in PHASES}
+    seconds = sum(step["seconds"] for step in steps) / len(steps)
+    groups = live_groups(shape.groups, dead)
+    scored = groups * GROUP * shape.completion
+    computed = groups * (shape.prompt + GROUP * (shape.completion - 1))
+    head = model.get_output_embeddings().weight.numel()
+    frozen = [p for n, p in model.named_parameters() if "lora_" not in n and p.dim() == 2]
+    linear = sum(p.numel() for p in frozen) - head  # the head is the tied embedding
+    needed = 2 * 2 * (computed * linear + scored * head)
+    training = means["forward"] + means["backward"]
+    return {
+        "seconds": seconds,
+        **means,
+        "rest": seconds - sum(means.values()),
+        "tokens/s": shape.groups * GROUP * shape.completion / seconds,
+        "useful tokens/s": scored / seconds,
+        "share of peak": needed / training / peak,
+        "matmul GFLOP/s": peak / 1e9,
+        "peak memory GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def table(found: dict[str, dict[str, float]]) -> str:
+    lines = [f"{'':18}" + "".join(f"{name:>10}" for name in found)]
+    for row in next(iter(found.values())):
+        cells = "".join(f"{values[row]:10.2f}" for values in found.values())
+        lines.append(f"{row:18}{cells}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    main()
