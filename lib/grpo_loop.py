@@ -49,13 +49,11 @@ class Learner:
         rewards: Sequence[Callable],
         weights: Sequence[float],
         run: Run,
-        watch: Callable[[list[dict]], None] | None = None,
     ):
         """
         Args:
             rows: prompt, answer, id and further columns (`lib.tasks.make_rows`).
             rewards, weights: reward functions in TRL's signature and what each counts.
-            watch: called after each step with the log so far, for a live plot.
 
         Raises:
             BadInput: a setting that this loop does not have, or fewer rows than a step takes.
@@ -63,7 +61,7 @@ class Learner:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         check_settings(config, rows)
-        self.config, self.rows, self.run, self.watch = config, rows, run, watch
+        self.config, self.rows, self.run = config, rows, run
         self.rewards, self.weights = rewards, np.array(weights)
         self.base, self.step = model_folder(config), 0
         # fp16 would need its loss scaled: fp32 serves, where bf16 cannot be had.
@@ -81,8 +79,12 @@ class Learner:
             weight_decay=config.weight_decay,
         )
 
-    def train(self) -> None:
-        """Train, from the run's last checkpoint where `resume` is set; afresh otherwise."""
+    def train(self, watch: Callable[[list[dict]], None] | None = None) -> None:
+        """Train, from the run's last checkpoint where `resume` is set; afresh otherwise.
+
+        Args:
+            watch: called after each step with the log so far, for a live plot.
+        """
         config = self.config
         last = last_checkpoint(self.run) if config.resume else None
         if last:
@@ -106,8 +108,8 @@ class Learner:
                 self.run.log_step(row)
                 log.append(row)
                 progress.update(self.step, f"reward {row['reward']:.2f}")
-                if self.watch:
-                    self.watch(log)
+                if watch:
+                    watch(log)
             if self.step // config.save_steps > before // config.save_steps:
                 self.save()
         progress.close()
