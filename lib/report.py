@@ -122,6 +122,7 @@ def write_answers(run: Run, rows: list[dict[str, Any]]) -> Path:
         rows: of `lib.breakdowns.side_by_side`.
     """
     page = run.evals / "side_by_side.html"
+    page.parent.mkdir(exist_ok=True)
     table = html_table(list(rows[0]), [list(row.values()) for row in rows])
     head = HEAD.format(title="Answers side by side")
     page.write_text(f'{head}<div class="text">{table}</div></body></html>', encoding="utf-8")
