@@ -34,6 +34,7 @@ def trainer_class() -> type:
         rollouts: Any = None
         shares_prompts = False
         _wanted_B = _logps_BC = None
+        _old_comes_later = False
 
         def _generate_single_turn(self, prompt_ids, *others, **options):
             if self.rollouts is None:
@@ -42,7 +43,14 @@ def trainer_class() -> type:
 
         def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
             started = time.perf_counter()
+            # The first pass over a batch finds what the policy thought before it moved.
+            every = self.args.steps_per_generation * self.num_iterations
+            moves_within = self.args.gradient_accumulation_steps % every != 0
+            waits = self.shares_prompts and moves_within and not self.use_vllm
+            self._old_comes_later = waits
             batch = super()._generate_and_score_completions(inputs)
+            if waits:
+                del batch["old_per_token_logps"]
             self.note("time/rollouts", time.perf_counter() - started)
             if self.rollouts is not None:
                 self.note("time/hand_over", self.rollouts.hand_over_seconds)
@@ -62,12 +70,14 @@ def trainer_class() -> type:
 
         def _compute_loss(self, model: Any, inputs: dict) -> torch.Tensor:
             # With a KL term every completion moves the policy.
-            moving = self.beta == 0 and self.shares_prompts
-            self._wanted_B = inputs["advantages"].abs() > NO_SIGNAL if moving else None
+            skips = self.beta == 0 and self.shares_prompts
+            self._wanted_B = inputs["advantages"].abs() > NO_SIGNAL if skips else None
             loss = super()._compute_loss(model, inputs)
             self._wanted_B = None
-            if "sampling_per_token_logps" in inputs and self.shares_prompts:
-                self._note_difference(inputs["sampling_per_token_logps"], inputs)
+            if self.shares_prompts and "old_per_token_logps" not in inputs:
+                inputs["old_per_token_logps"] = self._logps_BC
+                if "sampling_per_token_logps" in inputs:
+                    self._note_difference(inputs["sampling_per_token_logps"], inputs)
             return loss
 
         def _get_per_token_logps_and_entropies(
@@ -75,6 +85,9 @@ def trainer_class() -> type:
         ):
             batch = (input_ids, attention_mask, logits_to_keep)
             plain = self.accelerator.unwrap_model(model)
+            if self._old_comes_later:
+                self._old_comes_later = False
+                return input_ids.new_zeros(1), None, None
             if not self.shares_prompts:
                 if input_ids.is_cuda:
                     return super()._get_per_token_logps_and_entropies(

@@ -204,7 +204,8 @@ def _step_log(config: Config, run: Run, watch: Callable[[list[dict]], None] | No
             self.progress.update(state.global_step)
 
         def on_log(self, args, state, control, logs=None, **kwargs):
-            if not logs or "reward" not in logs:
+            if not logs or "reward" not in logs:  # a further update from the same batch
+                self.progress.update(state.global_step)
                 return
             row = {"step": state.global_step, "seconds": time.time() - self.started, **logs}
             run.log_step(row)

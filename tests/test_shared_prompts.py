@@ -7,6 +7,7 @@ from lib.lean_lora import make_lean
 from lib.shared_prompts import completion_logps, pack, why_not_shared
 from lib.token_logps import plain_logps
 from lib.trainer import in_passes, trainer_class
+from tests.conftest import CPU
 
 GROUP, PROMPTS, PROMPT, COMPLETION = 3, 2, 9, 7
 LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "gspo")
@@ -186,6 +187,53 @@ def test_each_loss_and_its_gradient_equal_trls(model, batch, tmp_path, loss, bet
         found[shares] = value.item(), gradient(trainer.model, value)
     assert found[True][0] == pytest.approx(found[False][0], rel=1e-4, abs=1e-5)
     assert relative(found[True][1], found[False][1]) < 1e-4
+
+
+def test_old_log_probs_are_those_of_the_first_pass(model, batch, tmp_path):
+    """The second update from one batch compares with the policy before the first."""
+    trainer = suite_trainer(model, tmp_path, "dapo", 0.0)
+    inputs = {key: value for key, value in batch.items() if key != "noise"}
+    trainer.shares_prompts = True
+    trainer._compute_loss(trainer.model, inputs)
+    before = plain_logps(model, *whole(batch), COMPLETION, 0.9)[0].detach()
+    signal = inputs["advantages"] != 0
+    assert torch.allclose(inputs["old_per_token_logps"][signal], before[signal], atol=2e-4)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight *= 1.02
+    found = {}
+    for shares in (True, False):
+        trainer.shares_prompts = shares
+        old = {} if shares else {"old_per_token_logps": before}
+        value = trainer._compute_loss(trainer.model, inputs | old)
+        found[shares] = gradient(trainer.model, value)
+    assert relative(found[True], found[False]) < 1e-4
+
+
+def test_several_updates_from_one_batch_train(embedded, tmp_path):
+    """num_iterations 2, whole: rollouts by transformers, two optimizer steps from one batch."""
+    from lib.config import resolve
+    from lib.models import load_policy
+    from lib.runs import Run, read_jsonl
+    from lib.training import make_trainer, train
+
+    given = dict(num_iterations=2, rollout_engine="transformers", backend="transformers")
+    config = resolve("ci", given | {"output_dir": str(tmp_path), "profile": "cpu"}, CPU)
+    run = Run(tmp_path / "run")
+    run.folder.mkdir()
+    asked = [{"role": "user", "content": "Say a number."}]
+    rows = [{"prompt": asked, "id": str(i), "answer": ""} for i in range(2)]
+
+    def reward(completions, **_):
+        return [float(i % 2) for i, _ in enumerate(completions)]
+
+    trainer = make_trainer(load_policy(config), rows, [reward], [1.0], config, run)
+    train(trainer, config, run)
+    log = read_jsonl(run.train_log)
+    assert trainer.state.global_step == 2
+    assert [row["step"] for row in log] == [1] and log[0]["grad_norm"] > 0
+    assert len(list(run.rollouts.iterdir())) == 1, "one batch for both updates"
 
 
 def test_a_step_without_signal_trains_nothing(model, batch, tmp_path):
