@@ -76,11 +76,12 @@ def _shown(row: Mapping) -> dict[str, Any]:
         **row["rewards"],
         "total": row["total"],
         "advantage": row["advantage"],
+        "tokens": row["tokens"],
     }
 
 
 def side_by_side(
-    left: Sequence[Mapping], right: Sequence[Mapping], **choice: Any
+    left: Sequence[Mapping], right: Sequence[Mapping], sort: str = "advantage", **choice: Any
 ) -> list[dict[str, Any]]:
     """Two steps' completions, each in the order of `browse`, the first beside the first.
 
@@ -88,7 +89,7 @@ def side_by_side(
     in common their rank alone.
     """
     ranked = [
-        [_column(row, side[0]["step"]) for row in browse(side, **choice)]
+        [_column(row, side[0]["step"], sort) for row in browse(side, sort=sort, **choice)]
         for side in (left, right)
         if side
     ]
@@ -98,9 +99,8 @@ def side_by_side(
     ]
 
 
-def _column(row: Mapping, step: int) -> dict[str, Any]:
-    wanted = ("question", "completion", "total", "advantage")
-    return {f"{name}, step {step}": row[name] for name in wanted}
+def _column(row: Mapping, step: int, sort: str) -> dict[str, Any]:
+    return {f"{name}, step {step}": row.get(name) for name in ("question", "completion", sort)}
 
 
 # ---------------------------------------------------------------------------------------------

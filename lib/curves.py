@@ -77,6 +77,8 @@ def _draw(axis: Any, panel: Panel, log: Sequence[dict]) -> None:
     axis.set_ylabel(panel.unit, fontsize=9)
     if panel.unit == "share":
         axis.set_ylim(-0.02, 1.02)
+    elif panel.unit == "share of tokens":
+        axis.set_ylim(bottom=0)
     if len(panel.lines) > 1:
         axis.legend(fontsize=8)
 
