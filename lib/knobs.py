@@ -36,7 +36,9 @@ LEFT: dict[str, dict[str, Any]] = {
         ref_model_mixup_alpha=0.6,
         ref_model_sync_steps=512,
     ),
-    "beta > 0 gets the unbiased gradient of the KL": dict(use_bias_correction_kl=True),
+    "where beta > 0, the KL is weighted by the policies' ratio, which unbiases it": dict(
+        use_bias_correction_kl=True
+    ),
     "all tokens are trained on, and entropy is watched but not rewarded": dict(
         top_entropy_quantile=1.0,
         entropy_coef=0.0,
@@ -103,7 +105,7 @@ LEFT: dict[str, dict[str, Any]] = {
         gradient_checkpointing_kwargs=None,
         use_cache=False,
     ),
-    "compilers and kernels pay off in runs longer than these": dict(
+    "plain kernels run on every profile, and start at once": dict(
         torch_compile=False,
         torch_compile_backend=None,
         torch_compile_mode=None,
