@@ -1,0 +1,438 @@
+"""GRPO from scratch computes what the libraries do, and keeps the algorithm's own laws."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from lib.config import ROOT, resolve
+from lib.errors import BadInput
+from lib.grpo import (
+    STD_FLOOR,
+    Batch,
+    Totals,
+    completion_logps,
+    group_advantages,
+    grpo_loss,
+    policy_ratio,
+    sample,
+)
+from lib.grpo_loop import Learner, learning_rate, step_rows
+from lib.lora import add_lora, load_lora, lora_layers, merge_lora, save_lora, without_lora
+from lib.runs import Run, read_jsonl
+from tests.conftest import CPU
+
+LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo")
+LAW = settings(max_examples=25, deadline=None)
+TARGETS = ["q_proj", "down_proj"]
+
+
+def variant(loss: str, **changes):
+    """The configuration of a loss; GSPO is grpo with the ratio of whole completions."""
+    if loss == "gspo":
+        changes |= {"loss_type": "grpo", "importance_sampling_level": "sequence"}
+    return resolve(None, {"loss_type": loss, **changes}, CPU)
+
+
+# --- against TRL ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def against_trl(tmp_path_factory) -> dict:
+    command = [sys.executable, "-m", "tests.against_trl", str(tmp_path_factory.mktemp("trl"))]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_loss_and_gradient_are_trls(loss, beta, against_trl):
+    """A step in two passes; lengths mixed, tokens clipped. float32, relative."""
+    case = against_trl[f"{loss}-{beta}"]
+    assert case["ours"] == pytest.approx(case["theirs"], rel=1e-5)
+    assert case["gradient"] < 1e-5
+
+
+def test_the_gradient_of_all_weights_is_trls(against_trl):
+    """With a forward pass each: float32 rounds each model's own gradient by 1 to 2e-5."""
+    found = [case["weights"] for case in against_trl.values() if "weights" in case]
+    assert len(found) == 2 and max(found) < 5e-5
+
+
+# --- laws ----------------------------------------------------------------------
+
+numbers = st.floats(-4, 4, width=32)
+
+
+@st.composite
+def groups(draw) -> torch.Tensor:
+    n, g = draw(st.integers(1, 3)), draw(st.integers(2, 6))
+    return torch.tensor(draw(st.lists(numbers, min_size=n * g, max_size=n * g))).view(n, g)
+
+
+@st.composite
+def batches(draw) -> tuple[torch.Tensor, Batch, Totals]:
+    """Log-probabilities and a batch of one group, with lengths of its own."""
+    g, t = draw(st.integers(2, 5)), draw(st.integers(1, 5))
+    torch.manual_seed(draw(st.integers(0, 2**20)))
+    lengths = draw(st.lists(st.integers(1, t), min_size=g, max_size=g))
+    mask_BT = (torch.arange(t) < torch.tensor(lengths)[:, None]).long()
+    logps_BT, old_BT, ref_BT = -torch.rand(3, g, t) * 2
+    batch = Batch(
+        *(None, None, None, mask_BT, torch.randn(g)), old_logps_BT=old_BT, ref_logps_BT=ref_BT
+    )
+    return logps_BT, batch, Totals(2 * g, 3 * sum(lengths), t)
+
+
+def loss_and_gradient(logps_BT, batch, step, config):
+    leaf = logps_BT.clone().requires_grad_()
+    loss = grpo_loss(leaf, batch, step, config)
+    loss.backward()
+    return loss.detach(), leaf.grad
+
+
+@given(groups(), st.floats(-100, 100), st.sampled_from(["group", "batch", "none"]))
+@LAW
+def test_shifting_the_rewards_changes_nothing(rewards_NG, shift, scale):
+    rewards_NG = rewards_NG.double()
+    if rewards_NG.std() < 1e-3:
+        rewards_NG[0, 0] += 1  # what rounding leaves of equal rewards is not the matter here
+    moved = group_advantages(rewards_NG + shift, scale)
+    torch.testing.assert_close(moved, group_advantages(rewards_NG, scale), rtol=1e-6, atol=1e-6)
+
+
+@given(groups(), st.floats(0.5, 100), st.sampled_from(["group", "batch"]))
+@LAW
+def test_scaling_the_rewards_changes_nothing_where_scaled(rewards_NG, factor, scale):
+    rewards_NG = rewards_NG.double()
+    spread = rewards_NG.std(1).min().item()
+    assume(spread > 0.1)
+    # All that is left of the scale is the constant beside the standard deviation.
+    bound = STD_FLOOR / (min(spread, rewards_NG.std().item()) * min(1, factor))
+    ours = group_advantages(rewards_NG, scale)
+    torch.testing.assert_close(
+        group_advantages(rewards_NG * factor, scale), ours, rtol=2 * bound, atol=1e-9
+    )
+    unscaled = group_advantages(rewards_NG * factor, "none")
+    torch.testing.assert_close(unscaled, factor * group_advantages(rewards_NG, "none"))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@given(value=numbers, data=batches())
+@LAW
+def test_a_group_of_equal_rewards_gives_exactly_no_gradient(loss, value, data):
+    logps_BT, batch, step = data
+    for scale in ("group", "batch", "none"):
+        batch.advantages_B = group_advantages(torch.full((1, len(logps_BT)), value), scale)
+        _, gradient = loss_and_gradient(logps_BT, batch, step, variant(loss))
+        assert (gradient == 0).all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@given(data=batches(), garbage=st.floats(-50, 50))
+@LAW
+def test_padding_is_invisible_to_the_loss(loss, data, garbage):
+    logps_BT, batch, step = data
+    config = variant(loss, beta=0.1)
+    value, gradient = loss_and_gradient(logps_BT, batch, step, config)
+    pads = torch.full((len(logps_BT), 2), garbage)
+    wide_BT, old_BT, ref_BT = (
+        torch.cat([part, pads * sign], 1)
+        for part, sign in ((logps_BT, 1), (batch.old_logps_BT, -1), (batch.ref_logps_BT, -1))
+    )
+    mask_BT = torch.nn.functional.pad(batch.mask_BT, (0, 2))
+    padded = Batch(
+        *(None, None, None, mask_BT, batch.advantages_B), old_logps_BT=old_BT, ref_logps_BT=ref_BT
+    )
+    again, wide_gradient = loss_and_gradient(wide_BT, padded, step, config)
+    torch.testing.assert_close(again, value, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(wide_gradient[:, :-2], gradient, rtol=1e-4, atol=1e-5)
+    assert (wide_gradient[:, -2:] == 0).all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@given(data=batches())
+@LAW
+def test_the_order_in_a_group_is_irrelevant(loss, data):
+    logps_BT, batch, step = data
+    config = variant(loss, beta=0.1)
+    value, gradient = loss_and_gradient(logps_BT, batch, step, config)
+    order = torch.randperm(len(logps_BT))
+    turned = Batch(
+        *(None, None, None, batch.mask_BT[order], batch.advantages_B[order]),
+        old_logps_BT=batch.old_logps_BT[order],
+        ref_logps_BT=batch.ref_logps_BT[order],
+    )
+    again, turned_gradient = loss_and_gradient(logps_BT[order], turned, step, config)
+    torch.testing.assert_close(again, value)
+    torch.testing.assert_close(turned_gradient, gradient[order])
+
+
+def test_clipping_stops_what_has_gone_far_enough():
+    """Above the bound a good token earns nothing more; below it a bad one; CISPO goes on."""
+    ratio_BT = torch.tensor([[1.5, 0.5], [1.5, 0.5]])
+    old_BT, mask_BT = torch.zeros(2, 2), torch.ones(2, 2).long()
+    batch = Batch(*(None, None, None, mask_BT, torch.tensor([1.0, -1.0])), old_logps_BT=old_BT)
+    _, gradient = loss_and_gradient(ratio_BT.log(), batch, Totals(2, 4, 2), variant("grpo"))
+    assert ((gradient == 0) == torch.tensor([[True, False], [False, True]])).all()
+    config = variant("cispo", epsilon_high=1.2)
+    _, gradient = loss_and_gradient(ratio_BT.log(), batch, Totals(2, 4, 2), config)
+    torch.testing.assert_close(gradient, torch.tensor([[-1.2, -0.5], [1.2, 0.5]]) / 4)
+
+
+def test_a_sequence_has_one_ratio():
+    logps_BT, mask_BT = torch.tensor([[0.2, 0.4, 9.0]]), torch.tensor([[1, 1, 0]])
+    ratio_BT = policy_ratio(logps_BT, torch.zeros(1, 3), mask_BT, "sequence")
+    torch.testing.assert_close(ratio_BT.log(), torch.full((1, 3), 0.3))
+
+
+# --- with the model ------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer(embedded):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(embedded, padding_side="left")
+
+
+def load(folder, dtype=torch.float32):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+
+
+@pytest.fixture(scope="module")
+def model(embedded):
+    return load(embedded)
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer):
+    """Two prompts of different lengths, as ids and mask."""
+    texts = ["What is 2 + 2?", "Name a colour of the sky in the evening."]
+    return tuple(tokenizer(texts, return_tensors="pt", padding=True).values())
+
+
+@pytest.fixture(scope="module")
+def sampled(model, prompts):
+    """Two completions of each prompt: tokens_BT, mask_BT, logps_BT."""
+    ends = torch.tensor([model.config.eos_token_id])
+    return sample(model, *prompts, 2, 6, ends, temperature=0.9, seed=1)
+
+
+def test_logps_are_transformers_with_and_without_padding(model, prompts, sampled):
+    tokens_BT, mask_BT, sampled_BT = sampled
+    ours_BT, entropy_BT = completion_logps(model, *prompts, tokens_BT, mask_BT, 0.9)
+    # The sampler's are the same, token by token from the cache.
+    torch.testing.assert_close(sampled_BT * mask_BT, ours_BT * mask_BT, rtol=0, atol=1e-4)
+    for i in range(4):
+        prompt = prompts[0][i // 2][prompts[1][i // 2].bool()]
+        said = tokens_BT[i][mask_BT[i].bool()]
+        with torch.no_grad():
+            logits = model(input_ids=torch.cat([prompt, said])[None]).logits[0] / 0.9
+        logps_TV = logits[len(prompt) - 1 : -1].log_softmax(-1)
+        theirs = logps_TV.gather(1, said[:, None])[:, 0]
+        torch.testing.assert_close(ours_BT[i, : len(said)], theirs, rtol=0, atol=1e-4)
+        entropy = torch.distributions.Categorical(logits=logps_TV).entropy()
+        torch.testing.assert_close(entropy_BT[i, : len(said)], entropy, rtol=0, atol=1e-3)
+
+
+def test_sampling_repeats_with_the_seed_and_stops_at_the_end(model, prompts, sampled):
+    ends = torch.tensor([model.config.eos_token_id])
+    again, mask_BT, _ = sample(model, *prompts, 2, 6, ends, temperature=0.9, seed=1)
+    assert torch.equal(again, sampled[0])
+    other, _, _ = sample(model, *prompts, 2, 6, ends, temperature=0.9, seed=2)
+    assert other.shape != again.shape or not torch.equal(other, again)
+    # Whatever comes first ends the turn: one token, and no more.
+    every = torch.arange(model.config.vocab_size)
+    tokens_BT, mask_BT, _ = sample(model, *prompts, 2, 6, every)
+    assert tokens_BT.shape == (4, 1) and mask_BT.all()
+
+
+VLLM = """
+import json, sys
+from pathlib import Path
+from lib.config import resolve
+from lib.engines import Sampling, VllmEngine
+from lib.hardware import Hardware
+from lib.runs import Run, quiet_process
+quiet_process(Run(Path(sys.argv[2])))
+config = resolve("ci", {"profile": "cpu", "precision": "fp32"}, Hardware(cores=2, memory=16.0))
+engine = VllmEngine(config, Path(sys.argv[1]))
+prompts = json.loads(sys.argv[3])
+found = engine.complete(prompts, Sampling(1, 1.0, max_tokens=6, logprobs=True))
+print(json.dumps([[c.token_ids, c.logprobs] for [c] in found]))
+"""
+
+
+def test_logps_are_vllms(embedded, model, prompts, tmp_path):
+    """To 0.001 nats in float32; in bf16, whose 8 bits round every layer, to 0.5."""
+    ids = [row[mask.bool()].tolist() for row, mask in zip(*prompts, strict=True)]
+    command = [sys.executable, "-c", VLLM, str(embedded), str(tmp_path), json.dumps(ids)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answers = json.loads(done.stdout.splitlines()[-1])
+    for policy, tolerance in ((model, 1e-3), (load(embedded, torch.bfloat16), 0.5)):
+        for prompt, (said, theirs) in zip(ids, answers, strict=True):
+            texts = [x for row in (prompt, said) for x in ([row], [[1] * len(row)])]
+            with torch.no_grad():
+                ours_BT, _ = completion_logps(policy, *map(torch.tensor, texts))
+            torch.testing.assert_close(ours_BT[0], torch.tensor(theirs), rtol=0, atol=tolerance)
+
+
+# --- LoRA ----------------------------------------------------------------------
+
+
+def logits_of(model, prompts) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=prompts[0], attention_mask=prompts[1]).logits
+
+
+@pytest.fixture(scope="module")
+def peft_folder(embedded, tmp_path_factory):
+    """An adapter of peft's that has moved."""
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, task_type="CAUSAL_LM")
+    theirs = get_peft_model(load(embedded), settings)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, weight in theirs.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.02)
+    folder = tmp_path_factory.mktemp("peft")
+    theirs.save_pretrained(folder)
+    return folder
+
+
+def test_forward_files_and_merge_are_pefts(embedded, peft_folder, prompts, tmp_path):
+    from peft import PeftModel
+
+    ours = load(embedded)
+    base = logits_of(ours, prompts)
+    load_lora(ours, peft_folder)
+    save_lora(ours, tmp_path / "ours", str(embedded))
+    theirs = PeftModel.from_pretrained(load(embedded), tmp_path / "ours")
+    said = logits_of(ours, prompts)
+    torch.testing.assert_close(said, logits_of(theirs, prompts), rtol=1e-5, atol=1e-4)
+    assert (said - base).abs().max() > 0.1
+    with without_lora(ours):
+        assert torch.equal(logits_of(ours, prompts), base)
+    merge_lora(ours)
+    assert not lora_layers(ours)
+    merged = theirs.merge_and_unload().state_dict()
+    assert ours.state_dict().keys() == merged.keys()
+    for name, weight in ours.state_dict().items():
+        torch.testing.assert_close(weight, merged[name], rtol=1e-6, atol=1e-7)
+
+
+def test_lora_begins_as_the_base_model_and_trains_itself_alone(embedded, prompts):
+    model = load(embedded)
+    base = logits_of(model, prompts)
+    names = add_lora(model, 4, 8, ["v_proj", "model.layers.0.mlp.up_proj"])
+    assert len(names) == 31 and "model.layers.0.mlp.up_proj" in names
+    assert torch.equal(logits_of(model, prompts), base)
+    trained = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert len(trained) == 62 and all(name.endswith(("A_RI", "B_OR")) for name in trained)
+
+
+def test_lora_on_what_is_not_there(model, peft_folder):
+    with pytest.raises(BadInput, match=r"'query', which no layer has: there are .*q_proj"):
+        add_lora(model, 4, 8, ["query"])
+    tiny = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    add_lora(tiny, 4, 8, ["0"])
+    with pytest.raises(BadInput, match="does not fit the model"):
+        load_lora(tiny, peft_folder)
+
+
+# --- the loop ------------------------------------------------------------------
+
+
+def learner(folder, name: str, **changes) -> Learner:
+    from lib.checks import load_problems
+    from lib.tasks import make_rows
+
+    given = {"profile": "cpu", "output_dir": str(folder), "lora_targets": TARGETS, **changes}
+    config = resolve("ci", {"max_completion_length": 6, "num_iterations": 2, **given}, CPU)
+    _, training, _, examples = load_problems(config)
+    rows = make_rows(training, config.prompt_format, config.shots, examples)
+    # A reward that tells completions apart at once.
+    return Learner(config, rows, [length], [1.0], Run(folder / name))
+
+
+def length(completions, **_) -> list[float]:
+    return [float(len(completion[0]["content"])) for completion in completions]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Learner:
+    """Four updates from two batches of rollouts, in one go."""
+    made = learner(tmp_path_factory.mktemp("runs"), "whole", max_steps=4, save_steps=2, beta=0.1)
+    made.train()
+    return made
+
+
+def test_a_run_logs_keeps_and_moves(whole):
+    log = read_jsonl(whole.run.train_log)
+    assert [row["step"] for row in log] == [1, 2, 3, 4]
+    assert log[0]["clip_ratio/region_mean"] == 0  # the ratio of a first update is 1
+    assert log[0]["kl"] == pytest.approx(0, abs=1e-6) and log[1]["kl"] > 0
+    assert all(row["sampling/logp_difference/mean"] < 0.1 for row in log[::2])
+    kept = sorted(path.name for path in whole.run.checkpoints.iterdir())
+    assert kept == ["lora_epoch0_step2", "lora_epoch0_step4"]
+    rows = read_jsonl(whole.run.rollouts / "step_00001.jsonl")
+    assert len(rows) == 8 and {"step", "id", "completion", "rewards", "advantage"} <= set(rows[0])
+    assert not list(whole.run.folder.rglob("*.bin")) and not list(whole.run.folder.rglob("*.pt"))
+
+
+def test_a_resumed_run_is_the_run_that_was_not_stopped(whole, tmp_path):
+    import shutil
+
+    changes = dict(save_steps=2, beta=0.1)
+    begun = learner(tmp_path, "stopped", max_steps=4, resume=True, **changes)
+    shutil.copytree(whole.run.folder, begun.run.folder)
+    shutil.rmtree(begun.run.checkpoints / "lora_epoch0_step4")
+    begun.train()
+    assert [row["step"] for row in read_jsonl(begun.run.train_log)] == [1, 2, 3, 4]
+    for ours, theirs in zip(
+        lora_layers(begun.model).values(), lora_layers(whole.model).values(), strict=True
+    ):
+        torch.testing.assert_close(ours.B_OR, theirs.B_OR, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "constant_with_warmup"])
+def test_learning_rates_are_transformers(kind):
+    from transformers import get_scheduler
+
+    warmup = 0 if kind == "constant" else 2
+    config = resolve(None, {"lr_scheduler": kind, "warmup_steps": warmup, "max_steps": 7}, CPU)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.learning_rate)
+    schedule = get_scheduler(kind, optimizer, warmup, 7)
+    for step in range(7):
+        assert learning_rate(config, step) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+
+
+def test_an_epoch_asks_each_prompt_once_and_the_next_in_another_order():
+    rows = [{"id": i} for i in range(6)]
+    config = resolve(None, {"prompts_per_step": 2, "num_iterations": 2}, CPU)
+    asked = [step_rows(rows, config, step) for step in range(12)]
+    first = [row["id"] for found, _ in asked[0:6:2] for row in found]
+    second = [row["id"] for found, _ in asked[6:12:2] for row in found]
+    assert sorted(first) == sorted(second) == list(range(6)) and first != second
+    assert asked[0] == asked[1] != asked[2]
+    assert [epoch for _, epoch in asked] == [0] * 6 + [1] * 6
+
+
+def test_what_the_loop_does_not_do_is_said(tmp_path):
+    with pytest.raises(BadInput, match=r"knows top_p 1.0 only and the recipe says 0.9"):
+        learner(tmp_path, "bad", top_p=0.9)
