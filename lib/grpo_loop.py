@@ -10,22 +10,26 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lib.config import Config
 from lib.engines import Completion, chat_text
 from lib.errors import BadInput
 from lib.grpo import Batch, Totals, completion_logps, group_advantages, grpo_loss, k3, sample
-from lib.lora import add_lora, load_lora, lora_parameters, save_lora, without_lora
+from lib.grpo_checkpoints import (
+    keep_adapter,
+    last_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from lib.lora import add_lora, lora_parameters, without_lora
 from lib.models import lora_targets, model_folder
 from lib.preflight import score
 from lib.progress import Progress
-from lib.runs import Run, append_jsonl, read_json, read_jsonl, write_json
+from lib.runs import Run, append_jsonl, read_jsonl
 
 # What this loop does in one way only; the trainer of 03_training does more.
 FIXED = {
@@ -36,7 +40,6 @@ FIXED = {
     "load_in_4bit": False,
     "full_finetuning": False,
 }
-KEPT = 2  # checkpoints
 
 
 class Learner:
@@ -88,7 +91,7 @@ class Learner:
         config = self.config
         last = last_checkpoint(self.run) if config.resume else None
         if last:
-            self.load(last)
+            load_checkpoint(self, last)
         else:
             for kept in (self.run.rollouts, self.run.checkpoints):
                 shutil.rmtree(kept, ignore_errors=True)
@@ -111,7 +114,8 @@ class Learner:
                 if watch:
                     watch(log)
             if self.step // config.save_steps > before // config.save_steps:
-                self.save()
+                _, epoch = step_rows(self.rows, config, self.step)
+                save_checkpoint(self, epoch)
         progress.close()
         keep_adapter(self, self.run.adapter)
 
@@ -235,54 +239,6 @@ class Learner:
         self.optimizer.zero_grad()
         self.step += 1
         return sums | {"grad_norm": norm.item(), "learning_rate": rate}
-
-    def save(self) -> Path:
-        """`checkpoints/lora_epoch{N}_step{S}`: adapter, the optimizer's state, and the step."""
-        _, epoch = step_rows(self.rows, self.config, self.step)
-        folder = self.run.checkpoints / f"lora_epoch{epoch}_step{self.step}"
-        state = {
-            f"{i}.{name}": value
-            for i, entry in self.optimizer.state_dict()["state"].items()
-            for name, value in entry.items()
-        }
-        beside = keep_adapter(self, folder.with_name(f".{folder.name}"))
-        save_file(state, beside / "optimizer.safetensors")
-        write_json(beside / "state.json", {"step": self.step, "epoch": epoch})
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
-        for old in checkpoints(self.run)[:-KEPT]:
-            shutil.rmtree(old)
-        return folder
-
-    def load(self, folder: Path) -> None:
-        """Go on from a checkpoint. Nothing else is needed: what a step draws depends on the
-        seed and the step alone."""
-        load_lora(self.model, folder)
-        whole = self.optimizer.state_dict()
-        whole["state"] = {}
-        for name, value in load_file(folder / "optimizer.safetensors").items():
-            i, key = name.split(".")
-            whole["state"].setdefault(int(i), {})[key] = value
-        self.optimizer.load_state_dict(whole)
-        self.step = read_json(folder / "state.json")["step"]
-
-
-def keep_adapter(learner: Learner, folder: Path) -> Path:
-    """The adapter and the tokenizer, in a folder that peft loads."""
-    shutil.rmtree(folder, ignore_errors=True)
-    save_lora(learner.model, folder, str(learner.base))
-    learner.tokenizer.save_pretrained(folder)
-    return folder
-
-
-def checkpoints(run: Run) -> list[Path]:
-    """The run's checkpoints, oldest first."""
-    found = run.checkpoints.glob("lora_epoch*_step*")
-    return sorted(found, key=lambda path: int(path.name.rpartition("step")[2]))
-
-
-def last_checkpoint(run: Run) -> Path | None:
-    return next(reversed(checkpoints(run)), None)
 
 
 def check_settings(config: Config, rows: Sequence[dict]) -> None:
