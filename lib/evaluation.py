@@ -4,15 +4,16 @@
     comparison = compare(run, config, "base", "trained")
 
 An evaluation has a greedy pass and, where `eval_samples` asks for it, samples
-for pass@k. Each answer is a line of `evals/<name>.jsonl`; `regrade` reads such
-a log and judges it again, without the model. What the answers add up to stands
-in `lib.comparison`, whose public names can be imported from here.
+for pass@k. Each answer is a line of `evals/<name>.jsonl`. How it is judged (and
+judged again, without the model) stands in `lib.judging`, what the answers add up
+to in `lib.comparison`; their public names can be imported from here.
 """
 
 import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,11 @@ from lib.comparison import (
 )
 from lib.config import Config
 from lib.engines import Completion, Engine, Sampling, prompt_hash
-from lib.harness import harness_scores
+from lib.judging import judge, regrade
 from lib.progress import Progress
 from lib.prompts import get_format
 from lib.runs import Run, append_jsonl, installed_versions, read_json, read_jsonl, write_json
-from lib.tasks import Problem, Task, summary_scores
+from lib.tasks import Problem, Task
 
 __all__ = [
     "changes",
@@ -93,41 +94,70 @@ def evaluate(
     """
     protocol = _protocol(config, prompt_hash([row["prompt"] for row in rows]))
     records = _resume(run, name, {**protocol, "model": _fingerprint(model)})
-    by_id = {problem.id: problem for problem in problems}
-    passes, tag = samplings(config), get_format(config.prompt_format).answer_tag
+    tag, passes = get_format(config.prompt_format).answer_tag, samplings(config)
     total = sum(sampling.n for sampling in passes.values()) * len(rows)
-    progress = Progress(total, f"evaluating {name}", run.progress)
-    progress.update(len(records))
-    started, judging = time.perf_counter(), 0.0
+    log = AnswerLog(run, name, records, task, tag, total)
+    by_id = {problem.id: problem for problem in problems}
+    started = time.perf_counter()
     for kind, sampling in passes.items():
         done = {record["id"] for record in records if record["pass"] == kind}
-        asked = [row for row in rows if row["id"] not in done]
-
-        def keep(index: int, answers: list[Completion], kind=kind, asked=asked) -> None:
-            nonlocal judging
-            begun, problem = time.perf_counter(), by_id[asked[index]["id"]]
-            fresh = [_record(task, problem, kind, i, a, tag) for i, a in enumerate(answers)]
-            append_jsonl(run.evals / f"{name}.jsonl", fresh)
-            records.extend(fresh)
-            progress.update(len(records))
-            judging += time.perf_counter() - begun
-
-        _ask(engine, [row["prompt"] for row in asked], sampling, keep)
-    progress.close()
-    order = {row["id"]: place for place, row in enumerate(rows)}
-    records.sort(key=lambda r: (list(passes).index(r["pass"]), order[r["id"]], r["sample"]))
-    _rewrite(run.evals / f"{name}.jsonl", records)
-    summary = summarize(records, config) | {
+        left = [row for row in rows if row["id"] not in done]
+        asked = [by_id[row["id"]] for row in left]
+        _ask(engine, [row["prompt"] for row in left], sampling, partial(log.keep, kind, asked))
+    log.close(order=[(kind, row["id"]) for kind in passes for row in rows])
+    summary = summarize(log.records, config) | {
         "name": name,
         "model": run.shown(model) if model else None,
         "engine": engine.name,
         "seconds": round(time.perf_counter() - started, 1),
-        "seconds_judging": round(judging, 3),
+        "seconds_judging": round(log.seconds, 3),
         "protocol": protocol,
         "versions": installed_versions(),
     }
     write_json(run.evals / f"{name}.json", summary)
-    return records
+    return log.records
+
+
+class AnswerLog:
+    """`evals/<name>.jsonl` while it grows: each answer is graded and written as it comes.
+
+    Attributes:
+        records: its lines; those given at the beginning are there already.
+        seconds: spent on grading and writing.
+    """
+
+    def __init__(
+        self, run: Run, name: str, records: list[dict], task: Task, tag: str | None, total: int
+    ):
+        self.file, self.records, self.task, self.tag = (
+            run.evals / f"{name}.jsonl",
+            records,
+            task,
+            tag,
+        )
+        self.progress, self.seconds = Progress(total, f"evaluating {name}", run.progress), 0.0
+        self.progress.update(len(records))
+
+    def keep(
+        self, kind: str, asked: Sequence[Problem], index: int, answers: Sequence[Completion]
+    ) -> None:
+        """The answers to one of the problems asked."""
+        started = time.perf_counter()
+        fresh = [
+            _record(self.task, asked[index], kind, i, answer, self.tag)
+            for i, answer in enumerate(answers)
+        ]
+        append_jsonl(self.file, fresh)
+        self.records += fresh
+        self.progress.update(len(self.records))
+        self.seconds += time.perf_counter() - started
+
+    def close(self, order: Sequence[tuple[str, str]]) -> None:
+        """Bring the log into the order of (pass, problem's id), whatever came first."""
+        place = {key: i for i, key in enumerate(order)}
+        self.records.sort(key=lambda r: (place[r["pass"], r["id"]], r["sample"]))
+        _rewrite(self.file, self.records)
+        self.progress.close()
 
 
 def _ask(
@@ -208,59 +238,6 @@ def _record(
         "level": problem.meta.get("level"),
         **judge(task, problem, completion.text, truncated, tag),
     }
-
-
-def judge(
-    task: Task, problem: Problem, text: str, truncated: bool, tag: str | None
-) -> dict[str, Any]:
-    """The verdict on one completion: strict (only inside the tag) and lenient, and why.
-
-    outcome is right, truncated, unparseable or wrong, by the lenient rule: an answer that was
-    cut off is not a wrong one. A summary has no verdict but its `summary_scores`; a number has
-    also those of lm-evaluation-harness (`lib.harness`).
-    """
-    strict = task.grade(problem, text, tags=tag)
-    if strict.correct is None:
-        outcome = "truncated" if truncated else "finished"
-        return summary_scores(text, problem.answer) | {"outcome": outcome}
-    lenient = task.grade(problem, text) if tag else strict
-    outcome = "wrong" if lenient.extracted is not None else "unparseable"
-    if truncated:
-        outcome = "truncated"
-    found = {
-        "extracted": lenient.extracted,
-        "strict": strict.correct,
-        "lenient": lenient.correct,
-        "format": strict.extracted is not None,
-        "outcome": "right" if lenient.correct else outcome,
-        "why": strict.why,
-    }
-    return found | harness_scores(text, problem.answer) if problem.kind == "number" else found
-
-
-def regrade(
-    records: Sequence[dict], problems: Sequence[Problem], task: Task, tag: str | None
-) -> list[dict]:
-    """The same answers judged by other rules, or by those of today, without the model.
-
-    Args:
-        records: of an evaluation: `read_jsonl(run.evals / "base.jsonl")`.
-        problems: those that were asked (and may be more), with the gold answers to grade by.
-        task: whose `grade` decides; another task than the evaluation's brings other rules.
-        tag: what strict looks into; None lets it search free text, as lenient does.
-    """
-    by_id = {problem.id: problem for problem in problems}
-    return [
-        record
-        | judge(
-            task,
-            by_id[record["id"]],
-            record["completion"],
-            record["finish_reason"] == "length",
-            tag,
-        )
-        for record in records
-    ]
 
 
 def tracked(summary: dict[str, Any]) -> dict[str, float]:
