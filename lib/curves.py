@@ -51,10 +51,10 @@ def training_curves(log: Sequence[dict], title: str = "") -> Figure:
     columns = -(-len(shown) // 2)
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(3.3 * columns, 5.2), layout="constrained")
-        axes = figure.subplots(2, columns, sharex=True, squeeze=False).flat
+        axes = list(figure.subplots(2, columns, sharex=True, squeeze=False).flat)
         for axis, panel in zip(axes, shown, strict=False):
             _draw(axis, panel, log)
-        for axis in list(axes)[len(shown) :]:
+        for axis in axes[len(shown) :]:
             axis.set_axis_off()
         figure.supxlabel("optimizer step", fontsize=10)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
@@ -62,23 +62,24 @@ def training_curves(log: Sequence[dict], title: str = "") -> Figure:
 
 
 def _draw(axis: Any, panel: Panel, log: Sequence[dict]) -> None:
-    for (key, label), color in zip(panel.lines.items(), COLORS, strict=False):
+    for i, (key, label) in enumerate(panel.lines.items()):
         points = [(row["step"], row[key]) for row in log if row.get(key) is not None]
         if not points:
             continue
         steps, values = zip(*points, strict=True)
+        color = COLORS[i % len(COLORS)]
         every_step = len(points) > len(log) / 2
         axis.plot(steps, values, color=color, lw=1, alpha=0.3 if every_step else 1, marker="")
         if every_step:
             axis.plot(steps, smooth(values), color=color, lw=2, label=label)
-        else:  # measured now and then: each point counts
-            axis.plot(steps, values, "o", ms=4, color=color, label=label)
+        else:  # measured now and then: each point counts, also beneath another
+            axis.plot(steps, values, "o", ms=4 + 2 * i, zorder=3 - i, color=color, label=label)
     axis.set_title(panel.title, loc="left", fontsize=10)
     axis.set_ylabel(panel.unit, fontsize=9)
     if panel.unit == "share":
         axis.set_ylim(-0.02, 1.02)
     elif panel.unit == "share of tokens":
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(bottom=-0.02 * axis.get_ylim()[1])
     if len(panel.lines) > 1:
         axis.legend(fontsize=8)
 

@@ -8,7 +8,9 @@ from lib.answers import grade
 from lib.config import ROOT
 from lib.runs import read_jsonl
 
-DEMO = ROOT / "tests" / "data" / "demo_train_log.jsonl"  # a real run's
+DATA = ROOT / "tests" / "data"
+DEMO = DATA / "demo_train_log.jsonl"  # of a real run
+TOO_FAST = DATA / "demo_too_fast_train_log.jsonl"  # of one at 8 times its learning rate
 STEPS = 40
 
 
@@ -63,6 +65,13 @@ def test_a_real_run_that_learned_rings_nothing_at_any_step():
     assert len(log) == 36
     for steps in range(len(log) + 1):
         assert names(log[:steps], {"correctness": 0.5, "partial_credit": 1.0}) == []
+
+
+def test_a_real_run_that_broke_rings_once_it_broke():
+    log = read_jsonl(TOO_FAST)
+    assert all(names(log[:steps]) == [] for steps in range(21))  # it learned until then
+    [alarm] = alarms(log)
+    assert alarm.name == "reward fell" and "1.06 at best and 0.463 now" in alarm.sentence
 
 
 def test_a_healthy_log_rings_nothing():

@@ -49,7 +49,9 @@ def test_each_step_is_drawn_and_its_smoothing(log):
 def test_held_out_points_stand_at_their_steps(log):
     for i in (5, 11):
         log[i]["heldout/strict"] = i / 20
-    held_out = training_curves(log).axes[1]
+    axes = training_curves(log).axes
+    assert [axis.axison for axis in axes] == [True] * 7 + [False]
+    held_out = axes[1]
     assert held_out.get_title(loc="left") == "held-out accuracy"
     assert held_out.lines[1].get_xydata().tolist() == [[6, 0.25], [12, 0.55]]
 
