@@ -18,7 +18,16 @@ from torch import Tensor
 from lib.config import Config
 from lib.engines import Completion, chat_text
 from lib.errors import BadInput
-from lib.grpo import Batch, Totals, completion_logps, group_advantages, grpo_loss, k3, sample
+from lib.grpo import (
+    Batch,
+    Totals,
+    completion_logps,
+    group_advantages,
+    grpo_loss,
+    k3,
+    policy_ratio,
+    sample,
+)
 from lib.grpo_checkpoints import (
     keep_adapter,
     last_checkpoint,
@@ -285,11 +294,13 @@ def describe(
     logps_BT: Tensor, entropy_BT: Tensor, batch: Batch, config: Config
 ) -> dict[str, float]:
     """Sums over the tokens of a pass, under the names that TRL gives their means."""
-    ratio_BT = (logps_BT - batch.old_logps_BT).exp()
-    positive_BT = batch.advantages_B[:, None].expand_as(ratio_BT) > 0
-    outside_BT = torch.where(
-        positive_BT, ratio_BT > 1 + config.epsilon_high, ratio_BT < 1 - config.epsilon
-    )
+    level = config.importance_sampling_level
+    ratio_BT = policy_ratio(logps_BT, batch.old_logps_BT, batch.mask_BT, level)
+    low, high = 1 - config.epsilon, 1 + config.epsilon_high
+    if config.loss_type == "cispo":
+        low, high = 0, config.epsilon_high
+    good_B1 = batch.advantages_B[:, None] > 0
+    outside_BT = torch.where(good_B1, ratio_BT > high, ratio_BT < low)
     values = {
         "entropy": entropy_BT,
         "clip_ratio/region_mean": outside_BT.float(),

@@ -132,10 +132,13 @@ def load_lora(model: nn.Module, folder: Path) -> None:
     """Put a saved adapter (ours or peft's) on the model, which may have its wrappers already.
 
     Raises:
-        BadInput: the adapter's weights are not those of this model's layers.
+        BadInput: it is no plain LoRA, or its weights are not those of this model's layers.
     """
     settings = read_json(folder / "adapter_config.json")
     stored = load_file(folder / "adapter_model.safetensors")
+    other = [key for key in ("use_rslora", "use_dora") if settings.get(key)]
+    if other:
+        raise BadInput(f"The adapter in {folder} has {other[0]}: only plain LoRA is read here.")
     if not lora_layers(model):
         targets = settings["target_modules"]
         add_lora(model, settings["r"], settings["lora_alpha"], targets, settings["lora_dropout"])
