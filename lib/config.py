@@ -108,6 +108,8 @@ class Config(BaseModel):
     eval_top_p: float = Field(1.0, gt=0, le=1)
     eval_max_tokens: int = Field(0, ge=0)  # 0: as many as in training
 
+    candidate: str = ""  # what 04 measures; "": the adapter, or merged, gguf, a path
+
     # --- export ------------------------------------------------------------
     push_to_hub: str = ""  # repository to push the merged model to; needs HF_TOKEN
 
@@ -234,6 +236,11 @@ def check_pairs(config: Config, hardware: Hardware) -> None:
         )
     if config.precision == "fp16" and not hardware.gpu:
         raise BadInput("precision fp16 needs a GPU: set precision to bf16 or fp32 on the CPU.")
+    if config.loss_type == "cispo" and config.epsilon_high <= 1:
+        raise BadInput(
+            f"epsilon_high {config.epsilon_high} would hold every token's weight below that, since "
+            f"cispo takes it as the bound of the ratio itself: set it above 1, as to 5.0."
+        )
     if config.keep == "best" and not config.validation_steps:
         raise BadInput(
             "keep best needs a validation to tell which adapter is best: set validation_steps, "

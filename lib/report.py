@@ -25,7 +25,7 @@ details {{ margin: 1rem 0 }}
 PAGE = (
     HEAD
     + """<p class="verdict">{verdict}</p>
-<h2>Before and after</h2>{table}{figures}
+{alarms}<h2>Before and after</h2>{table}{figures}
 <h2>The run</h2>{stages}{links}
 <details><summary>Configuration</summary>{config}</details>
 <details><summary>Versions and hardware</summary>{versions}</details>
@@ -84,7 +84,10 @@ def write_report(run: Run, config: Config) -> str:
     pages = [_export(path) for path in sorted(run.notebooks.glob("*.ipynb"))]
     links = " · ".join(f'<a href="notebooks/{p.name}">{p.stem}</a>' for p in pages)
     answers = [f'<a href="evals/{p.name}">{p.stem}</a>' for p in run.evals.glob("*.html")]
+    alarms = run.folder / "alarms.json"
+    warned = [alarm["sentence"] for alarm in read_json(alarms)] if alarms.is_file() else []
     page = PAGE.format(
+        alarms="".join(f"<p>While it trained: {html.escape(text)}</p>" for text in warned),
         title=html.escape(f"{config.run_name}: {config.model} on {config.task}"),
         verdict=html.escape(sentence),
         table=html_table(HEADER, rows),
@@ -110,6 +113,7 @@ def write_report(run: Run, config: Config) -> str:
     run.report.write_text(page, encoding="utf-8")
     curve = run.figures / "training.png"
     shown = [text_table(HEADER, rows), "", sentence]
+    shown += [f"While it trained: {text}" for text in warned]
     if curve.is_file():
         shown.append(f"Reward curve: {run.shown(curve)}")
     return "\n".join([*shown, f"Report: {run.shown(run.report)}"])

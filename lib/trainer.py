@@ -55,7 +55,9 @@ def trainer_class() -> type:
             if self.rollouts is not None:
                 self.note("time/hand_over", self.rollouts.hand_over_seconds)
             step = self.state.global_step + 1
-            append_jsonl(self.run.rollouts / f"step_{step:05d}.jsonl", self._rows(inputs, step))
+            append_jsonl(
+                self.run.rollouts / f"step_{step:05d}.jsonl", self._rows(inputs, batch, step)
+            )
             return batch
 
         def _prepare_inputs(self, inputs: Any) -> dict:
@@ -115,23 +117,35 @@ def trainer_class() -> type:
             """Add a number to the step's log."""
             self._metrics["train" if self.model.training else "eval"][name].append(value)
 
-        def _rows(self, inputs: list[dict], step: int) -> list[dict]:
+        def _rows(self, inputs: list[dict], batch: dict, step: int) -> list[dict]:
             """A row a completion of the batch just generated, from the log TRL keeps."""
             log, count = self._logs, len(inputs)
+            ids_BC, ends = batch["completion_ids"], torch.tensor(self.eos_token_ids)
+            tokens_B = (ids_BC != self._tokenizer.pad_token_id).sum(1).tolist()
+            ended_B = torch.isin(ids_BC, ends.to(ids_BC)).any(1).tolist()
+            weights = self.reward_weights.tolist()
             texts = list(log["completion"])[-count:]
             advantages = list(log["advantages"])[-count:]
             rewards = {name: list(values)[-count:] for name, values in log["rewards"].items()}
-            return [
-                {
-                    "step": step,
-                    "id": row["id"],
-                    "answer": row["answer"],
-                    "completion": text if isinstance(text, str) else text[-1]["content"],
-                    "rewards": {name: values[i] for name, values in rewards.items()},
-                    "advantage": advantages[i],
-                }
-                for i, (row, text) in enumerate(zip(inputs, texts, strict=True))
-            ]
+            rows = []
+            for i, (row, text) in enumerate(zip(inputs, texts, strict=True)):
+                earned = {name: values[i] for name, values in rewards.items()}
+                known = zip(earned.values(), weights, strict=True)
+                rows.append(
+                    {
+                        "step": step,
+                        "id": row["id"],
+                        "question": row.get("question", ""),
+                        "answer": row["answer"],
+                        "completion": text if isinstance(text, str) else text[-1]["content"],
+                        "rewards": earned,
+                        "total": sum(v * w for v, w in known if v is not None and v == v),
+                        "advantage": advantages[i],
+                        "tokens": tokens_B[i],
+                        "truncated": not ended_B[i],
+                    }
+                )
+            return rows
 
     return SuiteTrainer
 

@@ -19,6 +19,7 @@ from lib.progress import Progress
 from lib.rollouts import RolloutEngine
 from lib.runs import Run, append_jsonl, read_json, read_jsonl
 from lib.shared_prompts import why_not_shared
+from lib.tracking import tracking_callback
 from lib.trainer import trainer_class
 
 
@@ -82,7 +83,7 @@ def grpo_arguments(config: Config, run: Run) -> dict[str, Any]:
         # logs and checkpoints
         logging_steps=1,
         log_completions=False,  # `rollouts/` keeps them all
-        report_to=config.report_to or "none",
+        report_to="none",  # lib.tracking logs where `report_to` says
         save_strategy="steps",
         save_steps=config.save_steps,
         save_total_limit=2,
@@ -146,6 +147,7 @@ def make_trainer(
     trainer.run, trainer.rollouts, trainer.shares_prompts = run, rollouts, sharing
     trainer.remove_callback(PrinterCallback)  # `_step_log` shows what it would print
     trainer.add_callback(_step_log(config, run, watch))
+    trainer.add_callback(tracking_callback(config, run))
     return trainer
 
 
