@@ -17,6 +17,7 @@ from lib.errors import BadInput
 from lib.hardware import detect_hardware
 from lib.runs import Run, read_json, read_jsonl, run_folder, write_json
 from lib.suite import main as run_suite
+from lib.suite import read_arguments
 
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -49,14 +50,15 @@ def main() -> int:
     if not hardware.gpu:
         print("gpu-check needs a GPU and there is none: run `make demo` instead.", file=sys.stderr)
         return 2
+    arguments = ["gpu_check", *sys.argv[1:]]
     try:
-        config = resolve("gpu_check")
+        config = resolve("gpu_check", read_arguments(arguments)[1])
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2
     started = time.time()
     with PeakMemory() as memory:
-        code = run_suite(["gpu_check", *sys.argv[1:]])
+        code = run_suite(arguments)
     if code:
         return code
     run = Run(run_folder(config))

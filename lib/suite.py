@@ -42,9 +42,8 @@ FURTHER = ("07_grpo_from_scratch",)  # not in the chain: run with --only
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options, given = read_arguments(arguments)
     try:
-        given = {key: yaml.safe_load(value) for key, value in options.parameters}
         config = resolve(options.recipe, given)
         chain = CHAIN
         if options.only:
@@ -78,7 +77,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def read_arguments(
+    arguments: list[str] | None = None,
+) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """The runner's options, and the keys of the recipe that they set."""
     parser = argparse.ArgumentParser(prog="python -m lib.suite", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("recipe", help="a name in notebooks/recipes, or a file")
@@ -93,7 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--only", nargs="+", metavar="NN", help="these notebooks, such as 03 04")
     parser.add_argument("--resume", action="store_true", help="go on where the run stopped")
-    return parser
+    options = parser.parse_args(arguments)
+    return options, {key: yaml.safe_load(value) for key, value in options.parameters}
 
 
 def _put_aside(config: Config) -> None:
