@@ -125,3 +125,9 @@ def test_profile_is_chosen_by_the_gpu(listing, profile):
 def test_profiles_set_only_known_keys():
     for settings in PROFILES.values():
         assert set(settings) <= set(Config.model_fields)
+
+
+def test_cispos_bound_is_that_of_the_ratio():
+    with pytest.raises(BadInput, match=r"epsilon_high 0\.2 would hold every token's weight below"):
+        resolve(None, {"loss_type": "cispo"}, CPU)
+    assert resolve(None, {"loss_type": "cispo", "epsilon_high": 5.0}, CPU).epsilon_high == 5.0

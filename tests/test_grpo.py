@@ -36,7 +36,8 @@ def variant(loss: str, **changes):
     """The configuration of a loss; GSPO is grpo with the ratio of whole completions."""
     if loss == "gspo":
         changes |= {"loss_type": "grpo", "importance_sampling_level": "sequence"}
-    return resolve(None, {"loss_type": loss, **changes}, CPU)
+    bound = {"epsilon_high": 1.3} if loss == "cispo" else {}
+    return resolve(None, {"loss_type": loss, **bound, **changes}, CPU)
 
 
 # --- against TRL ---------------------------------------------------------------
