@@ -52,7 +52,8 @@ class Progress:
         spent = time.time() - self.started
         made = self.done - (self.first or 0)
         left = ""
-        if made and self.done < self.total:
+        # The first of many that are under way at once tells nothing of the rest.
+        if made > self.total / 50 and self.done < self.total:
             left = f", {duration(spent / made * (self.total - self.done))} left"
         note = f" ({note})" if note else ""
         return f"{self.label}: {self.done} of {self.total}{left}{note}"
