@@ -1,5 +1,6 @@
 """What can be known to be wrong before anything slow starts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from lib.config import ROOT, Config
@@ -25,6 +26,15 @@ def check_inputs(config: Config, run: Run) -> None:
     if shape:
         check_fit(config, shape, detect_hardware(config.gpu_memory_cap))
         run.need_disk(disk_needed(config, shape), f"A run of {config.model}")
+
+
+def check_fills_a_step(rows: Sequence[dict], config: Config) -> None:
+    """Raises BadInput where there are fewer training rows than one step takes."""
+    if len(rows) < config.prompts_per_step:
+        raise BadInput(
+            f"{len(rows)} training problems do not fill one step of prompts_per_step "
+            f"{config.prompts_per_step}: raise train_problems or lower prompts_per_step."
+        )
 
 
 def find_shape(config: Config) -> ModelShape | None:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lib.checks import check_fills_a_step
 from lib.config import Config
 from lib.engines import Completion, chat_text
 from lib.errors import BadInput
@@ -38,7 +39,7 @@ from lib.lora import add_lora, lora_parameters, without_lora
 from lib.models import lora_targets, model_folder
 from lib.preflight import score
 from lib.progress import Progress
-from lib.runs import Run, append_jsonl, read_jsonl
+from lib.runs import Run, append_jsonl
 
 # What this loop does in one way only; the trainer of 03_training does more.
 FIXED = {
@@ -105,9 +106,7 @@ class Learner:
             for kept in (self.run.rollouts, self.run.checkpoints):
                 shutil.rmtree(kept, ignore_errors=True)
         # A resumed run repeats the steps after its checkpoint.
-        log = [row for row in read_jsonl(self.run.train_log) if row["step"] <= self.step]
-        self.run.train_log.unlink(missing_ok=True)
-        append_jsonl(self.run.train_log, log)
+        log = self.run.log_until(self.step)
         begun = time.time() - (log[-1]["seconds"] if log else 0)
         progress = Progress(config.max_steps, "training", self.run.progress)
         progress.update(self.step)
@@ -257,11 +256,7 @@ def check_settings(config: Config, rows: Sequence[dict]) -> None:
                 f"GRPO from scratch knows {key} {value!r} only and the recipe says "
                 f"{getattr(config, key)!r}: change it, or train with 03_training."
             )
-    if len(rows) < config.prompts_per_step:
-        raise BadInput(
-            f"{len(rows)} training problems do not fill one step of prompts_per_step "
-            f"{config.prompts_per_step}: raise train_problems or lower prompts_per_step."
-        )
+    check_fills_a_step(rows, config)
 
 
 def step_rows(rows: Sequence[dict], config: Config, step: int) -> tuple[list[dict], int]:

@@ -105,6 +105,13 @@ class Run:
     def log_step(self, row: dict) -> None:
         append_jsonl(self.train_log, [row])
 
+    def log_until(self, step: int) -> list[dict]:
+        """The log's rows up to a step; later ones, which a resumed run repeats, are dropped."""
+        rows = [row for row in read_jsonl(self.train_log) if row["step"] <= step]
+        self.train_log.unlink(missing_ok=True)
+        append_jsonl(self.train_log, rows)
+        return rows
+
     def need(self, path: Path, made_by: str) -> Path:
         """The path, which an earlier notebook must have written.
 

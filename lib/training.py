@@ -11,13 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from lib.checks import check_fills_a_step
 from lib.config import Config
 from lib.errors import BadInput
 from lib.lean_lora import make_lean
 from lib.models import Policy, save_adapter
 from lib.progress import Progress
 from lib.rollouts import RolloutEngine
-from lib.runs import Run, append_jsonl, read_json, read_jsonl
+from lib.runs import Run, read_json
 from lib.shared_prompts import why_not_shared
 from lib.tracking import tracking_callback
 from lib.trainer import trainer_class
@@ -128,11 +129,7 @@ def make_trainer(
     from transformers import PrinterCallback
     from trl import GRPOConfig
 
-    if len(rows) < config.prompts_per_step:
-        raise BadInput(
-            f"{len(rows)} training problems do not fill one step of prompts_per_step "
-            f"{config.prompts_per_step}: raise train_problems or lower prompts_per_step."
-        )
+    check_fills_a_step(rows, config)
     check_lengths(rows, policy.tokenizer, config)
     sharing = start_sharing(policy, config)
     rollouts = RolloutEngine.start(config, policy)
@@ -197,10 +194,7 @@ def _step_log(config: Config, run: Run, watch: Callable[[list[dict]], None] | No
     class StepLog(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
             # A resumed run repeats the steps after its checkpoint.
-            done = state.global_step
-            self.rows = [row for row in read_jsonl(run.train_log) if row["step"] <= done]
-            run.train_log.unlink(missing_ok=True)
-            append_jsonl(run.train_log, self.rows)
+            self.rows = run.log_until(state.global_step)
             self.started = time.time() - (self.rows[-1]["seconds"] if self.rows else 0)
             self.progress = Progress(config.max_steps, "training", run.progress)
             self.progress.update(state.global_step)
