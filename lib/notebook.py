@@ -41,10 +41,26 @@ def table(rows: Iterable[Mapping[str, Any] | Sequence[Any]], columns: Sequence[s
         frame.style.hide(axis="index")
         .format(escape="html", precision=3, na_rep="")
         .set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
+        .set_table_styles([{"selector": "th", "props": "text-align: left"}])
     )
 
 
 def config_table(config: Config) -> Any:
-    """The effective configuration: each key, its value and where that comes from."""
-    rows = [(key, str(value), config.origin(key)) for key, value in config.model_dump().items()]
-    return table(rows, ("key", "value", "from"))
+    """The effective configuration: what was set and where; the defaults, folded away, below."""
+    from IPython.display import HTML
+
+    values = config.model_dump().items()
+    rows = [(key, str(value), config.origin(key)) for key, value in values]
+    chosen = table(
+        [
+            (*row, origin.replace(" ", "\N{NO-BREAK SPACE}"))
+            for *row, origin in rows
+            if origin != "default"
+        ],
+        ("key", "value", "from"),
+    )
+    left = table([row[:2] for row in rows if row[2] == "default"], ("key", "default"))
+    return HTML(
+        f"{chosen.to_html()}<details><summary>Keys left at their defaults</summary>"
+        f"{left.to_html()}</details>"
+    )
