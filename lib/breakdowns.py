@@ -13,10 +13,10 @@ from lib import stats
 from lib.answers import normalize_number
 from lib.comparison import changes, clusters_of, greedy_answers
 from lib.config import Config
-from lib.engines import Completion
 from lib.preflight import score
 from lib.prompts import get_format
 from lib.rewards import build_rewards
+from lib.sampling import Completion
 
 
 def samples_of(records: Sequence[dict]) -> list[list[dict]]:

@@ -6,7 +6,7 @@
 
 An engine holds one model. `hand_over` gives it other weights of the same shape
 (a merged policy) in place, without a restart. What goes in and what comes out
-stands in `lib.sampling`; its public names can be imported from here.
+stands in `lib.sampling`.
 """
 
 import gc
@@ -16,31 +16,7 @@ from typing import Any, Protocol
 
 from lib.config import Config
 from lib.hardware import cap_gpu_memory
-from lib.sampling import (
-    Completion,
-    Messages,
-    Sampling,
-    chat_text,
-    prompt_hash,
-    training_sampling,
-)
-
-__all__ = [
-    "START_ERRORS",
-    "Completion",
-    "Engine",
-    "Finished",
-    "Messages",
-    "Sampling",
-    "TransformersEngine",
-    "VllmEngine",
-    "chat_text",
-    "make_engine",
-    "no_vllm",
-    "prompt_hash",
-    "training_sampling",
-]
-
+from lib.sampling import Completion, Messages, Sampling, chat_text
 
 Finished = Callable[[int, list[Completion]], None]
 

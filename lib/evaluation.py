@@ -1,12 +1,11 @@
 """Ask a model the held-out problems, keep every answer, and count.
 
     records = evaluate(engine, problems, rows, task, config, run, "base")
-    comparison = compare(run, config, "base", "trained")
 
 An evaluation has a greedy pass and, where `eval_samples` asks for it, samples
 for pass@k. Each answer is a line of `evals/<name>.jsonl`. How it is judged (and
-judged again, without the model) stands in `lib.judging`, what the answers add up
-to in `lib.comparison`; their public names can be imported from here.
+judged again, without the model) stands in `lib.judging`, what the answers of two
+models add up to in `lib.comparison`.
 """
 
 import json
@@ -17,44 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib.comparison import (
-    changes,
-    clusters_of,
-    compare,
-    greedy_answers,
-    is_judged,
-    outcomes,
-    score_names,
-    scores_of,
-    summarize,
-    verdict,
-)
+from lib.comparison import summarize
 from lib.config import Config
-from lib.engines import Completion, Engine, Sampling, prompt_hash
-from lib.judging import judge, regrade
+from lib.engines import Engine
+from lib.judging import judge
 from lib.progress import Progress
 from lib.prompts import get_format
 from lib.runs import Run, append_jsonl, installed_versions, read_json, read_jsonl, write_json
+from lib.sampling import Completion, Sampling, prompt_hash
 from lib.tasks import Problem, Task
-
-__all__ = [
-    "changes",
-    "clusters_of",
-    "compare",
-    "evaluate",
-    "greedy_answers",
-    "is_judged",
-    "judge",
-    "outcomes",
-    "regrade",
-    "samplings",
-    "score_names",
-    "scores_of",
-    "summarize",
-    "track",
-    "tracked",
-    "verdict",
-]
 
 
 def samplings(config: Config) -> dict[str, Sampling]:

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import ROOT, Config
-from lib.engines import Engine, chat_text
+from lib.engines import Engine
 from lib.errors import BadInput
 from lib.models import model_folder
 from lib.runs import Run, read_json
+from lib.sampling import chat_text
 
 
 def is_adapter(folder: Path) -> bool:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from lib.checks import check_fills_a_step
 from lib.config import Config
-from lib.engines import Completion, chat_text
 from lib.errors import BadInput
 from lib.grpo import (
     Batch,
@@ -40,6 +39,7 @@ from lib.models import lora_targets, model_folder
 from lib.preflight import score
 from lib.progress import Progress
 from lib.runs import Run, append_jsonl
+from lib.sampling import Completion, chat_text
 
 # What this loop does in one way only; the trainer of 03_training does more.
 FIXED = {

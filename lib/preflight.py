@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from lib.config import Config
-from lib.engines import Completion, Engine, training_sampling
+from lib.engines import Engine
 from lib.errors import BadInput
 from lib.progress import Progress
 from lib.prompts import PromptFormat, get_format
 from lib.runs import Run, read_json, write_json
+from lib.sampling import Completion, training_sampling
 from lib.tasks import Problem, Task, sample_problems
 
 DEAD, THIN = 0.05, 0.25  # shares of groups with signal below which a run is hopeless, or slow

@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from lib.config import Config
-from lib.engines import START_ERRORS, VllmEngine, no_vllm, training_sampling
+from lib.engines import START_ERRORS, VllmEngine, no_vllm
 from lib.models import Policy, live_weights
+from lib.sampling import training_sampling
 
 
 class RolloutEngine:

@@ -10,11 +10,12 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from lib.config import Config
-from lib.engines import Engine, Sampling, TransformersEngine
-from lib.evaluation import judge
+from lib.engines import Engine, TransformersEngine
+from lib.judging import judge
 from lib.models import Policy, live_weights, save_adapter
 from lib.prompts import get_format
 from lib.runs import Run, append_jsonl, read_json, write_json
+from lib.sampling import Sampling
 from lib.tasks import Problem, Task, sample_problems
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lib.engines import Completion
 from lib.preflight import score
+from lib.sampling import Completion
 
 
 def component_rows(

@@ -21,11 +21,12 @@ from lib.breakdowns import (
 )
 from lib.comparison import changes, compare, outcomes, summarize, verdict
 from lib.config import ROOT, resolve
-from lib.engines import Sampling, TransformersEngine, VllmEngine, make_engine
+from lib.engines import TransformersEngine, VllmEngine, make_engine
 from lib.errors import BadInput
-from lib.evaluation import evaluate, judge, regrade, tracked
+from lib.evaluation import evaluate, tracked
 from lib.export import become_trained, find_candidate, merged_weights
 from lib.harness import harness_scores
+from lib.judging import judge, regrade
 from lib.problems import Problem
 from lib.runs import (
     Run,
@@ -36,6 +37,7 @@ from lib.runs import (
     read_jsonl,
     write_json,
 )
+from lib.sampling import Sampling
 from lib.tasks import get_task, make_rows
 from tests.conftest import CPU
 
@@ -286,7 +288,7 @@ def test_regrading_needs_no_model_and_takes_other_rules(tmp_path):
     other = [Problem(problems[0].id, "", str(gold + 1))]
     assert not any(r["lenient"] for r in regrade(records, other, task, "answer"))
     program = (
-        "import sys; from lib.evaluation import regrade; from lib.tasks import get_task; "
+        "import sys; from lib.judging import regrade; from lib.tasks import get_task; "
         "from lib.runs import read_jsonl; from pathlib import Path; "
         "t = get_task('small_sums', {'largest': 9}); "
         "print(len(regrade(read_jsonl(Path(sys.argv[1])), t.load('test'), t, None))); "

@@ -4,9 +4,11 @@ import os
 
 import pytest
 
+from lib.comparison import compare, verdict
 from lib.config import resolve
 from lib.errors import BadInput
-from lib.evaluation import compare, evaluate, regrade, verdict
+from lib.evaluation import evaluate
+from lib.judging import regrade
 from lib.models import Policy, load_policy, model_folder
 from lib.runs import read_json, read_jsonl
 from lib.tasks import get_task, make_rows, sample_problems
@@ -99,7 +101,8 @@ def test_without_unsloth_the_policy_says_so(config, monkeypatch):
 
 
 def test_vllm_and_transformers_say_the_same_greedily(config, embedded, engine):
-    from lib.engines import Sampling, TransformersEngine
+    from lib.engines import TransformersEngine
+    from lib.sampling import Sampling
 
     sampling = Sampling(max_tokens=6)
     ours = [c[0].text for c in engine.generate(QUESTIONS, sampling)]
@@ -109,7 +112,7 @@ def test_vllm_and_transformers_say_the_same_greedily(config, embedded, engine):
 
 
 def test_samples_repeat_with_the_seed_and_differ_without(engine):
-    from lib.engines import Sampling
+    from lib.sampling import Sampling
 
     def texts(seed: int) -> list[str]:
         sampling = Sampling(2, 1.0, max_tokens=8, seed=seed)
@@ -121,7 +124,7 @@ def test_samples_repeat_with_the_seed_and_differ_without(engine):
 
 
 def test_logprobs_and_finish_reasons(engine):
-    from lib.engines import Sampling
+    from lib.sampling import Sampling
 
     [[short]] = engine.generate(QUESTIONS[:1], Sampling(max_tokens=2, logprobs=True))
     assert short.finish_reason == "length"
@@ -135,8 +138,8 @@ def test_merged_weights_in_the_engine_answer_as_the_adapter(config, embedded, ad
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from lib.engines import Sampling, chat_text
     from lib.export import become_trained, merged_weights
+    from lib.sampling import Sampling, chat_text
 
     sampling = Sampling(max_tokens=6)
     base = [c[0].text for c in engine.generate(QUESTIONS, sampling)]

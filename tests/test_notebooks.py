@@ -8,6 +8,7 @@ import pytest
 from lib.config import ROOT, Config
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SCRIPTS = sorted(p for part in ("lib", "tests", "benchmarks") for p in (ROOT / part).glob("*.py"))
 
 
 def cells(path, kind=None):
@@ -17,6 +18,33 @@ def cells(path, kind=None):
 
 def source(cell) -> str:
     return "".join(cell["source"])
+
+
+def imported_from_lib(text: str) -> set[tuple[str, str]]:
+    """(module, name) of each `from lib.… import …`, wherever it stands."""
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom)]
+    return {(n.module, a.name) for n in nodes if n.module.startswith("lib.") for a in n.names}
+
+
+def known_to(module: str) -> set[str]:
+    """The names at a module's top level."""
+    found = set()
+    for node in ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text()).body:
+        found.update(alias.asname or alias.name for alias in getattr(node, "names", []))
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        else:
+            found.update(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
+    return found
+
+
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *SCRIPTS], ids=lambda path: path.name)
+def test_what_is_imported_from_lib_is_there(path):
+    texts = [path.read_text()]
+    if path in NOTEBOOKS:
+        texts = [source(c) for c in cells(path, "code") if not source(c).startswith("%")]
+    for module, name in set().union(*map(imported_from_lib, texts)):
+        assert name in known_to(module), f"{module} has no {name}"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
