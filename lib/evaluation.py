@@ -22,7 +22,15 @@ from lib.engines import Engine
 from lib.judging import judge
 from lib.progress import Progress
 from lib.prompts import get_format
-from lib.runs import Run, append_jsonl, installed_versions, read_json, read_jsonl, write_json
+from lib.runs import (
+    Run,
+    append_jsonl,
+    installed_versions,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+)
 from lib.sampling import Completion, Sampling, prompt_hash
 from lib.tasks import Problem, Task
 
@@ -126,7 +134,7 @@ class AnswerLog:
         """Bring the log into the order of (pass, problem's id), whatever came first."""
         place = {key: i for i, key in enumerate(order)}
         self.records.sort(key=lambda r: (place[r["pass"], r["id"]], r["sample"]))
-        _rewrite(self.file, self.records)
+        write_jsonl(self.file, self.records)
         self.progress.close()
 
 
@@ -177,18 +185,10 @@ def _resume(run: Run, name: str, begun: dict) -> list[dict]:
     samples = Counter((record["pass"], record["id"]) for record in records)
     wanted = {kind: sampling["n"] for kind, sampling in begun["passes"].items()}
     records = [r for r in records if samples[r["pass"], r["id"]] == wanted[r["pass"]]]
-    _rewrite(log, records)
+    write_jsonl(log, records)
     (run.evals / f"{name}.json").unlink(missing_ok=True)
     write_json(beginning, begun)
     return records
-
-
-def _rewrite(log: Path, records: Sequence[dict]) -> None:
-    """The log with these records; beside and renamed."""
-    beside = log.with_name(f".{log.name}")
-    beside.unlink(missing_ok=True)
-    append_jsonl(beside, records)
-    beside.replace(log)
 
 
 def _record(

@@ -7,7 +7,6 @@ logprob_gaps(models, rows, folder)          # how far models lie apart
 
 import itertools
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from lib.config import ROOT, Config
 from lib.engines import Engine
 from lib.errors import BadInput
 from lib.models import model_folder
-from lib.runs import Run, read_json
+from lib.runs import Run, read_json, written_whole
 from lib.sampling import chat_text
 
 
@@ -124,7 +123,7 @@ def become_trained(engine: Engine, base: Path, trained: Path, dtype: Any = None)
 
 
 def save_merged(base: Path, trained: Path, folder: Path) -> Path:
-    """Write the merged model with its tokenizer as safetensors; beside and renamed.
+    """Write the merged model with its tokenizer as safetensors.
 
     Merged in 32 bit and kept in fp16, whose steps are an eighth of bf16's: an adapter's
     product is small against the weights, and rounding to bf16 loses part of it.
@@ -135,15 +134,13 @@ def save_merged(base: Path, trained: Path, folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer
 
-    beside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(beside, ignore_errors=True)
     model = load_merged(base, trained, torch.float32).to(torch.float16)
     if not all(weight.isfinite().all() for weight in model.parameters()):
         raise BadInput("A merged weight is too large for fp16: keep the adapter and its base.")
-    model.save_pretrained(beside)
-    AutoTokenizer.from_pretrained(base).save_pretrained(beside)
-    shutil.rmtree(folder, ignore_errors=True)
-    return beside.rename(folder)
+    with written_whole(folder) as beside:
+        model.save_pretrained(beside)
+        AutoTokenizer.from_pretrained(base).save_pretrained(beside)
+    return folder
 
 
 def load_rounded(base: Path, trained: Path) -> Any:

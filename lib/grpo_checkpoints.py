@@ -7,14 +7,13 @@
 Nothing else is needed: what a step draws depends on the seed and the step alone.
 """
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file, save_file
 
 from lib.lora import load_lora, save_lora
-from lib.runs import Run, read_json, write_json
+from lib.runs import Run, discard, read_json, write_json, written_whole
 
 if TYPE_CHECKING:
     from lib.grpo_loop import Learner
@@ -22,32 +21,31 @@ if TYPE_CHECKING:
 KEPT = 2  # the latest so many
 
 
-def keep_adapter(learner: "Learner", folder: Path) -> Path:
-    """The adapter and the tokenizer, in a folder that peft loads; written beside and renamed."""
-    beside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(beside, ignore_errors=True)
-    save_lora(learner.model, beside, str(learner.base))
-    learner.tokenizer.save_pretrained(beside)
-    shutil.rmtree(folder, ignore_errors=True)
-    return beside.rename(folder)
+def keep_adapter(learner: "Learner", folder: Path) -> None:
+    """The adapter and the tokenizer, in a folder that peft loads."""
+    with written_whole(folder) as beside:
+        _save_adapter(learner, beside)
+
+
+def _save_adapter(learner: "Learner", folder: Path) -> None:
+    save_lora(learner.model, folder, str(learner.base))
+    learner.tokenizer.save_pretrained(folder)
 
 
 def save_checkpoint(learner: "Learner", epoch: int) -> Path:
     """Write the learner's state; returns its folder. Older checkpoints but the latest go."""
-    name = f"lora_epoch{epoch}_step{learner.step}"
-    beside = keep_adapter(learner, learner.run.checkpoints / f".{name}")
+    folder = learner.run.checkpoints / f"lora_epoch{epoch}_step{learner.step}"
     state = {
         f"{i}.{key}": value
         for i, entry in learner.optimizer.state_dict()["state"].items()
         for key, value in entry.items()
     }
-    save_file(state, beside / "optimizer.safetensors")
-    write_json(beside / "state.json", {"step": learner.step, "epoch": epoch})
-    folder = beside.with_name(name)
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
+    with written_whole(folder) as beside:
+        _save_adapter(learner, beside)
+        save_file(state, beside / "optimizer.safetensors")
+        write_json(beside / "state.json", {"step": learner.step, "epoch": epoch})
     for old in checkpoints(learner.run)[:-KEPT]:
-        shutil.rmtree(old)
+        discard(old)
     return folder
 
 

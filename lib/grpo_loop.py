@@ -106,7 +106,7 @@ class Learner:
             for kept in (self.run.rollouts, self.run.checkpoints):
                 shutil.rmtree(kept, ignore_errors=True)
         # A resumed run repeats the steps after its checkpoint.
-        log = self.run.log_until(self.step)
+        log = self.run.rewind(self.step)
         begun = time.time() - (log[-1]["seconds"] if log else 0)
         progress = Progress(config.max_steps, "training", self.run.progress)
         progress.update(self.step)

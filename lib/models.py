@@ -19,6 +19,7 @@ from typing import Any
 from lib.config import ROOT, Config
 from lib.errors import BadInput
 from lib.hardware import cap_gpu_memory
+from lib.runs import written_whole
 
 EMBEDDED = "embedded"
 EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -230,13 +231,10 @@ def _load_with_transformers(config: Config, folder: Path, notes: list[str]) -> P
 
 
 def save_adapter(policy: Policy, folder: Path) -> None:
-    """The adapter (after full fine-tuning the model) with its tokenizer; beside and renamed."""
-    beside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(beside, ignore_errors=True)
-    policy.model.save_pretrained(str(beside))
-    policy.tokenizer.save_pretrained(str(beside))
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
+    """The adapter (after full fine-tuning the model) with its tokenizer."""
+    with written_whole(folder) as beside:
+        policy.model.save_pretrained(str(beside))
+        policy.tokenizer.save_pretrained(str(beside))
 
 
 def live_weights(model: Any) -> Iterator[tuple[str, Any]]:

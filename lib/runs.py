@@ -62,6 +62,14 @@ def append_jsonl(path: Path, rows: Iterable[dict]) -> None:
         file.write("".join(lines))
 
 
+def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    """The log with these rows alone; beside and renamed."""
+    beside = path.with_name(f".{path.name}")
+    beside.unlink(missing_ok=True)
+    append_jsonl(beside, rows)
+    beside.replace(path)
+
+
 def read_jsonl(path: Path) -> list[dict]:
     """The rows of a log; a last line that a kill cut short is left out."""
     if not path.is_file():
@@ -74,6 +82,61 @@ def read_jsonl(path: Path) -> list[dict]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """Yields a folder to write into, which takes its place when all of it is there, on disk.
+
+    A kill at any moment leaves the old folder or the new one: by its name or, between two
+    renames, in `.old/` beside it, from where `put_back` brings it. After an error the old
+    one stays.
+    """
+    new, old = (folder.parent / place / folder.name for place in (".new", ".old"))
+    put_back(folder)
+    _clear(new, old)
+    try:
+        new.mkdir(parents=True)
+        yield new
+        _sync(new)
+        if folder.exists():
+            old.parent.mkdir(exist_ok=True)
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        put_back(folder)
+        _clear(new, old)
+
+
+def put_back(folder: Path) -> None:
+    """Give a folder its name again, where `written_whole` was killed between its two renames."""
+    old = folder.parent / ".old" / folder.name
+    if old.is_dir() and not folder.exists():
+        old.rename(folder)
+
+
+def _clear(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+        if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+            folder.parent.rmdir()
+
+
+def _sync(folder: Path) -> None:
+    """Have everything in it on the disk, which a machine that goes down may else never write."""
+    for path in (*folder.rglob("*"), folder):
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.close(handle)
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder at once: a kill leaves no half of it under its name."""
+    gone = folder.parent / ".gone"
+    shutil.rmtree(gone, ignore_errors=True)
+    if folder.exists():
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 class Run:
@@ -105,12 +168,16 @@ class Run:
     def log_step(self, row: dict) -> None:
         append_jsonl(self.train_log, [row])
 
-    def log_until(self, step: int) -> list[dict]:
-        """The log's rows up to a step; later ones, which a resumed run repeats, are dropped."""
-        rows = [row for row in read_jsonl(self.train_log) if row["step"] <= step]
-        self.train_log.unlink(missing_ok=True)
-        append_jsonl(self.train_log, rows)
-        return rows
+    def rewind(self, step: int) -> list[dict]:
+        """The training log up to a step. What was written of later ones goes: a run that is
+        resumed there does them again."""
+        for path in self.rollouts.glob("step_*.jsonl"):
+            if int(path.stem.removeprefix("step_")) > step:
+                path.unlink()
+        for log in (self.train_log, self.evals / "validation.jsonl"):
+            if log.is_file():
+                write_jsonl(log, [row for row in read_jsonl(log) if row["step"] <= step])
+        return read_jsonl(self.train_log)
 
     def need(self, path: Path, made_by: str) -> Path:
         """The path, which an earlier notebook must have written.
@@ -146,6 +213,8 @@ def open_run(config: Config) -> Run:
     folder = run_folder(config)
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(folder)
+    for kept in (run.best, run.adapter, run.merged):
+        put_back(kept)
     quiet_process(run)
     record = read_json(run.record) if run.record.is_file() else {}
     record |= {

@@ -15,7 +15,7 @@ from pathlib import Path
 from lib.errors import BadInput
 
 
-def read_jsonl(path: str | Path, columns: Iterable[str] = ()) -> list[dict]:
+def read_rows(path: str | Path, columns: Iterable[str] = ()) -> list[dict]:
     """The rows of a JSON Lines file, each of which must have `columns`; blank lines are skipped.
 
     Raises:
@@ -71,7 +71,7 @@ def load_rows(
     """
     data_dir = data_dir or os.environ.get("GRPO_DATA_DIR")
     if data_dir:
-        return read_jsonl(_file(Path(data_dir), folder, split), columns)
+        return read_rows(_file(Path(data_dir), folder, split), columns)
     try:
         import datasets
 

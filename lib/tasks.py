@@ -20,7 +20,7 @@ from lib.errors import BadInput
 from lib.generated import ReasoningGym, SmallSums
 from lib.problems import KINDS, TASKS, Problem, StoredTask, Task, check_split, only_split, task
 from lib.prompts import PROMPT_FORMATS, PromptFormat, boxed_spans, get_format, make_rows
-from lib.sources import nearest, read_jsonl
+from lib.sources import nearest, read_rows
 
 __all__ = [
     "PROMPT_FORMATS",
@@ -218,7 +218,7 @@ class JsonLines(Task):
     def load(self, split, data_dir=None):
         check_split(split)
         path = self.test_path if split == "test" and self.test_path else self.path
-        rows = read_jsonl(path, (self.question, self.answer))
+        rows = read_rows(path, (self.question, self.answer))
         problems = [self._problem(row, f"{Path(path).stem}/{i}") for i, row in enumerate(rows)]
         if not self.test_share or self.test_path:
             return problems

@@ -194,7 +194,7 @@ def _step_log(config: Config, run: Run, watch: Callable[[list[dict]], None] | No
     class StepLog(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
             # A resumed run repeats the steps after its checkpoint.
-            self.rows = run.log_until(state.global_step)
+            self.rows = run.rewind(state.global_step)
             self.started = time.time() - (self.rows[-1]["seconds"] if self.rows else 0)
             self.progress = Progress(config.max_steps, "training", run.progress)
             self.progress.update(state.global_step)
