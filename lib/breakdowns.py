@@ -190,9 +190,9 @@ def side_by_side(before: Sequence[dict], after: Sequence[dict]) -> list[dict[str
             "question": a[id]["question"],
             "gold": a[id]["expected"],
             "before": a[id]["completion"],
-            "before ended": a[id]["outcome"],
+            "graded before": a[id]["outcome"],
             "after": b[id]["completion"],
-            "after ended": b[id]["outcome"],
+            "graded after": b[id]["outcome"],
         }
         for change, ids in changes(before, after).items()
         for id in ids

@@ -118,7 +118,7 @@ def browser(run: Run, show: Callable[[list[dict]], Any]) -> Any:
     step = widgets.SelectionSlider(options=steps, value=steps[-1], description="step")
     beside = [("—", None), *((str(number), number) for number in steps)]
     other = widgets.Dropdown(options=beside, description="beside step")
-    prompt = widgets.Dropdown(description="prompt")
+    prompt = widgets.Dropdown(options=[("all", None)], description="prompt")
     names = list(read_rollouts(run, steps[0])[0]["rewards"])
     sort = widgets.Dropdown(options=[*SORTS, *names], description="sort by")
     descending = widgets.Checkbox(value=True, description="highest first")

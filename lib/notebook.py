@@ -37,9 +37,11 @@ def table(rows: Iterable[Mapping[str, Any] | Sequence[Any]], columns: Sequence[s
 
     pd.set_option("display.max_colwidth", None, "display.max_rows", None)
     frame = pd.DataFrame(list(rows), columns=list(columns) or None)
+    style = frame.style.hide(axis="index")
+    if isinstance(frame.columns, pd.RangeIndex):  # rows without names
+        style = style.hide(axis="columns")
     return (
-        frame.style.hide(axis="index")
-        .format(escape="html", precision=3, na_rep="")
+        style.format(escape="html", precision=3, na_rep="")
         .set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
         .set_table_styles([{"selector": "th", "props": "text-align: left"}])
     )

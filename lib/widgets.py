@@ -58,12 +58,17 @@ def playground(
     """
     import ipywidgets as widgets
 
-    wide = widgets.Layout(width="95%")
+    wide, whole = widgets.Layout(width="95%"), {"description_width": "initial"}
     box = widgets.Textarea(value=texts[0], description="completion", layout=wide)
     pick = widgets.Dropdown(options=list(texts), description="or pick", layout=wide)
     sliders = [
         widgets.FloatSlider(
-            value=weight, min=0, max=max(2.0, 2 * weight), step=0.05, description=f.__name__[:18]
+            value=weight,
+            min=0,
+            max=max(2.0, 2 * weight),
+            step=0.05,
+            description=f.__name__,
+            style=whole,
         )
         for f, weight in zip(rewards, weights, strict=True)
     ]
