@@ -22,12 +22,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from lib import reward_answers  # noqa: E402
+from lib.reward_model import LearnedReward  # noqa: E402
 from lib.rewards import REWARDS, build_rewards  # noqa: E402
 
 DATA = Path(os.environ.get("GRPO_DATA_DIR") or ROOT / ".." / "shared" / "data")
 FILES = {"MATH": ("math/train.jsonl", "math500/test.jsonl"), "GSM8K": ("gsm8k/test.jsonl",)}
 RECIPE = ("correctness", "partial_credit", "gated_format", "hard_format", "mark", "xmlcount")
 RECIPE += ("digit", "repetition_penalty", "soft_overlong")
+STATED = tuple(name for name, f in REWARDS.items() if not isinstance(f, LearnedReward))
 LONG = 100_000
 HOSTILE = ["7", "a", " ", "\n", "\0", "$", "\\boxed{", "\\boxed{18} ", "{}{{}}", "\\frac{1}{"]
 HOSTILE += ["1 2 3 18 ", "1 + 1 + ", "1+1=2 ", "<answer>", "<answer>18</answer>", "#### ", "18x ^2"]
@@ -148,7 +150,7 @@ def measure_recipe(names, n: int, skip: int) -> float:
 
 def worst_long_completion() -> dict:
     """The slowest single reward on one completion of 100 kB, over all rewards and hostile texts."""
-    functions, _ = build_rewards(dict.fromkeys(REWARDS, 1.0), think_tag="think")
+    functions, _ = build_rewards(dict.fromkeys(STATED, 1.0), think_tag="think")
     functions += build_rewards({"correctness": 1.0}, tags=None)[0]
     worst = {"ms": -math.inf}
     for kind, gold in {"number": "18", "math": "\\frac{1}{2}", "choice": "B"}.items():
@@ -181,7 +183,7 @@ def show(report: dict) -> None:
     for peer in ("trl", "math_verify"):
         ratio = report["correctness"][f"times_faster_than_{peer}"]
         print(f"ours is {ratio:.0f} times as fast as {peer}")
-    for key, names in (("recipe", len(RECIPE)), ("every_reward", len(REWARDS))):
+    for key, names in (("recipe", len(RECIPE)), ("every_reward", len(STATED))):
         print(f"{names} rewards together: {report[key]['per_second']:,.0f} completions/s")
     worst = report["worst_100_kB"]
     print(
@@ -204,7 +206,7 @@ def main() -> None:
         "processor": platform.processor() or platform.machine(),
         "correctness": compare_correctness(options.rows),
         "recipe": {"rewards": list(RECIPE), "per_second": measure_recipe(RECIPE, options.rows, 1)},
-        "every_reward": {"per_second": measure_recipe(tuple(REWARDS), options.rows, 2)},
+        "every_reward": {"per_second": measure_recipe(STATED, options.rows, 2)},
         "worst_100_kB": worst_long_completion(),
     }
     show(report)

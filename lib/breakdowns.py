@@ -14,8 +14,7 @@ from lib.answers import normalize_number
 from lib.comparison import changes, clusters_of, greedy_answers
 from lib.config import Config
 from lib.preflight import score
-from lib.prompts import get_format
-from lib.rewards import build_rewards
+from lib.rewards import recipe_rewards
 from lib.sampling import Completion
 
 
@@ -40,10 +39,8 @@ def add_rewards(records: Sequence[dict], rows: Sequence[dict], config: Config) -
     Args:
         rows: the prompts that were asked (`lib.tasks.make_rows`).
     """
-    by_id, form = {row["id"]: row for row in rows}, get_format(config.prompt_format)
-    rewards, weights = build_rewards(
-        config.rewards, form.answer_tag, form.think_tag, config.max_completion_length
-    )
+    by_id = {row["id"]: row for row in rows}
+    rewards, weights = recipe_rewards(config)
     # Rewards of length count tokens; which ones they were, the log does not keep.
     answers = [
         Completion(record["completion"], (0,) * record["tokens"], record["finish_reason"])

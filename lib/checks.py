@@ -8,7 +8,7 @@ from lib.errors import BadInput
 from lib.hardware import GIB, detect_hardware
 from lib.memory import SHAPES, ModelShape, check_fit, read_shape
 from lib.models import EMBEDDED, is_hub_name, model_folder
-from lib.rewards import build_rewards
+from lib.rewards import recipe_rewards
 from lib.runs import Run
 from lib.tasks import Problem, Task, few_shot_examples, get_format, get_task, sample_problems
 
@@ -19,7 +19,7 @@ def check_inputs(config: Config, run: Run) -> None:
     Raises:
         BadInput: for the first that does not work.
     """
-    build_rewards(config.rewards)
+    recipe_rewards(config)
     get_format(config.prompt_format)
     load_problems(config)
     shape = find_shape(config)

@@ -99,6 +99,14 @@ class Config(BaseModel):
     validation_problems: int = Field(64, gt=0)  # set aside from the training problems for it
     keep: Literal["last", "best"] = "last"  # adapter: as training ends, or best in validation
 
+    # --- the learned reward: 06_reward_model makes it, reward "reward_model" pays it ---
+    preferences: str = ""  # the task of its pairs; "": the recipe's own, or pairs made from it
+    reward_model_base: str = ""  # what it starts from; "": the policy's model
+    reward_steps: int = Field(100, gt=0)  # optimizer steps
+    reward_pairs: int = Field(8, gt=0)  # pairs a step
+    reward_learning_rate: float = Field(1e-4, gt=0)
+    reward_max_length: int = Field(512, gt=0)  # tokens of prompt and answer; longer pairs stay out
+
     # --- evaluation --------------------------------------------------------
     eval_engine: Literal["vllm", "transformers"] = "vllm"
     eval_problems: int = Field(256, ge=0)  # held out; 0: all

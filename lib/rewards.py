@@ -16,7 +16,7 @@ that it comes from (`correctness` pays 2.0), and the recipe's weight multiplies 
 logs a reward without paying it. A reward of one's own is registered with `@reward("name")`.
 
 The rooms: `reward_answers` (is it right), `reward_format` (tags), `reward_reasoning` (steps,
-arithmetic, language), `reward_length` (length, repetition).
+arithmetic, language), `reward_length` (length, repetition), `reward_model` (learned).
 """
 
 import importlib
@@ -24,12 +24,33 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 
-from lib import reward_answers, reward_format, reward_length, reward_reasoning  # noqa: F401
+from lib import (  # noqa: F401
+    reward_answers,
+    reward_format,
+    reward_length,
+    reward_model,
+    reward_reasoning,
+)
+from lib.config import Config
 from lib.errors import BadInput
+from lib.prompts import get_format
 from lib.reward_base import REWARDS, build, completion_texts, reward, with_name
+from lib.runs import run_folder
 from lib.sources import nearest
 
-__all__ = ["REWARDS", "build_rewards", "completion_texts", "reward"]
+__all__ = ["REWARDS", "build_rewards", "completion_texts", "recipe_rewards", "reward"]
+
+
+def recipe_rewards(config: Config) -> tuple[list[Callable], list[float]]:
+    """The rewards of a recipe and their weights, told its prompt's tags and its run's folder."""
+    form = get_format(config.prompt_format)
+    return build_rewards(
+        config.rewards,
+        tags=form.answer_tag,
+        think_tag=form.think_tag,
+        max_completion_length=config.max_completion_length,
+        run_folder=str(run_folder(config)),
+    )
 
 
 def build_rewards(
@@ -37,6 +58,7 @@ def build_rewards(
     tags: str | None = "answer",
     think_tag: str | None = None,
     max_completion_length: int | None = None,
+    run_folder: str | None = None,
 ) -> tuple[list[Callable], list[float]]:
     """The reward functions of a recipe and their weights, for `GRPOTrainer` and `GRPOConfig`.
 
@@ -46,7 +68,8 @@ def build_rewards(
         tags: the tag that the answer must stand in, or None to search free text for it.
         think_tag: the tag of the reasoning; None leaves each reward the one of its project.
         max_completion_length: in tokens, for the rewards that measure against the limit.
-            These three reach every reward that has such a parameter and is not given it in spec.
+        run_folder: where a learned reward finds the model that this run trained.
+            These four reach every reward that has such a parameter and is not given it in spec.
 
     Returns:
         (functions, weights), as long as `spec` and in its order.
@@ -58,7 +81,7 @@ def build_rewards(
     if not isinstance(spec, Mapping) or not spec:
         raise BadInput(f'rewards is {spec!r}: write names and weights, {{"correctness": 1.0}}.')
     shared = {"tags": tags, "answer_tag": tags, "think_tag": think_tag}
-    shared["max_completion_length"] = max_completion_length
+    shared |= {"max_completion_length": max_completion_length, "run_folder": run_folder}
     # tags=None says something (search free text); the others then keep their defaults.
     shared = {key: value for key, value in shared.items() if key == "tags" or value is not None}
     functions, weights = [], []

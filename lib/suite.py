@@ -28,6 +28,8 @@ from lib.config import ROOT, Config, find_recipe, resolve
 from lib.errors import BadInput
 from lib.progress import duration
 from lib.report import write_report
+from lib.reward_model import LearnedReward
+from lib.rewards import recipe_rewards
 from lib.runs import Run, open_run, read_json, run_folder, write_json
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -38,14 +40,15 @@ CHAIN = (
     "04_pass_at_k_eval",
     "05_merge_export",
 )
-FURTHER = ("07_grpo_from_scratch",)  # not in the chain: run with --only
+REWARD_MODEL = "06_reward_model"  # in the chain where a recipe's reward is learned
+FURTHER = (REWARD_MODEL, "07_grpo_from_scratch")  # not in the chain: run with --only
 
 
 def main(arguments: list[str] | None = None) -> int:
     options, given = read_arguments(arguments)
     try:
         config = resolve(options.recipe, given)
-        chain = CHAIN
+        chain = chain_of(config)
         if options.only:
             chain = [name for name in CHAIN + FURTHER if name[:2] in options.only]
         if not chain:
@@ -75,6 +78,15 @@ def main(arguments: list[str] | None = None) -> int:
     if (run.evals / "comparison.json").is_file():
         print(write_report(run, config))
     return 0
+
+
+def chain_of(config: Config) -> tuple[str, ...]:
+    """The notebooks of a recipe in order; a learned reward is trained before it is looked at."""
+    learns = any(
+        isinstance(reward, LearnedReward) and not reward.path
+        for reward in recipe_rewards(config)[0]
+    )
+    return (CHAIN[0], REWARD_MODEL, *CHAIN[1:]) if learns else CHAIN
 
 
 def read_arguments(

@@ -9,6 +9,7 @@ problems are generated in `lib.generated`; how a problem becomes a prompt in
 `lib.prompts`. Their public names can be imported from here.
 """
 
+import hashlib
 import inspect
 import random
 import re
@@ -176,15 +177,29 @@ class SmolTldr(StoredTask):
 
 @task("preference_pairs")
 class PreferencePairs(StoredTask):
-    """Prompts with a preferred and a rejected completion, to train a reward model on."""
+    """Prompts with a preferred and a rejected completion, to train a reward model on.
+
+    Several pairs may have one question: they are one cluster.
+
+    Args:
+        longest: characters of a question with its system message; longer ones are left out.
+            0: none are.
+    """
 
     kind, folder, hub = "text", "preference_pairs", ("Intel/orca_dpo_pairs",)
     hub_splits = {"train": "train[:95%]", "test": "train[95%:]"}  # noqa: RUF012
     columns, repeats = ("question", "chosen", "rejected"), True
 
+    def __init__(self, longest: int = 0):
+        self.longest = longest
+
     def problem(self, row, id):
+        system = row.get("system") or ""
+        if self.longest and len(system) + len(row["question"]) > self.longest:
+            return None
         chosen, rejected = str(row["chosen"]), str(row["rejected"])
-        meta = {"chosen": chosen, "rejected": rejected, "system": row.get("system") or ""}
+        meta = {"chosen": chosen, "rejected": rejected, "system": system}
+        meta["cluster"] = hashlib.sha256(row["question"].encode()).hexdigest()[:12]
         return Problem(id, row["question"], chosen, meta, self.kind)
 
 
