@@ -105,6 +105,7 @@ class Config(BaseModel):
     reward_steps: int = Field(100, gt=0)  # optimizer steps
     reward_pairs: int = Field(8, gt=0)  # pairs a step
     reward_learning_rate: float = Field(1e-4, gt=0)
+    reward_held_out: int = Field(200, gt=0)  # pairs to measure it on, at the most
     reward_max_length: int = Field(512, gt=0)  # tokens of prompt and answer; longer pairs stay out
 
     # --- evaluation --------------------------------------------------------

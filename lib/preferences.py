@@ -22,8 +22,6 @@ from lib.errors import BadInput
 from lib.prompts import PromptFormat, get_format, make_rows
 from lib.tasks import Problem, sample_problems
 
-HELD_OUT = 200  # pairs are enough to tell an accuracy to within 7 points
-
 
 @dataclass(frozen=True)
 class Pair:
@@ -56,8 +54,8 @@ def load_pairs(config: Config) -> tuple[list[Pair], list[Pair]]:
     all_of = {"train_problems": 0, "eval_problems": 0}
     pairs_config = config.model_copy(update=own | all_of)
     _, training, held_out, examples = load_problems(pairs_config)
-    sides = [_pairs(problems, pairs_config, examples) for problems in (training, held_out)]
-    return sides[0], sample_problems(sides[1], min(HELD_OUT, len(sides[1])), seed=0)
+    training, held_out = (_pairs(some, pairs_config, examples) for some in (training, held_out))
+    return training, sample_problems(held_out, min(config.reward_held_out, len(held_out)), seed=0)
 
 
 def _pairs(problems: Sequence[Problem], config: Config, examples: Sequence[Problem]) -> list[Pair]:

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from lib.breakdowns import rate
 from lib.config import Config
 from lib.errors import BadInput
 from lib.models import lora_targets, model_folder
-from lib.preferences import Pair, accuracy, length_correlation
+from lib.preferences import Pair, accuracy, attacks, length_correlation
 from lib.progress import Progress
 from lib.reward_model import RECORD, RewardModel, chat_ids
 from lib.runs import Run, write_json
@@ -168,6 +169,24 @@ def score_pairs(model: RewardModel, pairs: Sequence[Pair]) -> ScoredPairs:
     return ScoredPairs(
         list(pairs), chosen, model.scores(prompts, [pair.rejected for pair in pairs])
     )
+
+
+def attack_rows(model: RewardModel, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """How answers made to fool it fare (`lib.preferences.attacks`).
+
+    Returns: a row an attack: answer, mean reward, and how often it beats the preferred answer
+    (as `lib.breakdowns.rate`).
+    """
+    others = [*pairs[1:], pairs[0]]
+    tried = [attacks(pair, other) for pair, other in zip(pairs, others, strict=True)]
+    prompts = [pair.prompt for pair in pairs]
+    chosen = model.rewards(prompts, [pair.chosen for pair in pairs])
+    rows = [{"answer": "preferred", "mean reward": float(np.mean(chosen))}]
+    for name in tried[0]:
+        found = model.rewards(prompts, [answers[name] for answers in tried])
+        beats = [a > b for a, b in zip(found, chosen, strict=True)]
+        rows.append({"answer": name, "mean reward": float(np.mean(found)), **rate(beats)})
+    return rows
 
 
 def save_reward_model(model: RewardModel, held_out: Sequence[Pair], folder: Path) -> ScoredPairs:

@@ -1,0 +1,96 @@
+"""Figures of a learned reward: how it came about, what it is worth, and how it is gamed."""
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from lib.curves import smooth
+from lib.plots import BLUE, GREEN, GREY, ORANGE, STYLE
+
+
+def training_figure(log: Sequence[dict]) -> Figure:
+    """Loss and accuracy of each step's pairs, pale, and their running means."""
+    steps = [row["step"] for row in log]
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
+        named = zip(axes, (("loss", np.log(2)), ("accuracy", 0.5)), strict=True)
+        for axis, (name, chance) in named:
+            values = [row[name] for row in log]
+            axis.plot(steps, values, color=BLUE, alpha=0.3, lw=1)
+            axis.plot(steps, smooth(values, 10), color=BLUE, lw=2)
+            axis.axhline(chance, color="black", lw=1, ls=":", label="a coin")
+            axis.set_title(f"{name} on training pairs", loc="left", fontsize=10)
+            axis.set_xlabel("optimizer step")
+        axes[0].legend(fontsize=8)
+    return figure
+
+
+def scores_figure(chosen: Sequence[float], rejected: Sequence[float]) -> Figure:
+    """How the scores of preferred and rejected answers spread, and their margins pair by pair."""
+    margins = np.subtract(chosen, rejected)
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
+        bins = np.histogram_bin_edges([*chosen, *rejected], bins=24)
+        left.hist(rejected, bins=bins, color=ORANGE, alpha=0.6, label="rejected")
+        left.hist(chosen, bins=bins, color=BLUE, alpha=0.6, label="preferred")
+        left.set_xlabel("score")
+        left.set_title("held-out answers", loc="left", fontsize=10)
+        left.legend(fontsize=8)
+        right.hist(margins, bins=24, color=GREEN)
+        right.axvline(0, color="black", lw=0.8)
+        right.set_xlabel("score of preferred − score of rejected")
+        right.set_title(f"{np.mean(margins > 0):.0%} right of zero", loc="left", fontsize=10)
+    return figure
+
+
+def reliability_figure(rows: Sequence[dict]) -> Figure:
+    """The model's probability against how often it is right (`lib.preferences.reliability`)."""
+    xs, rates = [row["share"] for row in rows], [row["rate"] for row in rows]
+    ends = [[row["rate"] - row["low"] for row in rows], [row["high"] - row["rate"] for row in rows]]
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(4.4, 3.8), layout="constrained")
+        axis.plot([0.5, 1], [0.5, 1], ":", color="black", lw=1, label="as sure as right")
+        axis.errorbar(xs, rates, yerr=np.maximum(0, ends), fmt="o-", color=BLUE, lw=1, capsize=2)
+        axis.set_xlabel("probability of the answer that scores higher")
+        axis.set_ylabel("how often it is the preferred one")
+        axis.set_ylim(0, 1.03)
+        axis.legend(fontsize=8)
+    return figure
+
+
+def pays_figure(rollouts: Sequence[Sequence[dict]], paid: Sequence[str]) -> Figure:
+    """Rewards of all completions by training step, in standard deviations from the first ones.
+
+    What is paid should lift what is only watched (weight 0); where it rises alone, it is gamed.
+    Length and its own panel beside.
+
+    Args:
+        rollouts: each step's rows (`lib.browser.read_rollouts`).
+        paid: the names of the rewards that the policy earns.
+    """
+    steps = [rows[0]["step"] for rows in rollouts]
+    names = list(rollouts[0][0]["rewards"])
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+        for name, color in zip(names, (BLUE, ORANGE, GREEN, *plt.cm.Dark2.colors), strict=False):
+            values = [[row["rewards"][name] for row in rows] for rows in rollouts]
+            start = np.concatenate(values[: max(1, len(values) // 5)])
+            label = f"{name}, {'paid' if name in paid else 'watched'}"
+            scaled = [(np.array(v) - start.mean()) / (start.std() or 1.0) for v in values]
+            _curve(left, steps, scaled, color, label)
+        left.set_ylabel("change, in first standard deviations")
+        left.set_title("rewards", loc="left", fontsize=10)
+        left.legend(fontsize=8)
+        _curve(right, steps, [[row["tokens"] for row in rows] for rows in rollouts], GREY, "")
+        right.set_title("length of completions, tokens", loc="left", fontsize=10)
+        figure.supxlabel("optimizer step", fontsize=10)
+    return figure
+
+
+def _curve(axis, steps, values, color, label) -> None:
+    """Each step's mean pale, the mean of the latest five in colour."""
+    means = [np.mean(part) for part in values]
+    axis.plot(steps, means, color=color, lw=1, alpha=0.3)
+    axis.plot(steps, smooth(means), color=color, lw=2, label=label)
