@@ -62,8 +62,15 @@ class Config(BaseModel):
     shots: int = Field(0, ge=0)  # worked examples in the prompt
     train_problems: int = Field(0, ge=0)  # 0: all
     rewards: dict[str, float | dict[str, Any]] = {"correctness": 1.0}
-    preflight_prompts: int = Field(32, gt=0)  # sampled before training
+    preflight_prompts: int = Field(32, ge=0)  # sampled before training; 0: all
     ignore_preflight: bool = False  # True: train although it found no signal
+    drop_dead: bool = False  # True: leave out what the preflight found always right, always wrong
+    curriculum: Literal["none", "easy_first"] = "none"  # order by the preflight's pass rates
+
+    # --- the warm-up -------------------------------------------------------
+    sft_steps: int = Field(0, ge=0)  # supervised steps on right answers, before GRPO; 0: none
+    sft_batch: int = Field(8, gt=0)  # right answers a step
+    sft_learning_rate: float = Field(1e-4, gt=0)
 
     # --- GRPO --------------------------------------------------------------
     max_steps: int = Field(200, gt=0)  # optimizer steps
@@ -71,6 +78,7 @@ class Config(BaseModel):
     num_generations: int = Field(8, ge=2)  # G, completions a prompt
     micro_batch: int = Field(8, gt=0)  # completions in one forward and backward pass
     max_completion_length: int = Field(256, gt=0)  # tokens
+    resample: int = Field(0, ge=0)  # further prompts a step may try for groups without signal
     temperature: float = Field(1.0, gt=0)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)  # 0: all

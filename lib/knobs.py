@@ -65,8 +65,7 @@ LEFT: dict[str, dict[str, Any]] = {
     "dropout is the adapter's, lora_dropout": dict(disable_dropout=False),
     "the embedded model's output layer is tied to its input": dict(cast_lm_head_to_fp32=False),
     "follows from micro_batch and prompts_per_step": dict(generation_batch_size=None),
-    "each step draws prompts at random, by the seed": dict(
-        shuffle_dataset=True,
+    "TRL's own sampler draws the prompts, by the seed": dict(
         train_sampling_strategy="random",
         length_column_name="length",
     ),

@@ -93,7 +93,7 @@ def preflight(
 
     Returns: what was found, and a row a completion (id, completion, rewards, total, correct).
     """
-    count = min(config.preflight_prompts, len(rows))
+    count = min(config.preflight_prompts or len(rows), len(rows))
     chosen = {problem.id for problem in sample_problems(problems, count, config.seed)}
     rows = [row for row in rows if row["id"] in chosen]
     by_id = {problem.id: problem for problem in problems}

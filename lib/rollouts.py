@@ -9,6 +9,8 @@ from lib.engines import START_ERRORS, VllmEngine, no_vllm
 from lib.models import Policy, live_weights
 from lib.sampling import training_sampling
 
+TURN = 1_000_003  # between the seeds of a step's turns: more than there are steps
+
 
 class RolloutEngine:
     """vLLM on the CPU, in this process, which gets the policy's weights before each batch.
@@ -34,12 +36,18 @@ class RolloutEngine:
             return None
 
     def generate(
-        self, model: Any, prompts: list[list[int]], step: int
+        self, model: Any, prompts: list[list[int]], step: int, turn: int = 0
     ) -> tuple[list[list[int]], list[list[float]]]:
-        """One completion for each prompt: its token ids and their log-probs."""
-        started = time.perf_counter()
-        self.engine.hand_over(live_weights(model))
-        self.hand_over_seconds = time.perf_counter() - started
-        sampling = replace(training_sampling(self.config, step=step), logprobs=True)
+        """One completion for each prompt: its token ids and their log-probs.
+
+        Args:
+            turn: 0 when a step first asks; again within the step the weights are there already.
+        """
+        if turn == 0:
+            started = time.perf_counter()
+            self.engine.hand_over(live_weights(model))
+            self.hand_over_seconds = time.perf_counter() - started
+        sampling = training_sampling(self.config, step=step)
+        sampling = replace(sampling, seed=sampling.seed + TURN * turn, logprobs=True)
         answers = [answer for [answer] in self.engine.complete(prompts, sampling)]
         return [list(a.token_ids) for a in answers], [list(a.logprobs) for a in answers]

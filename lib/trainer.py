@@ -1,9 +1,9 @@
-"""TRL's GRPOTrainer with three changes: whose rollouts, which tokens, and what is kept.
+"""TRL's GRPOTrainer with four changes: whose rollouts, which groups, which tokens, what is kept.
 
-Rollouts come from an engine in this process where there is one; log-probs are computed
-with each prompt once for its group and not at all for groups without signal; and every
-completion goes to the run folder. The algorithm (rewards, advantages, the losses) is
-TRL's, untouched.
+Rollouts come from an engine in this process where there is one; groups without signal may be
+replaced (`lib.dynamic_sampling`); log-probs are computed with each prompt once for its group
+and not at all for groups without signal; and every completion goes to the run folder. The
+algorithm (rewards, advantages, the losses) is TRL's, untouched.
 """
 
 import time
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from lib.dynamic_sampling import DynamicSampling
 from lib.runs import Run, append_jsonl
 from lib.shared_prompts import completion_logps
 from lib.token_logps import plain_logps
@@ -22,7 +23,7 @@ def trainer_class() -> type:
     """The class, made late: Unsloth patches TRL while it loads a policy."""
     from trl import GRPOTrainer
 
-    class SuiteTrainer(GRPOTrainer):
+    class SuiteTrainer(DynamicSampling, GRPOTrainer):
         """
         Attributes:
             run: where completions are kept.
@@ -39,7 +40,8 @@ def trainer_class() -> type:
         def _generate_single_turn(self, prompt_ids, *others, **options):
             if self.rollouts is None:
                 return super()._generate_single_turn(prompt_ids, *others, **options)
-            return self.rollouts.generate(self.model, prompt_ids, self.state.global_step)
+            step = self.state.global_step
+            return self.rollouts.generate(self.model, prompt_ids, step, self.turn)
 
         def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
             started = time.perf_counter()
@@ -55,9 +57,7 @@ def trainer_class() -> type:
             if self.rollouts is not None:
                 self.note("time/hand_over", self.rollouts.hand_over_seconds)
             step = self.state.global_step + 1
-            append_jsonl(
-                self.run.rollouts / f"step_{step:05d}.jsonl", self._rows(inputs, batch, step)
-            )
+            append_jsonl(self.run.rollouts / f"step_{step:05d}.jsonl", self._rows(batch, step))
             return batch
 
         def _prepare_inputs(self, inputs: Any) -> dict:
@@ -117,35 +117,32 @@ def trainer_class() -> type:
             """Add a number to the step's log."""
             self._metrics["train" if self.model.training else "eval"][name].append(value)
 
-        def _rows(self, inputs: list[dict], batch: dict, step: int) -> list[dict]:
-            """A row a completion of the batch just generated, from the log TRL keeps."""
-            log, count = self._logs, len(inputs)
-            ids_BC, ends = batch["completion_ids"], torch.tensor(self.eos_token_ids)
-            tokens_B = (ids_BC != self._tokenizer.pad_token_id).sum(1).tolist()
-            ended_B = torch.isin(ids_BC, ends.to(ids_BC)).any(1).tolist()
-            weights = self.reward_weights.tolist()
-            texts = list(log["completion"])[-count:]
-            advantages = list(log["advantages"])[-count:]
-            rewards = {name: list(values)[-count:] for name, values in log["rewards"].items()}
-            rows = []
-            for i, (row, text) in enumerate(zip(inputs, texts, strict=True)):
-                earned = {name: values[i] for name, values in rewards.items()}
-                known = zip(earned.values(), weights, strict=True)
-                rows.append(
-                    {
-                        "step": step,
-                        "id": row["id"],
-                        "question": row.get("question", ""),
-                        "answer": row["answer"],
-                        "completion": text if isinstance(text, str) else text[-1]["content"],
-                        "rewards": earned,
-                        "total": sum(v * w for v, w in known if v is not None and v == v),
-                        "advantage": advantages[i],
-                        "tokens": tokens_B[i],
-                        "truncated": not ended_B[i],
-                    }
-                )
-            return rows
+        def _rows(self, batch: dict, step: int) -> list[dict]:
+            """A row a completion just generated; `trained` marks those in the step's batch."""
+            every, advantages = self.every, [0.0] * len(self.every.rows)
+            for place, group in enumerate(self.chosen):
+                first, size = group * every.size, every.size
+                own = batch["advantages"][place * size : (place + 1) * size]
+                advantages[first : first + size] = own.tolist()
+            _, ids, _, completions, *_ = every.generated
+            totals = self._totals(every.rewards_BR).nan_to_num().tolist()
+            names, ends = self.reward_func_names, set(self.eos_token_ids)
+            return [
+                {
+                    "step": step,
+                    "id": row["id"],
+                    "question": row.get("question", ""),
+                    "answer": row["answer"],
+                    "completion": completions[i][-1]["content"],
+                    "rewards": dict(zip(names, every.rewards_BR[i].tolist(), strict=True)),
+                    "total": totals[i],
+                    "advantage": advantages[i],
+                    "tokens": len(ids[i]),
+                    "truncated": not ends & set(ids[i]),
+                    "trained": i // every.size in self.chosen,
+                }
+                for i, row in enumerate(every.rows)
+            ]
 
     return SuiteTrainer
 

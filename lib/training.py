@@ -14,6 +14,7 @@ from typing import Any
 from lib.checks import check_fills_a_step
 from lib.config import Config
 from lib.errors import BadInput
+from lib.further_prompts import FurtherPrompts
 from lib.lean_lora import make_lean
 from lib.models import Policy, save_adapter
 from lib.progress import Progress
@@ -46,6 +47,7 @@ def grpo_arguments(config: Config, run: Run) -> dict[str, Any]:
         steps_per_generation=accumulation,
         num_generations=config.num_generations,
         num_iterations=config.num_iterations,
+        shuffle_dataset=config.curriculum == "none",  # else lib.curriculum has ordered the rows
         # rollouts
         max_completion_length=config.max_completion_length,
         temperature=config.temperature,
@@ -142,6 +144,8 @@ def make_trainer(
         train_dataset=Dataset.from_list(list(rows)),
     )
     trainer.run, trainer.rollouts, trainer.shares_prompts = run, rollouts, sharing
+    if config.resample:
+        trainer.further = FurtherPrompts([row["id"] for row in rows], config.seed, config.resample)
     trainer.remove_callback(PrinterCallback)  # `_step_log` shows what it would print
     trainer.add_callback(_step_log(config, run, watch))
     trainer.add_callback(tracking_callback(config, run))
@@ -166,6 +170,8 @@ def train(trainer: Any, config: Config, run: Run) -> None:
         run.train_log.unlink(missing_ok=True)
         for kept in (run.rollouts, run.checkpoints):
             shutil.rmtree(kept, ignore_errors=True)
+    elif trainer.further:
+        trainer.further.recall(run, int(last.name.rpartition("-")[2]))
     trainer.train(resume_from_checkpoint=str(last) if last else None)
 
 

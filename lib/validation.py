@@ -7,6 +7,7 @@ until 04_pass_at_k_eval. The adapter that did best on them is kept in `best/`.
 import shutil
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 from lib.config import Config
@@ -32,26 +33,21 @@ def set_aside(training: Sequence[Problem], config: Config) -> tuple[list[Problem
     return [problem for problem in training if problem.question not in asked], chosen
 
 
+@dataclass
 class Validation:
     """
-    Args:
+    Attributes:
         problems, rows: those set aside and their prompts, in the same order.
         engine: the rollouts' own; None lets the policy generate by itself.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        problems: Sequence[Problem],
-        rows: Sequence[dict],
-        task: Task,
-        config: Config,
-        run: Run,
-        engine: Engine | None = None,
-    ):
-        self.policy, self.engine = policy, engine
-        self.problems, self.rows, self.task = problems, rows, task
-        self.config, self.run = config, run
+    policy: Policy
+    problems: Sequence[Problem]
+    rows: Sequence[dict]
+    task: Task
+    config: Config
+    run: Run
+    engine: Engine | None = None
 
     def measure(self, step: int) -> dict[str, float]:
         """Greedy accuracy of the policy as it is: "heldout/strict" and the like, for the log.
@@ -111,20 +107,12 @@ def _for_inference(policy: Policy) -> Any:
     return told()
 
 
-def validate_during(
-    trainer: Any,
-    policy: Policy,
-    problems: Sequence[Problem],
-    rows: Sequence[dict],
-    task: Task,
-    config: Config,
-    run: Run,
-) -> None:
+def validate_during(trainer: Any, validation: Validation) -> None:
     """Have the trainer measure every `validation_steps` and at its end, into the step's log."""
     from transformers import TrainerCallback
 
-    engine = trainer.rollouts.engine if trainer.rollouts else None
-    validation = Validation(policy, problems, rows, task, config, run, engine)
+    run, every = validation.run, validation.config.validation_steps
+    validation.engine = trainer.rollouts.engine if trainer.rollouts else None
 
     class Validate(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
@@ -134,7 +122,7 @@ def validate_during(
 
         def on_step_end(self, args, state, control, **kwargs):
             last = state.global_step == state.max_steps
-            if last or state.global_step % config.validation_steps == 0:
+            if last or state.global_step % every == 0:
                 for name, value in validation.measure(state.global_step).items():
                     trainer.note(name, value)
 

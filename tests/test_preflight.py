@@ -63,6 +63,11 @@ def test_figures_by_hand():
     assert found.verdict.startswith("Go: 33% of 3 groups differ")
 
 
+def test_all_training_prompts_can_be_measured():
+    assert run_preflight(*[["?", "?"]] * 3, preflight_prompts=2)[0].prompts == 2
+    assert run_preflight(*[["?", "?"]] * 3, preflight_prompts=0)[0].prompts == 3
+
+
 def test_a_dead_reward_is_said_and_stops_a_long_run(run):
     found, _ = run_preflight(["?", "?"], ["?", "?"], ["?", "?"])
     assert found.dead

@@ -8,7 +8,7 @@ from lib.prompts import get_format
 from lib.rewards import build_rewards
 from lib.runs import Run, read_json, read_jsonl
 from lib.tasks import get_task, make_rows
-from lib.validation import set_aside, validate_during
+from lib.validation import Validation, set_aside, validate_during
 from tests.conftest import CPU
 
 
@@ -56,7 +56,7 @@ def test_validation_is_logged_and_the_best_adapter_kept(tmp_path, embedded, engi
     policy = load_policy(config)
     trainer = make_trainer(policy, rows, rewards, weights, config, run)
     asked = make_rows(held_out, config.prompt_format, 0, [])
-    validate_during(trainer, policy, held_out, asked, task, config, run)
+    validate_during(trainer, Validation(policy, held_out, asked, task, config, run))
     train(trainer, config, run)
 
     log = read_jsonl(run.train_log)

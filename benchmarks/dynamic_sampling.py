@@ -1,0 +1,216 @@
+"""What a training step learns from: dynamic sampling and dropped prompts.
+
+    python benchmarks/dynamic_sampling.py [--task demo gsm8k] [--seeds 0 1 2] [--json FILE]
+
+Each task is a recipe in small, trained in several ways (arms) with several seeds. A group is
+useful where its completions earned different rewards. Counted are the groups and tokens that
+a run generated, its preflight's included; the held-out reward is the mean that completions of
+problems set aside earn (sampled as in training), before and after.
+
+- plain: the recipe as it is.
+- resample: groups without signal are replaced, by at most as many further prompts a step.
+- drop: the preflight measures all prompts, and those always right or always wrong are left out.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from lib.browser import read_rollouts, rollout_steps  # noqa: E402
+from lib.checks import load_problems  # noqa: E402
+from lib.config import Config, resolve  # noqa: E402
+from lib.curriculum import choose_rows  # noqa: E402
+from lib.engines import VllmEngine  # noqa: E402
+from lib.further_prompts import ALIKE  # noqa: E402
+from lib.hardware import detect_hardware  # noqa: E402
+from lib.models import live_weights, load_policy  # noqa: E402
+from lib.preflight import keep, preflight, score  # noqa: E402
+from lib.prompts import get_format, make_rows  # noqa: E402
+from lib.rewards import build_rewards  # noqa: E402
+from lib.runs import (  # noqa: E402
+    Run,
+    hushed,
+    installed_versions,
+    open_run,
+    read_jsonl,
+    write_json,
+)
+from lib.sampling import training_sampling  # noqa: E402
+from lib.stats import mean_with_error  # noqa: E402
+from lib.training import make_trainer, train  # noqa: E402
+from lib.validation import set_aside  # noqa: E402
+
+SMALL = {
+    "profile": "cpu",
+    "rollout_engine": "vllm",
+    "prompts_per_step": 2,
+    "num_generations": 8,
+    "micro_batch": 16,
+    "gradient_checkpointing": False,
+    "warmup_steps": 0,
+    "lr_scheduler": "constant",
+    "save_steps": 1000,
+    "validation_steps": 1000,
+    "validation_problems": 48,
+    "eval_problems": 64,
+    "preflight_prompts": 0,
+}
+GSM8K = {"max_completion_length": 96, "max_seq_length": 640, "train_problems": 96}
+TASKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "demo": ("demo", {"max_steps": 16, "rewards": {"correctness": 0.5}}),
+    "gsm8k": ("smollm2-135m_gsm8k", GSM8K | {"max_steps": 8, "rewards": {"correctness": 1.0}}),
+}
+ARMS: dict[str, dict[str, dict[str, Any]]] = {
+    "plain": {},
+    "resample": {"resample": 4},
+    "resample and drop": {"resample": 4, "drop_dead": True},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--arm", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--data-dir", default="", help="as a recipe's data_dir")
+    parser.add_argument("--json", type=Path)
+    asked = parser.parse_args()
+    runs = []
+    for task in asked.task:
+        for seed in asked.seeds:
+            for arm in asked.arm:
+                found = measure(task, arm, seed, asked.data_dir)
+                runs.append({"task": task, "arm": arm, "seed": seed} | found)
+                print(task, arm, seed, found, flush=True)
+                if asked.json:
+                    write_json(asked.json, report(runs))
+
+
+def measure(task: str, arm: str, seed: int, data_dir: str) -> dict[str, float]:
+    """One training run, in figures."""
+    recipe, changes = TASKS[task]
+    with tempfile.TemporaryDirectory() as folder:
+        given = SMALL | changes | ARMS[arm]
+        config = resolve(recipe, given | {"seed": seed, "output_dir": folder, "data_dir": data_dir})
+        run = open_run(config)
+        with hushed(run):
+            return figures(config, run)
+
+
+def figures(config: Config, run: Run) -> dict[str, float]:
+    """Trains, and counts what that took and brought."""
+    task, training, _, examples = load_problems(config)
+    training, aside = set_aside(training, config)
+    rows, asked = (
+        make_rows(some, config.prompt_format, config.shots, examples) for some in (training, aside)
+    )
+    form = get_format(config.prompt_format)
+    rewards, weights = build_rewards(
+        config.rewards, form.answer_tag, form.think_tag, config.max_completion_length
+    )
+    policy = load_policy(config)
+    tokens_before, started = 0, time.perf_counter()
+    if config.drop_dead:
+        engine = VllmEngine(config, policy.folder)
+        found, samples = preflight(engine, rows, rewards, weights, config, task, training)
+        engine.close()
+        keep(found, run)
+        texts = [sample["completion"] for sample in samples]
+        tokens_before = sum(len(ids) + 1 for ids in policy.tokenizer(texts)["input_ids"])
+    chosen, _ = choose_rows(rows, run, config)
+    preparing = time.perf_counter() - started
+    trainer = make_trainer(policy, chosen, rewards, weights, config, run)
+    engine = trainer.rollouts.engine
+    earned = [held_out(engine, asked, rewards, weights, config)]
+    train(trainer, config, run)
+    engine.hand_over(live_weights(policy.model))
+    earned.append(held_out(engine, asked, rewards, weights, config))
+    engine.close()
+    steps = [step_figures(read_rollouts(run, step)) for step in rollout_steps(run)]
+    seconds = preparing + read_jsonl(run.train_log)[-1]["seconds"]
+    return summary(steps, earned, tokens_before, seconds, len(rows) - len(chosen))
+
+
+def held_out(engine: Any, rows: list, rewards: list, weights: list, config: Config) -> float:
+    """The mean total reward of one sampled completion a problem."""
+    answers = engine.generate([row["prompt"] for row in rows], training_sampling(config))
+    scores = score(rewards, rows, [answer for [answer] in answers])
+    return float(sum(np.nanmean(v) * w for v, w in zip(scores.values(), weights, strict=True)))
+
+
+def step_figures(rollouts: list[dict]) -> dict[str, Any]:
+    """One step's groups: how many were trained on, how many tried in vain, how many differ."""
+    groups = [list(group) for _, group in groupby(rollouts, key=lambda row: row["id"])]
+    totals = [[row["total"] for row in group] for group in groups]
+    differ = [max(values) - min(values) > ALIKE for values in totals]
+    trained = [group[0]["trained"] for group in groups]
+    return {
+        "generated": len(groups),
+        "trained": sum(trained),
+        "useful": sum(d and t for d, t in zip(differ, trained, strict=True)),
+        "tokens": sum(row["tokens"] for row in rollouts),
+    }
+
+
+def summary(
+    steps: list[dict], earned: list[float], tokens_before: int, seconds: float, dropped: int
+) -> dict[str, Any]:
+    total = {name: sum(step[name] for step in steps) for name in steps[0]}
+    tokens = total["tokens"] + tokens_before
+    gain = earned[1] - earned[0]
+    return {
+        "useful share of a step": total["useful"] / total["trained"],
+        "useful share of what was generated": total["useful"] / total["generated"],
+        "useful groups per 1000 tokens in training": 1000 * total["useful"] / total["tokens"],
+        "useful groups per 1000 tokens in all": 1000 * total["useful"] / tokens,
+        "held-out reward before": earned[0],
+        "held-out reward after": earned[1],
+        "gain per 1000 tokens in all": 1000 * gain / tokens,
+        "gain per minute": 60 * gain / seconds,
+        "prompts dropped": dropped,
+        "tokens in training": total["tokens"],
+        "tokens in the preflight": tokens_before,
+        "seconds": seconds,
+        "useful groups by step": [step["useful"] for step in steps],
+        "groups generated by step": [step["generated"] for step in steps],
+    }
+
+
+def report(runs: list[dict]) -> dict[str, Any]:
+    """All runs, and for each task and arm the mean of every figure with its interval over seeds."""
+    arms: dict[str, dict[str, Any]] = {}
+    for task, arm in dict.fromkeys((run["task"], run["arm"]) for run in runs):
+        own = [run for run in runs if (run["task"], run["arm"]) == (task, arm)]
+        numbers = [name for name, value in own[0].items() if isinstance(value, int | float)]
+        arms[f"{task}, {arm}"] = {
+            name: interval([run[name] for run in own]) for name in numbers if name != "seed"
+        }
+    return {
+        "what": "mean and 95 % interval over seeds (Student's t); tasks and arms as below",
+        "tasks": TASKS,
+        "arms": ARMS,
+        "common": SMALL,
+        "summary": arms,
+        "runs": runs,
+        "versions": installed_versions(),
+        "hardware": str(detect_hardware()),
+    }
+
+
+def interval(values: list[float]) -> list[float]:
+    """Mean, lower and upper end."""
+    found = mean_with_error(values)
+    return [round(x, 4) for x in (found.mean, *(found.interval or ()))]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Groups without signal are replaced, within a budget, and the books stay right."""
+
+import shutil
+
+import pytest
+import torch
+
+from lib.config import resolve
+from lib.dynamic_sampling import Groups, groups_differ, resample
+from lib.further_prompts import FurtherPrompts
+from lib.prompts import make_rows
+from lib.runs import Run, append_jsonl, read_jsonl
+from lib.tasks import get_task
+from tests.conftest import CPU
+
+NAN = torch.nan
+
+
+def test_which_groups_differ():
+    totals = torch.tensor([1.0, 1.0, 0.0, 0.5, NAN, NAN, NAN, 2.0, 0.1, 0.1 + 1e-9])
+    assert groups_differ(totals, 2) == [False, True, False, False, False]
+
+
+def groups(*names: str) -> Groups:
+    """Two completions a prompt; those of prompts written in capitals differ."""
+    rows = [{"id": name} for name in names for _ in range(2)]
+    ids = [[row["id"], i % 2] for i, row in enumerate(rows)]
+    rewards = torch.tensor([[float(i % 2 and row["id"].isupper())] for i, row in enumerate(rows)])
+    return Groups(rows, (ids, None, {}), rewards, [name.isupper() for name in names])
+
+
+def test_only_groups_without_signal_are_replaced_and_none_in_vain():
+    asked = []
+
+    def sample(rows):
+        asked.append([row["id"] for row in rows])
+        return groups(*asked[-1])
+
+    drawn = groups("a", "B", "c")
+    further = [{"id": name} for name in ("d", "E", "F", "G")]
+    every, chosen = resample(drawn, further, sample)
+    assert asked == [["d", "E"], ["F"]]  # as many as are missing, at each turn
+    assert chosen == [4, 1, 5]
+    trained = every.take(chosen)
+    assert trained.ids == ["E", "B", "F"] and all(trained.differ)
+    assert trained.generated[0] == [[n, i] for n in "EBF" for i in (0, 1)]
+    assert trained.rewards_BR.flatten().tolist() == [0, 1] * 3
+    assert trained.generated[1:] == (None, {})
+
+
+def test_what_cannot_be_replaced_stays():
+    every, chosen = resample(
+        groups("a", "b"), [{"id": "c"}, {"id": "D"}], lambda rows: groups("c", "D")
+    )
+    assert every.take(chosen).ids == ["D", "b"]
+    assert resample(groups("a"), [], None)[1] == [0]
+
+
+def test_further_prompts_follow_from_seed_step_and_what_was_seen(run):
+    ids = list("abcdefgh")
+    further = FurtherPrompts(ids, seed=1, budget=5)
+    first = further.order(3, {"a", "b"})
+    assert len(first) == 5 and not {0, 1} & set(first)
+    assert first == FurtherPrompts(ids, 1, 5).order(3, {"a", "b"})
+    assert first != further.order(4, {"a", "b"}) and first != FurtherPrompts(ids, 2, 5).order(
+        3, "ab"
+    )
+    further.saw("cdef", [False, False, False, True])
+    further.saw("d", [True])
+    assert [ids[place] for place in FurtherPrompts.order(further, 3, "a")].count("c") == 0
+    assert set(further.order(3, "ab")[:4]) == {3, 5, 6, 7}  # c and e had no signal
+    for step, differs in ((1, 1.0), (2, 0.0), (3, 0.0)):
+        rows = [{"id": "h", "rewards": {"r": r}, "total": r} for r in (0.0, differs)]
+        append_jsonl(run.rollouts / f"step_{step:05d}.jsonl", rows)
+    further.recall(run, 2)
+    assert further.dead == {"h": 1}
+
+
+def pays(prompts, completions, id, **_):
+    """Differs within the group for every third prompt only."""
+    return [float(i % 2) if hash_of(name) % 3 == 0 else 1.0 for i, name in enumerate(id)]
+
+
+def hash_of(id: str) -> int:
+    return sum(map(ord, id))
+
+
+@pytest.fixture(scope="module")
+def policy(embedded, tmp_path_factory):
+    from lib.models import load_policy
+
+    return load_policy(settings(tmp_path_factory.mktemp("policy")))
+
+
+def settings(folder, **changes):
+    given = dict(output_dir=str(folder), profile="cpu", backend="transformers", resample=3, shots=0)
+    given |= dict(max_completion_length=4, num_generations=2, micro_batch=2, max_steps=4)
+    return resolve("ci", given | dict(save_steps=2) | changes, CPU)
+
+
+def trained(policy, config, folder):
+    from lib.training import make_trainer, train
+
+    run = Run(folder)
+    folder.mkdir(exist_ok=True)
+    rows = make_rows(get_task("small_sums", {"largest": 9}).load("train"), "answer")
+    trainer = make_trainer(policy, rows, [pays], [0.5], config, run)
+    train(trainer, config, run)
+    return run
+
+
+def rollouts(run, step):
+    return read_jsonl(run.rollouts / f"step_{step:05d}.jsonl")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"rollout_engine": "vllm"}, {"num_iterations": 2}, {"shared_prompts": False}],
+    ids=str,
+)
+def test_a_run_trains_on_useful_groups_and_its_books_are_right(policy, tmp_path, changes):
+    config = settings(tmp_path, **{"max_steps": 2} | changes)
+    run = trained(policy, config, tmp_path / "run")
+    log, tokens = read_jsonl(run.train_log), 0
+    assert [row["step"] for row in log] == ([1] if "num_iterations" in changes else [1, 2])
+    replaced = 0
+    for entry in log:
+        rows = rollouts(run, entry["step"])
+        pairs = list(zip(rows[::2], rows[1::2], strict=True))
+        useful = [hash_of(a["id"]) % 3 == 0 for a, _ in pairs]
+        kept = [a["trained"] for a, _ in pairs]
+        assert sum(kept) == 2 and all(a["id"] == b["id"] for a, b in pairs)
+        assert entry["signal/tried"] == len(pairs) - 2 <= 3
+        assert entry["signal/drawn"] == sum(useful[:2]) / 2
+        both = [u and k for u, k in zip(useful, kept, strict=True)]
+        assert entry["signal/trained"] == sum(both) / 2 == 1 - entry["frac_reward_zero_std"]
+        assert sum(both) == min(2, sum(useful))
+        replaced += entry["signal/tried"]
+        # The log tells of the prompts as drawn.
+        totals = [row["total"] for row in rows[:4]]
+        assert entry["reward"] == pytest.approx(sum(totals) / 4)
+        assert entry["rewards/pays/mean"] == pytest.approx(sum(totals) / 2)
+        lengths = [row["tokens"] for row in rows[:4]]
+        assert entry["completions/mean_length"] == pytest.approx(sum(lengths) / 4)
+        for row in rows:
+            assert (abs(row["advantage"]) > 0.1) is (row["trained"] and hash_of(row["id"]) % 3 == 0)
+        prompts = [policy.tokenizer.apply_chat_template(p(row)) for row in rows]
+        tokens += sum(len(ids) for ids in prompts) + sum(row["tokens"] for row in rows)
+        assert entry["num_tokens"] == tokens
+    assert replaced > 0
+
+
+def p(row):
+    problem = [q for q in get_task("small_sums", {"largest": 9}).load("train") if q.id == row["id"]]
+    return make_rows(problem, "answer")[0]["prompt"]
+
+
+def test_a_resumed_run_is_the_same_run(policy, tmp_path):
+    from safetensors.torch import load_file
+
+    config = settings(tmp_path)
+    run = trained(policy, config, tmp_path / "run")
+    name = "checkpoint-4/adapter_model.safetensors"
+    before, adapter = {s: rollouts(run, s) for s in (3, 4)}, load_file(run.checkpoints / name)
+    shutil.rmtree(run.checkpoints / "checkpoint-4")
+    for step in before:
+        (run.rollouts / f"step_{step:05d}.jsonl").unlink()
+    trained(policy, settings(tmp_path, resume=True), run.folder)
+    assert {s: rollouts(run, s) for s in (3, 4)} == before
+    again = load_file(run.checkpoints / name)
+    assert all(torch.equal(adapter[key], again[key]) for key in adapter)
