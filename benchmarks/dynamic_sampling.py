@@ -1,6 +1,6 @@
-"""What a training step learns from: dynamic sampling and dropped prompts.
+"""What a training step learns from: dynamic sampling, dropped prompts, and a warm-up.
 
-    python benchmarks/dynamic_sampling.py [--task demo gsm8k] [--seeds 0 1 2] [--json FILE]
+    python benchmarks/dynamic_sampling.py [--task demo gsm8k no_examples] [--json FILE]
 
 Each task is a recipe in small, trained in several ways (arms) with several seeds. A group is
 useful where its completions earned different rewards. Counted are the groups and tokens that
@@ -10,6 +10,8 @@ problems set aside earn (sampled as in training), before and after.
 - plain: the recipe as it is.
 - resample: groups without signal are replaced, by at most as many further prompts a step.
 - drop: the preflight measures all prompts, and those always right or always wrong are left out.
+- warm-up: supervised steps on right answers come first (no_examples: the demo, without the worked
+  example that shows the form).
 """
 
 import argparse
@@ -48,6 +50,7 @@ from lib.sampling import training_sampling  # noqa: E402
 from lib.stats import mean_with_error  # noqa: E402
 from lib.training import make_trainer, train  # noqa: E402
 from lib.validation import set_aside  # noqa: E402
+from lib.warm_up import warm_up  # noqa: E402
 
 SMALL = {
     "profile": "cpu",
@@ -60,26 +63,33 @@ SMALL = {
     "lr_scheduler": "constant",
     "save_steps": 1000,
     "validation_steps": 1000,
-    "validation_problems": 48,
+    "validation_problems": 32,
     "eval_problems": 64,
     "preflight_prompts": 0,
 }
-GSM8K = {"max_completion_length": 96, "max_seq_length": 640, "train_problems": 96}
+GSM8K = {"max_completion_length": 80, "max_seq_length": 640, "train_problems": 88}
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "demo": ("demo", {"max_steps": 16, "rewards": {"correctness": 0.5}}),
-    "gsm8k": ("smollm2-135m_gsm8k", GSM8K | {"max_steps": 8, "rewards": {"correctness": 1.0}}),
+    "demo": ("demo", {"max_steps": 12, "rewards": {"correctness": 0.5}}),
+    "gsm8k": ("smollm2-135m_gsm8k", GSM8K | {"max_steps": 6, "rewards": {"correctness": 1.0}}),
+    "no_examples": ("demo", {"max_steps": 10, "shots": 0}),
 }
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "plain": {},
     "resample": {"resample": 4},
     "resample and drop": {"resample": 4, "drop_dead": True},
+    "warm-up": {"sft_steps": 16},
+}
+ASKED = {
+    "demo": ("plain", "resample", "resample and drop"),
+    "gsm8k": ("plain", "resample", "resample and drop"),
+    "no_examples": ("plain", "warm-up"),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
-    parser.add_argument("--arm", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arm", nargs="+", choices=ARMS, help="some of the task's arms")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--data-dir", default="", help="as a recipe's data_dir")
     parser.add_argument("--json", type=Path)
@@ -87,7 +97,7 @@ def main() -> None:
     runs = []
     for task in asked.task:
         for seed in asked.seeds:
-            for arm in asked.arm:
+            for arm in asked.arm or ASKED[task]:
                 found = measure(task, arm, seed, asked.data_dir)
                 runs.append({"task": task, "arm": arm, "seed": seed} | found)
                 print(task, arm, seed, found, flush=True)
@@ -127,6 +137,8 @@ def figures(config: Config, run: Run) -> dict[str, float]:
         texts = [sample["completion"] for sample in samples]
         tokens_before = sum(len(ids) + 1 for ids in policy.tokenizer(texts)["input_ids"])
     chosen, _ = choose_rows(rows, run, config)
+    if config.sft_steps:
+        warm_up(policy, training, rows, config, run)
     preparing = time.perf_counter() - started
     trainer = make_trainer(policy, chosen, rewards, weights, config, run)
     engine = trainer.rollouts.engine

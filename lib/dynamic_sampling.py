@@ -21,7 +21,7 @@ class Groups:
 
     Attributes:
         rows: the prompts' rows of the data set, each G times.
-        generated: what TRL's `_generate` returns; its lists hold an entry a completion.
+        generated: what TRL's `_generate` returns; its lists hold an entry a completion, or none.
         rewards_BR: what each reward gave each completion, NaN where it gave none.
         differ: for each group, whether its weighted totals do.
     """
@@ -54,7 +54,7 @@ class Groups:
         rows = [group * self.size + i for group in groups for i in range(self.size)]
 
         def part(value: Any) -> Any:
-            return [value[row] for row in rows] if isinstance(value, list) else value
+            return [value[row] for row in rows] if isinstance(value, list) and value else value
 
         return Groups(
             part(self.rows),

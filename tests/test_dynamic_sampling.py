@@ -9,7 +9,7 @@ from lib.config import resolve
 from lib.dynamic_sampling import Groups, groups_differ, resample
 from lib.further_prompts import FurtherPrompts
 from lib.prompts import make_rows
-from lib.runs import Run, append_jsonl, read_jsonl
+from lib.runs import append_jsonl, open_run, read_jsonl
 from lib.tasks import get_task
 from tests.conftest import CPU
 
@@ -26,7 +26,7 @@ def groups(*names: str) -> Groups:
     rows = [{"id": name} for name in names for _ in range(2)]
     ids = [[row["id"], i % 2] for i, row in enumerate(rows)]
     rewards = torch.tensor([[float(i % 2 and row["id"].isupper())] for i, row in enumerate(rows)])
-    return Groups(rows, (ids, None, {}), rewards, [name.isupper() for name in names])
+    return Groups(rows, (ids, None, []), rewards, [name.isupper() for name in names])
 
 
 def test_only_groups_without_signal_are_replaced_and_none_in_vain():
@@ -45,7 +45,7 @@ def test_only_groups_without_signal_are_replaced_and_none_in_vain():
     assert trained.ids == ["E", "B", "F"] and all(trained.differ)
     assert trained.generated[0] == [[n, i] for n in "EBF" for i in (0, 1)]
     assert trained.rewards_BR.flatten().tolist() == [0, 1] * 3
-    assert trained.generated[1:] == (None, {})
+    assert trained.generated[1:] == (None, [])
 
 
 def test_what_cannot_be_replaced_stays():
@@ -94,15 +94,20 @@ def policy(embedded, tmp_path_factory):
 
 def settings(folder, **changes):
     given = dict(output_dir=str(folder), profile="cpu", backend="transformers", resample=3, shots=0)
-    given |= dict(max_completion_length=4, num_generations=2, micro_batch=2, max_steps=4)
+    given |= dict(
+        rollout_engine="transformers",
+        max_completion_length=4,
+        num_generations=2,
+        micro_batch=2,
+        max_steps=4,
+    )
     return resolve("ci", given | dict(save_steps=2) | changes, CPU)
 
 
-def trained(policy, config, folder):
+def trained(policy, config):
     from lib.training import make_trainer, train
 
-    run = Run(folder)
-    folder.mkdir(exist_ok=True)
+    run = open_run(config)
     rows = make_rows(get_task("small_sums", {"largest": 9}).load("train"), "answer")
     trainer = make_trainer(policy, rows, [pays], [0.5], config, run)
     train(trainer, config, run)
@@ -120,7 +125,7 @@ def rollouts(run, step):
 )
 def test_a_run_trains_on_useful_groups_and_its_books_are_right(policy, tmp_path, changes):
     config = settings(tmp_path, **{"max_steps": 2} | changes)
-    run = trained(policy, config, tmp_path / "run")
+    run = trained(policy, config)
     log, tokens = read_jsonl(run.train_log), 0
     assert [row["step"] for row in log] == ([1] if "num_iterations" in changes else [1, 2])
     replaced = 0
@@ -159,13 +164,13 @@ def test_a_resumed_run_is_the_same_run(policy, tmp_path):
     from safetensors.torch import load_file
 
     config = settings(tmp_path)
-    run = trained(policy, config, tmp_path / "run")
+    run = trained(policy, config)
     name = "checkpoint-4/adapter_model.safetensors"
     before, adapter = {s: rollouts(run, s) for s in (3, 4)}, load_file(run.checkpoints / name)
     shutil.rmtree(run.checkpoints / "checkpoint-4")
     for step in before:
         (run.rollouts / f"step_{step:05d}.jsonl").unlink()
-    trained(policy, settings(tmp_path, resume=True), run.folder)
+    trained(policy, settings(tmp_path, resume=True))
     assert {s: rollouts(run, s) for s in (3, 4)} == before
     again = load_file(run.checkpoints / name)
     assert all(torch.equal(adapter[key], again[key]) for key in adapter)
