@@ -43,6 +43,7 @@ from lib.runs import (  # noqa: E402
     hushed,
     installed_versions,
     open_run,
+    read_json,
     read_jsonl,
     write_json,
 )
@@ -92,17 +93,21 @@ def main() -> None:
     parser.add_argument("--arm", nargs="+", choices=ARMS, help="some of the task's arms")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--data-dir", default="", help="as a recipe's data_dir")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, required=True, help="runs that it holds are kept")
     asked = parser.parse_args()
-    runs = []
-    for task in asked.task:
-        for seed in asked.seeds:
-            for arm in asked.arm or ASKED[task]:
-                found = measure(task, arm, seed, asked.data_dir)
-                runs.append({"task": task, "arm": arm, "seed": seed} | found)
-                print(task, arm, seed, found, flush=True)
-                if asked.json:
-                    write_json(asked.json, report(runs))
+    runs = read_json(asked.json)["runs"] if asked.json.is_file() else []
+    wanted = [
+        {"task": task, "seed": seed, "arm": arm}
+        for task in asked.task
+        for seed in asked.seeds
+        for arm in asked.arm or ASKED[task]
+    ]
+    for one in wanted:
+        if any(one.items() <= run.items() for run in runs):
+            continue
+        runs.append(one | measure(**one, data_dir=asked.data_dir))
+        print(runs[-1], flush=True)
+        write_json(asked.json, report(runs))
 
 
 def measure(task: str, arm: str, seed: int, data_dir: str) -> dict[str, float]:

@@ -15,7 +15,7 @@ from lib.config import Config
 from lib.models import Policy
 from lib.problems import Problem
 from lib.prompts import PromptFormat, get_format
-from lib.runs import Run
+from lib.runs import Run, written_whole
 from lib.sampling import Messages, chat_text
 from lib.tasks import sample_problems
 
@@ -27,7 +27,7 @@ def warm_up(
 ) -> list[float]:
     """Train the policy on `sft_steps` batches of right answers; the loss of each.
 
-    The trained weights are kept in `warm_up.safetensors`, from which a resumed run takes them.
+    The trained weights are kept in `warm_up/`, from which a resumed run takes them.
 
     Args:
         problems: the training problems, whose solutions are shown.
@@ -38,16 +38,16 @@ def warm_up(
     """
     from safetensors.torch import load_file, save_file
 
-    kept = run.folder / "warm_up.safetensors"
+    kept = run.folder / "warm_up" / "trained.safetensors"
     trained = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
     if config.resume and kept.is_file():
         for name, weight in load_file(kept).items():
             trained[name].data.copy_(weight)
         return []
     losses = _train(policy, worked_rows(policy.tokenizer, problems, rows, config), config, run)
-    beside = kept.with_name(f".{kept.name}")
-    save_file({name: p.detach().contiguous().cpu() for name, p in trained.items()}, beside)
-    beside.replace(kept)
+    with written_whole(kept.parent) as beside:
+        weights = {name: weight.detach().contiguous().cpu() for name, weight in trained.items()}
+        save_file(weights, beside / kept.name)
     return losses
 
 

@@ -67,9 +67,8 @@ def test_it_teaches_the_form_and_a_resumed_run_takes_it_over(embedded, tmp_path)
     assert len(losses) == 8 and losses[-1] < losses[0] / 2
     assert in_form() >= 6
     trained = {n: p.detach().clone() for n, p in policy.model.named_parameters() if p.requires_grad}
-    for name, weight in policy.model.named_parameters():
-        if name in trained:
-            weight.data.zero_()
+    for name in trained:
+        policy.model.get_parameter(name).data.zero_()
     assert warm_up(policy, PROBLEMS, rows, settings(tmp_path, resume=True), run) == []
     now = dict(policy.model.named_parameters())
     assert all(torch.equal(now[name], trained[name]) for name in trained)
