@@ -10,10 +10,13 @@ from lib.dynamic_sampling import Groups, groups_differ, resample
 from lib.further_prompts import FurtherPrompts
 from lib.prompts import make_rows
 from lib.runs import append_jsonl, open_run, read_jsonl
+from lib.sampling import chat_text
 from lib.tasks import get_task
 from tests.conftest import CPU
 
 NAN = torch.nan
+ROWS = make_rows(get_task("small_sums", {"largest": 9}).load("train"), "answer")
+PROMPTS = {row["id"]: row["prompt"] for row in ROWS}
 
 
 def test_which_groups_differ():
@@ -108,8 +111,7 @@ def trained(policy, config):
     from lib.training import make_trainer, train
 
     run = open_run(config)
-    rows = make_rows(get_task("small_sums", {"largest": 9}).load("train"), "answer")
-    trainer = make_trainer(policy, rows, [pays], [0.5], config, run)
+    trainer = make_trainer(policy, ROWS, [pays], [0.5], config, run)
     train(trainer, config, run)
     return run
 
@@ -149,15 +151,11 @@ def test_a_run_trains_on_useful_groups_and_its_books_are_right(policy, tmp_path,
         assert entry["completions/mean_length"] == pytest.approx(sum(lengths) / 4)
         for row in rows:
             assert (abs(row["advantage"]) > 0.1) is (row["trained"] and hash_of(row["id"]) % 3 == 0)
-        prompts = [policy.tokenizer.apply_chat_template(p(row)) for row in rows]
-        tokens += sum(len(ids) for ids in prompts) + sum(row["tokens"] for row in rows)
+        asked = [chat_text(policy.tokenizer, PROMPTS[row["id"]]) for row in rows]
+        tokens += sum(len(ids) for ids in policy.tokenizer(asked)["input_ids"])
+        tokens += sum(row["tokens"] for row in rows)
         assert entry["num_tokens"] == tokens
     assert replaced > 0
-
-
-def p(row):
-    problem = [q for q in get_task("small_sums", {"largest": 9}).load("train") if q.id == row["id"]]
-    return make_rows(problem, "answer")[0]["prompt"]
 
 
 def test_a_resumed_run_is_the_same_run(policy, tmp_path):
