@@ -27,6 +27,10 @@ def panels(log: Sequence[dict]) -> list[Panel]:
     """What there is to draw: a panel whose keys the log does not hold falls away."""
     rewards = [key for key in log[-1] if key.startswith("rewards/") and key.endswith("/mean")]
     each = {key: key.split("/")[1] for key in rewards} if len(rewards) > 1 else {}
+    signal = Panel("groups without signal", "share", {"frac_reward_zero_std": ""})
+    if "signal/drawn" in log[-1]:  # some were replaced
+        lines = {"signal/trained": "trained on", "signal/drawn": "as drawn"}
+        signal = Panel("groups with signal", "share", lines)
     wanted = [
         Panel("reward", "reward", {"reward": "total", **each}),
         Panel(
@@ -34,7 +38,7 @@ def panels(log: Sequence[dict]) -> list[Panel]:
             "share",
             {"heldout/strict": "strict", "heldout/lenient": "lenient"},
         ),
-        Panel("groups without signal", "share", {"frac_reward_zero_std": ""}),
+        signal,
         Panel("completion length", "tokens", {"completions/mean_length": ""}),
         Panel("completions cut off", "share", {"completions/clipped_ratio": ""}),
         Panel("entropy", "nats a token", {"entropy": ""}),

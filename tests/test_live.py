@@ -32,6 +32,13 @@ def test_what_the_log_holds_is_drawn_and_nothing_else(log):
     ]
 
 
+def test_with_dynamic_sampling_signal_is_drawn_before_and_after(log):
+    for row in log:
+        row |= {"signal/drawn": 0.5, "signal/trained": 1.0}
+    assert titles(log)[1] == "groups with signal"
+    assert list(panels(log)[1].lines.values()) == ["trained on", "as drawn"]
+
+
 def test_one_reward_alone_is_the_total(log):
     rewards = panels(log)[0].lines.values()
     assert list(rewards) == ["total", "correctness", "partial_credit"]
