@@ -70,7 +70,7 @@ SMALL = {
 }
 GSM8K = {"max_completion_length": 80, "max_seq_length": 640, "train_problems": 48}
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
-    "demo": ("demo", {"max_steps": 12, "rewards": {"correctness": 0.5}}),
+    "demo": ("demo", {"max_steps": 10, "rewards": {"correctness": 0.5}}),
     "gsm8k": ("smollm2-135m_gsm8k", GSM8K | {"max_steps": 6, "rewards": {"correctness": 1.0}}),
     "no_examples": ("demo", {"max_steps": 10, "shots": 0}),
 }
