@@ -89,12 +89,18 @@ class Config(BaseModel):
     optim: str = "adamw_torch"
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
+    # What a reward is compared with: its group (grpo), the group's others (rloo), the whole step
+    # (reinforce), or a value head (ppo). 03 trains grpo, 07 all; the loss keys are grpo's.
+    algorithm: Literal["grpo", "rloo", "reinforce", "ppo"] = "grpo"
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"] = "dapo"
     importance_sampling_level: Literal["token", "sequence"] = "token"  # sequence: GSPO
     scale_rewards: Literal["group", "batch", "none"] = "group"
     beta: float = Field(0.0, ge=0)  # weight of the KL to the reference model
     epsilon: float = Field(0.2, gt=0)
     epsilon_high: float = Field(0.2, gt=0)
+    gae_lambda: float = Field(0.95, ge=0, le=1)  # ppo: how far advantages look ahead
+    value_learning_rate: float = Field(1e-3, gt=0)  # ppo: of the value head
+    value_clip: float = Field(0.2, gt=0)  # ppo: how far a value moves in a step
     num_iterations: int = Field(1, gt=0)  # updates from one batch of rollouts
     mask_truncated_completions: bool = False
     shared_prompts: bool = True  # compute a prompt once for its group, where the model allows it
@@ -126,6 +132,11 @@ class Config(BaseModel):
     eval_max_tokens: int = Field(0, ge=0)  # 0: as many as in training
 
     candidate: str = ""  # what 04 measures; "": the adapter, or merged, gguf, a path
+
+    # --- comparison of runs (09) -------------------------------------------
+    variants: dict[str, dict[str, Any]] = {}  # name → the settings in which it differs
+    seeds: list[int] = []  # each variant is trained with each of them
+    runs: list[str] = []  # folders under output_dir to compare; []: those of the variants
 
     # --- export ------------------------------------------------------------
     push_to_hub: str = ""  # repository to push the merged model to; needs HF_TOKEN

@@ -51,19 +51,22 @@ def policy_ratio(
 
     Args:
         level: "token" (DeepSeekMath, eq. 3); "sequence" gives all tokens of a completion
-            their geometric mean (GSPO, eq. 7).
+            their geometric mean (GSPO, eq. 7); "completion" their product, the ratio of the
+            whole completion's probabilities (RLOO).
     """
     log_ratio_BT = torch.where(mask_BT.bool(), logps_BT - old_logps_BT, 0.0)
-    if level == "sequence":
-        mean_B1 = log_ratio_BT.sum(1, keepdim=True) / mask_BT.sum(1, keepdim=True).clamp(min=1)
-        log_ratio_BT = mean_B1.expand_as(log_ratio_BT)
-    return log_ratio_BT.exp()
+    if level == "token":
+        return log_ratio_BT.exp()
+    sum_B1 = log_ratio_BT.sum(1, keepdim=True)
+    lengths_B1 = mask_BT.sum(1, keepdim=True).clamp(min=1)
+    whole_B1 = sum_B1 / lengths_B1 if level == "sequence" else sum_B1
+    return whole_B1.exp().expand_as(log_ratio_BT)
 
 
 def surrogate(
     ratio_BT: Tensor,
     logps_BT: Tensor,
-    advantages_B: Tensor,
+    advantages_BT: Tensor,
     loss_type: str,
     epsilon: float,
     epsilon_high: float,
@@ -75,11 +78,10 @@ def surrogate(
     has no gradient; "cispo" keeps it, and bounds only its weight: sg(min(r, ε_high))·A·log π
     (MiniMax-M1, eq. 4 and 5). There ε_high is the bound itself, as in TRL.
     """
-    advantages_B1 = advantages_B[:, None]
     if loss_type == "cispo":
-        return ratio_BT.detach().clamp(max=epsilon_high) * advantages_B1 * logps_BT
+        return ratio_BT.detach().clamp(max=epsilon_high) * advantages_BT * logps_BT
     clipped_BT = ratio_BT.clamp(1 - epsilon, 1 + epsilon_high)
-    return torch.minimum(ratio_BT * advantages_B1, clipped_BT * advantages_B1)
+    return torch.minimum(ratio_BT * advantages_BT, clipped_BT * advantages_BT)
 
 
 def k3(logps_BT: Tensor, ref_logps_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -125,19 +127,36 @@ class Batch:
     """Completions of some prompts of a step, and all that the loss needs of them.
 
     Attributes:
+        advantages_BT: [B, 1] where all tokens of a completion share one, as GRPO's do.
         sampled_logps_BT: as the sampler saw them, token by token.
         old_logps_BT: of the same policy as the loss computes them; None until the first update.
         ref_logps_BT: under the reference (the base model); None where beta is 0.
+        old_values_BT, returns_BT: PPO's, of `lib.baselines`.
     """
 
     prompts_NS: Tensor
     prompt_mask_NS: Tensor
     tokens_BT: Tensor
     mask_BT: Tensor
-    advantages_B: Tensor
+    advantages_BT: Tensor | None = None
     sampled_logps_BT: Tensor | None = None
     old_logps_BT: Tensor | None = None
     ref_logps_BT: Tensor | None = None
+    old_values_BT: Tensor | None = None
+    returns_BT: Tensor | None = None
+
+    def split(self, groups: int) -> "list[Batch]":
+        """The batch in parts of so many prompts with their completions."""
+        group = len(self.tokens_BT) // len(self.prompts_NS)
+        held = {name: value for name, value in vars(self).items() if value is not None}
+        parts = {
+            name: value.split(groups if name.endswith("_NS") else groups * group)
+            for name, value in held.items()
+        }
+        return [
+            Batch(**dict(zip(parts, values, strict=True)))
+            for values in zip(*parts.values(), strict=True)
+        ]
 
 
 def grpo_loss(logps_BT: Tensor, batch: Batch, step: Totals, config: Config) -> Tensor:
@@ -149,7 +168,7 @@ def grpo_loss(logps_BT: Tensor, batch: Batch, step: Totals, config: Config) -> T
     mask_BT = batch.mask_BT
     ratio_BT = policy_ratio(logps_BT, batch.old_logps_BT, mask_BT, config.importance_sampling_level)
     loss_BT = -surrogate(
-        *(ratio_BT, logps_BT, batch.advantages_B),
+        *(ratio_BT, logps_BT, batch.advantages_BT),
         *(config.loss_type, config.epsilon, config.epsilon_high),
     )
     if config.beta:

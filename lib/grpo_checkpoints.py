@@ -2,6 +2,7 @@
 
     checkpoints/lora_epoch{N}_step{S}/adapter_model.safetensors   as peft reads it
                                       optimizer.safetensors       Adam's two moments and count
+                                      value_head.safetensors      PPO's
                                       state.json                  step and epoch
 
 Nothing else is needed: what a step draws depends on the seed and the step alone.
@@ -43,6 +44,8 @@ def save_checkpoint(learner: "Learner", epoch: int) -> Path:
     with written_whole(folder) as beside:
         _save_adapter(learner, beside)
         save_file(state, beside / "optimizer.safetensors")
+        if learner.value_head:
+            save_file(learner.value_head.state_dict(), beside / "value_head.safetensors")
         write_json(beside / "state.json", {"step": learner.step, "epoch": epoch})
     for old in checkpoints(learner.run)[:-KEPT]:
         discard(old)
@@ -52,6 +55,8 @@ def save_checkpoint(learner: "Learner", epoch: int) -> Path:
 def load_checkpoint(learner: "Learner", folder: Path) -> None:
     """Put adapter, optimizer and step back as they were."""
     load_lora(learner.model, folder)
+    if learner.value_head:
+        learner.value_head.load_state_dict(load_file(folder / "value_head.safetensors"))
     whole = learner.optimizer.state_dict()
     whole["state"] = {}
     for name, value in load_file(folder / "optimizer.safetensors").items():

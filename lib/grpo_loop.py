@@ -6,40 +6,37 @@
 The policy is the base model with LoRA (`lib.lora`); the reference is the same model without.
 """
 
-import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from lib.baselines import ValueHead, loss_config, set_advantages, value_loss
 from lib.checks import check_fills_a_step
 from lib.config import Config
+from lib.engines import VllmEngine
 from lib.errors import BadInput
-from lib.grpo import (
-    Batch,
-    Totals,
-    completion_logps,
-    group_advantages,
-    grpo_loss,
-    k3,
-    policy_ratio,
-    sample,
-)
+from lib.grpo import Batch, Totals, completion_logps, grpo_loss, sample
 from lib.grpo_checkpoints import (
     keep_adapter,
     last_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
-from lib.lora import add_lora, lora_parameters, without_lora
+from lib.grpo_steps import describe, describe_rewards, learning_rate, step_rows
+from lib.lora import add_lora, live_weights, lora_parameters, without_lora
 from lib.models import lora_targets, model_folder
 from lib.preflight import score
 from lib.progress import Progress
+from lib.rollouts import rollout_row
 from lib.runs import Run, append_jsonl
-from lib.sampling import Completion, chat_text
+from lib.sampling import Completion, chat_text, training_sampling
+from lib.shared_prompts import completion_scores, why_model_refuses
 
 # What this loop does in one way only; the trainer of 03_training does more.
 FIXED = {
@@ -62,11 +59,14 @@ class Learner:
         rewards: Sequence[Callable],
         weights: Sequence[float],
         run: Run,
+        engine: VllmEngine | None = None,
     ):
         """
         Args:
             rows: prompt, answer, id and further columns (`lib.tasks.make_rows`).
             rewards, weights: reward functions in TRL's signature and what each counts.
+            engine: samples, several times faster than the policy itself does on a CPU; it is
+                handed the policy's weights before each step.
 
         Raises:
             BadInput: a setting that this loop does not have, or fewer rows than a step takes.
@@ -74,9 +74,9 @@ class Learner:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         check_settings(config, rows)
-        self.config, self.rows, self.run = config, rows, run
+        self.config, self.rows, self.run, self.engine = config, rows, run, engine
         self.rewards, self.weights = rewards, np.array(weights)
-        self.base, self.step = model_folder(config), 0
+        self.base, self.step, self.tokens = model_folder(config), 0, 0
         # fp16 would need its loss scaled: fp32 serves, where bf16 cannot be had.
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.tokenizer = AutoTokenizer.from_pretrained(self.base, padding_side="left")
@@ -86,11 +86,26 @@ class Learner:
         torch.manual_seed(config.seed)  # LoRA's A is drawn at random
         layers = lora_targets(config)
         add_lora(self.model, config.lora_r, config.lora_alpha, layers, config.lora_dropout)
-        self.optimizer = torch.optim.AdamW(
-            lora_parameters(self.model),
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-        )
+        self.shares = config.shared_prompts and self._can_share()
+        self.value_head = None
+        trained = [{"params": lora_parameters(self.model), "lr": config.learning_rate}]
+        if config.algorithm == "ppo":
+            self.value_head = ValueHead(self.model.config.hidden_size).to(self.model.device)
+            head = list(self.value_head.parameters())
+            trained.append({"params": head, "lr": config.value_learning_rate})
+        self.optimizer = torch.optim.AdamW(trained, weight_decay=config.weight_decay)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+
+    def _can_share(self) -> bool:
+        """Whether a prompt can be computed once for its group, without any padding.
+
+        Raises:
+            BadInput: it cannot, and the algorithm needs it.
+        """
+        reason = why_model_refuses(self.model, self.config.max_seq_length)
+        if reason and self.config.algorithm == "ppo":
+            raise BadInput(f"The value head of ppo needs shared_prompts, but {reason}: use rloo.")
+        return not reason
 
     def train(self, watch: Callable[[list[dict]], None] | None = None) -> None:
         """Train, from the run's last checkpoint where `resume` is set; afresh otherwise.
@@ -107,12 +122,14 @@ class Learner:
                 shutil.rmtree(kept, ignore_errors=True)
         # A resumed run repeats the steps after its checkpoint.
         log = self.run.rewind(self.step)
+        self.tokens = log[-1]["num_tokens"] if log else 0
         begun = time.time() - (log[-1]["seconds"] if log else 0)
         progress = Progress(config.max_steps, "training", self.run.progress)
         progress.update(self.step)
         while self.step < config.max_steps:
-            before = self.step
+            before, started = self.step, time.perf_counter()
             batches, found = self.rollouts()
+            found["time/rollouts"] = time.perf_counter() - started
             for _ in range(min(config.num_iterations, config.max_steps - self.step)):
                 row = found | self.update(batches)
                 row = {"step": self.step, "seconds": time.time() - begun, **row}
@@ -145,41 +162,50 @@ class Learner:
         ends = self.model.generation_config.eos_token_id
         ends = torch.tensor(ends, device=self.model.device)
         self.model.eval()
-        tokens_BT, mask_BT, sampled_BT = sample(
+        draw = self._engine_samples if self.engine else self._policy_samples
+        tokens_BT, mask_BT, sampled_BT = draw(prompts_NS, prompt_mask_NS, ends)
+        ended_B = torch.isin(tokens_BT, ends).mul(mask_BT).any(1)
+        answers = self.completions(tokens_BT, mask_BT, ended_B)
+        if config.mask_truncated_completions:
+            mask_BT = mask_BT * ended_B[:, None]
+        batch = Batch(prompts_NS, prompt_mask_NS, tokens_BT, mask_BT, sampled_logps_BT=sampled_BT)
+        groups = max(1, config.micro_batch // config.num_generations)  # in one pass
+        self.look_back(batch, groups)
+        found = self.judge(rows, answers, batch)
+        return batch.split(groups), found
+
+    def _policy_samples(self, prompts_NS: Tensor, prompt_mask_NS: Tensor, ends: Tensor) -> tuple:
+        config = self.config
+        return sample(
             *(self.model, prompts_NS, prompt_mask_NS, config.num_generations),
             *(config.max_completion_length, ends, config.temperature, config.seed + self.step),
         )
-        ended_B = torch.isin(tokens_BT, ends).mul(mask_BT).any(1)
-        advantages_B, found = self.judge(rows, tokens_BT, mask_BT, ended_B)
-        if config.mask_truncated_completions:
-            mask_BT = mask_BT * ended_B[:, None]
-        groups = max(1, config.micro_batch // config.num_generations)  # in one pass
-        size = groups * config.num_generations
-        batches = [
-            Batch(*parts)
-            for parts in zip(
-                prompts_NS.split(groups),
-                prompt_mask_NS.split(groups),
-                tokens_BT.split(size),
-                mask_BT.split(size),
-                advantages_B.split(size),
-                sampled_BT.split(size),
-                strict=True,
-            )
-        ]
-        if config.beta:
-            with torch.no_grad(), without_lora(self.model):
-                for batch in batches:
-                    batch.ref_logps_BT, _ = self.logps(batch)
-        return batches, found
 
-    def judge(
-        self, rows: Sequence[dict], tokens_BT: Tensor, mask_BT: Tensor, ended_B: Tensor
-    ) -> tuple[Tensor, dict[str, float]]:
-        """advantages_B, and what is to be logged of the rewards; writes the rollouts."""
-        config, group = self.config, self.config.num_generations
+    def _engine_samples(self, prompts_NS: Tensor, prompt_mask_NS: Tensor, _: Tensor) -> tuple:
+        """As `lib.grpo.sample`, by the engine."""
+        config, device = self.config, self.model.device
+        self.engine.hand_over(live_weights(self.model))
+        asked = training_sampling(config, config.num_generations, self.step)
+        prompts = [
+            ids[mask.bool()].tolist() for ids, mask in zip(prompts_NS, prompt_mask_NS, strict=True)
+        ]
+        groups = self.engine.complete(prompts, replace(asked, logprobs=True))
+        answers = [answer for group in groups for answer in group]
+
+        def padded(rows: list, fill: float) -> Tensor:
+            parts = [torch.tensor(row, device=device) for row in rows]
+            return pad_sequence(parts, batch_first=True, padding_value=fill)
+
+        return (
+            padded([a.token_ids for a in answers], self.tokenizer.pad_token_id),
+            padded([[1] * len(a.token_ids) for a in answers], 0),
+            padded([a.logprobs for a in answers], 0.0),
+        )
+
+    def completions(self, tokens_BT: Tensor, mask_BT: Tensor, ended_B: Tensor) -> list[Completion]:
+        """The texts of what was sampled."""
         lengths = mask_BT.sum(1).tolist()
-        answers = [
+        return [
             Completion(
                 self.tokenizer.decode(ids[:n], skip_special_tokens=True),
                 tuple(ids[:n]),
@@ -187,40 +213,82 @@ class Learner:
             )
             for ids, n, ended in zip(tokens_BT.tolist(), lengths, ended_B.tolist(), strict=True)
         ]
+
+    @torch.no_grad()
+    def look_back(self, batch: Batch, groups: int) -> None:
+        """What the advantages or the loss need of the reference and of the policy so far."""
+        parts = batch.split(groups)
+        if self.config.beta:
+            with without_lora(self.model):
+                batch.ref_logps_BT = torch.cat([self.read(part)[0] for part in parts])
+        if self.value_head or (self.config.beta and self.config.algorithm != "grpo"):
+            read = [self.read(part) for part in parts]
+            logps, _, values = zip(*read, strict=True)
+            batch.old_logps_BT, batch.old_values_BT = torch.cat(logps), torch.cat(values)
+
+    def judge(
+        self, rows: Sequence[dict], answers: Sequence[Completion], batch: Batch
+    ) -> dict[str, float]:
+        """Reward the completions and set their advantages; writes the rollouts.
+
+        Returns: what is to be logged.
+        """
+        config, group = self.config, self.config.num_generations
         rows = [row for row in rows for _ in range(group)]
         scores = score(self.rewards, rows, answers)
         totals_B = np.nansum(np.array(list(scores.values())) * self.weights[:, None], axis=0)
-        rewards_NG = torch.tensor(totals_B, dtype=torch.float32).view(-1, group)
-        advantages_B = group_advantages(rewards_NG, config.scale_rewards)
+        rewards_B = torch.tensor(totals_B, dtype=torch.float32, device=self.model.device)
+        set_advantages(batch, rewards_B, config)
+        lengths_B = batch.mask_BT.sum(1).clamp(min=1)
+        means_B = (batch.advantages_BT * batch.mask_BT).sum(1) / lengths_B
         append_jsonl(
             self.run.rollouts / f"step_{self.step + 1:05d}.jsonl",
             [
-                {
-                    "step": self.step + 1,
-                    "id": row["id"],
-                    "answer": row["answer"],
-                    "completion": answer.text,
-                    "rewards": {name: values[i] for name, values in scores.items()},
-                    "advantage": advantages_B[i].item(),
-                }
+                rollout_row(
+                    *(self.step + 1, row, answer.text),
+                    *({name: values[i] for name, values in scores.items()}, self.weights),
+                    *(means_B[i].item(), len(answer.token_ids), answer.finish_reason == "length"),
+                )
                 for i, (row, answer) in enumerate(zip(rows, answers, strict=True))
             ],
         )
-        std_N = rewards_NG.std(1)
-        found = {"reward": rewards_NG.mean().item(), "reward_std": std_N.mean().item()}
-        found |= {f"rewards/{k}/mean": float(np.nanmean(v)) for k, v in scores.items()}
-        found["frac_reward_zero_std"] = (std_N < 1e-6).float().mean().item()
-        found["completions/mean_length"] = float(np.mean(lengths))
-        found["completions/clipped_ratio"] = 1 - ended_B.float().mean().item()
-        return advantages_B.to(self.model.device), found
+        cut = [answer.finish_reason == "length" for answer in answers]
+        return describe_rewards(rewards_B.view(-1, group), scores) | {
+            "completions/mean_length": float(np.mean([len(a.token_ids) for a in answers])),
+            "completions/clipped_ratio": float(np.mean(cut)),
+            "num_tokens": self._count(batch),
+        }
 
-    def logps(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _count(self, batch: Batch) -> int:
+        """Tokens of all prompts (one a completion) and completions so far, as TRL counts them."""
+        prompts = int(batch.prompt_mask_NS.sum()) * self.config.num_generations
+        self.tokens += prompts + int(batch.mask_BT.sum())
+        return self.tokens
+
+    def read(self, batch: Batch, wanted_B: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """logps_BT and entropy_BT of the completions, and values_BT; 0 without a value head.
+
+        Args:
+            wanted_B: completions that are False may be left out.
+        """
+        temperature = self.config.temperature
         texts = (batch.prompts_NS, batch.prompt_mask_NS, batch.tokens_BT, batch.mask_BT)
-        return completion_logps(self.model, *texts, self.config.temperature)
+        if not self.shares:
+            logps_BT, entropy_BT = completion_logps(self.model, *texts, temperature)
+            return logps_BT, entropy_BT, torch.zeros_like(logps_BT)
+        group = self.config.num_generations
+        ids_BT, mask_BT = (
+            torch.cat([prompts.repeat_interleave(group, 0), completions], 1)
+            for prompts, completions in (texts[::2], texts[1::2])
+        )
+        length = batch.tokens_BT.shape[1]
+        return completion_scores(
+            *(self.model, ids_BT, mask_BT, length, temperature), wanted_B, self.value_head
+        )
 
     def update(self, batches: Sequence[Batch]) -> dict[str, float]:
         """One optimizer step on the whole step's completions, pass by pass; what to log."""
-        config = self.config
+        config, loss_settings = self.config, loss_config(self.config)
         step = Totals(
             completions=sum(len(batch.mask_BT) for batch in batches),
             tokens=sum(int(batch.mask_BT.sum()) for batch in batches),
@@ -228,25 +296,40 @@ class Learner:
         )
         self.model.train()
         sums: dict[str, float] = {}
+        read = 0  # tokens
         for batch in batches:
-            logps_BT, entropy_BT = self.logps(batch)
+            # Without a KL term a completion without advantage moves nothing.
+            wanted_B = (batch.advantages_BT != 0).any(1) | bool(loss_settings.beta)
+            logps_BT, entropy_BT, values_BT = self.read(batch, wanted_B)
             if batch.old_logps_BT is None:
                 # The policy has not moved since it sampled: the ratio begins at exactly 1.
                 batch.old_logps_BT = logps_BT.detach()
-            loss = grpo_loss(logps_BT, batch, step, config)
+            seen = describe(logps_BT.detach(), entropy_BT, batch, loss_settings, wanted_B)
+            read += int(batch.mask_BT[wanted_B].sum())
+            loss = grpo_loss(logps_BT, batch, step, loss_settings)
+            seen["loss"] = loss.item()
+            if self.value_head:
+                off = value_loss(values_BT, batch, step, config.value_clip)
+                seen["value_loss"] = off.item()
+                loss = loss + off
             loss.backward()
-            seen = describe(logps_BT.detach(), entropy_BT, batch, config)
             for name, total in seen.items():
-                sums[name] = sums.get(name, 0.0) + total / max(step.tokens, 1)
-            sums["loss"] = sums.get("loss", 0.0) + loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(lora_parameters(self.model), config.max_grad_norm)
-        rate = learning_rate(config, self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+                sums[name] = sums.get(name, 0.0) + total
+        whole = ("loss", "value_loss")
+        found = {name: v if name in whole else v / max(read, 1) for name, v in sums.items()}
+        return found | self._move()
+
+    def _move(self) -> dict[str, float]:
+        """The optimizer's step, and what to log of it."""
+        rate, norms = learning_rate(self.config, self.step), []
+        for group, initial in zip(self.optimizer.param_groups, self.rates, strict=True):
+            clip = torch.nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm)
+            norms.append(clip.item())
+            group["lr"] = initial * rate / self.config.learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
-        return sums | {"grad_norm": norm.item(), "learning_rate": rate}
+        return {"grad_norm": norms[0], "learning_rate": rate}
 
 
 def check_settings(config: Config, rows: Sequence[dict]) -> None:
@@ -257,50 +340,3 @@ def check_settings(config: Config, rows: Sequence[dict]) -> None:
                 f"{getattr(config, key)!r}: change it, or train with 03_training."
             )
     check_fills_a_step(rows, config)
-
-
-def step_rows(rows: Sequence[dict], config: Config, step: int) -> tuple[list[dict], int]:
-    """The prompts of an optimizer step, and its epoch, which shuffles them anew."""
-    per_epoch = len(rows) // config.prompts_per_step
-    epoch, place = divmod(step // config.num_iterations, per_epoch)
-    order = np.random.default_rng([config.seed, epoch]).permutation(len(rows))
-    start = place * config.prompts_per_step
-    return [rows[i] for i in order[start : start + config.prompts_per_step]], epoch
-
-
-def learning_rate(config: Config, step: int) -> float:
-    """The rate of the update after `step` updates, as transformers' schedules have it."""
-    kind, warmup = config.lr_scheduler, config.warmup_steps
-    if kind == "constant":
-        return config.learning_rate
-    if step < warmup:
-        return config.learning_rate * step / warmup
-    done = (step - warmup) / max(1, config.max_steps - warmup)
-    shape = {
-        "constant_with_warmup": 1.0,
-        "linear": 1 - done,
-        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
-    }
-    return config.learning_rate * shape[kind]
-
-
-@torch.no_grad()
-def describe(
-    logps_BT: Tensor, entropy_BT: Tensor, batch: Batch, config: Config
-) -> dict[str, float]:
-    """Sums over the tokens of a pass, under the names that TRL gives their means."""
-    level = config.importance_sampling_level
-    ratio_BT = policy_ratio(logps_BT, batch.old_logps_BT, batch.mask_BT, level)
-    low, high = 1 - config.epsilon, 1 + config.epsilon_high
-    if config.loss_type == "cispo":
-        low, high = 0, config.epsilon_high
-    good_B1 = batch.advantages_B[:, None] > 0
-    outside_BT = torch.where(good_B1, ratio_BT > high, ratio_BT < low)
-    values = {
-        "entropy": entropy_BT,
-        "clip_ratio/region_mean": outside_BT.float(),
-        "sampling/logp_difference/mean": (logps_BT - batch.sampled_logps_BT).abs(),
-    }
-    if config.beta:
-        values["kl"] = k3(logps_BT, batch.ref_logps_BT, batch.mask_BT)
-    return {name: (value * batch.mask_BT).sum().item() for name, value in values.items()}

@@ -101,6 +101,19 @@ def without_lora(model: nn.Module) -> Iterator[None]:
             layer.active = True
 
 
+@torch.no_grad()
+def live_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The model's weights with the adapter merged, under the base model's names; a copy."""
+    added = {
+        f"{name}.base.weight": (layer.B_OR @ layer.A_RI) * layer.scale
+        for name, layer in lora_layers(model).items()
+    }
+    for name, weight in model.named_parameters():
+        if not name.endswith(("A_RI", "B_OR")):
+            merged = weight + added[name] if name in added else weight
+            yield name.replace(".base.", "."), merged.to(weight.dtype).detach()
+
+
 def merge_lora(model: nn.Module) -> None:
     """Add each product B A to its layer's weight, and take the wrappers off."""
     for name, layer in lora_layers(model).items():

@@ -1,6 +1,7 @@
 """Rollouts of the policy as it is now, by vLLM in the training process."""
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -51,3 +52,35 @@ class RolloutEngine:
         sampling = replace(sampling, seed=sampling.seed + TURN * turn, logprobs=True)
         answers = [answer for [answer] in self.engine.complete(prompts, sampling)]
         return [list(a.token_ids) for a in answers], [list(a.logprobs) for a in answers]
+
+
+def rollout_row(
+    step: int,
+    row: Mapping[str, Any],
+    text: str,
+    rewards: Mapping[str, float | None],
+    weights: Sequence[float],
+    advantage: float,
+    tokens: int,
+    truncated: bool,
+) -> dict[str, Any]:
+    """A completion of training as a line of `rollouts/`.
+
+    Args:
+        row: the problem, as `lib.tasks.make_rows` made it.
+        rewards, weights: what each reward paid (None or NaN: nothing to say), and what it counts.
+        tokens: the completion's length.
+    """
+    known = zip(rewards.values(), weights, strict=True)
+    return {
+        "step": step,
+        "id": row["id"],
+        "question": row.get("question", ""),
+        "answer": row["answer"],
+        "completion": text,
+        "rewards": dict(rewards),
+        "total": sum(float(v * w) for v, w in known if v is not None and v == v),
+        "advantage": advantage,
+        "tokens": tokens,
+        "truncated": truncated,
+    }

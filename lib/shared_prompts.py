@@ -197,13 +197,27 @@ def completion_logps(
 
     Returns: logps_BC with its gradient, entropies_BC without one; 0 where masked.
     """
+    return completion_scores(model, ids_BT, mask_BT, completion, temperature, wanted_B)[:2]
+
+
+def completion_scores(
+    model: Any,
+    ids_BT: torch.Tensor,
+    mask_BT: torch.Tensor,
+    completion: int,
+    temperature: float = 1.0,
+    wanted_B: torch.Tensor | None = None,
+    value_head: Any = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `completion_logps`, and values_BC: what `value_head` reads off the last hidden state
+    that each token was chosen from; 0 without one."""
     if wanted_B is None:
         wanted_B = torch.ones(len(ids_BT), dtype=torch.bool)
     logps_BC = torch.zeros(len(ids_BT), completion, device=ids_BT.device)
-    entropies_BC = torch.zeros_like(logps_BC)
+    entropies_BC, values_BC = torch.zeros_like(logps_BC), torch.zeros_like(logps_BC)
     packed = pack(ids_BT, mask_BT, completion, wanted_B)
     if packed is None:
-        return logps_BC.requires_grad_(), entropies_BC
+        return logps_BC.requires_grad_(), entropies_BC, values_BC
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     with shared_attention(causal):
         hidden_ND = causal.base_model(
@@ -212,13 +226,18 @@ def completion_logps(
             use_cache=False,
             groups=packed.groups,
         ).last_hidden_state[0]
+    hidden_MD = hidden_ND[packed.before_M]
     weight_VD = causal.get_output_embeddings().weight
     score = trained_head if weight_VD.requires_grad else TokenLogps.apply
-    logps_M, entropies_M = score(
-        hidden_ND[packed.before_M], weight_VD, packed.targets_M, temperature
-    )
+    logps_M, entropies_M = score(hidden_MD, weight_VD, packed.targets_M, temperature)
     places = (packed.rows_M, packed.columns_M)
-    return logps_BC.index_put(places, logps_M), entropies_BC.index_put(places, entropies_M)
+    if value_head is not None:
+        values_BC = values_BC.index_put(places, value_head(hidden_MD))
+    return (
+        logps_BC.index_put(places, logps_M),
+        entropies_BC.index_put(places, entropies_M),
+        values_BC,
+    )
 
 
 class shared_attention:
@@ -245,6 +264,11 @@ def why_not_shared(model: Any, tokens: int) -> str:
 
     if not GRPOTrainer.__module__.startswith("trl."):
         return "Unsloth's trainer has a loss of its own"
+    return why_model_refuses(model, tokens)
+
+
+def why_model_refuses(model: Any, tokens: int) -> str:
+    """As `why_not_shared`, of the model alone."""
     settings = model.config
     for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
         if getattr(settings, cap, None):

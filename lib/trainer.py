@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from lib.dynamic_sampling import DynamicSampling
+from lib.rollouts import rollout_row
 from lib.runs import Run, append_jsonl
 from lib.shared_prompts import completion_logps
 from lib.token_logps import plain_logps
@@ -125,22 +126,17 @@ def trainer_class() -> type:
                 own = batch["advantages"][place * size : (place + 1) * size]
                 advantages[first : first + size] = own.tolist()
             _, ids, _, completions, *_ = every.generated
-            totals = self._totals(every.rewards_BR).nan_to_num().tolist()
-            names, ends = self.reward_func_names, set(self.eos_token_ids)
+            weights, ends = self.reward_weights.tolist(), set(self.eos_token_ids)
+            rewards = [
+                dict(zip(self.reward_func_names, values, strict=True))
+                for values in every.rewards_BR.tolist()
+            ]
             return [
-                {
-                    "step": step,
-                    "id": row["id"],
-                    "question": row.get("question", ""),
-                    "answer": row["answer"],
-                    "completion": completions[i][-1]["content"],
-                    "rewards": dict(zip(names, every.rewards_BR[i].tolist(), strict=True)),
-                    "total": totals[i],
-                    "advantage": advantages[i],
-                    "tokens": len(ids[i]),
-                    "truncated": not ends & set(ids[i]),
-                    "trained": i // every.size in self.chosen,
-                }
+                rollout_row(
+                    *(step, row, completions[i][-1]["content"], rewards[i], weights),
+                    *(advantages[i], len(ids[i]), not ends & set(ids[i])),
+                )
+                | {"trained": i // every.size in self.chosen}
                 for i, row in enumerate(every.rows)
             ]
 

@@ -53,9 +53,9 @@ def make_batches(model, tokenizer) -> tuple[list[Batch], Totals]:
         with torch.no_grad():
             logps_BT, _ = completion_logps(model, *texts, temperature=0.9)
         noise = 0.3 * torch.randn(2, *logps_BT.shape, generator=draw)
-        advantages_B = torch.tensor([1.2, -0.4, -0.3])
+        advantages_B1 = torch.tensor([[1.2], [-0.4], [-0.3]])
         old, ref = logps_BT + noise[0], logps_BT + noise[1]
-        batches.append(Batch(*texts, advantages_B, old_logps_BT=old, ref_logps_BT=ref))
+        batches.append(Batch(*texts, advantages_B1, old_logps_BT=old, ref_logps_BT=ref))
     tokens = sum(int(batch.mask_BT.sum()) for batch in batches)
     return batches, Totals(GROUP * len(batches), tokens, MAX_TOKENS)
 
@@ -106,7 +106,7 @@ def trl_inputs(batch: Batch, step: Totals) -> dict:
         "prompt_mask": batch.prompt_mask_NS.repeat_interleave(GROUP, 0),
         "completion_ids": batch.tokens_BT,
         "completion_mask": batch.mask_BT,
-        "advantages": batch.advantages_B,
+        "advantages": batch.advantages_BT[:, 0],
         "old_per_token_logps": batch.old_logps_BT,
         "ref_per_token_logps": batch.ref_logps_BT,
         "num_items_in_batch": torch.tensor(step.tokens),

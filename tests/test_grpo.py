@@ -87,7 +87,7 @@ def batches(draw) -> tuple[torch.Tensor, Batch, Totals]:
     mask_BT = (torch.arange(t) < torch.tensor(lengths)[:, None]).long()
     logps_BT, old_BT, ref_BT = -torch.rand(3, g, t) * 2
     batch = Batch(
-        *(None, None, None, mask_BT, torch.randn(g)), old_logps_BT=old_BT, ref_logps_BT=ref_BT
+        *(None, None, None, mask_BT, torch.randn(g, 1)), old_logps_BT=old_BT, ref_logps_BT=ref_BT
     )
     return logps_BT, batch, Totals(2 * g, 3 * sum(lengths), t)
 
@@ -131,7 +131,8 @@ def test_scaling_the_rewards_changes_nothing_where_scaled(rewards_NG, factor, sc
 def test_a_group_of_equal_rewards_gives_exactly_no_gradient(loss, value, data):
     logps_BT, batch, step = data
     for scale in ("group", "batch", "none"):
-        batch.advantages_B = group_advantages(torch.full((1, len(logps_BT)), value), scale)
+        rewards_NG = torch.full((1, len(logps_BT)), value)
+        batch.advantages_BTT = group_advantages(rewards_NG, scale)[:, None]
         _, gradient = loss_and_gradient(logps_BT, batch, step, variant(loss))
         assert (gradient == 0).all()
 
@@ -150,7 +151,7 @@ def test_padding_is_invisible_to_the_loss(loss, data, garbage):
     )
     mask_BT = torch.nn.functional.pad(batch.mask_BT, (0, 2))
     padded = Batch(
-        *(None, None, None, mask_BT, batch.advantages_B), old_logps_BT=old_BT, ref_logps_BT=ref_BT
+        *(None, None, None, mask_BT, batch.advantages_BT), old_logps_BT=old_BT, ref_logps_BT=ref_BT
     )
     again, wide_gradient = loss_and_gradient(wide_BT, padded, step, config)
     torch.testing.assert_close(again, value, rtol=1e-4, atol=1e-5)
@@ -167,7 +168,7 @@ def test_the_order_in_a_group_is_irrelevant(loss, data):
     value, gradient = loss_and_gradient(logps_BT, batch, step, config)
     order = torch.randperm(len(logps_BT))
     turned = Batch(
-        *(None, None, None, batch.mask_BT[order], batch.advantages_B[order]),
+        *(None, None, None, batch.mask_BT[order], batch.advantages_BT[order]),
         old_logps_BT=batch.old_logps_BT[order],
         ref_logps_BT=batch.ref_logps_BT[order],
     )
@@ -180,7 +181,7 @@ def test_clipping_stops_what_has_gone_far_enough():
     """Above the bound a good token earns nothing more; below it a bad one; CISPO goes on."""
     ratio_BT = torch.tensor([[1.5, 0.5], [1.5, 0.5]])
     old_BT, mask_BT = torch.zeros(2, 2), torch.ones(2, 2).long()
-    batch = Batch(*(None, None, None, mask_BT, torch.tensor([1.0, -1.0])), old_logps_BT=old_BT)
+    batch = Batch(*(None, None, None, mask_BT, torch.tensor([[1.0], [-1.0]])), old_logps_BT=old_BT)
     _, gradient = loss_and_gradient(ratio_BT.log(), batch, Totals(2, 4, 2), variant("grpo"))
     assert ((gradient == 0) == torch.tensor([[True, False], [False, True]])).all()
     config = variant("cispo", epsilon_high=1.2)
@@ -387,7 +388,7 @@ def test_a_run_logs_keeps_and_moves(whole):
     assert [row["step"] for row in log] == [1, 2, 3, 4]
     assert log[0]["clip_ratio/region_mean"] == 0  # the ratio of a first update is 1
     assert log[0]["kl"] == pytest.approx(0, abs=1e-6) and log[1]["kl"] > 0
-    assert all(row["sampling/logp_difference/mean"] < 0.1 for row in log[::2])
+    assert all(row["sampling/sampling_logp_difference/mean"] < 0.1 for row in log[::2])
     kept = sorted(path.name for path in whole.run.checkpoints.iterdir())
     assert kept == ["lora_epoch0_step2", "lora_epoch0_step4"]
     rows = read_jsonl(whole.run.rollouts / "step_00001.jsonl")

@@ -1,0 +1,127 @@
+"""Any run folders side by side: settings that differ, held-out accuracy, what it cost.
+
+    arms = find_arms(config)             # {"grpo": [Run, Run, Run], "rloo": …}, a run a seed
+    differing_settings(arms)             # what sets them apart
+    compare_arms(arms)                   # accuracy, and differences to the first with intervals
+
+An arm is a way of training, seen with one seed or several. The problems compared are those that
+both arms of a pair were asked.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib.comparison import score_names, scores_of
+from lib.config import ROOT, Config
+from lib.crossed import crossed_difference
+from lib.errors import BadInput
+from lib.runs import Run, read_json, read_jsonl
+from lib.stats import Difference
+from lib.variants import BASE, base_config, run_folder, variant_configs
+
+Arms = Mapping[str, Sequence[Run]]
+NOT_SETTINGS = ("name", "run", "output_dir", "seed", "resume", "variants", "seeds", "runs")
+
+
+def find_arms(config: Config) -> dict[str, list[Run]]:
+    """The runs to compare, base first where there is one: those of `runs`, or of the variants.
+
+    Raises:
+        BadInput: a folder of `runs` is no run.
+    """
+    if config.runs:
+        return {Path(name).name: [_run(name, config)] for name in config.runs}
+    arms = {BASE: [Run(run_folder(base_config(config)))]}
+    for name, each in variant_configs(config).items():
+        run = Run(run_folder(each))
+        if (run.evals / "trained.json").is_file():
+            arms.setdefault(name.rpartition("_")[0], []).append(run)
+    return arms
+
+
+def _run(name: str, config: Config) -> Run:
+    """A run by its name under output_dir, or by its path."""
+    for folder in (Path(name).expanduser(), ROOT / config.output_dir / name, ROOT / name):
+        if (folder / "run.json").is_file():
+            return Run(folder.resolve())
+    raise BadInput(f"There is no run {name}: name folders that hold a run.json in `runs`.")
+
+
+def differing_settings(arms: Arms) -> list[dict[str, Any]]:
+    """A row for each setting in which the arms differ: its name, and each arm's value."""
+    settings = {name: read_json(runs[0].record)["config"] for name, runs in arms.items()}
+    keys = dict.fromkeys(key for each in settings.values() for key in each)
+    rows = []
+    for key in keys:
+        values = {name: str(each.get(key, "")) for name, each in settings.items()}
+        if key not in NOT_SETTINGS and len(set(values.values())) > 1:
+            rows.append({"setting": key, **values})
+    return rows
+
+
+def answers(run: Run, score: str | None = None) -> dict[str, float]:
+    """Problem → the score of the trained model's greedy answer (of the base's in `base/`).
+
+    Raises:
+        BadInput: the run was not evaluated.
+    """
+    log = run.need(run.evals / "trained.jsonl", made_by="04_pass_at_k_eval")
+    records = read_jsonl(log)
+    score = score or score_names(records)[0]
+    return {key: values[0] for key, values in scores_of(records, "greedy", score).items()}
+
+
+def difference(before: Sequence[Run], after: Sequence[Run], score: str | None = None) -> Difference:
+    """How much better the second arm is, over the seeds it was run with and shared problems.
+
+    Runs of the same seed are paired; an arm of one run (as the base) stands against each.
+    """
+    left, right = ([answers(run, score) for run in runs] for runs in (before, after))
+    if len(left) == 1:
+        left = left * len(right)
+    if len(right) == 1:
+        right = right * len(left)
+    pairs = list(zip(left, right, strict=False))
+    shared = [key for key in pairs[0][0] if all(key in a and key in b for a, b in pairs)]
+    if len(shared) < 2:
+        raise BadInput("The runs share no held-out problems: evaluate them on the same task.")
+    return crossed_difference(np.array([[b[key] - a[key] for key in shared] for a, b in pairs]))
+
+
+def compare_arms(arms: Arms, against: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """A row an arm: accuracy, its range over seeds, differences, and what training cost.
+
+    Args:
+        against: arms to compare with; the first two by default (the base and the first variant).
+    """
+    against = list(against or list(arms)[:2])
+    rows = []
+    for name, runs in arms.items():
+        means = [float(np.mean(list(answers(run).values()))) for run in runs]
+        row = {"arm": name, "seeds": len(runs), "accuracy": float(np.mean(means))}
+        row["lowest"], row["highest"] = min(means), max(means)
+        for other in against:
+            if other != name:
+                row[f"to {other}"] = vars(difference(arms[other], runs))
+        rows.append(row | costs(runs))
+    return rows
+
+
+def costs(runs: Sequence[Run]) -> dict[str, float]:
+    """Means over an arm's runs: completion tokens, seconds, peak memory, where they are known."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        log = read_jsonl(run.train_log)
+        if not log:
+            continue
+        learning = read_json(run.record).get("learning", {})
+        seen = {"steps": log[-1]["step"], "seconds": log[-1]["seconds"]}
+        seen["tokens"] = log[-1].get("num_tokens")
+        seen |= {key: learning.get(key) for key in ("cpu_seconds", "peak_gib")}
+        for key, value in seen.items():
+            if value is not None:
+                found.setdefault(key, []).append(value)
+    return {key: float(np.mean(values)) for key, values in found.items()}
