@@ -18,12 +18,11 @@ from lib.comparison import score_names, scores_of
 from lib.config import ROOT, Config
 from lib.crossed import crossed_difference
 from lib.errors import BadInput
-from lib.runs import Run, read_json, read_jsonl
+from lib.runs import Run, read_json, read_jsonl, run_folder
 from lib.stats import Difference
-from lib.variants import BASE, base_config, run_folder, variant_configs
+from lib.variants import BASE, NOT_SETTINGS, base_config, variant_configs
 
 Arms = Mapping[str, Sequence[Run]]
-NOT_SETTINGS = ("name", "run", "output_dir", "seed", "resume", "variants", "seeds", "runs")
 
 
 def find_arms(config: Config) -> dict[str, list[Run]]:
@@ -57,7 +56,7 @@ def differing_settings(arms: Arms) -> list[dict[str, Any]]:
     rows = []
     for key in keys:
         values = {name: str(each.get(key, "")) for name, each in settings.items()}
-        if key not in NOT_SETTINGS and len(set(values.values())) > 1:
+        if key not in (*NOT_SETTINGS, "seed") and len(set(values.values())) > 1:
             rows.append({"setting": key, **values})
     return rows
 
@@ -96,7 +95,12 @@ def compare_arms(arms: Arms, against: Sequence[str] = ()) -> list[dict[str, Any]
 
     Args:
         against: arms to compare with; the first two by default (the base and the first variant).
+
+    Raises:
+        BadInput: fewer than two arms, or arms that share no problems.
     """
+    if len(arms) < 2:
+        raise BadInput("There is nothing to compare: give two runs at least.")
     against = list(against or list(arms)[:2])
     rows = []
     for name, runs in arms.items():
@@ -125,3 +129,56 @@ def costs(runs: Sequence[Run]) -> dict[str, float]:
             if value is not None:
                 found.setdefault(key, []).append(value)
     return {key: float(np.mean(values)) for key, values in found.items()}
+
+
+def accuracy_rows(compared: Sequence[dict]) -> list[dict[str, str]]:
+    """The comparison as a table to show: accuracy, and each difference with its interval."""
+    others = [key for row in compared for key in row if key.startswith("to ")]
+    rows = []
+    for row in compared:
+        shown = {"arm": row["arm"], "seeds": row["seeds"], "accuracy": f"{row['accuracy']:.1%}"}
+        shown["over seeds"] = f"{row['lowest']:.1%} to {row['highest']:.1%}"
+        for other in dict.fromkeys(others):
+            shown[other] = _difference_text(row[other]) if other in row else ""
+        rows.append(shown)
+    return rows
+
+
+def _difference_text(found: Mapping[str, Any]) -> str:
+    low, high = found["interval"] or (float("nan"), float("nan"))
+    return f"{found['difference']:+.1%} ({low:+.1%} to {high:+.1%})"
+
+
+def cost_rows(compared: Sequence[dict]) -> list[dict[str, Any]]:
+    keys = ("arm", "steps", "tokens", "seconds", "cpu_seconds", "peak_gib")
+    return [{key: row.get(key) for key in keys} for row in compared if "steps" in row]
+
+
+def sentences(compared: Sequence[dict], alpha: float = 0.05) -> list[str]:
+    """What may be claimed of each arm against the last one compared with, and what not.
+
+    Of many comparisons some look significant by chance: p-values are Holm's (1979).
+    """
+    other = next(key for key in reversed(compared[-1]) if key.startswith("to "))
+    rows = [row for row in compared if other in row and row["arm"] != BASE]
+    adjusted = holm(
+        [1.0 if row[other]["p_value"] is None else row[other]["p_value"] for row in rows]
+    )
+    found = []
+    for row, p in zip(rows, adjusted, strict=True):
+        claim = "cannot be told apart from"
+        if p < alpha:
+            claim = "is better than" if row[other]["difference"] > 0 else "is worse than"
+        text = _difference_text(row[other])
+        found.append(f"{row['arm']} {claim} {other.removeprefix('to ')}: {text}, p = {p:.2f}.")
+    return found
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down p-values: the i-th smallest of m counts (m − i + 1) times (i from 1)."""
+    order, highest = np.argsort(p_values), 0.0
+    found = [0.0] * len(p_values)
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        found[i] = highest
+    return found

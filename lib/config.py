@@ -269,6 +269,8 @@ def check_pairs(config: Config, hardware: Hardware) -> None:
             f"epsilon_high {config.epsilon_high} would hold every token's weight below that, since "
             f"cispo takes it as the bound of the ratio itself: set it above 1, as to 5.0."
         )
+    if config.algorithm == "ppo" and not config.shared_prompts:
+        raise BadInput("ppo reads its values where shared_prompts computes: set it to True.")
     if config.keep == "best" and not config.validation_steps:
         raise BadInput(
             "keep best needs a validation to tell which adapter is best: set validation_steps, "

@@ -41,7 +41,8 @@ CHAIN = (
     "05_merge_export",
 )
 REWARD_MODEL = "06_reward_model"  # in the chain where a recipe's reward is learned
-FURTHER = (REWARD_MODEL, "07_grpo_from_scratch")  # not in the chain: run with --only
+# Not in the chain: run with --only.
+FURTHER = (REWARD_MODEL, "07_grpo_from_scratch", "09_compare_runs")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -33,6 +33,7 @@ from lib.rewards import build_rewards
 from lib.runs import Run, hushed, open_run, read_json, run_folder, write_json
 
 BASE = "base"
+NOT_SETTINGS = ("name", "run", "output_dir", "resume", "variants", "seeds", "runs", "by_profile")
 
 
 def variant_configs(config: Config) -> dict[str, Config]:
@@ -65,7 +66,9 @@ def is_finished(config: Config) -> bool:
     run = Run(run_folder(config))
     if not (run.evals / "trained.json").is_file():
         return False
-    return read_json(run.record)["config"] == config.model_dump(mode="json")
+    stored, wanted = read_json(run.record)["config"], config.model_dump(mode="json")
+    keys = (stored.keys() & wanted.keys()) - set(NOT_SETTINGS)  # newer keys are at their defaults
+    return all(stored[key] == wanted[key] for key in keys)
 
 
 def run_variants(config: Config, part: int = 0, parts: int = 1) -> Iterator[str]:
