@@ -106,15 +106,18 @@ def without_lora(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def live_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The model's weights with the adapter merged, under the base model's names; a copy."""
-    added = {
-        f"{name}.base.weight": (layer.B_OR @ layer.A_RI) * layer.scale
-        for name, layer in lora_layers(model).items()
-    }
+    """The model's weights with the adapter merged, under the base model's names, one by one.
+
+    A and B multiply in the weight's precision, as in `LoraLinear.forward`.
+    """
+    layers = {f"{name}.base.weight": layer for name, layer in lora_layers(model).items()}
     for name, weight in model.named_parameters():
-        if not name.endswith(("A_RI", "B_OR")):
-            merged = weight + added[name] if name in added else weight
-            yield name.replace(".base.", "."), merged.to(weight.dtype).detach()
+        if name in layers:
+            layer = layers[name]
+            a, b = layer.A_RI.to(weight.dtype), layer.B_OR.to(weight.dtype)
+            yield name.replace(".base.", "."), torch.addmm(weight, b, a, alpha=layer.scale)
+        elif not name.endswith(("A_RI", "B_OR")):
+            yield name.replace(".base.", "."), weight.detach()
 
 
 def merge_lora(model: nn.Module) -> None:

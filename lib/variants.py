@@ -25,9 +25,9 @@ from lib.config import Config, resolve
 from lib.engines import START_ERRORS, TransformersEngine, VllmEngine, no_vllm
 from lib.errors import BadInput
 from lib.evaluation import evaluate
-from lib.export import become_trained
 from lib.hardware import GIB
-from lib.models import model_folder, torch_dtype
+from lib.lora import live_weights
+from lib.models import model_folder
 from lib.prompts import get_format, make_rows
 from lib.rewards import build_rewards
 from lib.runs import Run, hushed, open_run, read_json, run_folder, write_json
@@ -37,7 +37,7 @@ NOT_SETTINGS = ("name", "run", "output_dir", "resume", "variants", "seeds", "run
 
 
 def variant_configs(config: Config) -> dict[str, Config]:
-    """Run name → configuration: seed after seed, each with all variants in the recipe's order.
+    """Run name → configuration: in the recipe's order, each variant with all seeds.
 
     Raises:
         BadInput: no variants or seeds, or settings that do not work.
@@ -50,8 +50,8 @@ def variant_configs(config: Config) -> dict[str, Config]:
             None,
             {**common, **changes, "seed": seed, "run": f"{config.run_name}/{name}_{seed}"},
         )
-        for seed in config.seeds
         for name, changes in config.variants.items()
+        for seed in config.seeds
     }
 
 
@@ -94,8 +94,7 @@ def run_variants(config: Config, part: int = 0, parts: int = 1) -> Iterator[str]
         with hushed(run):
             engine = engine or start_engine(base, folder)
             if name != BASE:
-                learn(each, rows, run, engine)
-                become_trained(engine, folder, run.adapter, torch_dtype(base))
+                engine.hand_over(live_weights(learn(each, rows, run, engine)))
             evaluate(engine, problems, tests, task, each, run, "trained")
         yield name
     engine.close()
@@ -111,8 +110,8 @@ def start_engine(config: Config, folder: Path) -> Any:
     return TransformersEngine(config, folder)
 
 
-def learn(config: Config, rows: list[dict], run: Run, engine: Any) -> None:
-    """One run of the loop; its time and its memory go to the run's record."""
+def learn(config: Config, rows: list[dict], run: Run, engine: Any) -> Any:
+    """One run of the loop; its time and its memory go to the run's record. Returns the model."""
     from lib.grpo_loop import Learner
 
     form = get_format(config.prompt_format)
@@ -137,6 +136,7 @@ def learn(config: Config, rows: list[dict], run: Run, engine: Any) -> None:
         "peak_gib": round(memory.peak(), 2),
     }
     write_json(run.record, record)
+    return learner.model
 
 
 class PeakMemory:

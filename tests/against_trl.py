@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
+from lib.baselines import loss_config
 from lib.config import Config, resolve
 from lib.grpo import Batch, Totals, completion_logps, grpo_loss
 from lib.models import embedded_folder
@@ -67,7 +68,7 @@ def our_logps(model, batch: Batch, config: Config) -> torch.Tensor:
 
 def trl_trainer(model, tokenizer, config: Config, folder: Path) -> GRPOTrainer:
     """TRL's own trainer, brought to the middle of a step of two passes."""
-    arguments = GRPOConfig(
+    common = dict(
         output_dir=str(folder),
         use_cpu=True,
         bf16=False,
@@ -78,14 +79,18 @@ def trl_trainer(model, tokenizer, config: Config, folder: Path) -> GRPOTrainer:
         num_generations=GROUP,
         max_completion_length=MAX_TOKENS,
         temperature=config.temperature,
-        loss_type=config.loss_type,
-        importance_sampling_level=config.importance_sampling_level,
         epsilon=config.epsilon,
         epsilon_high=config.epsilon_high,
         beta=config.beta,
     )
+    if config.algorithm == "rloo":
+        kind, arguments = RLOOTrainer, RLOOConfig(**common)
+    else:
+        level = config.importance_sampling_level
+        settings = dict(loss_type=config.loss_type, importance_sampling_level=level)
+        kind, arguments = GRPOTrainer, GRPOConfig(**common, **settings)
     rows = Dataset.from_list([{"prompt": "Hello"}] * 2)
-    trainer = GRPOTrainer(model, lambda **_: [0.0], arguments, rows, processing_class=tokenizer)
+    trainer = kind(model, lambda **_: [0.0], arguments, rows, processing_class=tokenizer)
     trainer.current_gradient_accumulation_steps = len(CONVERSATIONS)
     trainer.model.train()
     return trainer
@@ -108,6 +113,7 @@ def trl_inputs(batch: Batch, step: Totals) -> dict:
         "completion_mask": batch.mask_BT,
         "advantages": batch.advantages_BT[:, 0],
         "old_per_token_logps": batch.old_logps_BT,
+        "old_logps": (batch.old_logps_BT * batch.mask_BT).sum(1),
         "ref_per_token_logps": batch.ref_logps_BT,
         "num_items_in_batch": torch.tensor(step.tokens),
     }
@@ -125,7 +131,10 @@ def compare_losses(trainer, batches, step, config, logps) -> dict[str, float]:
             if side == "ours":
                 loss = loss + grpo_loss(leaf, batch, step, config)
             else:
-                loss = loss + trainer._compute_loss(trainer.model, trl_inputs(batch, step))
+                part = trainer._compute_loss(trainer.model, trl_inputs(batch, step))
+                # RLOO's trainer leaves the mean over passes to the loop around it.
+                passes = len(batches) if isinstance(trainer, RLOOTrainer) else 1
+                loss = loss + part / passes
         loss.backward()
         sides.append((loss.item(), torch.cat([leaf.grad.flatten() for leaf in leaves])))
     del trainer._get_per_token_logps_and_entropies
@@ -159,10 +168,10 @@ def main(folder: Path) -> None:
     forward = model.forward  # each of TRL's trainers puts its own around the one before
     batches, step = make_batches(model, tokenizer)
     cases, logps = {}, None
-    for loss, settings in LOSSES.items():
-        for beta in BETAS:
+    for loss, settings in {**LOSSES, "rloo": {"loss_type": "grpo", "algorithm": "rloo"}}.items():
+        for beta in BETAS[: 1 if loss == "rloo" else None]:  # RLOO's KL is in the reward
             given = {"loss_type": loss, "beta": beta, "temperature": 0.9, **settings}
-            config = resolve(None, given, CPU)
+            config = loss_config(resolve(None, given, CPU))
             model.forward = forward
             trainer = trl_trainer(model, tokenizer, config, folder)
             with torch.no_grad():

@@ -22,7 +22,8 @@ from lib.grpo import (
     policy_ratio,
     sample,
 )
-from lib.grpo_loop import Learner, learning_rate, step_rows
+from lib.grpo_loop import Learner
+from lib.grpo_steps import learning_rate, step_rows
 from lib.lora import add_lora, load_lora, lora_layers, merge_lora, save_lora, without_lora
 from lib.runs import Run, read_jsonl
 from tests.conftest import CPU
@@ -57,6 +58,12 @@ def against_trl(tmp_path_factory) -> dict:
 def test_loss_and_gradient_are_trls(loss, beta, against_trl):
     """A step in two passes; lengths mixed, tokens clipped. float32, relative."""
     case = against_trl[f"{loss}-{beta}"]
+    assert case["ours"] == pytest.approx(case["theirs"], rel=1e-5)
+    assert case["gradient"] < 1e-5
+
+
+def test_rloos_loss_and_gradient_are_trls(against_trl):
+    case = against_trl["rloo-0.0"]
     assert case["ours"] == pytest.approx(case["theirs"], rel=1e-5)
     assert case["gradient"] < 1e-5
 
@@ -392,7 +399,9 @@ def test_a_run_logs_keeps_and_moves(whole):
     kept = sorted(path.name for path in whole.run.checkpoints.iterdir())
     assert kept == ["lora_epoch0_step2", "lora_epoch0_step4"]
     rows = read_jsonl(whole.run.rollouts / "step_00001.jsonl")
-    assert len(rows) == 8 and {"step", "id", "completion", "rewards", "advantage"} <= set(rows[0])
+    kept = {"step", "id", "question", "completion", "rewards", "total", "advantage", "tokens"}
+    assert len(rows) == 8 and kept | {"answer", "truncated"} == set(rows[0])
+    assert rows[0]["total"] == rows[0]["rewards"]["length"] == len(rows[0]["completion"])
     assert not list(whole.run.folder.rglob("*.bin")) and not list(whole.run.folder.rglob("*.pt"))
 
 
@@ -409,6 +418,32 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped(whole, tmp_path):
         lora_layers(begun.model).values(), lora_layers(whole.model).values(), strict=True
     ):
         torch.testing.assert_close(ours.B_OR, theirs.B_OR, rtol=1e-5, atol=1e-7)
+
+
+def test_ppo_trains_its_value_head_beside_the_policy_and_resumes(whole, tmp_path):
+    changes = dict(algorithm="ppo", save_steps=1, num_iterations=1, beta=0.1)
+    made = learner(tmp_path, "ppo", max_steps=2, **changes)
+    made.train()
+    log = read_jsonl(made.run.train_log)
+    assert all(row["value_loss"] > 0 and row["grad_norm"] > 0 for row in log)
+    again = learner(tmp_path, "ppo", max_steps=2, resume=True, **changes)
+    again.train()  # nothing is left to do: the last checkpoint is the state
+    head, stored = made.value_head.linear, again.value_head.linear
+    assert head.weight.abs().sum() > 0 and torch.equal(head.weight, stored.weight)
+
+
+def test_sharing_a_prompt_changes_nothing(whole):
+    """The quick way through the packed row, and the one of `lib.grpo`, token by token."""
+    batches, _ = whole.rollouts()
+    assert whole.shares
+    with torch.no_grad():
+        packed = whole.read(batches[0])
+        whole.shares = False
+        plain = whole.read(batches[0])
+        whole.shares = True
+    for ours, theirs in zip(packed[:2], plain[:2], strict=True):
+        apart = (ours - theirs)[batches[0].mask_BT.bool()].abs()
+        assert apart.mean() < 0.05 and theirs[batches[0].mask_BT.bool()].abs().mean() > 0.1
 
 
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "constant_with_warmup"])
