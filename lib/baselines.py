@@ -34,7 +34,7 @@ def loss_config(config: Config) -> Config:
 
 
 def leave_one_out(rewards_NG: Tensor) -> Tensor:
-    """advantages_B: each reward less the mean of its group's others (RLOO, sec. 3.2).
+    """advantages_B: each reward less the mean of its group's others (RLOO).
 
     r_i − mean of the others = G/(G−1) · (r_i − mean of all): GRPO's centred advantage but for
     a constant, which Adam does not see.

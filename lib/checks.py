@@ -37,6 +37,15 @@ def check_fills_a_step(rows: Sequence[dict], config: Config) -> None:
         )
 
 
+def check_trainer(config: Config) -> None:
+    """Raises BadInput where the algorithm is not that of 03's trainer, TRL's GRPOTrainer."""
+    if config.algorithm != "grpo":
+        raise BadInput(
+            f"03_training trains grpo and the recipe says algorithm {config.algorithm!r}: train "
+            f"with 07_grpo_from_scratch, or set it to grpo."
+        )
+
+
 def find_shape(config: Config) -> ModelShape | None:
     """The model's size; None for one on the Hub that has not been fetched yet."""
     if config.model in SHAPES:

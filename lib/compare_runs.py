@@ -20,7 +20,14 @@ from lib.crossed import crossed_difference
 from lib.errors import BadInput
 from lib.runs import Run, read_json, read_jsonl, run_folder
 from lib.stats import Difference
-from lib.variants import BASE, NOT_SETTINGS, base_config, variant_configs
+from lib.variants import (
+    BASE,
+    NOT_SETTINGS,
+    base_config,
+    evaluation_name,
+    is_finished,
+    variant_configs,
+)
 
 Arms = Mapping[str, Sequence[Run]]
 
@@ -36,7 +43,7 @@ def find_arms(config: Config) -> dict[str, list[Run]]:
     arms = {BASE: [Run(run_folder(base_config(config)))]}
     for name, each in variant_configs(config).items():
         run = Run(run_folder(each))
-        if (run.evals / "trained.json").is_file():
+        if is_finished(each):
             arms.setdefault(name.rpartition("_")[0], []).append(run)
     return arms
 
@@ -62,12 +69,12 @@ def differing_settings(arms: Arms) -> list[dict[str, Any]]:
 
 
 def answers(run: Run, score: str | None = None) -> dict[str, float]:
-    """Problem → the score of the trained model's greedy answer (of the base's in `base/`).
+    """Problem → the score of the greedy answer of the run's model.
 
     Raises:
         BadInput: the run was not evaluated.
     """
-    log = run.need(run.evals / "trained.jsonl", made_by="04_pass_at_k_eval")
+    log = run.need(run.evals / f"{evaluation_name(run)}.jsonl", made_by="04_pass_at_k_eval")
     records = read_jsonl(log)
     score = score or score_names(records)[0]
     return {key: values[0] for key, values in scores_of(records, "greedy", score).items()}

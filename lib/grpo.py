@@ -32,7 +32,7 @@ def group_advantages(rewards_NG: Tensor, scale: str = "group") -> Tensor:
 
     Args:
         scale: "group" divides by the group's standard deviation (DeepSeekMath, sec. 4.1.2);
-            "batch" by that of all rewards; "none" by nothing (Dr. GRPO, sec. 3.2: dividing
+            "batch" by that of all rewards; "none" by nothing (Dr. GRPO, sec. 3: dividing
             gives most weight to the prompts that are nearly all right or all wrong).
     """
     # From each group's first reward, so that equal rewards differ by exactly zero.
@@ -51,7 +51,7 @@ def policy_ratio(
 
     Args:
         level: "token" (DeepSeekMath, eq. 3); "sequence" gives all tokens of a completion
-            their geometric mean (GSPO, eq. 7); "completion" their product, the ratio of the
+            their geometric mean (GSPO, sec. 4.1); "completion" their product, the ratio of the
             whole completion's probabilities (RLOO).
     """
     log_ratio_BT = torch.where(mask_BT.bool(), logps_BT - old_logps_BT, 0.0)
@@ -74,9 +74,9 @@ def surrogate(
     """What each token adds to the objective, to be maximised.
 
     min(r·A, clip(r, 1 − ε, 1 + ε_high)·A): moving a token further than the clip earns
-    nothing more (DeepSeekMath, eq. 3; a higher upper bound: DAPO, eq. 10). A clipped token
+    nothing more (DeepSeekMath, eq. 3; a higher upper bound: DAPO, sec. 3.1). A clipped token
     has no gradient; "cispo" keeps it, and bounds only its weight: sg(min(r, ε_high))·A·log π
-    (MiniMax-M1, eq. 4 and 5). There ε_high is the bound itself, as in TRL.
+    (MiniMax-M1, the CISPO objective). There ε_high is the bound itself, as in TRL.
     """
     if loss_type == "cispo":
         return ratio_BT.detach().clamp(max=epsilon_high) * advantages_BT * logps_BT
@@ -108,9 +108,9 @@ def token_weights(mask_BT: Tensor, loss_type: str, step: Totals) -> Tensor:
     """weights_BT: what each token counts in the step's loss.
 
     "grpo"     each completion the same, by its own length (DeepSeekMath, eq. 3)
-    "dapo"     each token of the step the same (DAPO, eq. 8); "cispo" too (MiniMax-M1, eq. 4)
+    "dapo"     each token of the step the same (DAPO, sec. 3.3); "cispo" too (MiniMax-M1)
     "bnpo"     each token of this pass the same, and each pass
-    "dr_grpo"  by a constant, so that length has no say (Dr. GRPO, sec. 3.2)
+    "dr_grpo"  by a constant, so that length has no say (Dr. GRPO, sec. 3)
     """
     divisors = {
         "grpo": step.completions * mask_BT.sum(1, keepdim=True).clamp(min=1),

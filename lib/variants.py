@@ -61,10 +61,15 @@ def base_config(config: Config) -> Config:
     return config.model_copy(update=changes)
 
 
+def evaluation_name(run: Run) -> str:
+    """What its model's answers are called in `evals/`."""
+    return BASE if run.folder.name == BASE else "trained"
+
+
 def is_finished(config: Config) -> bool:
     """Whether the run was trained with these settings and measured."""
     run = Run(run_folder(config))
-    if not (run.evals / "trained.json").is_file():
+    if not (run.evals / f"{evaluation_name(run)}.json").is_file():
         return False
     stored, wanted = read_json(run.record)["config"], config.model_dump(mode="json")
     keys = (stored.keys() & wanted.keys()) - set(NOT_SETTINGS)  # newer keys are at their defaults
@@ -95,7 +100,7 @@ def run_variants(config: Config, part: int = 0, parts: int = 1) -> Iterator[str]
             engine = engine or start_engine(base, folder)
             if name != BASE:
                 engine.hand_over(live_weights(learn(each, rows, run, engine)))
-            evaluate(engine, problems, tests, task, each, run, "trained")
+            evaluate(engine, problems, tests, task, each, run, evaluation_name(run))
         yield name
     engine.close()
 

@@ -1,0 +1,179 @@
+"""Variants of a recipe are trained once each, and compared with an error that is honest."""
+
+import numpy as np
+import pytest
+
+from lib.compare_runs import (
+    accuracy_rows,
+    compare_arms,
+    cost_rows,
+    differing_settings,
+    find_arms,
+    holm,
+    sentences,
+)
+from lib.config import resolve
+from lib.crossed import crossed_difference
+from lib.errors import BadInput
+from lib.run_plots import differences_figure, learning_curves
+from lib.runs import Run, append_jsonl, open_run, read_json, read_jsonl, write_json
+from lib.stats import paired_difference
+from lib.variants import base_config, evaluation_name, is_finished, run_variants, variant_configs
+from tests.conftest import CPU
+
+TWO = {"variants": {"grpo": {}, "rloo": {"algorithm": "rloo"}}, "seeds": [0, 1]}
+
+
+def config_of(folder, **changes):
+    return resolve("ci", {"output_dir": str(folder), "profile": "cpu", **TWO, **changes}, CPU)
+
+
+# --- which runs ----------------------------------------------------------------
+
+
+def test_each_variant_has_each_seed_and_a_folder_of_its_own(tmp_path):
+    found = variant_configs(config_of(tmp_path))
+    assert list(found) == ["grpo_0", "grpo_1", "rloo_0", "rloo_1"]
+    assert found["rloo_1"].run_name == "ci/rloo_1" and found["rloo_1"].seed == 1
+    assert [each.algorithm for each in found.values()] == ["grpo"] * 2 + ["rloo"] * 2
+    assert found["grpo_0"].task_config == config_of(tmp_path).task_config
+
+
+def test_the_recipe_of_the_comparison_can_be_run():
+    found = variant_configs(resolve("variants", {}, CPU))
+    assert len(found) == 36
+    drawn = {each.max_steps / each.num_iterations for each in found.values()}
+    assert len(drawn) == 1  # the same completions for all
+
+
+def test_nothing_to_compare_and_a_variant_that_cannot_be():
+    with pytest.raises(BadInput, match="nothing to compare"):
+        variant_configs(resolve("ci", {"variants": {}}, CPU))
+    with pytest.raises(BadInput, match="epsilon_high"):
+        variant_configs(resolve("ci", {"variants": {"cispo": {"loss_type": "cispo"}}}, CPU))
+    with pytest.raises(BadInput, match="no key 'algoritm'"):
+        variant_configs(resolve("ci", {"variants": {"rloo": {"algoritm": "rloo"}}}, CPU))
+
+
+def test_a_finished_run_is_not_repeated_until_its_settings_change(tmp_path, embedded):
+    """The whole way with the real model: the base and one variant, two updates."""
+    small = {"max_completion_length": 6, "eval_problems": 2, "eval_samples": 0, "max_steps": 2}
+    engines = {"eval_engine": "transformers", "rollout_engine": "transformers"}
+    given = {"variants": {"grpo": {}}, "seeds": [0], **small, **engines}
+    config = config_of(tmp_path, **given)
+    assert list(run_variants(config)) == ["base", "grpo_0"]
+    assert list(run_variants(config)) == []
+    run = Run(tmp_path / "ci" / "grpo_0")
+    assert len(read_jsonl(run.train_log)) == 2 and (run.adapter / "adapter_config.json").is_file()
+    learning = read_json(run.record)["learning"]
+    assert learning["cpu_seconds"] > 0 and learning["peak_gib"] > 0.2  # the model alone is 0.25
+    [base, trained] = compare_arms(find_arms(config))
+    assert base["arm"] == "base" and trained["to base"]["test"] and trained["steps"] == 2
+    changed = config_of(tmp_path, **{**given, "max_steps": 3})
+    assert not is_finished(variant_configs(changed)["grpo_0"])
+
+
+# --- their error ---------------------------------------------------------------
+
+
+def test_one_seed_is_the_paired_difference_over_problems():
+    a, b = np.array([0, 0, 1, 1, 0]), np.array([1, 1, 1, 0, 1])
+    assert crossed_difference([b - a]).interval == paired_difference(a, b).interval
+
+
+def test_more_seeds_of_the_same_answers_make_nothing_surer():
+    """Copies of one run are no evidence beyond it: the problems' error stays."""
+    row = np.random.default_rng(0).choice([-1, 0, 1], 60, p=[0.1, 0.6, 0.3])
+    once = crossed_difference([row])
+    thrice = crossed_difference([row] * 3)
+    assert thrice.stderr == pytest.approx(once.stderr)
+    assert thrice.difference == once.difference
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    rows = np.zeros((3, 100))
+    rows[0, :60] = 1  # one lucky seed; problems all alike
+    found = crossed_difference(rows)
+    low, high = found.interval
+    assert low < 0 < high and found.p_value > 0.05
+    assert paired_difference(np.zeros(100), rows.mean(0)).p_value < 0.001  # what problems alone say
+
+
+def test_intervals_hold_the_truth():
+    """Effects of seeds, problems and both: 95 % intervals hold 0 in 92 of 100 cases or more."""
+    draw, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        seeds, problems = draw.normal(0, 0.1, (3, 1)), draw.normal(0, 0.4, (1, 60))
+        low, high = crossed_difference(seeds + problems + draw.normal(0, 0.5, (3, 60))).interval
+        held += low <= 0 <= high
+    assert held / 400 >= 0.92
+
+
+def test_holms_p_values():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+# --- side by side --------------------------------------------------------------
+
+
+def write_run(config, right: list[int]) -> None:
+    """A run folder as training and evaluation leave it."""
+    run = open_run(config)
+    steps = [{"step": i + 1, "seconds": 2.0 * i, "reward": 0.1 * i} for i in range(4)]
+    append_jsonl(run.train_log, [{**row, "num_tokens": 100} for row in steps])
+    answers = [
+        {"pass": "greedy", "id": f"p{i}", "strict": bool(value), "lenient": True, "format": True}
+        for i, value in enumerate(right)
+    ]
+    append_jsonl(run.evals / f"{evaluation_name(run)}.jsonl", answers)
+    write_json(run.evals / f"{evaluation_name(run)}.json", {})
+
+
+@pytest.fixture
+def arms(tmp_path):
+    config = config_of(tmp_path)
+    rng = np.random.default_rng(0)
+    write_run(base_config(config), [0] * 80)
+    (tmp_path / "ci" / "base" / "train_log.jsonl").unlink()
+    for name, each in variant_configs(config).items():
+        share = 0.2 if name.startswith("grpo") else 0.9
+        write_run(each, (rng.random(80) < share).astype(int).tolist())
+    return find_arms(config)
+
+
+def test_arms_are_told_apart_where_they_are_apart(arms):
+    assert {name: len(runs) for name, runs in arms.items()} == {"base": 1, "grpo": 2, "rloo": 2}
+    assert differing_settings(arms) == [
+        {"setting": "algorithm", "base": "grpo", "grpo": "grpo", "rloo": "rloo"}
+    ]
+    compared = compare_arms(arms)
+    assert compared[0]["accuracy"] == 0 and compared[2]["accuracy"] > 0.8
+    [told] = sentences(compared)
+    assert told.startswith("rloo is better than grpo: +")
+    assert accuracy_rows(compared)[2]["to base"].startswith("+")
+    assert cost_rows(compared)[0] == {
+        **{"arm": "grpo", "steps": 4, "tokens": 100, "seconds": 6},
+        **{"cpu_seconds": None, "peak_gib": None},
+    }
+    assert len(learning_curves(arms).axes) == 2
+    assert len(differences_figure(compared).axes) == 2
+
+
+def test_any_runs_by_their_names(arms, tmp_path):
+    config = config_of(tmp_path, runs=["ci/grpo_0", str(tmp_path / "ci" / "rloo_1")])
+    found = find_arms(config)
+    assert list(found) == ["grpo_0", "rloo_1"]
+    [told] = sentences(compare_arms(found))
+    assert told.startswith("rloo_1 is better than grpo_0: +")
+    with pytest.raises(BadInput, match="There is no run nowhere"):
+        find_arms(config_of(tmp_path, runs=["nowhere"]))
+    with pytest.raises(BadInput, match="two runs at least"):
+        compare_arms({"grpo_0": found["grpo_0"]})
+
+
+def test_runs_that_share_no_problems(arms, tmp_path):
+    log = tmp_path / "ci" / "rloo_0" / "evals" / "trained.jsonl"
+    log.write_text(log.read_text().replace('"id": "p', '"id": "q'))
+    with pytest.raises(BadInput, match="share no held-out problems"):
+        compare_arms(arms)
