@@ -11,13 +11,14 @@ papermill parameter, and an argument of the runner, under the same name.
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from lib.errors import BadInput
 from lib.hardware import PROFILES, Hardware, choose_profile, detect_hardware
+from lib.loss_settings import check_loss
 from lib.sources import nearest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,6 +75,7 @@ class Config(BaseModel):
 
     # --- GRPO --------------------------------------------------------------
     max_steps: int = Field(200, gt=0)  # optimizer steps
+    # An optimizer step trains on prompts_per_step × G completions.
     prompts_per_step: int = Field(4, gt=0)
     num_generations: int = Field(8, ge=2)  # G, completions a prompt
     micro_batch: int = Field(8, gt=0)  # completions in one forward and backward pass
@@ -83,21 +85,44 @@ class Config(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0)  # 0: all
     min_p: float = Field(0.0, ge=0, lt=1)
+    repetition_penalty: float = Field(1.0, gt=0)  # of the sampler alone; 1: none
     learning_rate: float = Field(1e-5, gt=0)
     lr_scheduler: Literal["constant", "linear", "cosine", "constant_with_warmup"] = "cosine"
+    min_lr_rate: float = Field(0.0, ge=0, lt=1)  # cosine ends at this share of learning_rate
     warmup_steps: int = Field(0, ge=0)
     optim: str = "adamw_torch"
+    adam_betas: list[Annotated[float, Field(ge=0, lt=1)]] = Field(
+        [0.9, 0.999], min_length=2, max_length=2
+    )
+    adam_epsilon: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     # What a reward is compared with: its group (grpo), the group's others (rloo), the whole step
     # (reinforce), or a value head (ppo). 03 trains grpo, 07 all; the loss keys are grpo's.
     algorithm: Literal["grpo", "rloo", "reinforce", "ppo"] = "grpo"
-    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo"] = "dapo"
+    loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = (
+        "dapo"
+    )
+    loss_constants: dict[str, float] = {}  # of sapo and vespo: lib.loss_settings lists them
     importance_sampling_level: Literal["token", "sequence"] = "token"  # sequence: GSPO
     scale_rewards: Literal["group", "batch", "none"] = "group"
+    # normalize_then_sum: each reward within its group before they are added (GDPO)
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = (
+        "sum_then_normalize"
+    )
     beta: float = Field(0.0, ge=0)  # weight of the KL to the reference model
+    use_bias_correction_kl: bool = True  # weigh the KL by the policies' ratio: unbiased gradient
+    ref_model_sync_steps: int = Field(0, ge=0)  # the reference follows the policy; 0: never
+    ref_model_mixup_alpha: float = Field(0.6, gt=0, le=1)  # by this share each time
     epsilon: float = Field(0.2, gt=0)
     epsilon_high: float = Field(0.2, gt=0)
+    delta: float = Field(0.0, ge=0)  # bounds the ratio where the advantage is negative; 0: nothing
+    # drops completions of negative advantage that the policy has left behind by more nats a token
+    # than this (DeepSeek-V3.2); 0: none
+    off_policy_mask_threshold: float = Field(0.0, ge=0)
+    top_entropy_quantile: float = Field(1.0, gt=0, le=1)  # train on this share, the most uncertain
+    entropy_coef: float = Field(0.0, ge=0)  # bonus for the policy's entropy, a nat a token
+    entropy_target: float = Field(0.0, ge=0)  # entropy_coef adapts to keep this; 0: it stays
     gae_lambda: float = Field(0.95, ge=0, le=1)  # ppo: how far advantages look ahead
     value_learning_rate: float = Field(1e-3, gt=0)  # ppo: of the value head
     value_clip: float = Field(0.2, gt=0)  # ppo: how far a value moves in a step
@@ -106,6 +131,11 @@ class Config(BaseModel):
     shared_prompts: bool = True  # compute a prompt once for its group, where the model allows it
     rollout_engine: Literal["vllm", "transformers"] = "transformers"
     vllm_importance_sampling_correction: bool = True
+    vllm_importance_sampling_mode: Literal[
+        "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
+    ] = "sequence_mask"
+    vllm_importance_sampling_clip_max: float = Field(3.0, ge=0)  # 0: no bound
+    vllm_importance_sampling_clip_min: float = Field(0.0, ge=0)
     gpu_memory_utilization: float = Field(0.5, gt=0, lt=1)  # vLLM's share of the GPU
     gpu_memory_cap: float = Field(0.0, ge=0)  # GiB to pretend the GPU has; 0: all it has
     save_steps: int = Field(50, gt=0)
@@ -264,10 +294,11 @@ def check_pairs(config: Config, hardware: Hardware) -> None:
         )
     if config.precision == "fp16" and not hardware.gpu:
         raise BadInput("precision fp16 needs a GPU: set precision to bf16 or fp32 on the CPU.")
-    if config.loss_type == "cispo" and config.epsilon_high <= 1:
+    check_loss(config)
+    if config.min_lr_rate and config.lr_scheduler != "cosine":
         raise BadInput(
-            f"epsilon_high {config.epsilon_high} would hold every token's weight below that, since "
-            f"cispo takes it as the bound of the ratio itself: set it above 1, as to 5.0."
+            f"min_lr_rate is where a cosine ends, and lr_scheduler is {config.lr_scheduler}: set "
+            f"lr_scheduler to cosine, or leave min_lr_rate at 0."
         )
     if config.algorithm == "ppo" and not config.shared_prompts:
         raise BadInput("ppo reads its values where shared_prompts computes: set it to True.")

@@ -129,6 +129,7 @@ class VllmEngine:
             top_p=sampling.top_p,
             top_k=sampling.top_k,
             min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty,
             max_tokens=sampling.max_tokens,
             min_tokens=sampling.min_tokens,
             logprobs=0 if sampling.logprobs else None,
@@ -243,6 +244,7 @@ class TransformersEngine:
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
                 min_p=sampling.min_p or None,
+                repetition_penalty=sampling.repetition_penalty,
             )
         with torch.inference_mode():
             out = self.model.generate(

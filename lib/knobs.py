@@ -11,50 +11,14 @@ from typing import Any
 # reason -> knob -> TRL's default
 LEFT: dict[str, dict[str, Any]] = {
     "max_steps decides how long the run is": dict(num_train_epochs=3.0),
-    "the schedule and the optimizer need nothing further": dict(
-        lr_scheduler_kwargs=None,
-        optim_args=None,
-        optim_target_modules=None,
-        adam_beta1=0.9,
-        adam_beta2=0.999,
-        adam_epsilon=1e-8,
-    ),
+    "the optimizer needs nothing further": dict(optim_args=None, optim_target_modules=None),
     "given to the trainer from the recipe's rewards": dict(reward_weights=None),
-    "rewards are weighted and summed, and the sum is what a group compares": dict(
-        multi_objective_aggregation="sum_then_normalize",
-    ),
-    "belongs to a loss_type that recipes do not offer (sapo, vespo)": dict(
-        sapo_temperature_neg=1.05,
-        sapo_temperature_pos=1.0,
-        vespo_k_pos=2.0,
-        vespo_lambda_pos=3.0,
-        vespo_k_neg=3.0,
-        vespo_lambda_neg=2.0,
-    ),
-    "the reference model stays the base model": dict(
-        sync_ref_model=False,
-        ref_model_mixup_alpha=0.6,
-        ref_model_sync_steps=512,
-    ),
-    "where beta > 0, the KL is weighted by the policies' ratio, which unbiases it": dict(
-        use_bias_correction_kl=True
-    ),
-    "all tokens are trained on, and entropy is watched but not rewarded": dict(
-        top_entropy_quantile=1.0,
-        entropy_coef=0.0,
-        use_adaptive_entropy=False,
+    "what entropy_target moves entropy_coef by, and between": dict(
         entropy_coef_min=0.0,
         entropy_coef_max=1.0,
         entropy_coef_delta=0.005,
-        entropy_target=0.2,
     ),
-    "the correction between sampler and trainer, where vLLM samples, is TRL's": dict(
-        vllm_importance_sampling_mode="sequence_mask",
-        vllm_importance_sampling_clip_max=3.0,
-        vllm_importance_sampling_clip_min=None,
-        vllm_importance_sampling_cap=None,
-        off_policy_mask_threshold=None,
-    ),
+    "an old name of vllm_importance_sampling_clip_max": dict(vllm_importance_sampling_cap=None),
     "lib.models loads the model, and lib.prompts makes its prompts": dict(
         model_init_kwargs=None,
         trust_remote_code=False,

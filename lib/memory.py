@@ -70,6 +70,7 @@ SHAPES = {
     "Qwen/Qwen2.5-3B-Instruct":         ModelShape(36, 2048, 11008, 16, 2, 128, 151936, True),
     "Qwen/Qwen3-4B-Instruct-2507":      ModelShape(36, 2560, 9728, 32, 8, 128, 151936, True),
     "meta-llama/Llama-3.2-1B-Instruct": ModelShape(16, 2048, 8192, 32, 8, 64, 128256, True),
+    "mistralai/Mistral-7B-Instruct-v0.3": ModelShape(32, 4096, 14336, 32, 8, 128, 32768, False),
     "embedded":                         ModelShape(30, 576, 1536, 9, 3, 64, 49152, True),
 }
 # fmt: on

@@ -176,10 +176,11 @@ def _load_with_unsloth(config: Config, folder: Path) -> Policy:
     if config.profile != "cpu":
         share = cap_gpu_memory(config.gpu_memory_cap, config.gpu_memory_utilization)
         settings |= dict(gpu_memory_utilization=share) if fast else {}
+        settings |= dict(float32_mixed_precision=True) if config.full_finetuning else {}
     model, tokenizer = FastLanguageModel.from_pretrained(
         model_name=str(folder),
         max_seq_length=config.max_seq_length,
-        dtype=torch_dtype(config),
+        dtype=torch_dtype(config) if config.profile != "cpu" else weights_dtype(config),
         load_in_4bit=config.load_in_4bit,
         full_finetuning=config.full_finetuning,
         **settings,
@@ -203,13 +204,12 @@ def _load_with_transformers(config: Config, folder: Path, notes: list[str]) -> P
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
     torch.manual_seed(config.seed)  # LoRA's A is drawn at random
-    dtype = torch_dtype(config)
     quantized = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch_dtype(config)
     )
     model = AutoModelForCausalLM.from_pretrained(
         folder,
-        dtype=dtype,
+        dtype=weights_dtype(config),
         quantization_config=quantized if config.load_in_4bit else None,
         device_map="cpu" if config.profile == "cpu" else {"": 0},
     )
@@ -274,6 +274,16 @@ def torch_dtype(config: Config) -> Any:
 
     names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
     return names[config.precision]
+
+
+def weights_dtype(config: Config) -> Any:
+    """What the model's weights are loaded in: in 32 bit where all of them are trained.
+
+    A step moves a weight by less than 16 bit can tell apart.
+    """
+    import torch
+
+    return torch.float32 if config.full_finetuning else torch_dtype(config)
 
 
 def _padded(tokenizer: Any) -> Any:

@@ -26,6 +26,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
     max_tokens: int = 256
     min_tokens: int = 0
     seed: int = 0
@@ -54,6 +55,7 @@ def training_sampling(config: Config, n: int = 1, step: int = 0) -> Sampling:
         top_p=config.top_p,
         top_k=config.top_k,
         min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
         max_tokens=config.max_completion_length,
         seed=config.seed + step,
     )

@@ -185,6 +185,7 @@ def completion_logps(
     completion: int,
     temperature: float = 1.0,
     wanted_B: torch.Tensor | None = None,
+    entropy_gradient: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The log-prob of every completion token, and the entropy where it was chosen.
 
@@ -194,10 +195,12 @@ def completion_logps(
         completion: the last so many columns (C) are completions.
         temperature: the logits are divided by it.
         wanted_B: rows that are False are not computed and stay 0.
+        entropy_gradient: whether the entropies have one, as a bonus for them needs.
 
-    Returns: logps_BC with its gradient, entropies_BC without one; 0 where masked.
+    Returns: logps_BC with its gradient, and entropies_BC; 0 where masked.
     """
-    return completion_scores(model, ids_BT, mask_BT, completion, temperature, wanted_B)[:2]
+    batch = (ids_BT, mask_BT, completion, temperature, wanted_B)
+    return completion_scores(model, *batch, entropy_gradient=entropy_gradient)[:2]
 
 
 def completion_scores(
@@ -208,6 +211,7 @@ def completion_scores(
     temperature: float = 1.0,
     wanted_B: torch.Tensor | None = None,
     value_head: Any = None,
+    entropy_gradient: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `completion_logps`, and values_BC: what `value_head` reads off the last hidden state
     that each token was chosen from; 0 without one."""
@@ -228,7 +232,7 @@ def completion_scores(
         ).last_hidden_state[0]
     hidden_MD = hidden_ND[packed.before_M]
     weight_VD = causal.get_output_embeddings().weight
-    score = trained_head if weight_VD.requires_grad else TokenLogps.apply
+    score = trained_head if weight_VD.requires_grad or entropy_gradient else TokenLogps.apply
     logps_M, entropies_M = score(hidden_MD, weight_VD, packed.targets_M, temperature)
     places = (packed.rows_M, packed.columns_M)
     if value_head is not None:
@@ -254,15 +258,20 @@ class shared_attention:
         self.config._attn_implementation = self.before
 
 
+def trainer_is_unsloths() -> bool:
+    """Whether Unsloth has put a trainer of its own in the place of TRL's, as it does on a GPU."""
+    from trl import GRPOTrainer
+
+    return not GRPOTrainer.__module__.startswith("trl.")
+
+
 def why_not_shared(model: Any, tokens: int) -> str:
     """ "" where `completion_logps` gives this model's own numbers, tried out; else the reason.
 
     Args:
         tokens: the longest prompt and completion together.
     """
-    from trl import GRPOTrainer
-
-    if not GRPOTrainer.__module__.startswith("trl."):
+    if trainer_is_unsloths():
         return "Unsloth's trainer has a loss of its own"
     return why_model_refuses(model, tokens)
 

@@ -43,11 +43,11 @@ class TokenLogps(torch.autograd.Function):
 
 
 def trained_head(hidden_MD: Any, weight_VD: Any, targets_M: Any, temperature: float) -> tuple:
-    """As TokenLogps, with a gradient for the output layer, too."""
+    """As TokenLogps, with a gradient for the output layer and of the entropies, too."""
 
     def part(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logps = ((hidden @ weight_VD.T).float() / temperature).log_softmax(-1)
-        entropies = -torch.linalg.vecdot(logps.exp(), logps).detach()
+        entropies = -(logps.exp() * logps).sum(-1)  # vecdot would round under autocast
         return logps.gather(-1, targets[:, None])[:, 0], entropies
 
     pairs = zip(hidden_MD.split(HEAD_ROWS), targets_M.split(HEAD_ROWS), strict=True)
@@ -62,12 +62,14 @@ def plain_logps(
     mask_BT: torch.Tensor,
     completion: int,
     temperature: float = 1.0,
+    entropy_gradient: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `completion_logps`, by the model's own forward over the batch as it is."""
     kept = dict(logits_to_keep=completion + 1, use_cache=False)
     logits_BCV = model(input_ids=ids_BT, attention_mask=mask_BT, **kept).logits[:, :-1].float()
     all_BCV = (logits_BCV / temperature).log_softmax(-1)
     logps_BC = all_BCV.gather(-1, ids_BT[:, -completion:, None])[..., 0]
-    entropies_BC = -torch.linalg.vecdot(all_BCV.exp(), all_BCV).detach()
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        entropies_BC = -torch.linalg.vecdot(all_BCV.exp(), all_BCV)
     mask_BC = mask_BT[:, -completion:]
     return logps_BC * mask_BC, entropies_BC * mask_BC

@@ -7,6 +7,7 @@ algorithm (rewards, advantages, the losses) is TRL's, untouched.
 """
 
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -72,8 +73,10 @@ def trainer_class() -> type:
             return self._buffered_inputs[self._step % passes]
 
         def _compute_loss(self, model: Any, inputs: dict) -> torch.Tensor:
-            # With a KL term every completion moves the policy.
-            skips = self.beta == 0 and self.shares_prompts
+            # A KL term and an entropy bonus move the policy by every completion, and a quantile
+            # of entropies is one of all tokens.
+            alone = self.beta == 0 and not self._entropy_bonus_enabled
+            skips = alone and self.top_entropy_quantile == 1 and self.shares_prompts
             self._wanted_B = inputs["advantages"].abs() > NO_SIGNAL if skips else None
             loss = super()._compute_loss(model, inputs)
             self._wanted_B = None
@@ -87,7 +90,7 @@ def trainer_class() -> type:
             self, model, input_ids, attention_mask, logits_to_keep, *others, **options
         ):
             batch = (input_ids, attention_mask, logits_to_keep)
-            plain = self.accelerator.unwrap_model(model)
+            plain, bonus = self.accelerator.unwrap_model(model), self._entropy_bonus_enabled
             if self._old_comes_later:
                 self._old_comes_later = False
                 return input_ids.new_zeros(1), None, None
@@ -97,15 +100,20 @@ def trainer_class() -> type:
                         model, *batch, *others, **options
                     )
                 # TRL's own way runs a Triton kernel, which a CPU does not.
-                return *plain_logps(plain, *batch, self.temperature), None
-            logps_BC, entropies_BC = completion_logps(
-                plain, *batch, self.temperature, self._wanted_B
-            )
+                return *plain_logps(plain, *batch, self.temperature, bonus), None
+            with self._mixed_precision(plain):
+                logps_BC, entropies_BC = completion_logps(
+                    plain, *batch, self.temperature, self._wanted_B, bonus
+                )
             self._logps_BC = logps_BC.detach()
             if self._wanted_B is not None:  # left out of the mean that TRL logs
                 mean = _mean(entropies_BC, attention_mask[:, -logits_to_keep:], self._wanted_B)
                 entropies_BC[~self._wanted_B] = mean
             return logps_BC, entropies_BC, None
+
+        def _mixed_precision(self, model: Any) -> AbstractContextManager:
+            """Products in 16 bit where the weights are kept in 32, as full fine-tuning does."""
+            return self.accelerator.autocast() if model.dtype == torch.float32 else nullcontext()
 
         def _note_difference(self, sampled_BC: torch.Tensor, inputs: dict) -> None:
             """How far the sampler's log-probs lie from the trainer's: rounding, if all is well."""

@@ -16,11 +16,12 @@ from lib.config import Config
 from lib.errors import BadInput
 from lib.further_prompts import FurtherPrompts
 from lib.lean_lora import make_lean
+from lib.loss_settings import loss_arguments
 from lib.models import Policy, save_adapter
 from lib.progress import Progress
 from lib.rollouts import RolloutEngine
 from lib.runs import Run, read_json
-from lib.shared_prompts import why_not_shared
+from lib.shared_prompts import trainer_is_unsloths, why_not_shared
 from lib.tracking import tracking_callback
 from lib.trainer import trainer_class
 
@@ -35,7 +36,7 @@ def grpo_arguments(config: Config, run: Run) -> dict[str, Any]:
     accumulation = config.completions_per_step // micro_batch
     on_gpu = config.profile != "cpu"
     with_vllm = on_gpu and config.rollout_engine == "vllm"
-    return dict(
+    return loss_arguments(config) | dict(
         output_dir=str(run.checkpoints),
         run_name=config.run_name,
         seed=config.seed,
@@ -54,27 +55,25 @@ def grpo_arguments(config: Config, run: Run) -> dict[str, Any]:
         top_p=config.top_p,
         top_k=config.top_k,
         min_p=config.min_p or None,
-        repetition_penalty=1.0,
+        repetition_penalty=config.repetition_penalty,
         use_vllm=with_vllm,
         vllm_mode="colocate",
         vllm_gpu_memory_utilization=config.gpu_memory_utilization,
         vllm_importance_sampling_correction=(
             with_vllm and config.vllm_importance_sampling_correction
         ),
-        # the loss
-        loss_type=config.loss_type,
-        importance_sampling_level=config.importance_sampling_level,
-        scale_rewards=config.scale_rewards,
-        beta=config.beta,
-        epsilon=config.epsilon,
-        epsilon_high=config.epsilon_high,
-        delta=None,
-        mask_truncated_completions=config.mask_truncated_completions,
+        vllm_importance_sampling_mode=config.vllm_importance_sampling_mode,
+        vllm_importance_sampling_clip_max=config.vllm_importance_sampling_clip_max or None,
+        vllm_importance_sampling_clip_min=config.vllm_importance_sampling_clip_min or None,
         # the optimizer
         learning_rate=config.learning_rate,
-        lr_scheduler_type=config.lr_scheduler,
+        lr_scheduler_type="cosine_with_min_lr" if config.min_lr_rate else config.lr_scheduler,
+        lr_scheduler_kwargs={"min_lr_rate": config.min_lr_rate} if config.min_lr_rate else None,
         warmup_steps=config.warmup_steps,
         optim=config.optim,
+        adam_beta1=config.adam_betas[0],
+        adam_beta2=config.adam_betas[1],
+        adam_epsilon=config.adam_epsilon,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         # the hardware
@@ -125,14 +124,25 @@ def make_trainer(
         watch: called after each step with the log so far, for a live plot.
 
     Raises:
-        BadInput: fewer rows than one step takes, or prompts too long.
+        BadInput: fewer rows than one step takes, prompts too long for that, or a setting that
+            Unsloth's trainer would pass over.
     """
     from datasets import Dataset
     from transformers import PrinterCallback
     from trl import GRPOConfig
 
+    if config.entropy_target and trainer_is_unsloths():
+        raise BadInput(
+            "entropy_target adapts entropy_coef, which Unsloth's trainer does not do: set backend "
+            "to transformers, or entropy_target to 0.0 for a fixed entropy_coef."
+        )
     check_fills_a_step(rows, config)
-    check_lengths(rows, policy.tokenizer, config)
+    fitting = fitting_rows(rows, policy.tokenizer, config)
+    if len(fitting) < len(rows):
+        policy.notes.append(
+            f"{len(rows) - len(fitting)} of {len(rows)} training problems are left out: their "
+            f"prompts and max_completion_length exceed max_seq_length {config.max_seq_length}."
+        )
     sharing = start_sharing(policy, config)
     rollouts = RolloutEngine.start(config, policy)
     arguments = GRPOConfig(**grpo_arguments(config, run), reward_weights=list(weights))
@@ -141,7 +151,7 @@ def make_trainer(
         processing_class=policy.tokenizer,
         reward_funcs=list(rewards),
         args=arguments,
-        train_dataset=Dataset.from_list(list(rows)),
+        train_dataset=Dataset.from_list(fitting),
     )
     trainer.run, trainer.rollouts, trainer.shares_prompts = run, rollouts, sharing
     if config.resample:
@@ -222,24 +232,25 @@ def _step_log(config: Config, run: Run, watch: Callable[[list[dict]], None] | No
     return StepLog()
 
 
-def check_lengths(rows: Sequence[dict], tokenizer: Any, config: Config) -> int:
-    """The longest prompt in tokens.
+def fitting_rows(rows: Sequence[dict], tokenizer: Any, config: Config) -> list[dict]:
+    """The rows whose prompt leaves room for a whole completion in max_seq_length.
 
     Raises:
-        BadInput: with its completion it does not fit max_seq_length.
+        BadInput: fewer are left than one step takes.
     """
     texts = [
         tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
         for row in rows
     ]
     lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    longest = max(lengths)
     room = config.max_seq_length - config.max_completion_length
-    if longest > room:
+    fitting = [row for row, length in zip(rows, lengths, strict=True) if length <= room]
+    if len(fitting) < config.prompts_per_step:
+        longest = max(lengths)
         where = rows[lengths.index(longest)]["id"]
         raise BadInput(
             f"The prompt of {where} has {longest} tokens and max_seq_length "
             f"{config.max_seq_length} less max_completion_length {config.max_completion_length} "
             f"leaves {room}: raise max_seq_length to {longest + config.max_completion_length}."
         )
-    return longest
+    return fitting

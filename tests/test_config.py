@@ -1,5 +1,7 @@
 """A recipe becomes a configuration, or one sentence says why not."""
 
+import re
+
 import pytest
 
 from lib.config import RECIPES, Config, notebook_config, resolve
@@ -125,6 +127,41 @@ def test_profile_is_chosen_by_the_gpu(listing, profile):
 def test_profiles_set_only_known_keys():
     for settings in PROFILES.values():
         assert set(settings) <= set(Config.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"loss_constants": {"k_pos": 1.0}}, "and loss_type dapo takes no constants"),
+        ({"loss_type": "sapo", "loss_constants": {"temperature": 1.0}}, "of sapo has no"),
+        ({"loss_type": "sapo", "loss_constants": {"temperature_pos": 0.0}}, "greater than 0"),
+        ({"loss_type": "luspo"}, "set importance_sampling_level to sequence"),
+        ({"loss_type": "vespo", "importance_sampling_level": "sequence"}, "level to token"),
+        ({"loss_type": "vespo"}, "set it to token_truncate or token_mask"),
+        ({"loss_type": "sapo", "delta": 2.0}, "which loss_type sapo has not"),
+        ({"delta": 1.1}, "within the clip range of epsilon_high 0.2: set it above 1.2"),
+        (
+            {"multi_objective_aggregation": "normalize_then_sum", "scale_rewards": "none"},
+            "leave scale_rewards at group",
+        ),
+        ({"ref_model_sync_steps": 8}, "with beta 0 there is none"),
+        ({"ref_model_sync_steps": 8, "beta": 0.1}, "set full_finetuning"),
+        ({"vllm_importance_sampling_clip_min": 4.0}, "is not below"),
+        (
+            {
+                "vllm_importance_sampling_mode": "token_truncate",
+                "vllm_importance_sampling_clip_max": 0.0,
+            },
+            "has no bound to truncate at",
+        ),
+        ({"lr_scheduler": "linear", "min_lr_rate": 0.1}, "set lr_scheduler to cosine"),
+        ({"adam_betas": [0.9]}, "adam_betas (parameter) is [0.9]"),
+        ({"adam_betas": [0.9, 1.0]}, "adam_betas (parameter) is 1.0"),
+    ],
+)
+def test_loss_settings_that_exclude_each_other(parameters, sentence):
+    with pytest.raises(BadInput, match=re.escape(sentence)):
+        resolve(None, parameters, CPU)
 
 
 def test_cispos_bound_is_that_of_the_ratio():

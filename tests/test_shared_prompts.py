@@ -10,7 +10,23 @@ from lib.trainer import in_passes, trainer_class
 from tests.conftest import CPU
 
 GROUP, PROMPTS, PROMPT, COMPLETION = 3, 2, 9, 7
-LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "gspo")
+SEQUENCE = dict(importance_sampling_level="sequence")
+LOSSES = {
+    **{loss: dict(loss_type=loss) for loss in ("grpo", "dr_grpo", "dapo", "bnpo", "cispo")},
+    "gspo": dict(loss_type="grpo", **SEQUENCE),
+}
+# Without a reference model: the path is the same with one.
+FURTHER = {
+    "sapo": dict(loss_type="sapo", sapo_temperature_neg=1.3),
+    "luspo": dict(loss_type="luspo", **SEQUENCE),
+    "vespo": dict(loss_type="vespo", vespo_k_neg=2.5),
+    "delta": dict(loss_type="grpo", delta=1.21),
+    "off-policy mask": dict(off_policy_mask_threshold=0.01),
+    "top entropies": dict(top_entropy_quantile=0.4),
+    "entropy bonus": dict(entropy_coef=0.1),
+    "both": dict(top_entropy_quantile=0.4, entropy_coef=0.1, loss_type="bnpo"),
+}
+CASES = [*((loss, beta) for loss in LOSSES for beta in (0.0, 0.1)), *((f, 0.0) for f in FURTHER)]
 
 
 def adapted(folder, dtype=torch.float32, lean=True):
@@ -147,7 +163,6 @@ def suite_trainer(model, folder, loss: str, beta: float):
 
     if "ref" in model.peft_config:
         model.delete_adapter("ref")
-    level = "sequence" if loss == "gspo" else "token"
     arguments = GRPOConfig(
         output_dir=str(folder),
         use_cpu=True,
@@ -158,9 +173,8 @@ def suite_trainer(model, folder, loss: str, beta: float):
         num_generations=GROUP,
         max_completion_length=COMPLETION,
         temperature=0.9,
-        loss_type="grpo" if loss == "gspo" else loss,
-        importance_sampling_level=level,
         beta=beta,
+        **(LOSSES | FURTHER)[loss],
     )
     rows = Dataset.from_list([{"prompt": "Hello"}] * 2)
     tokenizer = AutoTokenizer.from_pretrained(model.get_base_model().name_or_path)
@@ -170,8 +184,7 @@ def suite_trainer(model, folder, loss: str, beta: float):
     return trainer
 
 
-@pytest.mark.parametrize("beta", [0.0, 0.1])
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("loss", "beta"), CASES)
 def test_each_loss_and_its_gradient_equal_trls(model, batch, tmp_path, loss, beta):
     """A dead group among them, old log-probs that differ, and a reference model."""
     trainer = suite_trainer(model, tmp_path, loss, beta)
@@ -185,8 +198,10 @@ def test_each_loss_and_its_gradient_equal_trls(model, batch, tmp_path, loss, bet
         trainer.shares_prompts = shares
         value = trainer._compute_loss(trainer.model, inputs)
         found[shares] = value.item(), gradient(trainer.model, value)
-    assert found[True][0] == pytest.approx(found[False][0], rel=1e-4, abs=1e-5)
-    assert relative(found[True][1], found[False][1]) < 1e-4
+    # vespo multiplies the ratios of a completion's tokens, and so their rounding.
+    near = 2e-3 if loss == "vespo" else 1e-4
+    assert found[True][0] == pytest.approx(found[False][0], rel=near, abs=1e-5)
+    assert relative(found[True][1], found[False][1]) < near
 
 
 def test_old_log_probs_are_those_of_the_first_pass(model, batch, tmp_path):

@@ -1,34 +1,95 @@
-"""What is asked of TRL's trainer, for every recipe."""
+"""What is asked of TRL's trainer, and what a step of it does."""
 
 import pytest
+import torch
 
-from lib.config import RECIPES, resolve
+from lib.config import resolve
 from lib.errors import BadInput
-from lib.models import Policy
-from lib.prompts import get_format
-from lib.rewards import build_rewards
-from lib.runs import Run
-from lib.training import check_lengths, grpo_arguments
-from tests.conftest import CPU, L4, T4
+from lib.models import Policy, load_policy
+from lib.runs import read_jsonl
+from lib.training import (
+    fitting_rows,
+    grpo_arguments,
+    in_force,
+    make_trainer,
+    save_trained,
+    train,
+)
+from tests.conftest import CPU
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-@pytest.mark.parametrize("hardware", [T4, L4], ids=["t4", "l4"])
-def test_every_recipe_makes_valid_arguments(path, hardware, tmp_path):
-    from trl import GRPOConfig
+def one_step(config, run):
+    """A real step on two prompts whose completions earn by turns; the trainer, and what it was."""
+    asked = [{"role": "user", "content": "Say a number."}]
+    rows = [{"prompt": asked, "id": str(i), "answer": ""} for i in range(2)]
 
-    config = resolve(path, {}, hardware)
-    arguments = grpo_arguments(config, Run(tmp_path))
-    # Whether this machine has the GPU is no matter of the arguments.
-    on_this_machine = {"bf16": False, "fp16": False, "use_cpu": True, "use_vllm": False}
-    made = GRPOConfig(**(arguments | on_this_machine))
-    assert made.generation_batch_size == config.completions_per_step
-    assert made.num_generations == config.num_generations
-    form = get_format(config.prompt_format)
-    functions, weights = build_rewards(
-        config.rewards, form.answer_tag, form.think_tag, config.max_completion_length
+    def first(completions, **_):
+        return [float(i % 2) for i, _ in enumerate(completions)]
+
+    def second(completions, **_):
+        return [float(i % 3) for i, _ in enumerate(completions)]
+
+    policy = load_policy(config)
+    before = {n: p.detach().clone() for n, p in policy.model.named_parameters()}
+    trainer = make_trainer(policy, rows, [first, second], [1.0, 0.5], config, run)
+    train(trainer, config, run)
+    return policy, trainer, before
+
+
+TINY = dict(
+    profile="cpu",
+    backend="transformers",
+    rollout_engine="transformers",
+    max_steps=1,
+    max_completion_length=6,
+    lr_scheduler="cosine",
+)
+
+
+def test_full_fine_tuning_moves_all_weights_and_the_reference_follows(run):
+    given = dict(full_finetuning=True, learning_rate=1e-5, beta=0.1)
+    given |= dict(ref_model_sync_steps=1, ref_model_mixup_alpha=1.0)
+    config = resolve("ci", TINY | given, CPU)
+    policy, trainer, before = one_step(config, run)
+    assert trainer.shares_prompts and policy.trainable[0] == policy.trainable[1]
+    now = dict(policy.model.named_parameters())
+    still = sum(int((now[name] == was).sum()) for name, was in before.items())
+    # The tokens that never came up keep their rows of the embedding, and few others do.
+    assert still < 0.05 * policy.trainable[1]
+    [row] = read_jsonl(run.train_log)
+    assert row["kl"] == 0.0 and row["grad_norm"] > 0
+    for name, weight in trainer.ref_model.named_parameters():
+        assert torch.equal(weight, now[name]), name
+    save_trained(policy, config, run)
+    assert {file.name for file in run.adapter.iterdir()} >= {"config.json", "model.safetensors"}
+
+
+def test_turned_knobs_are_in_force_and_train(run):
+    given = dict(
+        loss_type="sapo",
+        loss_constants={"temperature_neg": 1.2},
+        multi_objective_aggregation="normalize_then_sum",
+        off_policy_mask_threshold=0.5,
+        top_entropy_quantile=0.5,
+        entropy_coef=0.01,
+        entropy_target=20.0,
+        repetition_penalty=1.1,
+        adam_betas=[0.8, 0.95],
+        min_lr_rate=0.1,
     )
-    assert len(functions) == len(weights) == len(config.rewards)
+    config = resolve("ci", TINY | given, CPU)
+    policy, trainer, before = one_step(config, run)
+    rows = {row["knob"]: row for row in in_force(config, run, trainer)}
+    turned = {"sapo_temperature_neg": 1.2, "use_adaptive_entropy": True, "adam_beta2": 0.95}
+    turned |= {key: given[key] for key in given if key in rows}
+    for knob, value in turned.items():
+        assert (rows[knob]["asked"], rows[knob]["in force"]) == (value, value)
+    assert len(turned) == 10
+    [row] = read_jsonl(run.train_log)
+    # Below its target, the coefficient has gone up by TRL's step.
+    assert row["entropy_coef"] == pytest.approx(0.015) and row["grad_norm"] > 0
+    moved = [n for n, p in policy.model.named_parameters() if not torch.equal(p, before[n])]
+    assert moved and all("lora_" in name for name in moved)
 
 
 @pytest.mark.parametrize("key", ["loss_type", "beta", "scale_rewards", "num_iterations"])
@@ -44,19 +105,30 @@ def test_a_step_is_prompts_times_generations(run):
     assert arguments["steps_per_generation"] == 3
 
 
-def test_prompts_that_do_not_fit_are_refused(embedded):
+def test_prompts_that_do_not_fit_are_left_out(embedded):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(embedded)
-    config = resolve(None, {"max_seq_length": 64, "max_completion_length": 32}, CPU)
-    row = {"id": "long/1", "prompt": [{"role": "user", "content": "one two three " * 40}]}
+    given = {"max_seq_length": 96, "max_completion_length": 32, "prompts_per_step": 1}
+    config = resolve(None, given, CPU)
+    short, long = (
+        {"id": name, "prompt": [{"role": "user", "content": "one two three " * times}]}
+        for name, times in (("short/1", 1), ("long/1", 40))
+    )
+    assert fitting_rows([short, long], tokenizer, config) == [short]
     with pytest.raises(BadInput, match=r"The prompt of long/1 has \d+ tokens and max_seq_length"):
-        check_lengths([row], tokenizer, config)
+        fitting_rows([long], tokenizer, config)
+
+
+def test_what_unsloths_trainer_would_pass_over_is_refused(run, monkeypatch):
+    monkeypatch.setattr("lib.training.trainer_is_unsloths", lambda: True)
+    config = resolve("ci", {"profile": "cpu", "entropy_target": 1.0}, CPU)
+    policy = Policy(model=None, tokenizer=None, folder=None, backend="unsloth")
+    with pytest.raises(BadInput, match="Unsloth's trainer does not do: set backend"):
+        make_trainer(policy, [{"id": "a"}], [], [], config, run)
 
 
 def test_too_few_problems_for_a_step(ci_config, run):
-    from lib.training import make_trainer
-
     policy = Policy(model=None, tokenizer=None, folder=None, backend="transformers")
     with pytest.raises(BadInput, match="1 training problems do not fill one step"):
         make_trainer(policy, [{"id": "a"}], [], [], ci_config, run)

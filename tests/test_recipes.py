@@ -1,0 +1,156 @@
+"""Every recipe: its arguments on every profile, its fit, and its whole chain in small.
+
+The embedded model stands in for the big ones; data, prompts, rewards, losses and grading are
+each recipe's own.
+"""
+
+import pytest
+import torch
+
+from lib.checks import find_shape, load_problems
+from lib.config import RECIPES, Config, resolve
+from lib.engines import TransformersEngine
+from lib.evaluation import evaluate
+from lib.export import is_adapter
+from lib.hardware import PROFILES
+from lib.memory import check_fit
+from lib.models import load_policy
+from lib.problems import StoredTask
+from lib.prompts import get_format, make_rows
+from lib.rewards import build_rewards
+from lib.runs import Run, read_json, read_jsonl
+from lib.tasks import TASKS
+from lib.training import fitting_rows, grpo_arguments, make_trainer, save_trained, train
+from tests.conftest import CPU, L4, T4
+
+ALL = sorted(RECIPES.glob("*.yaml"))
+HARDWARE = {"t4": T4, "l4": L4, "cpu": CPU}
+
+
+def on(hardware, path) -> Config:
+    config = resolve(path, {}, T4)
+    if hardware is CPU and config.load_in_4bit:
+        pytest.skip("4-bit training needs a GPU")
+    return resolve(path, {}, hardware)
+
+
+def trains_on_data(path) -> bool:
+    """On a data set, with rewards that need nothing trained before."""
+    config = resolve(path, {}, T4)
+    return issubclass(TASKS[config.task], StoredTask) and "reward_model" not in config.rewards
+
+
+ON_DATA = [path for path in ALL if trains_on_data(path)]
+
+
+def rewards_of(config: Config):
+    form = get_format(config.prompt_format)
+    return build_rewards(
+        config.rewards, form.answer_tag, form.think_tag, config.max_completion_length
+    )
+
+
+def name_of(path) -> str:
+    return path.stem
+
+
+@pytest.mark.parametrize("profile", HARDWARE)
+@pytest.mark.parametrize("path", ALL, ids=name_of)
+def test_arguments_are_valid(path, profile, tmp_path):
+    from trl import GRPOConfig
+
+    config = on(HARDWARE[profile], path)
+    arguments = grpo_arguments(config, Run(tmp_path))
+    # Whether this machine has the GPU is no matter of the arguments.
+    on_this_machine = {"bf16": False, "fp16": False, "use_cpu": True}
+    made = GRPOConfig(**(arguments | on_this_machine))
+    assert made.generation_batch_size == config.completions_per_step
+    assert made.num_generations == config.num_generations
+    functions, weights = rewards_of(config)
+    assert len(functions) == len(weights) == len(config.rewards)
+
+
+@pytest.mark.parametrize("profile", ["t4", "l4"])
+@pytest.mark.parametrize("path", ALL, ids=name_of)
+def test_fits_the_gpu(path, profile):
+    config = on(HARDWARE[profile], path)
+    assert check_fit(config, find_shape(config), HARDWARE[profile]).fits
+
+
+@pytest.mark.parametrize("path", ON_DATA, ids=name_of)
+def test_says_what_each_small_gpu_gets(path):
+    config = resolve(path, {}, T4)
+    assert {"t4", "l4"} <= set(config.by_profile) <= set(PROFILES)
+
+
+@pytest.mark.parametrize("path", ON_DATA, ids=name_of)
+def test_prompts_fit(path, data_dir, embedded):
+    """In training all but a few, of which 03 tells; in evaluation all, cut short by nothing."""
+    from transformers import AutoTokenizer
+
+    config = resolve(path, {"data_dir": str(data_dir)}, T4)
+    tokenizer = AutoTokenizer.from_pretrained(embedded)
+    _, training, held_out, examples = load_problems(config)
+    for problems, share in ((training, 0.99), (held_out, 1.0)):
+        rows = make_rows(problems, config.prompt_format, config.shots, examples)
+        longest = sorted(rows, key=lambda row: -len(row["question"]))[: max(1, len(rows) // 50)]
+        left_out = len(longest) - len(fitting_rows(longest, tokenizer, config))
+        assert left_out <= (1 - share) * len(rows)
+
+
+def test_gemma_is_asked_without_a_system_message(data_dir):
+    """Its chat template refuses one."""
+    config = resolve("gemma-2-2b_gsm8k", {"data_dir": str(data_dir)}, T4)
+    _, training, _, examples = load_problems(config)
+    [row] = make_rows(training[:1], config.prompt_format, config.shots, examples)
+    assert [turn["role"] for turn in row["prompt"]] == ["user"]
+
+
+SMALL = dict(
+    model="embedded",
+    profile="cpu",
+    backend="transformers",
+    rollout_engine="transformers",
+    load_in_4bit=False,
+    max_steps=1,
+    prompts_per_step=1,
+    num_generations=2,
+    micro_batch=2,
+    num_iterations=1,
+    max_completion_length=6,
+    train_problems=16,
+    validation_steps=0,
+    eval_problems=2,
+    eval_samples=0,
+    eval_max_tokens=6,
+)
+
+
+@pytest.mark.parametrize("path", ON_DATA, ids=name_of)
+def test_chain_in_small(path, data_dir, tmp_path):
+    """Problems → rewards → a step → an adapter → two graded answers."""
+    config = resolve(path, SMALL | {"data_dir": str(data_dir)}, CPU)
+    run = Run(tmp_path / "run")
+    run.folder.mkdir()
+    task, training, held_out, examples = load_problems(config)
+    rows, asked = (
+        make_rows(problems, config.prompt_format, config.shots, examples)
+        for problems in (training, held_out)
+    )
+    rows = sorted(rows, key=lambda row: len(row["question"]))[:2]
+    policy = load_policy(config)
+    trainer = make_trainer(policy, rows, *rewards_of(config), config, run)
+    train(trainer, config, run)
+    [log] = read_jsonl(run.train_log)
+    [rollouts] = run.rollouts.iterdir()
+    for row in read_jsonl(rollouts):
+        assert set(row["rewards"]) == set(config.rewards)
+        assert all(value is not None for value in row["rewards"].values())
+    assert log["step"] == 1 and log["reward"] is not None
+    save_trained(policy, config, run)
+    assert is_adapter(run.adapter) is not config.full_finetuning
+    engine = TransformersEngine.around(policy.model.eval(), policy.tokenizer)
+    evaluate(engine, held_out, asked, task, config, run, "trained")
+    summary = read_json(run.evals / "trained.json")
+    assert len(read_jsonl(run.evals / "trained.jsonl")) == 2
+    assert summary["scores"] and torch.isfinite(torch.tensor(log["loss"]))
