@@ -93,7 +93,8 @@ def test_prompts_fit(path, data_dir, embedded):
     _, training, held_out, examples = load_problems(config)
     for problems, share in ((training, 0.99), (held_out, 1.0)):
         rows = make_rows(problems, config.prompt_format, config.shots, examples)
-        longest = sorted(rows, key=lambda row: -len(row["question"]))[: max(1, len(rows) // 50)]
+        count = max(config.prompts_per_step, len(rows) // 50)
+        longest = sorted(rows, key=lambda row: -len(row["question"]))[:count]
         left_out = len(longest) - len(fitting_rows(longest, tokenizer, config))
         assert left_out <= (1 - share) * len(rows)
 
