@@ -99,6 +99,11 @@ def _contradictions(config: "Config") -> Iterator[str]:
             "multi_objective_aggregation normalize_then_sum scales each reward within its group: "
             "leave scale_rewards at group."
         )
+    if normalized and config.resample:
+        yield (
+            "multi_objective_aggregation normalize_then_sum learns from groups whose totals are "
+            "alike, which resample replaces: leave resample at 0."
+        )
     yield from _reference_contradictions(config)
     yield from _sampler_contradictions(config)
 

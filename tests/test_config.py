@@ -144,6 +144,10 @@ def test_profiles_set_only_known_keys():
             {"multi_objective_aggregation": "normalize_then_sum", "scale_rewards": "none"},
             "leave scale_rewards at group",
         ),
+        (
+            {"multi_objective_aggregation": "normalize_then_sum", "resample": 2},
+            "leave resample at 0",
+        ),
         ({"ref_model_sync_steps": 8}, "with beta 0 there is none"),
         ({"ref_model_sync_steps": 8, "beta": 0.1}, "set full_finetuning"),
         ({"vllm_importance_sampling_clip_min": 4.0}, "is not below"),
