@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.comparison import score_names, scores_of
+from lib.comparison import greedy_answers, score_names
 from lib.config import ROOT, Config
 from lib.crossed import crossed_difference
 from lib.errors import BadInput
@@ -68,8 +68,8 @@ def differing_settings(arms: Arms) -> list[dict[str, Any]]:
     return rows
 
 
-def answers(run: Run, score: str | None = None) -> dict[str, float]:
-    """Problem → the score of the greedy answer of the run's model.
+def answers(run: Run, score: str | None = None) -> dict[tuple[str, str], float]:
+    """Problem (id and question) → the score of the greedy answer of the run's model.
 
     Raises:
         BadInput: the run was not evaluated.
@@ -77,20 +77,23 @@ def answers(run: Run, score: str | None = None) -> dict[str, float]:
     log = run.need(run.evals / f"{evaluation_name(run)}.jsonl", made_by="04_pass_at_k_eval")
     records = read_jsonl(log)
     score = score or score_names(records)[0]
-    return {key: values[0] for key, values in scores_of(records, "greedy", score).items()}
+    found = greedy_answers(records).values()
+    return {(record["id"], record["question"]): float(record[score]) for record in found}
+
+
+def pairs_of(before: Sequence[Run], after: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """The runs of two arms, seed by seed; an arm of one run stands against each of the other."""
+    if len(before) == 1 or len(after) == 1:
+        return [(a, b) for a in before for b in after]
+    seeds = [
+        {read_json(run.record)["config"]["seed"]: run for run in arm} for arm in (before, after)
+    ]
+    return [(run, seeds[1][seed]) for seed, run in seeds[0].items() if seed in seeds[1]]
 
 
 def difference(before: Sequence[Run], after: Sequence[Run], score: str | None = None) -> Difference:
-    """How much better the second arm is, over the seeds it was run with and shared problems.
-
-    Runs of the same seed are paired; an arm of one run (as the base) stands against each.
-    """
-    left, right = ([answers(run, score) for run in runs] for runs in (before, after))
-    if len(left) == 1:
-        left = left * len(right)
-    if len(right) == 1:
-        right = right * len(left)
-    pairs = list(zip(left, right, strict=False))
+    """How much better the second arm is, over the seeds it was run with and shared problems."""
+    pairs = [(answers(a, score), answers(b, score)) for a, b in pairs_of(before, after)]
     shared = [key for key in pairs[0][0] if all(key in a and key in b for a, b in pairs)]
     if len(shared) < 2:
         raise BadInput("The runs share no held-out problems: evaluate them on the same task.")

@@ -10,6 +10,7 @@ from lib.compare_runs import (
     differing_settings,
     find_arms,
     holm,
+    pairs_of,
     sentences,
 )
 from lib.config import resolve
@@ -123,7 +124,7 @@ def write_run(config, right: list[int]) -> None:
     steps = [{"step": i + 1, "seconds": 2.0 * i, "reward": 0.1 * i} for i in range(4)]
     append_jsonl(run.train_log, [{**row, "num_tokens": 100} for row in steps])
     answers = [
-        {"pass": "greedy", "id": f"p{i}", "strict": bool(value), "lenient": True, "format": True}
+        {"pass": "greedy", "id": f"p{i}", "question": f"{i}?", "strict": bool(value)}
         for i, value in enumerate(right)
     ]
     append_jsonl(run.evals / f"{evaluation_name(run)}.jsonl", answers)
@@ -158,6 +159,13 @@ def test_arms_are_told_apart_where_they_are_apart(arms):
     }
     assert len(learning_curves(arms).axes) == 2
     assert len(differences_figure(compared).axes) == 2
+
+
+def test_seeds_are_paired_whatever_their_order(arms):
+    pairs = pairs_of(arms["grpo"], arms["rloo"][::-1])
+    names = [(a.folder.name, b.folder.name) for a, b in pairs]
+    assert names == [("grpo_0", "rloo_0"), ("grpo_1", "rloo_1")]
+    assert len(pairs_of(arms["base"], arms["rloo"])) == 2
 
 
 def test_any_runs_by_their_names(arms, tmp_path):
