@@ -141,6 +141,22 @@ def costs(runs: Sequence[Run]) -> dict[str, float]:
     return {key: float(np.mean(values)) for key, values in found.items()}
 
 
+def summary(arms: Arms, compared: Sequence[dict]) -> dict[str, Any]:
+    """All that the comparison found, to keep: rows, claims, rewards by step, and on what."""
+    record = read_json(list(arms.values())[-1][0].record)
+    rewards = {
+        name: [[round(row["reward"], 4) for row in read_jsonl(run.train_log)] for run in runs]
+        for name, runs in arms.items()
+    }
+    return {
+        "settings": differing_settings(arms),
+        "arms": list(compared),
+        "sentences": sentences(compared),
+        "rewards": {name: values for name, values in rewards.items() if values[0]},
+        **{key: record[key] for key in ("versions", "hardware", "commit")},
+    }
+
+
 def accuracy_rows(compared: Sequence[dict]) -> list[dict[str, str]]:
     """The comparison as a table to show: accuracy, and each difference with its interval."""
     others = [key for row in compared for key in row if key.startswith("to ")]

@@ -9,12 +9,10 @@ The policy is the base model with LoRA (`lib.lora`); the reference is the same m
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from lib.baselines import ValueHead, loss_config, set_advantages, value_loss
 from lib.checks import check_fills_a_step
@@ -28,14 +26,15 @@ from lib.grpo_checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
+from lib.grpo_samples import engine_samples, read_completions
 from lib.grpo_steps import describe, describe_rewards, learning_rate, step_rows
-from lib.lora import add_lora, live_weights, lora_parameters, without_lora
+from lib.lora import add_lora, lora_parameters, without_lora
 from lib.models import lora_targets, model_folder
 from lib.preflight import score
 from lib.progress import Progress
 from lib.rollouts import rollout_row
 from lib.runs import Run, append_jsonl
-from lib.sampling import Completion, chat_text, training_sampling
+from lib.sampling import Completion, chat_text
 from lib.shared_prompts import completion_scores, why_model_refuses
 
 # What this loop does in one way only; the trainer of 03_training does more.
@@ -174,10 +173,18 @@ class Learner:
         ends = self.model.generation_config.eos_token_id
         ends = torch.tensor(ends, device=self.model.device)
         self.model.eval()
-        draw = self._engine_samples if self.engine else self._policy_samples
-        tokens_BT, mask_BT, sampled_BT = draw(prompts_NS, prompt_mask_NS, ends)
+        if self.engine:
+            drawn = engine_samples(
+                self.engine, self.model, prompts_NS, prompt_mask_NS, config, self.step
+            )
+        else:
+            drawn = sample(
+                *(self.model, prompts_NS, prompt_mask_NS, config.num_generations),
+                *(config.max_completion_length, ends, config.temperature, config.seed + self.step),
+            )
+        tokens_BT, mask_BT, sampled_BT = drawn
         ended_B = torch.isin(tokens_BT, ends).mul(mask_BT).any(1)
-        answers = self.completions(tokens_BT, mask_BT, ended_B)
+        answers = read_completions(self.tokenizer, tokens_BT, mask_BT, ended_B)
         if config.mask_truncated_completions:
             mask_BT = mask_BT * ended_B[:, None]
         batch = Batch(prompts_NS, prompt_mask_NS, tokens_BT, mask_BT, sampled_logps_BT=sampled_BT)
@@ -185,46 +192,6 @@ class Learner:
         self.look_back(batch, groups)
         found = self.judge(rows, answers, batch)
         return batch.split(groups), found
-
-    def _policy_samples(self, prompts_NS: Tensor, prompt_mask_NS: Tensor, ends: Tensor) -> tuple:
-        config = self.config
-        return sample(
-            *(self.model, prompts_NS, prompt_mask_NS, config.num_generations),
-            *(config.max_completion_length, ends, config.temperature, config.seed + self.step),
-        )
-
-    def _engine_samples(self, prompts_NS: Tensor, prompt_mask_NS: Tensor, _: Tensor) -> tuple:
-        """As `lib.grpo.sample`, by the engine."""
-        config, device = self.config, self.model.device
-        self.engine.hand_over(live_weights(self.model))
-        asked = training_sampling(config, config.num_generations, self.step)
-        prompts = [
-            ids[mask.bool()].tolist() for ids, mask in zip(prompts_NS, prompt_mask_NS, strict=True)
-        ]
-        groups = self.engine.complete(prompts, replace(asked, logprobs=True))
-        answers = [answer for group in groups for answer in group]
-
-        def padded(rows: list, fill: float) -> Tensor:
-            parts = [torch.tensor(row, device=device) for row in rows]
-            return pad_sequence(parts, batch_first=True, padding_value=fill)
-
-        return (
-            padded([a.token_ids for a in answers], self.tokenizer.pad_token_id),
-            padded([[1] * len(a.token_ids) for a in answers], 0),
-            padded([a.logprobs for a in answers], 0.0),
-        )
-
-    def completions(self, tokens_BT: Tensor, mask_BT: Tensor, ended_B: Tensor) -> list[Completion]:
-        """The texts of what was sampled."""
-        lengths = mask_BT.sum(1).tolist()
-        return [
-            Completion(
-                self.tokenizer.decode(ids[:n], skip_special_tokens=True),
-                tuple(ids[:n]),
-                "stop" if ended else "length",
-            )
-            for ids, n, ended in zip(tokens_BT.tolist(), lengths, ended_B.tolist(), strict=True)
-        ]
 
     @torch.no_grad()
     def look_back(self, batch: Batch, groups: int) -> None:
