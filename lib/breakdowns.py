@@ -36,6 +36,8 @@ def vote(record: dict) -> str | None:
 def add_rewards(records: Sequence[dict], rows: Sequence[dict], config: Config) -> list[dict]:
     """The records with "reward": what the recipe's weighted rewards pay for the answer.
 
+    A reward of weight 0, which is only watched, comes by its own name, as "rewards/gold_reward".
+
     Args:
         rows: the prompts that were asked (`lib.tasks.make_rows`).
     """
@@ -47,9 +49,13 @@ def add_rewards(records: Sequence[dict], rows: Sequence[dict], config: Config) -
         for record in records
     ]
     scores = score(rewards, [by_id[record["id"]] for record in records], answers)
-    totals = np.nansum([w * np.array(v) for v, w in zip(scores.values(), weights, strict=True)], 0)
+    weighted = [w * np.array(v) for v, w in zip(scores.values(), weights, strict=True)]
+    columns = {"reward": np.nansum(weighted, 0)}
+    watched = [name for name, weight in zip(scores, weights, strict=True) if not weight]
+    columns |= {f"rewards/{name}": np.array(scores[name]) for name in watched}
     return [
-        record | {"reward": float(total)} for record, total in zip(records, totals, strict=True)
+        record | {name: float(values[i]) for name, values in columns.items()}
+        for i, record in enumerate(records)
     ]
 
 

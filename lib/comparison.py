@@ -20,7 +20,9 @@ from lib.runs import Run, read_json, read_jsonl, write_json
 
 VERDICTS = ("strict", "lenient", "format")
 TEXT_SCORES = ("rouge1", "rougeL", "words", "characters")
+COUNTS = ("words", "characters")  # no shares of anything
 ALPHA = 0.05
+BETTER = ("is better", "is worse")
 
 
 def is_judged(records: Sequence[dict]) -> bool:
@@ -29,10 +31,18 @@ def is_judged(records: Sequence[dict]) -> bool:
 
 
 def score_names(records: Sequence[dict]) -> tuple[str, ...]:
-    """What is scored: verdicts (and, for numbers, the harness' two), or a text's measures."""
+    """What is scored: verdicts (and, for numbers, the harness' two), or a text's measures.
+
+    A text's are "reward", what it earns, "rewards/…" for each reward that is only watched, and
+    its likeness to the gold.
+    """
     if not is_judged(records):
-        return TEXT_SCORES
+        return tuple(name for name in records[0] if is_reward(name)) + TEXT_SCORES
     return VERDICTS + tuple(name for name in HARNESS_SCORES if name in records[0])
+
+
+def is_reward(score: str) -> bool:
+    return score == "reward" or score.startswith("rewards/")
 
 
 def scores_of(records: Sequence[dict], kind: str, score: str) -> dict[str, list[float]]:
@@ -117,7 +127,8 @@ def compare(run: Run, config: Config, before: str, after: str) -> dict[str, dict
     for score in score_names(a):
         greedy = [scores_of(records, "greedy", score) for records in (a, b)]
         firsts = [[scores[id][0] for id in greedy[0]] for scores in greedy]
-        table[f"greedy_{score}"] = _row(*firsts, stats.paired_difference(*firsts, clusters))
+        row = _row(*firsts, stats.paired_difference(*firsts, clusters))
+        table[f"greedy_{score}"] = row | {"share": not is_reward(score) and score not in COUNTS}
         sampled = [scores_of(records, "sampled", score) for records in (a, b)]
         if sampled[0] and score in VERDICTS[:2]:
             n = config.eval_samples
@@ -147,8 +158,11 @@ def _row(a: Sequence[float], b: Sequence[float], found: stats.Difference) -> dic
 
 
 def changes(before: Sequence[dict], after: Sequence[dict]) -> dict[str, list[str]]:
-    """Problems by what happened to their greedy strict answer: fixed, broken, both, neither."""
-    score = score_names(before)[0]
+    """Problems by what happened to their greedy strict answer: fixed, broken, both, neither.
+
+    A text counts as right where it shares more than half of the gold's words (ROUGE-1).
+    """
+    score = "strict" if is_judged(before) else "rouge1"
     a, b = greedy_answers(before), greedy_answers(after)
     groups: dict[str, list[str]] = {"fixed": [], "broken": [], "both": [], "neither": []}
     for id in a:
@@ -173,16 +187,18 @@ def verdict(table: dict[str, dict[str, Any]], metric: str = "greedy_strict") -> 
     """What the comparison allows one to claim, and what it does not, in a few sentences."""
     metric = metric if metric in table else next(iter(table))
     row, sign = table[metric], _direction(table[metric])
+    better, worse = ("earns more", "earns less") if is_reward(metric[7:]) else BETTER
     claim = {
-        1: "The trained model is better",
+        1: f"The trained model {better}",
         0: "No difference can be claimed",
-        -1: "The trained model is worse",
+        -1: f"The trained model {worse}",
     }[sign]
     change = f"{_figure(row, 'before')} → {_figure(row, 'after')}"
     sentences = [
         f"{claim} ({metric.replace('_', ' ')}): {change} on {row['problems']} held-out problems; "
         f"difference {_figure(row, 'difference', '+')}, 95 % interval {interval_text(row)}.",
         *_about_format(table, metric, sign),
+        *_about_watched(table, metric),
         *_about_size(row, sign),
         "It is one training run, one task and one prompt: of others this says nothing.",
     ]
@@ -211,6 +227,19 @@ def _about_format(table: dict[str, dict[str, Any]], metric: str, sign: int) -> l
     return [f"The gain may be of format only: {moved}, which allows no claim."]
 
 
+def _about_watched(table: dict[str, dict[str, Any]], metric: str) -> list[str]:
+    """What moved that was not trained on: a reward can rise while nothing gets better."""
+    if metric != "greedy_reward":
+        return []
+    watched = [name for name in table if name.startswith("greedy_rewards/")]
+    moved = [
+        f"{name.removeprefix('greedy_')} {_figure(table[name], 'difference', '+')} "
+        f"({interval_text(table[name])})"
+        for name in [*watched, "greedy_rougeL", "greedy_words"]
+    ]
+    return [f"That is what it was trained on; what it was not: {', '.join(moved)}."]
+
+
 def _about_size(row: dict[str, Any], sign: int) -> list[str]:
     """What a comparison of this size would have seen, where it claims nothing."""
     if sign:
@@ -220,22 +249,22 @@ def _about_size(row: dict[str, Any], sign: int) -> list[str]:
     if not row["stderr"]:
         return ["All problems changed alike, from which no error can be told: evaluate more."]
     seen = stats.detectable_difference(1, row["stderr"] ** 2, 0, 0)
-    size = f"{seen:.1%}" if is_share(row) else f"{seen:.1f}"
+    size = f"{seen:.1%}" if is_share(row) else f"{seen:.2f}"
     return [f"A true difference below about {size} would be missed by so many problems."]
 
 
 def is_share(row: dict[str, Any]) -> bool:
     """Whether a row of the comparison is of shares, shown in per cent."""
-    return max(row["before"], row["after"]) <= 1
+    return row.get("share", True)
 
 
 def _figure(row: dict[str, Any], key: str, sign: str = "") -> str:
-    return f"{row[key]:{sign}.1%}" if is_share(row) else f"{row[key]:{sign}.1f}"
+    return f"{row[key]:{sign}.1%}" if is_share(row) else f"{row[key]:{sign}.2f}"
 
 
 def interval_text(row: dict[str, Any]) -> str:
     """The difference's interval in words."""
     if row["interval_95"] is None:
         return "not to be had"
-    form = "{:+.1%}" if is_share(row) else "{:+.1f}"
+    form = "{:+.1%}" if is_share(row) else "{:+.2f}"
     return "{} to {}".format(*map(form.format, row["interval_95"]))

@@ -16,7 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib.comparison import summarize
+from lib.breakdowns import add_rewards
+from lib.comparison import is_judged, summarize
 from lib.config import Config
 from lib.engines import Engine
 from lib.judging import judge
@@ -82,6 +83,8 @@ def evaluate(
         left = [row for row in rows if row["id"] not in done]
         asked = [by_id[row["id"]] for row in left]
         _ask(engine, [row["prompt"] for row in left], sampling, partial(log.keep, kind, asked))
+    if not is_judged(log.records):  # what it earns is then all that can be told
+        log.records = add_rewards(log.records, rows, config)
     log.close(order=[(kind, row["id"]) for kind in passes for row in rows])
     summary = summarize(log.records, config) | {
         "name": name,

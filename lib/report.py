@@ -38,7 +38,7 @@ def comparison_rows(table: dict[str, dict[str, Any]]) -> list[list[str]]:
     """The comparison as text: metric, before, after, difference, interval, problems."""
     rows = []
     for name, row in table.items():
-        form = "{:.1%}" if is_share(row) else "{:.1f}"
+        form = "{:.1%}" if is_share(row) else "{:.2f}"
         rows.append(
             [
                 name.replace("_", " "),

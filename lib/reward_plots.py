@@ -64,33 +64,48 @@ def pays_figure(rollouts: Sequence[Sequence[dict]], paid: Sequence[str]) -> Figu
     """Rewards of all completions by training step, in standard deviations from the first ones.
 
     What is paid should lift what is only watched (weight 0); where it rises alone, it is gamed.
-    Length and its own panel beside.
+    The cheapest ways of gaming stand beside: length, and saying the same again.
 
     Args:
         rollouts: each step's rows (`lib.browser.read_rollouts`).
         paid: the names of the rewards that the policy earns.
     """
     steps = [rows[0]["step"] for rows in rollouts]
-    names = list(rollouts[0][0]["rewards"])
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-        for name, color in zip(names, (BLUE, ORANGE, GREEN, *plt.cm.Dark2.colors), strict=False):
-            values = [[row["rewards"][name] for row in rows] for rows in rollouts]
-            start = np.concatenate(values[: max(1, len(values) // 5)])
+        figure, axes = plt.subplots(1, 3, figsize=(10, 3), layout="constrained")
+        colors = (BLUE, ORANGE, GREEN, *plt.cm.Dark2.colors)
+        for name, color in zip(rollouts[0][0]["rewards"], colors, strict=False):
             label = f"{name}, {'paid' if name in paid else 'watched'}"
-            scaled = [(np.array(v) - start.mean()) / (start.std() or 1.0) for v in values]
-            _curve(left, steps, scaled, color, label)
-        left.set_ylabel("change, in first standard deviations")
-        left.set_title("rewards", loc="left", fontsize=10)
-        left.legend(fontsize=8)
-        _curve(right, steps, [[row["tokens"] for row in rows] for rows in rollouts], GREY, "")
-        right.set_title("length of completions, tokens", loc="left", fontsize=10)
+            _curve(axes[0], steps, from_start(rollouts, name), color, label)
+        axes[0].legend(fontsize=8)
+        tokens = [[row["tokens"] for row in rows] for rows in rollouts]
+        repeats = [[repeated(row["completion"]) for row in rows] for rows in rollouts]
+        _curve(axes[1], steps, tokens, GREY, "")
+        _curve(axes[2], steps, repeats, GREY, "")
+        for axis, title in zip(
+            axes, ("rewards, in σ from the start", "tokens", "repeated word triples"), strict=True
+        ):
+            axis.set_title(title, loc="left", fontsize=10)
         figure.supxlabel("optimizer step", fontsize=10)
     return figure
 
 
+def from_start(rollouts: Sequence[Sequence[dict]], name: str) -> list[np.ndarray]:
+    """A reward's values step by step, in standard deviations from those of the first fifth."""
+    values = [np.array([row["rewards"][name] for row in rows], dtype=float) for rows in rollouts]
+    start = np.concatenate(values[: max(1, len(values) // 5)])
+    return [(v - np.nanmean(start)) / (np.nanstd(start) or 1.0) for v in values]
+
+
+def repeated(text: str) -> float:
+    """The share of a text's word triples that have occurred before in it."""
+    words = text.split()
+    triples = list(zip(words, words[1:], words[2:], strict=False))
+    return 1 - len(set(triples)) / len(triples) if triples else 0.0
+
+
 def _curve(axis, steps, values, color, label) -> None:
     """Each step's mean pale, the mean of the latest five in colour."""
-    means = [np.mean(part) for part in values]
+    means = [np.nanmean(part) for part in values]
     axis.plot(steps, means, color=color, lw=1, alpha=0.3)
     axis.plot(steps, smooth(means), color=color, lw=2, label=label)

@@ -1,0 +1,272 @@
+"""A learned reward: its pairs, its training with real weights, and what it pays."""
+
+import math
+import pickle
+import shutil
+
+import pytest
+
+from lib.config import resolve
+from lib.errors import BadInput
+from lib.preferences import (
+    Pair,
+    attacks,
+    halves,
+    length_correlation,
+    load_pairs,
+    quality,
+    reliability,
+)
+from lib.reward_model import GoldReward, LearnedReward, RewardModel
+from lib.rewards import build_rewards, recipe_rewards
+from lib.runs import Run, read_json
+from lib.suite import CHAIN, REWARD_MODEL, chain_of
+from tests.conftest import CPU
+
+# --- pairs --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """The ci recipe's sums, with a learned reward, in a run folder of its own."""
+    given = {"output_dir": str(tmp_path_factory.mktemp("out")), "profile": "cpu"}
+    given |= {"rewards": {"reward_model": 1.0, "gold_reward": 0.0}, "reward_steps": 12}
+    return resolve("ci", given, CPU)
+
+
+def pair(question: str, chosen: str, rejected: str, fault: str = "people's choice") -> Pair:
+    prompt = [{"role": "user", "content": question}]
+    return Pair(question, question, prompt, chosen, rejected, fault)
+
+
+PAIRS = [
+    pair("1?", "long one", "no", "a"),
+    pair("2?", "b", "ccc", "b"),
+    pair("3?", "dd", "ee", "b"),
+]
+
+
+def test_pairs_are_made_from_right_answers(config):
+    training, held_out = load_pairs(config)
+    assert not {p.question for p in training} & {p.question for p in held_out}
+    assert len(held_out) == 12
+    for p in training:
+        a, b = (int(word.strip("?")) for word in p.question.split()[2::2])
+        assert p.chosen == f"<answer>{a + b}</answer>" and p.rejected != p.chosen
+        assert p.prompt[-1]["content"] == p.question
+        assert p.rejected == str(a + b) if p.fault == "no tags" else "<answer>" in p.rejected
+    assert {p.fault for p in training} == {"wrong answer", "no tags"}
+
+
+def test_pairs_of_a_data_set(data_dir):
+    config = resolve("smollm2-135m_preferences", {"data_dir": str(data_dir)}, CPU)
+    training, held_out = load_pairs(config)
+    assert not {p.question for p in training} & {p.question for p in held_out}
+    assert {p.fault for p in training} == {"people's choice"}
+    assert max(len(p.question) for p in training) <= 600
+    first, second = halves(training)
+    assert len(first) + len(second) == len(training)
+    assert min(len(first), len(second)) > len(training) / 3
+    assert not {p.question for p in first} & {p.question for p in second}
+
+
+def test_a_text_without_a_rejected_answer_makes_no_pairs(data_dir):
+    given = {"task": "smoltldr", "data_dir": str(data_dir), "preferences": ""}
+    with pytest.raises(BadInput, match=r"no rejected answer and no right one .* set preferences"):
+        load_pairs(resolve("llama-3.2-1b_tldr", {**given, "profile": "cpu"}, CPU))
+
+
+def test_quality_stands_beside_the_rule_that_the_longer_wins():
+    found = {row["what"]: row["rate"] for row in quality(PAIRS, [1.0, 2.0, -0.5])}
+    assert found == {
+        "reward model": pytest.approx(2 / 3),
+        "rule: the longer wins": pytest.approx(1 / 3),
+        "pairs: a": 1.0,
+        "pairs: b": 0.5,
+        "pairs whose longer answer is preferred": 1.0,
+        "pairs whose shorter answer is preferred": 1.0,
+    }
+    assert length_correlation(PAIRS, [3.0, 1.0, 2.0]) == pytest.approx(1.0)
+
+
+def test_reliability_is_of_the_answer_that_scores_higher():
+    sure, unsure = math.log(9), math.log(1.5)  # probabilities 0.9 and 0.6
+    margins = [sure] * 9 + [-sure] + [unsure, -unsure] * 5
+    low, high = reliability(margins, groups=2)
+    assert (low["share"], low["rate"]) == (pytest.approx(0.6), 0.5)
+    assert (high["share"], high["rate"]) == (pytest.approx(0.9), 0.9)
+
+
+def test_attacks_are_worse_answers_to_the_same_prompt():
+    tried = attacks(PAIRS[0], PAIRS[1])
+    assert tried["answer to another question"] == "b" and tried["nothing"] == ""
+    assert tried["rejected, praised"].endswith("no") and tried["chosen, first half"] == "long"
+    assert PAIRS[0].chosen not in tried.values()
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(config, embedded):
+    """(the run's folder, held-out pairs, scores before, the log, scores after)"""
+    from lib.reward_training import (
+        fitting,
+        save_reward_model,
+        score_pairs,
+        train_reward_model,
+        untrained,
+    )
+    from lib.runs import open_run
+
+    run = open_run(config)
+    training, held_out = load_pairs(config)
+    model, tokenizer = untrained(config)
+    assert fitting(training, tokenizer, config) == training
+    before = score_pairs(RewardModel(model, tokenizer), held_out)
+    log = train_reward_model(config, run, model, tokenizer, training)
+    folder = run.folder / LearnedReward.own
+    after = save_reward_model(RewardModel(model, tokenizer), held_out, folder)
+    return run, held_out, before, log, after
+
+
+def test_training_lowers_the_loss_of_bradley_and_terry(trained, config):
+    run, _, before, log, after = trained
+    assert len(log) == config.reward_steps
+    first, last = (sum(row["loss"] for row in part) / 4 for part in (log[:4], log[-4:]))
+    assert last < first - 0.02, (first, last)
+    loss = [sum(math.log1p(math.exp(-m)) for m in s.margins) / 12 for s in (before, after)]
+    assert loss[1] < loss[0]
+    left = {path.name for path in run.folder.iterdir()}
+    assert "reward_model" in left and not [n for n in left if n.startswith(".reward")]
+
+
+def test_the_saved_model_is_safetensors_and_scores_as_measured(trained):
+    run, held_out, _, _, after = trained
+    folder = run.folder / "reward_model"
+    assert (folder / "model.safetensors").is_file()
+    assert not [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+    record = read_json(folder / "reward.json")
+    [function], _ = build_rewards({"reward_model": 1.0}, run_folder=str(run.folder))
+    prompts = [p.prompt for p in held_out]
+    values = function(prompts=prompts, completions=[p.chosen for p in held_out])
+    expected = [(score - record["mean"]) / record["std"] for score in after.chosen]
+    assert values == pytest.approx(expected, abs=1e-6)
+    every = values + function(prompts=prompts, completions=[p.rejected for p in held_out])
+    assert sum(every) == pytest.approx(0, abs=1e-3)
+    assert sum(v**2 for v in every) / len(every) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_score_depends_on_its_own_answer_alone(trained):
+    run, held_out, *_ = trained
+    model = RewardModel.load(run.folder / "reward_model")
+    prompts, answers = [p.prompt for p in held_out], [p.chosen for p in held_out]
+    together = model.rewards(prompts, answers)
+    # In 16 bit, another padding rounds otherwise.
+    assert model.rewards(prompts[:1], answers[:1])[0] == pytest.approx(together[0], abs=0.1)
+    assert model.rewards(prompts[::-1], answers[::-1]) == pytest.approx(together[::-1], abs=0.1)
+
+
+def test_the_reward_takes_what_trl_gives_and_pickles(trained):
+    run, held_out, *_ = trained
+    function = LearnedReward(path=str(run.folder / "reward_model"))
+    plain = function(prompts=[held_out[0].prompt], completions=["<answer>1</answer>"])
+    message = [[{"role": "assistant", "content": "<answer>1</answer>"}]]
+    copy = pickle.loads(pickle.dumps(function))
+    assert copy(prompts=[held_out[0].prompt], completions=message, id=["x"]) == plain
+    assert function(prompts=["Hi?"], completions=[""])[0] == pytest.approx(0, abs=20)
+    with pytest.raises(BadInput, match="needs prompts"):
+        function(completions=["7"])
+
+
+def test_a_reward_model_that_vanishes_stops_the_run_with_its_sentence(trained, tmp_path):
+    run, held_out, *_ = trained
+    folder = tmp_path / "reward_model"
+    shutil.copytree(run.folder / "reward_model", folder)
+    [function], _ = build_rewards({"reward_model": 1.0}, run_folder=str(tmp_path))
+    asked = {"prompts": [held_out[0].prompt], "completions": ["7"]}
+    assert len(function(**asked)) == 1
+    shutil.rmtree(folder)
+    with pytest.raises(BadInput, match=r"no reward model in .*: run 06_reward_model"):
+        function(**asked)
+
+
+# --- recipes ------------------------------------------------------------------------------------
+
+
+def test_a_recipe_with_a_learned_reward_trains_it_first(config, tmp_path):
+    assert chain_of(config) == (CHAIN[0], REWARD_MODEL, *CHAIN[1:])
+    functions, weights = recipe_rewards(config)
+    assert [type(f) for f in functions] == [LearnedReward, GoldReward] and weights == [1.0, 0.0]
+    assert chain_of(resolve("ci", {}, CPU)) == CHAIN
+    with pytest.raises(BadInput, match="no reward model in nowhere"):
+        build_rewards({"reward_model": {"path": "nowhere"}})
+
+
+def test_a_reward_is_scored_before_the_policy_is_loaded_or_told_to_be_missing(tmp_path):
+    [function], _ = build_rewards({"gold_reward": 0.0}, run_folder=str(tmp_path))
+    with pytest.raises(BadInput, match="reward_model_gold: run 06_reward_model"):
+        function(prompts=["a"], completions=["b"])
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
+def test_the_switch_decides_what_is_trained(full, config, run, embedded):
+    from lib.reward_training import train_reward_model, untrained
+
+    one = config.model_copy(update={"full_finetuning": full, "reward_steps": 1})
+    model, tokenizer = untrained(one)
+    layer = model.model.layers[0]
+    was = [w.detach().clone() for w in (layer.mlp.up_proj.weight, layer.input_layernorm.weight)]
+    train_reward_model(one, run, model, tokenizer, load_pairs(one)[0][:4])
+    moved = [
+        not (old == now).all()
+        for old, now in zip(
+            was, (layer.mlp.up_proj.weight, layer.input_layernorm.weight), strict=True
+        )
+    ]
+    assert moved == [True, full]
+
+
+def test_watched_rewards_are_told_apart_from_paid_ones(trained, config):
+    from lib.breakdowns import add_rewards
+    from lib.comparison import is_share, score_names
+
+    run, held_out, *_ = trained
+    shutil.copytree(run.folder / "reward_model", run.folder / "reward_model_gold")
+    rows = [{"id": p.id, "prompt": p.prompt, "question": p.question} for p in held_out[:2]]
+    records = [
+        {"id": row["id"], "completion": "7", "tokens": 2, "finish_reason": "stop"} for row in rows
+    ]
+    for record in add_rewards(records, rows, config):
+        assert record["reward"] == pytest.approx(record["rewards/gold_reward"])
+        assert score_names([record])[:2] == ("reward", "rewards/gold_reward")
+    assert is_share({}) and not is_share({"share": False})
+    assert isinstance(run, Run)
+
+
+def test_figures(trained):
+    from lib import reward_plots
+
+    run, _, _, log, after = trained
+    rollouts = [
+        [
+            {
+                "step": step,
+                "rewards": {"reward_model": step + i, "gold_reward": None if i else 0.5},
+                "completion": "a b c a b c",
+                "tokens": 6,
+            }
+            for i in range(2)
+        ]
+        for step in (1, 2, 3)
+    ]
+    assert reward_plots.repeated("a b c a b c") == pytest.approx(0.25)
+    [first, *_, last] = reward_plots.from_start(rollouts, "reward_model")
+    assert first.tolist() == [-1, 1] and last.tolist() == [3, 5]
+    for figure in (
+        reward_plots.training_figure(log),
+        reward_plots.scores_figure(after.chosen, after.rejected),
+        reward_plots.reliability_figure(reliability(after.margins)),
+        reward_plots.pays_figure(rollouts, ["reward_model"]),
+    ):
+        figure.savefig(run.folder / "figure.png")
