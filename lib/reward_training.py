@@ -22,7 +22,7 @@ from lib.models import lora_targets, model_folder
 from lib.preferences import Pair, accuracy, attacks, length_correlation
 from lib.progress import Progress
 from lib.reward_model import RECORD, RewardModel, chat_ids
-from lib.runs import Run, write_json
+from lib.runs import Run, write_json, written_whole
 
 
 @dataclass(frozen=True)
@@ -190,25 +190,22 @@ def attack_rows(model: RewardModel, pairs: Sequence[Pair]) -> list[dict[str, Any
 
 
 def save_reward_model(model: RewardModel, held_out: Sequence[Pair], folder: Path) -> ScoredPairs:
-    """Write the model (fp16 safetensors), its scale and how good it is; beside and renamed.
+    """Write the model (fp16 safetensors), its scale and how good it is.
 
     What is written is read again and measured: the scores of held-out answers by the model
     that the reward will use. Their mean and standard deviation are the reward's zero and unit.
     """
-    beside = folder.with_name(f".{folder.name}")
-    shutil.rmtree(beside, ignore_errors=True)
-    model.model.half().save_pretrained(beside)
-    model.tokenizer.save_pretrained(beside)
-    write_json(beside / RECORD, {"mean": 0.0, "std": 1.0})
-    scored = score_pairs(RewardModel.load(beside), held_out)
-    every = np.array([*scored.chosen, *scored.rejected])
-    record = {
-        "mean": float(every.mean()),
-        "std": float(every.std()) or 1.0,
-        "accuracy": accuracy(scored.margins),
-        "length_correlation": length_correlation(held_out, scored.margins),
-    }
-    write_json(beside / RECORD, record)
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.rename(folder)
+    with written_whole(folder) as beside:
+        model.model.half().save_pretrained(beside)
+        model.tokenizer.save_pretrained(beside)
+        write_json(beside / RECORD, {"mean": 0.0, "std": 1.0})
+        scored = score_pairs(RewardModel.load(beside), held_out)
+        every = np.array([*scored.chosen, *scored.rejected])
+        record = {
+            "mean": float(every.mean()),
+            "std": float(every.std()) or 1.0,
+            "accuracy": accuracy(scored.margins),
+            "length_correlation": length_correlation(held_out, scored.margins),
+        }
+        write_json(beside / RECORD, record)
     return scored
