@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lib.config import ROOT, Config
+from lib.config import ROOT, Config, resolve
 from lib.errors import BadInput
 from lib.hardware import GIB, detect_hardware
 from lib.memory import SHAPES, ModelShape, check_fit, read_shape
@@ -22,10 +22,22 @@ def check_inputs(config: Config, run: Run) -> None:
     recipe_rewards(config)
     get_format(config.prompt_format)
     load_problems(config)
+    if config.side_task:
+        load_problems(side_config(config))
     shape = find_shape(config)
     if shape:
         check_fit(config, shape, detect_hardware(config.gpu_memory_cap))
         run.need_disk(disk_needed(config, shape), f"A run of {config.model}")
+
+
+def side_config(config: Config) -> Config:
+    """The recipe with the side task's keys in place of its own; greedy answers only.
+
+    Raises:
+        BadInput: an unknown key, or a value that does not work.
+    """
+    keys = {"eval_samples": 0, "task_config": {}} | config.side_task | {"side_task": {}}
+    return resolve(None, config.model_dump() | keys)
 
 
 def check_fills_a_step(rows: Sequence[dict], config: Config) -> None:

@@ -110,8 +110,10 @@ def _shown(
     }
 
 
-def compare(run: Run, config: Config, before: str, after: str) -> dict[str, dict[str, Any]]:
-    """Paired differences between two evaluations of the same problems; `comparison.json`.
+def compare(
+    run: Run, config: Config, before: str, after: str, to: str = "comparison"
+) -> dict[str, dict[str, Any]]:
+    """Paired differences between two evaluations of the same problems; `evals/<to>.json`.
 
     Raises:
         BadInput: the two were not asked the same prompts in the same way.
@@ -139,8 +141,8 @@ def compare(run: Run, config: Config, before: str, after: str) -> dict[str, dict
                     *counts, n, k, clusters=clusters, seed=config.seed
                 )
                 table[f"pass@{k}_{score}"] = _row(*rates, found)
-    write_json(run.evals / "comparison.json", table)
-    return read_json(run.evals / "comparison.json")
+    write_json(run.evals / f"{to}.json", table)
+    return read_json(run.evals / f"{to}.json")
 
 
 def _row(a: Sequence[float], b: Sequence[float], found: stats.Difference) -> dict[str, Any]:

@@ -161,6 +161,7 @@ class Config(BaseModel):
     eval_top_p: float = Field(1.0, gt=0, le=1)
     eval_max_tokens: int = Field(0, ge=0)  # 0: as many as in training
 
+    side_task: dict[str, Any] = {}  # keys of a second task asked before and after; {}: none
     candidate: str = ""  # what 04 measures; "": the adapter, or merged, gguf, a path
 
     # --- comparison of runs (09) -------------------------------------------

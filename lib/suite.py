@@ -50,10 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = resolve(options.recipe, given)
         chain = chain_of(config)
+        every = dict.fromkeys((*chain, *FURTHER))
         if options.only:
-            chain = [name for name in CHAIN + FURTHER if name[:2] in options.only]
+            chain = [name for name in every if name[:2] in options.only]
         if not chain:
-            known = ", ".join(name[:2] for name in CHAIN + FURTHER)
+            known = ", ".join(name[:2] for name in every)
             raise BadInput(f"--only {' '.join(options.only)} names no notebook: there are {known}.")
         if not (options.resume or options.only):
             _put_aside(config)

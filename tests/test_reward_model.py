@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from lib.checks import load_problems, side_config
 from lib.config import resolve
 from lib.errors import BadInput
 from lib.preferences import (
@@ -270,3 +271,14 @@ def test_figures(trained):
         reward_plots.pays_figure(rollouts, ["reward_model"]),
     ):
         figure.savefig(run.folder / "figure.png")
+
+
+def test_a_side_task_has_its_own_settings_and_the_same_run():
+    config = resolve("smollm2-135m_preferences", {}, CPU)
+    side = side_config(config)
+    assert (side.task, side.shots, side.prompt_format) == ("small_sums", 1, "answer")
+    assert side.run_name == config.run_name and side.side_task == {} and side.eval_samples == 0
+    _, training, problems, _ = load_problems(side)
+    assert training and len(problems) == 32
+    with pytest.raises(BadInput, match="'shot'"):
+        side_config(config.model_copy(update={"side_task": {"shot": 1}}))
