@@ -15,8 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+from lib.config import ROOT
 from lib.errors import BadInput
 from lib.reward_base import completion_texts, reward
+from lib.runs import Run, read_json
 
 WEIGHTS, RECORD = "model.safetensors", "reward.json"
 BATCH = 16  # answers in one forward pass
@@ -36,8 +38,6 @@ class RewardModel:
         """From a folder of `lib.reward_training`, on the GPU where there is one."""
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-        from lib.runs import read_json
 
         record = read_json(folder / RECORD)
         model = AutoModelForSequenceClassification.from_pretrained(
@@ -125,13 +125,14 @@ class LearnedReward:
 
     def folder(self) -> Path:
         """Where the model is, looked at anew each time: a run must not outlive its reward."""
-        folder = Path(self.path or Path(self.run_folder) / self.own)
-        if not all((folder / file).is_file() for file in (WEIGHTS, RECORD)):
-            raise BadInput(
-                f"There is no reward model in {folder}: run 06_reward_model for this run (and go "
-                f"on with --resume), or give the reward the path of another one."
-            )
-        return folder
+        named = self.path or f"{self.run_folder}/{self.own}"
+        for folder in (Path(named).expanduser(), ROOT / named):
+            if all((folder / file).is_file() for file in (WEIGHTS, RECORD)):
+                return folder
+        raise BadInput(
+            f"There is no reward model in {Run.shown(Path(named))}: run 06_reward_model for this "
+            f"run (and go on with --resume), or give the reward the path of another one."
+        )
 
 
 @reward("gold_reward")
