@@ -8,7 +8,6 @@ rises and the second does not, the first is being gamed (Gao et al. 2022, arXiv 
 Training stands in `lib.reward_training`, pairs and measures in `lib.preferences`.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +19,7 @@ from lib.errors import BadInput
 from lib.reward_base import completion_texts, reward
 from lib.runs import Run, read_json
 
-WEIGHTS, RECORD = "model.safetensors", "reward.json"
+RECORD = "reward.json"  # its scale, and how good it is
 BATCH = 16  # answers in one forward pass
 
 
@@ -120,14 +119,14 @@ class LearnedReward:
         folder = self.folder()
         if prompts is None:
             raise BadInput("A learned reward needs prompts: it scores answers to them.")
-        model = _loaded(str(folder), os.stat(folder / WEIGHTS).st_mtime_ns)
+        model = _loaded(str(folder), (folder / RECORD).stat().st_mtime_ns)
         return model.rewards([_messages(p) for p in prompts], completion_texts(completions))
 
     def folder(self) -> Path:
         """Where the model is, looked at anew each time: a run must not outlive its reward."""
         named = self.path or f"{self.run_folder}/{self.own}"
         for folder in (Path(named).expanduser(), ROOT / named):
-            if all((folder / file).is_file() for file in (WEIGHTS, RECORD)):
+            if (folder / RECORD).is_file() and any(folder.glob("*.safetensors")):
                 return folder
         raise BadInput(
             f"There is no reward model in {Run.shown(Path(named))}: run 06_reward_model for this "
