@@ -56,6 +56,10 @@ FIXED = {
     "entropy_target": 0.0,
     "load_in_4bit": False,
     "full_finetuning": False,
+    "resample": 0,
+    "drop_dead": False,
+    "curriculum": "none",
+    "sft_steps": 0,
 }
 LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo")
 
