@@ -6,7 +6,6 @@
 The policy is the base model with LoRA (`lib.lora`); the reference is the same model without.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 
@@ -33,7 +32,7 @@ from lib.models import lora_targets, model_folder
 from lib.preflight import score
 from lib.progress import Progress
 from lib.rollouts import rollout_row
-from lib.runs import Run, append_jsonl
+from lib.runs import Run, append_jsonl, discard
 from lib.sampling import Completion, chat_text
 from lib.shared_prompts import completion_scores, why_model_refuses
 
@@ -133,8 +132,7 @@ class Learner:
         if last:
             load_checkpoint(self, last)
         else:
-            for kept in (self.run.rollouts, self.run.checkpoints):
-                shutil.rmtree(kept, ignore_errors=True)
+            discard(self.run.checkpoints)
         # A resumed run repeats the steps after its checkpoint.
         log = self.run.rewind(self.step)
         self.tokens = log[-1]["num_tokens"] if log else 0

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import ROOT, Config
-from lib.errors import BadInput
+from lib.errors import BadInput, first_line
 from lib.hardware import cap_gpu_memory
 from lib.runs import written_whole
 
@@ -163,7 +163,7 @@ def load_policy(config: Config) -> Policy:
     except (ImportError, NotImplementedError, RuntimeError) as error:
         if config.backend == "unsloth":
             raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         note = f"Unsloth could not load the model ({reason}): training with transformers and peft."
         return _load_with_transformers(config, folder, [note])
 
@@ -233,8 +233,13 @@ def _load_with_transformers(config: Config, folder: Path, notes: list[str]) -> P
 def save_adapter(policy: Policy, folder: Path) -> None:
     """The adapter (after full fine-tuning the model) with its tokenizer."""
     with written_whole(folder) as beside:
-        policy.model.save_pretrained(str(beside))
-        policy.tokenizer.save_pretrained(str(beside))
+        write_adapter(policy, beside)
+
+
+def write_adapter(policy: Policy, folder: Path) -> None:
+    """As `save_adapter`, into a folder that is whole when more has been written to it."""
+    policy.model.save_pretrained(str(folder))
+    policy.tokenizer.save_pretrained(str(folder))
 
 
 def live_weights(model: Any) -> Iterator[tuple[str, Any]]:

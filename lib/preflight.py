@@ -19,6 +19,7 @@ from lib.engines import Engine
 from lib.errors import BadInput
 from lib.progress import Progress
 from lib.prompts import PromptFormat, get_format
+from lib.reward_calls import Checked
 from lib.runs import Run, read_json, write_json
 from lib.sampling import Completion, training_sampling
 from lib.tasks import Problem, Task, sample_problems
@@ -143,7 +144,7 @@ def score(
     """Each reward's value for each completion, called as TRL calls it; None becomes NaN."""
     columns = {key: [row[key] for row in rows] for key in rows[0] if key != "prompt"}
     found = {}
-    for reward in rewards:
+    for reward in map(Checked, rewards):
         values = reward(
             prompts=[row["prompt"] for row in rows],
             completions=[[{"role": "assistant", "content": a.text}] for a in answers],

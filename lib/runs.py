@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import ROOT, Config
-from lib.errors import BadInput
+from lib.errors import BadInput, first_line
 from lib.hardware import GIB, detect_hardware
 
 # Loggers that warn of what is no fault here: compiled parts for hardware that is not there.
@@ -89,8 +89,10 @@ def written_whole(folder: Path) -> Iterator[Path]:
     """Yields a folder to write into, which takes its place when all of it is there, on disk.
 
     A kill at any moment leaves the old folder or the new one: by its name or, between two
-    renames, in `.old/` beside it, from where `put_back` brings it. After an error the old
-    one stays.
+    renames, in `.old/` beside it, from where `put_back` brings it.
+
+    Raises:
+        BadInput: it could not be written, as on a full disk; the old one stays.
     """
     new, old = (folder.parent / place / folder.name for place in (".new", ".old"))
     put_back(folder)
@@ -103,6 +105,13 @@ def written_whole(folder: Path) -> Iterator[Path]:
             old.parent.mkdir(exist_ok=True)
             folder.rename(old)
         new.rename(folder)
+    except BadInput:
+        raise
+    except Exception as error:  # safetensors and torch have their own for a full disk
+        raise BadInput(
+            f"{Run.shown(folder)} could not be written ({first_line(error)}): make room on the "
+            f"disk, or set output_dir to another."
+        ) from error
     finally:
         put_back(folder)
         _clear(new, old)

@@ -43,6 +43,7 @@ CHAIN = (
 REWARD_MODEL = "06_reward_model"  # in the chain where a recipe's reward is learned
 # Not in the chain: run with --only.
 FURTHER = (REWARD_MODEL, "07_grpo_from_scratch", "09_compare_runs")
+IN_WORDS = ("BadInput", "Stopped")  # errors that are a sentence for the user
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -126,6 +127,7 @@ def _put_aside(config: Config) -> None:
 def run_notebook(name: str, run: Run, parameters: dict[str, Any]) -> int:
     """Execute one notebook into the run folder; 0, or the exit code of its failure."""
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
@@ -145,7 +147,11 @@ def run_notebook(name: str, run: Run, parameters: dict[str, Any]) -> int:
             )
     except PapermillExecutionError as error:
         print(f"{name} stopped: {_explain(error)}", file=sys.stderr)
-        return 2 if error.ename == "BadInput" else 1
+        return 2 if error.ename in IN_WORDS else 1
+    except DeadKernelError:
+        why = "it was interrupted, or killed, as for want of memory"
+        print(f"{name} stopped: its kernel ended ({why}).", file=sys.stderr)
+        return 1
     record = read_json(run.record)
     stage = {"seconds": round(watch.seconds, 1), "peak_gib": round(watch.peak / 2**30, 2)}
     record.setdefault("finished", {})[name] = stage
@@ -154,7 +160,7 @@ def run_notebook(name: str, run: Run, parameters: dict[str, Any]) -> int:
 
 
 def _explain(error: Any) -> str:
-    if error.ename == "BadInput":
+    if error.ename in IN_WORDS:
         return error.evalue
     last = "\n".join(error.traceback[-3:])
     return f"{error.ename}: {error.evalue}\nin its cell\n{error.source}\n{last}"

@@ -22,6 +22,7 @@ import numpy as np
 
 from lib.browser import read_rollouts
 from lib.config import Config
+from lib.errors import first_line
 from lib.runs import Run, hushed, read_json
 
 PROJECT = "grpo"  # WANDB_PROJECT names another
@@ -89,7 +90,7 @@ class Wandb:
         try:
             self.run = self._init(wandb, mode, config, run)
         except wandb.Error as error:
-            print(f"wandb is logged offline, since {_first_line(error)}")
+            print(f"wandb is logged offline, since {first_line(error)}")
             wandb.teardown()  # the failed start still holds the run's id
             self.run = self._init(wandb, "offline", config, run)
         self.run.define_metric("*", step_metric="train/global_step")
@@ -177,7 +178,7 @@ class Trackers:
             what()
         except Exception as error:  # whatever it is, the run is worth more
             self.open.pop(name, None)
-            print(f"{name} logs no more, and the run goes on: {_first_line(error)}")
+            print(f"{name} logs no more, and the run goes on: {first_line(error)}")
 
 
 def tracking_callback(config: Config, run: Run) -> Any:
@@ -273,7 +274,3 @@ def _epoch(row: Mapping) -> int:
 
 def _loggable(value: Any) -> bool:
     return isinstance(value, (int, float, str)) and value == value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

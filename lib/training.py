@@ -19,8 +19,9 @@ from lib.lean_lora import make_lean
 from lib.loss_settings import loss_arguments
 from lib.models import Policy, save_adapter
 from lib.progress import Progress
+from lib.reward_calls import Checked
 from lib.rollouts import RolloutEngine
-from lib.runs import Run, read_json
+from lib.runs import Run, discard, read_json, written_whole
 from lib.shared_prompts import trainer_is_unsloths, why_not_shared
 from lib.tracking import tracking_callback
 from lib.trainer import trainer_class
@@ -87,7 +88,8 @@ def grpo_arguments(config: Config, run: Run) -> dict[str, Any]:
         log_completions=False,  # `rollouts/` keeps them all
         report_to="none",  # lib.tracking logs where `report_to` says
         save_strategy="steps",
-        save_steps=config.save_steps,
+        # Within the updates from one batch of rollouts there is nothing to go on from.
+        save_steps=-(-config.save_steps // config.num_iterations) * config.num_iterations,
         save_total_limit=2,
         disable_tqdm=True,
     )
@@ -149,7 +151,7 @@ def make_trainer(
     trainer = trainer_class()(
         model=policy.model,
         processing_class=policy.tokenizer,
-        reward_funcs=list(rewards),
+        reward_funcs=[Checked(reward) for reward in rewards],
         args=arguments,
         train_dataset=Dataset.from_list(fitting),
     )
@@ -177,9 +179,7 @@ def train(trainer: Any, config: Config, run: Run) -> None:
     """Train, from the run's last checkpoint where `resume` is set; afresh otherwise."""
     last = _last_checkpoint(run) if config.resume else None
     if last is None:
-        run.train_log.unlink(missing_ok=True)
-        for kept in (run.rollouts, run.checkpoints):
-            shutil.rmtree(kept, ignore_errors=True)
+        discard(run.checkpoints)
     elif trainer.further:
         trainer.further.recall(run, int(last.name.rpartition("-")[2]))
     trainer.train(resume_from_checkpoint=str(last) if last else None)
@@ -197,8 +197,8 @@ def save_trained(policy: Policy, config: Config, run: Run) -> str:
     if config.keep == "last":
         save_adapter(policy, run.adapter)
         return f"the adapter of step {config.max_steps}, the last"
-    shutil.rmtree(run.adapter, ignore_errors=True)
-    shutil.copytree(run.best, run.adapter)
+    with written_whole(run.adapter) as beside:
+        shutil.copytree(run.best, beside, dirs_exist_ok=True)
     best = read_json(run.best / "validation.json")
     return f"the adapter of step {best['step']}, the best in validation ({best['score']:.1%})"
 
@@ -214,6 +214,8 @@ def _step_log(config: Config, run: Run, watch: Callable[[list[dict]], None] | No
             self.started = time.time() - (self.rows[-1]["seconds"] if self.rows else 0)
             self.progress = Progress(config.max_steps, "training", run.progress)
             self.progress.update(state.global_step)
+            if watch and self.rows:
+                watch(self.rows)
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if not logs or "reward" not in logs:  # a further update from the same batch

@@ -4,7 +4,6 @@ The problems come from the training split, which they leave; the test split stay
 until 04_pass_at_k_eval. The adapter that did best on them is kept in `best/`.
 """
 
-import shutil
 from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from typing import Any
 from lib.config import Config
 from lib.engines import Engine, TransformersEngine
 from lib.judging import judge
-from lib.models import Policy, live_weights, save_adapter
+from lib.models import Policy, live_weights, write_adapter
 from lib.prompts import get_format
-from lib.runs import Run, append_jsonl, read_json, write_json
+from lib.runs import Run, append_jsonl, discard, read_json, write_json, written_whole
 from lib.sampling import Sampling
 from lib.tasks import Problem, Task, sample_problems
 
@@ -75,8 +74,10 @@ class Validation:
         record = self.run.best / "validation.json"
         if record.is_file() and read_json(record)["score"] > score:
             return
-        save_adapter(self.policy, self.run.best)
-        write_json(record, {"step": step, "score": score, "problems": len(self.problems)})
+        with written_whole(self.run.best) as beside:
+            write_adapter(self.policy, beside)
+            found = {"step": step, "score": score, "problems": len(self.problems)}
+            write_json(beside / record.name, found)
 
     @contextmanager
     def _answering(self) -> Any:
@@ -118,7 +119,7 @@ def validate_during(trainer: Any, validation: Validation) -> None:
         def on_train_begin(self, args, state, control, **kwargs):
             if state.global_step == 0:
                 (run.evals / "validation.jsonl").unlink(missing_ok=True)
-                shutil.rmtree(run.best, ignore_errors=True)
+                discard(run.best)
 
         def on_step_end(self, args, state, control, **kwargs):
             last = state.global_step == state.max_steps

@@ -10,7 +10,8 @@ import pytest
 
 from lib.config import ROOT
 from lib.runs import read_json
-from lib.suite import CHAIN
+from lib.suite import CHAIN, main
+from tests.conftest import CPU
 
 SMALL = ["-p", "max_steps", "1", "-p", "eval_problems", "4", "-p", "eval_samples", "0"]
 
@@ -84,7 +85,10 @@ def test_a_gpu_too_small_is_told(tmp_path, run, monkeypatch):
         check_inputs(config, run)
 
 
-def test_a_failure_stops_the_run_and_resume_goes_on_there(tmp_path):
+def test_a_failure_stops_the_run_and_resume_goes_on_there(tmp_path, embedded):
+    from lib.config import resolve
+    from lib.models import load_policy, save_adapter
+
     given = ["ci", *SMALL, "-p", "output_dir", str(tmp_path)]
     first = suite(*given, "--only", "01", "04")
     assert first.returncode == 2
@@ -93,7 +97,10 @@ def test_a_failure_stops_the_run_and_resume_goes_on_there(tmp_path):
     assert "--resume" in first.stdout
     (tmp_path / "ci" / "notebooks" / "01_setup.ipynb").unlink()
 
-    chain = ("01", "03", "04")
+    # What 03_training would leave.
+    policy = load_policy(resolve("ci", {"profile": "cpu", "backend": "transformers"}, CPU))
+    save_adapter(policy, tmp_path / "ci" / "adapter")
+    chain = ("01", "04")
     second = suite(*given, "--resume", "--only", *chain, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert second.returncode == 0, second.stderr
     assert "01_setup: done before" in second.stdout
@@ -102,10 +109,31 @@ def test_a_failure_stops_the_run_and_resume_goes_on_there(tmp_path):
     assert list(record["finished"]) == [name for name in CHAIN if name[:2] in chain]
     comparison = read_json(tmp_path / "ci" / "evals" / "comparison.json")
     assert comparison["greedy_strict"]["problems"] == 4
-    left = {path.name for path in (tmp_path / "ci").iterdir()}
-    assert {"adapter", "rollouts", "train_log.jsonl", "report.html"} <= left
-    rollouts = (tmp_path / "ci" / "rollouts" / "step_00001.jsonl").read_text().splitlines()
-    assert len(rollouts) == 8 and "advantage" in json.loads(rollouts[0])
+
+
+def test_resume_is_told_to_the_training_alone(tmp_path, monkeypatch):
+    asked = {}
+
+    def told(name, run, parameters):
+        asked[name] = parameters.get("resume")
+        return 0
+
+    monkeypatch.setattr("lib.suite.run_notebook", told)
+    given = ["ci", "--only", "01", "03", "-p", "output_dir", str(tmp_path)]
+    assert main([*given, "--resume"]) == 0
+    assert asked == {"01_setup": None, "03_training": True}
+
+
+def test_a_kernel_that_is_killed_is_told(tmp_path, run, monkeypatch, capsys):
+    import nbformat
+
+    from lib.suite import run_notebook
+
+    cells = [nbformat.v4.new_code_cell("import os; os.kill(os.getpid(), 9)")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "03_training.ipynb")
+    monkeypatch.setattr("lib.suite.NOTEBOOKS", tmp_path)
+    assert run_notebook("03_training", run, {}) == 1
+    assert "03_training stopped: its kernel ended (it was interr" in capsys.readouterr().err
 
 
 def test_an_earlier_run_is_kept(tmp_path):
