@@ -177,12 +177,14 @@ def _load_with_unsloth(config: Config, folder: Path) -> Policy:
         share = cap_gpu_memory(config.gpu_memory_cap, config.gpu_memory_utilization)
         settings |= dict(gpu_memory_utilization=share) if fast else {}
         settings |= dict(float32_mixed_precision=True) if config.full_finetuning else {}
+    checkpointing = "unsloth" if config.gradient_checkpointing else False
     model, tokenizer = FastLanguageModel.from_pretrained(
         model_name=str(folder),
         max_seq_length=config.max_seq_length,
         dtype=torch_dtype(config) if config.profile != "cpu" else weights_dtype(config),
         load_in_4bit=config.load_in_4bit,
         full_finetuning=config.full_finetuning,
+        use_gradient_checkpointing=checkpointing,
         **settings,
     )
     if not config.full_finetuning:
@@ -192,7 +194,7 @@ def _load_with_unsloth(config: Config, folder: Path) -> Policy:
             lora_alpha=config.lora_alpha,
             lora_dropout=config.lora_dropout,
             target_modules=lora_targets(config),
-            use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False,
+            use_gradient_checkpointing=checkpointing,
             random_state=config.seed,
         )
     return Policy(model, _padded(tokenizer), folder, "unsloth")
