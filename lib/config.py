@@ -53,7 +53,8 @@ class Config(BaseModel):
     lora_alpha: int = Field(32, gt=0)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     lora_targets: Literal["all-linear"] | list[str] = "all-linear"
-    gradient_checkpointing: bool = True
+    # compute activations again in backward; auto: where they do not fit otherwise
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
 
     # --- the task ----------------------------------------------------------
     task: str = "gsm8k"

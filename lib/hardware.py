@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 GIB = 2**30
 
@@ -15,19 +16,19 @@ GIB = 2**30
 PROFILES = {
     # No GPU: Unsloth trains, vLLM for the CPU generates and evaluates.
     "cpu":  dict(precision="bf16", load_in_4bit=False, rollout_engine="vllm",
-                 gradient_checkpointing=False, optim="adamw_torch", micro_batch=16),
+                 optim="adamw_torch", micro_batch=16),
     # 14.6 GiB usable and no bf16. vLLM may not start there; see `engines`.
     "t4":   dict(precision="fp16", rollout_engine="vllm", gpu_memory_utilization=0.5,
-                 gradient_checkpointing=True, optim="adamw_8bit", micro_batch=4),
+                 optim="adamw_8bit", micro_batch=4),
     # 16 GB with bf16: RTX 4060 Ti, 4080, 5070 Ti, A4000 and the like.
     "rtx16": dict(precision="bf16", rollout_engine="vllm", gpu_memory_utilization=0.5,
-                  gradient_checkpointing=True, optim="adamw_8bit", micro_batch=4),
+                  optim="adamw_8bit", micro_batch=4),
     "l4":   dict(precision="bf16", rollout_engine="vllm", gpu_memory_utilization=0.5,
-                 gradient_checkpointing=True, optim="adamw_8bit", micro_batch=8),
+                 optim="adamw_8bit", micro_batch=8),
     "a100": dict(precision="bf16", rollout_engine="vllm", gpu_memory_utilization=0.6,
-                 gradient_checkpointing=True, optim="adamw_8bit", micro_batch=16),
+                 optim="adamw_8bit", micro_batch=16),
     "h100": dict(precision="bf16", rollout_engine="vllm", gpu_memory_utilization=0.6,
-                 gradient_checkpointing=False, optim="adamw_torch", micro_batch=32),
+                 optim="adamw_torch", micro_batch=32),
 }
 # fmt: on
 
@@ -69,7 +70,24 @@ def detect_hardware(cap: float = 0.0) -> Hardware:
     gpu_memory = min(gpu_memory, cap or gpu_memory)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    return Hardware(gpu, gpu_memory, capability, cores or 1, memory)
+    return Hardware(gpu, gpu_memory, capability, cores or 1, min(memory, _container_memory()))
+
+
+def _container_memory(file: Path = Path("/sys/fs/cgroup/memory.max")) -> float:
+    """GiB that a container may use; infinite outside one."""
+    limit = file.read_text().strip() if file.is_file() else "max"
+    return float("inf") if limit == "max" else int(limit) / GIB
+
+
+def free_memory(hardware: Hardware) -> float:
+    """GiB that can be had now: of the GPU where there is one, else of main memory."""
+    if hardware.gpu:
+        import torch
+
+        return torch.cuda.mem_get_info()[0] / GIB
+    import psutil
+
+    return psutil.virtual_memory().available / GIB
 
 
 def cap_gpu_memory(cap: float, utilization: float) -> float:

@@ -3,23 +3,30 @@
     need = estimate(config, read_shape(folder), hardware)
     need.total, need.parts     # GiB, and where they go
 
-On a GPU with vLLM the engine takes its share (gpu_memory_utilization) for
-weights and KV cache, Unsloth trains on the same weights, and what is left must
-hold adapter, optimizer and activations.
+A training run holds the most at the end of a pass's forward: everything that stays for
+the whole run, and what backward needs of the pass. The constants were measured; how
+near the sum comes is in benchmarks/results/memory_cpu.json (`benchmarks/memory.py`).
+On a GPU nothing of this was measured yet.
 """
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from lib.activations import BYTES, block_bytes, by_unsloth, output_bytes, pass_rows, pass_tokens
 from lib.config import Config
 from lib.errors import BadInput
-from lib.hardware import GIB, PROFILE_MEMORY, PROFILES, Hardware
+from lib.hardware import GIB, PROFILE_MEMORY, PROFILES, Hardware, detect_hardware
 
-BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 NF4 = 0.5625  # bytes a weight: 4 bits, and a scale for each block of 64
-CUDA_CONTEXT = 0.6  # GiB, before anything is loaded
-PROCESS = 1.6  # GiB of main memory for Python and its libraries
+MARGIN = 0.85  # of what there is: the estimate may be 15 % low
+# GiB before a model is loaded.
+CUDA_CONTEXT = 0.6  # not measured here
+PROCESS = 0.9  # Python, torch, transformers, Unsloth and TRL, ready to train
+GENERATE = 0.4  # further while transformers generates; seen at two lengths of one model
+VLLM = 0.3  # further for vLLM's libraries and engine
 
 
 @dataclass(frozen=True)
@@ -36,11 +43,18 @@ class ModelShape:
     tied: bool
 
     @property
+    def layer_sizes(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of a block's linear layers."""
+        h, m = self.hidden, self.intermediate
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = {"q_proj": (h, queries), "k_proj": (h, keys), "v_proj": (h, keys)}
+        gated = {"gate_proj": (h, m), "up_proj": (h, m), "down_proj": (m, h)}
+        return attention | {"o_proj": (queries, h)} | gated
+
+    @property
     def linear(self) -> int:
         """Weights in the linear layers of all blocks (what 4-bit loading shrinks)."""
-        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        attention = self.hidden * (2 * queries + 2 * keys)
-        return self.layers * (attention + 3 * self.hidden * self.intermediate)
+        return self.layers * sum(i * o for i, o in self.layer_sizes.values())
 
     @property
     def embeddings(self) -> int:
@@ -50,15 +64,19 @@ class ModelShape:
     def parameters(self) -> int:
         return self.linear + self.embeddings
 
-    def lora_parameters(self, r: int) -> int:
-        """Weights of an adapter of rank r on all linear layers: r·(in + out) each."""
-        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        h, m = self.hidden, self.intermediate
-        return self.layers * r * (2 * (h + queries) + 2 * (h + keys) + 3 * (h + m))
+    def lora_parameters(self, r: int, targets: str | list[str] = "all-linear") -> int:
+        """Weights of an adapter of rank r on these linear layers: r·(in + out) each."""
+        chosen = self.targeted(targets).values()
+        return self.layers * r * sum(i + o for i, o in chosen)
 
-    def kv_bytes(self, tokens: int) -> int:
-        """Keys and values of so many tokens, in 16 bit."""
-        return 2 * 2 * self.layers * self.kv_heads * self.head_dim * tokens
+    def targeted(self, targets: str | list[str]) -> dict[str, tuple[int, int]]:
+        """The sizes of the layers that `lora_targets` names."""
+        sizes = self.layer_sizes
+        return sizes if targets == "all-linear" else {n: sizes[n] for n in targets if n in sizes}
+
+    def kv_bytes(self, tokens: int, width: int = 2) -> int:
+        """Keys and values of so many tokens, each number in `width` bytes."""
+        return 2 * width * self.layers * self.kv_heads * self.head_dim * tokens
 
 
 # Models that recipes name, so that a plan needs no connection.
@@ -78,7 +96,11 @@ SHAPES = {
 
 def read_shape(folder: Path) -> ModelShape:
     """The shape in a model folder's config.json."""
-    told = json.loads((folder / "config.json").read_text())
+    return shape_of(json.loads((folder / "config.json").read_text()))
+
+
+def shape_of(told: dict[str, Any]) -> ModelShape:
+    """The shape that a model's configuration tells."""
     heads = told["num_attention_heads"]
     return ModelShape(
         layers=told["num_hidden_layers"],
@@ -111,47 +133,87 @@ class Estimate:
 
 def estimate(config: Config, shape: ModelShape, hardware: Hardware) -> Estimate:
     """What training takes on this hardware, in GiB: of the GPU, or of main memory."""
-    on_gpu = bool(hardware.gpu)
+    config = settled(config, shape, hardware)
+    on_gpu = config.profile != "cpu"
     available = hardware.gpu_memory if on_gpu else hardware.memory
-    weights = _weights(config, shape)
-    parts = {"process": CUDA_CONTEXT if on_gpu else PROCESS, "weights": weights}
-    if on_gpu and config.rollout_engine == "vllm":
-        # Unsloth trains on the engine's own weights. A group has to fit beside them.
-        share = config.gpu_memory_utilization * available - weights
-        group = shape.kv_bytes(config.num_generations * config.max_seq_length) / GIB
-        parts["KV cache"] = max(share, group)
-    else:
-        tokens = config.micro_batch * config.max_seq_length
-        parts["KV cache"] = shape.kv_bytes(tokens) / GIB
-    trained = shape.parameters if config.full_finetuning else shape.lora_parameters(config.lora_r)
-    moments = 2 if "8bit" in config.optim else 8
-    parts["trained weights"] = 0.0 if config.full_finetuning else 4 * trained / GIB
-    parts["gradients"] = 4 * trained / GIB
-    parts["optimizer"] = moments * trained / GIB
-    parts["activations"] = _activations(config, shape)
-    return Estimate(parts, available, hardware.gpu or "this machine's memory")
+    parts = {
+        "process": CUDA_CONTEXT if on_gpu else PROCESS,
+        "weights": _weights(config, shape) / GIB,
+        **_rollouts(config, shape, available),
+        **_trained(config, shape),
+        **_learning(config, shape),
+    }
+    return Estimate(parts, available, hardware.gpu if on_gpu else "this machine's memory")
+
+
+def settled(config: Config, shape: ModelShape, hardware: Hardware | None = None) -> Config:
+    """The configuration with `gradient_checkpointing: auto` decided.
+
+    It is on where the activations would not fit otherwise, with a margin for the
+    estimate's own error, since it costs a second forward.
+    """
+    if config.gradient_checkpointing != "auto":
+        return config
+    hardware = hardware or detect_hardware(config.gpu_memory_cap)
+    without = config.model_copy(update={"gradient_checkpointing": False})
+    need = estimate(without, shape, hardware)
+    if need.total <= MARGIN * need.available:
+        return without
+    return config.model_copy(update={"gradient_checkpointing": True})
 
 
 def _weights(config: Config, shape: ModelShape) -> float:
-    per_weight = NF4 if config.load_in_4bit else BYTES[config.precision]
-    return (shape.linear * per_weight + shape.embeddings * BYTES[config.precision]) / GIB
+    width = BYTES[config.precision]
+    return shape.linear * (NF4 if config.load_in_4bit else width) + shape.embeddings * width
 
 
-def _activations(config: Config, shape: ModelShape) -> float:
-    """What the backward pass needs kept of one micro-batch.
+def _rollouts(config: Config, shape: ModelShape, available: float) -> dict[str, float]:
+    """GiB that generating holds beside the policy, on top of what a pass leaves unreturned."""
+    weights = _weights(config, shape) / GIB
+    if config.rollout_engine != "vllm":
+        tokens = config.completions_per_step * config.max_seq_length
+        cache = shape.kv_bytes(tokens, BYTES[config.precision]) / GIB
+        return {"KV cache": cache} | ({"generating": GENERATE} if config.profile == "cpu" else {})
+    if config.profile != "cpu":
+        # Unsloth trains on the engine's own weights. A group has to fit beside them.
+        share = config.gpu_memory_utilization * available - weights
+        group = shape.kv_bytes(config.num_generations * config.max_seq_length) / GIB
+        return {"KV cache": max(share, group)}
+    # A merged copy is handed over, and what it took is not given back.
+    merged = 0 if config.full_finetuning else shape.linear * BYTES[config.precision] / GIB
+    cache = float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", 1))
+    return {"rollout engine": VLLM + weights + merged, "KV cache": cache}
 
-    A block keeps about 16 hidden and 3 intermediate vectors a token (its inputs,
-    norms, projections and the gated product); with checkpointing only its input is
-    kept, and one block at a time is computed again. The output layer works on the
-    completion's tokens, in 32 bit, forward and backward.
+
+def _trained(config: Config, shape: ModelShape) -> dict[str, float]:
+    """GiB of what is trained and its Adam state.
+
+    An adapter is in 32 bit, and computed with in the model's precision; full fine-tuning
+    trains the weights as they are.
     """
     width = BYTES[config.precision]
-    tokens = config.micro_batch * config.max_seq_length
-    block = tokens * (16 * shape.hidden + 3 * shape.intermediate) * width
-    kept = shape.layers * tokens * shape.hidden * width
-    blocks = kept + block if config.gradient_checkpointing else shape.layers * block
-    logits = 2 * 4 * config.max_completion_length * shape.vocab
-    return (blocks + logits) / GIB
+    trained, adapter = shape.parameters, 0
+    if not config.full_finetuning:
+        trained = shape.lora_parameters(config.lora_r, config.lora_targets)
+        adapter, width = (4 + (width if width < 4 else 0)) * trained, 4
+    moments = 2 if "8bit" in config.optim else 2 * width
+    sizes = {"adapter": adapter, "gradients": width * trained, "optimizer": moments * trained}
+    return {name: size / GIB for name, size in sizes.items() if size}
+
+
+def _learning(config: Config, shape: ModelShape) -> dict[str, float]:
+    """GiB that the backward of one pass needs kept, and the output layer beside it.
+
+    With checkpointing a block keeps its input only, and one block at a time is computed
+    again; Unsloth moves the inputs to main memory, but for two.
+    """
+    block, head = block_bytes(config, shape), output_bytes(config, shape)
+    kept = shape.layers * block
+    if config.gradient_checkpointing:
+        layers = 2 if by_unsloth(config) else shape.layers
+        kept = layers * pass_tokens(config) * shape.hidden * BYTES[config.precision] + block
+        head = max(0, head - block)  # not at the same time
+    return {"activations": kept / GIB, "output layer": head / GIB}
 
 
 def check_fit(config: Config, shape: ModelShape, hardware: Hardware) -> Estimate:
@@ -160,20 +222,29 @@ def check_fit(config: Config, shape: ModelShape, hardware: Hardware) -> Estimate
     Raises:
         BadInput: it does not fit, with what to change.
     """
+    config = settled(config, shape, hardware)
     need = estimate(config, shape, hardware)
     if need.fits:
         return need
-    advice = [
-        "load_in_4bit: true" if not config.load_in_4bit and hardware.gpu else "",
-        f"micro_batch: {max(1, config.micro_batch // 2)}" if config.micro_batch > 1 else "",
-        "gradient_checkpointing: true" if not config.gradient_checkpointing else "",
-        f"max_seq_length below {config.max_seq_length}",
-        "a smaller model",
-    ]
     raise BadInput(
         f"{config.model} needs about {need.total:.1f} GiB to train and {need.where} has "
-        f"{need.available:.1f} GiB: try {', '.join(a for a in advice if a)}."
+        f"{need.available:.1f} GiB: try {', '.join(advice(config))}."
     )
+
+
+def advice(config: Config) -> list[str]:
+    """Settings that would take less."""
+    smaller = pass_rows(config) // 2
+    choices = {
+        "full_finetuning: false": config.full_finetuning,
+        "load_in_4bit: true": not config.load_in_4bit and config.profile != "cpu",
+        f"micro_batch: {smaller}": smaller,
+        "gradient_checkpointing: true": not config.gradient_checkpointing,
+        "rollout_engine: transformers": config.rollout_engine == "vllm" and config.profile == "cpu",
+        f"max_seq_length below {config.max_seq_length}": True,
+        "a smaller model": True,
+    }
+    return [change for change, helps in choices.items() if helps]
 
 
 def on_other_hardware(config: Config, shape: ModelShape) -> list[dict[str, str]]:
@@ -188,15 +259,17 @@ def on_other_hardware(config: Config, shape: ModelShape) -> list[dict[str, str]]
             for key, value in config.model_dump().items()
             if kept[key] in ("parameter", f"recipe {config.name}")
         }
-        values = config.model_dump() | PROFILES[profile] | chosen | special
+        values = config.model_dump() | PROFILES[profile] | chosen | special | {"profile": profile}
         other = config.model_copy(update=values)
         hardware = Hardware(profile, memory, capability)
+        other = settled(other, shape, hardware)
         need = estimate(other, shape, hardware)
         rows.append(
             {
                 "profile": f"{profile} ({memory:.1f} GiB)",
                 "needs": f"{need.total:.1f} GiB",
                 "fits": "yes" if need.fits else "no",
+                "checkpointing": "on" if other.gradient_checkpointing else "off",
                 "with": ", ".join(f"{key} {value}" for key, value in special.items()),
             }
         )

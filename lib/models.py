@@ -19,6 +19,7 @@ from typing import Any
 from lib.config import ROOT, Config
 from lib.errors import BadInput, first_line
 from lib.hardware import cap_gpu_memory
+from lib.memory import read_shape, settled
 from lib.runs import written_whole
 
 EMBEDDED = "embedded"
@@ -156,6 +157,7 @@ def load_policy(config: Config) -> Policy:
     Import this process's TRL only afterwards: Unsloth patches it.
     """
     folder = model_folder(config)
+    config = settled(config, read_shape(folder))
     if config.backend == "transformers":
         return _load_with_transformers(config, folder, [])
     try:

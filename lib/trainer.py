@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from lib.dynamic_sampling import DynamicSampling
+from lib.oom import SmallerPasses, split_rows
 from lib.rollouts import rollout_row
 from lib.runs import Run, append_jsonl
 from lib.shared_prompts import completion_logps
@@ -25,7 +26,7 @@ def trainer_class() -> type:
     """The class, made late: Unsloth patches TRL while it loads a policy."""
     from trl import GRPOTrainer
 
-    class SuiteTrainer(DynamicSampling, GRPOTrainer):
+    class SuiteTrainer(DynamicSampling, SmallerPasses, GRPOTrainer):
         """
         Attributes:
             run: where completions are kept.
@@ -69,7 +70,8 @@ def trainer_class() -> type:
             passes = self.args.steps_per_generation
             if self._step % (passes * self.num_iterations) == 0 or self._buffered_inputs is None:
                 batch = self._generate_and_score_completions(inputs)
-                self._buffered_inputs = in_passes(batch, passes)
+                rows = len(batch["completion_ids"]) // passes
+                self._buffered_inputs = split_rows(batch, rows)
             return self._buffered_inputs[self._step % passes]
 
         def _compute_loss(self, model: Any, inputs: dict) -> torch.Tensor:
@@ -149,16 +151,6 @@ def trainer_class() -> type:
             ]
 
     return SuiteTrainer
-
-
-def in_passes(batch: dict[str, Any], passes: int) -> list[dict[str, Any]]:
-    """A batch cut along its rows; what has no rows (a count, None) goes to each part."""
-
-    def part(value: Any, i: int) -> Any:
-        has_rows = isinstance(value, torch.Tensor) and value.dim() > 0
-        return value.chunk(passes)[i] if has_rows else value
-
-    return [{name: part(value, i) for name, value in batch.items()} for i in range(passes)]
 
 
 def _mean(values_BC: torch.Tensor, mask_BC: torch.Tensor, rows_B: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,9 @@ from lib.errors import BadInput
 from lib.further_prompts import FurtherPrompts
 from lib.lean_lora import make_lean
 from lib.loss_settings import loss_arguments
+from lib.memory import read_shape, settled
 from lib.models import Policy, save_adapter
+from lib.oom import explained, is_out_of_memory
 from lib.progress import Progress
 from lib.reward_calls import Checked
 from lib.rollouts import RolloutEngine
@@ -147,7 +149,8 @@ def make_trainer(
         )
     sharing = start_sharing(policy, config)
     rollouts = RolloutEngine.start(config, policy)
-    arguments = GRPOConfig(**grpo_arguments(config, run), reward_weights=list(weights))
+    asked = grpo_arguments(settled(config, read_shape(policy.folder)), run)
+    arguments = GRPOConfig(**asked, reward_weights=list(weights))
     trainer = trainer_class()(
         model=policy.model,
         processing_class=policy.tokenizer,
@@ -178,13 +181,22 @@ def start_sharing(policy: Policy, config: Config) -> bool:
 
 
 def train(trainer: Any, config: Config, run: Run) -> None:
-    """Train, from the run's last checkpoint where `resume` is set; afresh otherwise."""
+    """Train, from the run's last checkpoint where `resume` is set; afresh otherwise.
+
+    Raises:
+        BadInput: memory ran out where no smaller pass helps.
+    """
     last = _last_checkpoint(run) if config.resume else None
     if last is None:
         discard(run.checkpoints)
     elif trainer.further:
         trainer.further.recall(run, int(last.name.rpartition("-")[2]))
-    trainer.train(resume_from_checkpoint=str(last) if last else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise explained(error, trainer, config) from error
 
 
 def _last_checkpoint(run: Run) -> Path | None:

@@ -1,11 +1,20 @@
 """Memory estimates: arithmetic by hand, and what fits where."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 
-from lib.config import RECIPES, resolve
+from lib.activations import block_bytes, pass_tokens
+from lib.config import RECIPES, ROOT, resolve
 from lib.errors import BadInput
-from lib.memory import SHAPES, check_fit, estimate, on_other_hardware, read_shape
+from lib.hardware import Hardware, _container_memory
+from lib.memory import SHAPES, check_fit, estimate, on_other_hardware, read_shape, settled
 from tests.conftest import CPU, L4, T4
+
+A100 = Hardware("NVIDIA A100", 79.0, 8.0, 8, 100.0)
+TINY = Hardware(cores=2, memory=4.0)
 
 # Published parameter counts, in millions.
 PUBLISHED = {
@@ -34,6 +43,12 @@ def test_lora_parameters_by_hand():
     assert SHAPES["embedded"].lora_parameters(16) == 30 * a_layer == 4_884_480
 
 
+def test_an_adapter_on_some_layers_has_those_weights():
+    # q: 576→576 and v: 576→192, r = 8.
+    targets = ["q_proj", "v_proj"]
+    assert SHAPES["embedded"].lora_parameters(8, targets) == 30 * 8 * (2 * 576 + 576 + 192)
+
+
 def test_vllm_takes_its_share_of_the_gpu():
     config = resolve("qwen2.5-3b_gsm8k", {}, L4)
     need = estimate(config, SHAPES[config.model], L4)
@@ -56,3 +71,99 @@ def test_too_small_a_gpu_is_refused_with_advice():
 def test_other_hardware_is_a_row_a_profile():
     rows = on_other_hardware(resolve("demo", {}, CPU), SHAPES["embedded"])
     assert [row["fits"] for row in rows] == ["yes"] * 5
+    assert [row["checkpointing"] for row in rows] == ["off"] * 5
+
+
+def test_checkpointing_is_on_where_activations_do_not_fit_otherwise():
+    large, small = resolve("qwen3-4b_gsm8k", {}, L4), resolve("demo", {}, CPU)
+    assert settled(large, SHAPES[large.model], L4).gradient_checkpointing is True
+    assert settled(large, SHAPES[large.model], A100).gradient_checkpointing is False
+    assert settled(small, SHAPES["embedded"], CPU).gradient_checkpointing is False
+    assert settled(small, SHAPES["embedded"], TINY).gradient_checkpointing is True
+    for said in (True, False):
+        asked = resolve("qwen3-4b_gsm8k", {"gradient_checkpointing": said}, L4)
+        assert settled(asked, SHAPES[large.model], L4).gradient_checkpointing is said
+    kept = estimate(asked, SHAPES[large.model], L4).parts["activations"]
+    again = estimate(large, SHAPES[large.model], L4).parts["activations"]
+    assert kept > 10 * again
+
+
+def test_a_container_has_what_it_may_use(tmp_path):
+    limit = tmp_path / "memory.max"
+    limit.write_text("3221225472\n")
+    assert _container_memory(limit) == 3.0
+    limit.write_text("max\n")
+    assert _container_memory(limit) == _container_memory(tmp_path / "none") == float("inf")
+
+
+WAYS = {
+    "shared": {},
+    "shared, fused attention": {"max_completion_length": 160, "max_seq_length": 170},
+    "checkpointing": {"gradient_checkpointing": True},
+    "ordinary": {"shared_prompts": False},
+    "full": {"full_finetuning": True},
+    "full, ordinary": {"full_finetuning": True, "shared_prompts": False},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_forward_keeps_what_the_plan_says(embedded, way):
+    """Counted as autograd saves it, the output layer aside."""
+    settings = {"num_generations": 6, "prompts_per_step": 1, "micro_batch": 6, "lora_r": 8}
+    settings |= {"max_seq_length": 50, "max_completion_length": 20, "profile": "cpu"}
+    settings |= {"gradient_checkpointing": False} | WAYS[way]
+    config = resolve(None, settings, CPU)
+    planned = SHAPES["embedded"].layers * block_bytes(config, SHAPES["embedded"])
+    if config.gradient_checkpointing:
+        planned = SHAPES["embedded"].layers * pass_tokens(config) * 576 * 2
+    assert saved_by_forward(embedded, config) == pytest.approx(planned, rel=0.08)
+
+
+def saved_by_forward(folder, config) -> int:
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from lib.lean_lora import make_lean
+    from lib.models import LINEAR_LAYERS
+    from lib.shared_prompts import completion_logps
+    from lib.token_logps import plain_logps
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    if not config.full_finetuning:
+        adapter = peft.LoraConfig(r=config.lora_r, target_modules=LINEAR_LAYERS)
+        model = peft.get_peft_model(model, adapter)
+        if config.shared_prompts:
+            make_lean(model)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(dict(use_reentrant=False))
+        model.enable_input_require_grads()
+    completion, rows = config.max_completion_length, config.micro_batch
+    ids = torch.randint(100, 40_000, (1, config.max_seq_length)).repeat(rows, 1)
+    ids[:, -completion:] = torch.randint(100, 40_000, (rows, completion))
+    held = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        # Neither weights and their copies nor logits.
+        another = storage.data_ptr() not in held and tensor.shape[-1] not in (8, 49152)
+        if another and not (tensor.dim() == 2 and tensor.shape[0] == 8):
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    # As accelerate runs a model's own forward; the shared one goes past it.
+    cast = torch.autocast("cpu", torch.bfloat16, enabled=not config.shared_prompts)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), cast:
+        logps = completion_logps if config.shared_prompts else plain_logps
+        logps(model.train(), ids, torch.ones_like(ids), completion)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("setting", ["as it comes", "rollouts by transformers"])
+def test_a_whole_training_takes_what_was_estimated(embedded, setting):
+    command = [sys.executable, "-m", "benchmarks.memory", "--measure", setting]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    found = json.loads(ran.stdout.splitlines()[-1])
+    assert found["ratio"] == pytest.approx(1, abs=0.15), found

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from lib.lean_lora import make_lean
+from lib.oom import split_rows
 from lib.shared_prompts import completion_logps, pack, why_not_shared
 from lib.token_logps import plain_logps
-from lib.trainer import in_passes, trainer_class
+from lib.trainer import trainer_class
 from tests.conftest import CPU
 
 GROUP, PROMPTS, PROMPT, COMPLETION = 3, 2, 9, 7
@@ -308,7 +309,7 @@ def test_the_trial_finds_a_model_that_ignores_the_packing(model, monkeypatch):
 
 
 def test_a_batch_is_cut_into_passes_with_its_groups_whole(batch):
-    parts = in_passes({**batch, "nothing": None}, 2)
+    parts = split_rows({**batch, "nothing": None}, 3)
     assert [part["advantages"].tolist() for part in parts] == [
         batch["advantages"][:3].tolist(),
         batch["advantages"][3:].tolist(),

@@ -1,0 +1,120 @@
+"""What the backward pass needs kept of one forward, in bytes.
+
+Counted from what autograd saves in a Llama block of transformers (norm, attention, norm,
+gated MLP) under each of the ways to compute it; tests/test_memory.py counts it again.
+Unsloth's GPU kernels keep less: that part follows their source and was not measured.
+"""
+
+from typing import TYPE_CHECKING
+
+from lib.config import Config
+
+if TYPE_CHECKING:
+    from lib.memory import ModelShape
+
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+# As in lib.token_logps and lib.shared_prompts, which would import torch here.
+HEAD_ROWS = 128
+FEW_SCORES = 2**20
+# Layers that read the same vector.
+READS = {"q_proj": "x", "k_proj": "x", "v_proj": "x", "gate_proj": "y", "up_proj": "y"}
+
+
+def by_unsloth(config: Config) -> bool:
+    """Whether Unsloth's GPU kernels and trainer compute the pass."""
+    return config.profile != "cpu" and config.backend != "transformers"
+
+
+def shares_prompts(config: Config) -> bool:
+    """Whether training computes a prompt once for its group; Unsloth's GPU trainer does not."""
+    return config.shared_prompts and not by_unsloth(config)
+
+
+def pass_rows(config: Config) -> int:
+    """Completions in one forward and backward."""
+    return min(config.micro_batch, config.completions_per_step)
+
+
+def pass_groups(config: Config) -> int:
+    return -(-pass_rows(config) // config.num_generations)
+
+
+def pass_tokens(config: Config) -> int:
+    """Tokens of one pass: padded to the longest, or each prompt once for its group."""
+    rows = pass_rows(config)
+    if not shares_prompts(config):
+        return rows * config.max_seq_length
+    prompt = config.max_seq_length - config.max_completion_length
+    return pass_groups(config) * prompt + rows * config.max_completion_length
+
+
+def block_bytes(config: Config, shape: "ModelShape") -> int:
+    """What one block keeps of a pass."""
+    return pass_tokens(config) * _per_token(config, shape) + _attention(config, shape)
+
+
+def _per_token(config: Config, shape: "ModelShape") -> int:
+    """What a block keeps of a token, but for attention."""
+    width, h, m = BYTES[config.precision], shape.hidden, shape.intermediate
+    full, shares = config.full_finetuning, shares_prompts(config)
+    chosen = shape.targeted("all-linear" if full else config.lora_targets)
+    inner = 0 if full else len(chosen) * config.lora_r
+    if by_unsloth(config):
+        # The norms' inputs and outputs, attention's output, gate and up.
+        return width * (4 * h + shape.heads * shape.head_dim + 2 * m + inner)
+    lean = shares and not (config.load_in_4bit or config.lora_dropout)
+    inputs = {name: size for name, (size, _) in chosen.items()}
+    if lean or full or width == 4:
+        inputs = {READS.get(name, name): size for name, size in inputs.items()}
+        if not shares:
+            inputs.pop("o_proj", None)  # attention keeps it
+    # Else peft casts every layer's input, and autocast, where it is on, casts it back.
+    cast = width if lean or full or not shares else 4
+    norms = 2 * h * (4 + (width if full else 0))  # their inputs in 32 bit
+    gated = 3 * m * width  # gate, its activation, up
+    return norms + gated + cast * (sum(inputs.values()) + inner)
+
+
+def _attention(config: Config, shape: "ModelShape") -> int:
+    """What attention keeps in one block: queries, keys, values and outputs."""
+    rows, length = pass_rows(config), config.max_seq_length
+    if not shares_prompts(config):
+        return _attended(config, shape, rows, length, length)
+    # The prompt's keys and values are laid before each completion's own.
+    completion, group = config.max_completion_length, min(rows, config.num_generations)
+    prompt = length - completion
+    return pass_groups(config) * (
+        _attended(config, shape, 1, prompt, prompt)
+        + _attended(config, shape, group, completion, length)
+    )
+
+
+def _attended(config: Config, shape: "ModelShape", rows: int, length: int, seen: int) -> int:
+    queries, keys = rows * shape.heads * length, rows * shape.kv_heads * seen
+    kept = 2 * shape.head_dim * (queries + keys)
+    if shares_prompts(config) and config.profile == "cpu" and queries * seen <= FEW_SCORES:
+        kept += queries * (seen - shape.head_dim)  # scores in place of outputs
+    return BYTES[config.precision] * kept
+
+
+def output_bytes(config: Config, shape: "ModelShape") -> int:
+    """Logits of a pass, and what is computed from them.
+
+    On a CPU the product first reorders the output layer into a copy.
+    """
+    copied = shape.vocab * shape.hidden * BYTES[config.precision] if config.profile == "cpu" else 0
+    return copied + _logits_bytes(config, shape)
+
+
+def _logits_bytes(config: Config, shape: "ModelShape") -> int:
+    width, tokens = BYTES[config.precision], pass_rows(config) * config.max_completion_length
+    if shares_prompts(config):
+        # A few rows at a time: logits, their shares, and those in the model's precision.
+        ends = 2 * tokens * shape.hidden * width
+        gradient = shape.vocab * shape.hidden * width if config.full_finetuning else 0
+        return min(HEAD_ROWS, tokens) * shape.vocab * (8 + width) + ends + gradient
+    if by_unsloth(config):
+        # A completion at a time: its logits in 32 bit, and their gradient.
+        return 2 * 4 * config.max_completion_length * shape.vocab
+    # In 32 bit logits, log-probs and their exponentials; two in the model's precision.
+    return tokens * shape.vocab * (12 + (2 * width if width < 4 else 0))
