@@ -24,6 +24,7 @@ PUBLISHED = {
     "Qwen/Qwen2.5-3B-Instruct": 3086,
     "Qwen/Qwen3-4B-Instruct-2507": 4022,
     "meta-llama/Llama-3.2-1B-Instruct": 1236,
+    "mistralai/Mistral-7B-Instruct-v0.3": 7248,
     "embedded": 134.5,
 }
 
