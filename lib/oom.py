@@ -101,12 +101,15 @@ class SmallerPasses:
         whole = 0.0
         for part in parts:
             loss = super().compute_loss(model, part) * share(part, batch, self.loss_type)
-            self.accelerator.backward(loss)
+            self._backward(loss)
             whole += loss.detach()
         old = [part.get("old_per_token_logps") for part in parts]
         if old[0] is not None:  # for further updates from the same rollouts
             batch["old_per_token_logps"] = torch.cat(old)
         return whole
+
+    def _backward(self, loss: torch.Tensor) -> None:
+        self.accelerator.backward(loss)
 
     def _smaller(self, rows: int) -> int:
         """The next smaller part: half the groups, and below one group half its completions.

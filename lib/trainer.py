@@ -16,7 +16,7 @@ from lib.dynamic_sampling import DynamicSampling
 from lib.oom import SmallerPasses, split_rows
 from lib.rollouts import rollout_row
 from lib.runs import Run, append_jsonl
-from lib.shared_prompts import completion_logps
+from lib.shared_prompts import completion_logps, shared_attention
 from lib.token_logps import plain_logps
 
 NO_SIGNAL = 1e-6  # |advantage| up to which a completion moves nothing
@@ -87,6 +87,12 @@ def trainer_class() -> type:
                 if "sampling_per_token_logps" in inputs:
                     self._note_difference(inputs["sampling_per_token_logps"], inputs)
             return loss
+
+        def _backward(self, loss: torch.Tensor) -> None:
+            """Checkpointing computes again here, and has to attend as forward did."""
+            plain = self.accelerator.unwrap_model(self.model)
+            with shared_attention(plain) if self.shares_prompts else nullcontext():
+                super()._backward(loss)
 
         def _get_per_token_logps_and_entropies(
             self, model, input_ids, attention_mask, logits_to_keep, *others, **options

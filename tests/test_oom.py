@@ -97,6 +97,15 @@ def test_a_pass_in_parts_gives_the_same_loss_and_gradient(trainer, batch, loss, 
         assert (other - gradient).norm() / gradient.norm() < 1e-4
 
 
+def test_checkpointing_attends_in_backward_as_in_forward(trainer, batch):
+    trainer.loss_type, trainer.shares_prompts = "grpo", True
+    _, kept = learned(trainer, batch)
+    trainer.model.gradient_checkpointing_enable(dict(use_reentrant=False))
+    _, again = learned(trainer, batch)
+    trainer.model.gradient_checkpointing_disable()
+    assert (again - kept).norm() / kept.norm() < 1e-4
+
+
 def test_a_pass_that_does_not_fit_is_halved_and_learned_from_the_start(trainer, batch, monkeypatch):
     """The second pass of a step fails in backward, when the gradient holds the first pass's."""
     trainer.loss_type, trainer.shares_prompts = "grpo", True
