@@ -30,6 +30,13 @@ def shares_prompts(config: Config) -> bool:
     return config.shared_prompts and not by_unsloth(config)
 
 
+def width_of(config: Config) -> int:
+    """Bytes of a number in the pass: without autocast, that of the weights."""
+    if config.full_finetuning and shares_prompts(config):
+        return 4
+    return BYTES[config.precision]
+
+
 def pass_rows(config: Config) -> int:
     """Completions in one forward and backward."""
     return min(config.micro_batch, config.completions_per_step)
@@ -55,7 +62,7 @@ def block_bytes(config: Config, shape: "ModelShape") -> int:
 
 def _per_token(config: Config, shape: "ModelShape") -> int:
     """What a block keeps of a token, but for attention."""
-    width, h, m = BYTES[config.precision], shape.hidden, shape.intermediate
+    width, h, m = width_of(config), shape.hidden, shape.intermediate
     full, shares = config.full_finetuning, shares_prompts(config)
     chosen = shape.targeted("all-linear" if full else config.lora_targets)
     inner = 0 if full else len(chosen) * config.lora_r
@@ -94,7 +101,7 @@ def _attended(config: Config, shape: "ModelShape", rows: int, length: int, seen:
     kept = 2 * shape.head_dim * (queries + keys)
     if shares_prompts(config) and config.profile == "cpu" and queries * seen <= FEW_SCORES:
         kept += queries * (seen - shape.head_dim)  # scores in place of outputs
-    return BYTES[config.precision] * kept
+    return width_of(config) * kept
 
 
 def output_bytes(config: Config, shape: "ModelShape") -> int:
@@ -102,12 +109,12 @@ def output_bytes(config: Config, shape: "ModelShape") -> int:
 
     On a CPU the product first reorders the output layer into a copy.
     """
-    copied = shape.vocab * shape.hidden * BYTES[config.precision] if config.profile == "cpu" else 0
+    copied = shape.vocab * shape.hidden * width_of(config) if config.profile == "cpu" else 0
     return copied + _logits_bytes(config, shape)
 
 
 def _logits_bytes(config: Config, shape: "ModelShape") -> int:
-    width, tokens = BYTES[config.precision], pass_rows(config) * config.max_completion_length
+    width, tokens = width_of(config), pass_rows(config) * config.max_completion_length
     if shares_prompts(config):
         # A few rows at a time: logits, their shares, and those in the model's precision.
         ends = 2 * tokens * shape.hidden * width

@@ -15,7 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib.activations import BYTES, block_bytes, by_unsloth, output_bytes, pass_rows, pass_tokens
+from lib.activations import (
+    BYTES,
+    block_bytes,
+    by_unsloth,
+    output_bytes,
+    pass_rows,
+    pass_tokens,
+    width_of,
+)
 from lib.config import Config
 from lib.errors import BadInput
 from lib.hardware import GIB, PROFILE_MEMORY, PROFILES, Hardware, detect_hardware
@@ -138,7 +146,7 @@ def estimate(config: Config, shape: ModelShape, hardware: Hardware) -> Estimate:
     available = hardware.gpu_memory if on_gpu else hardware.memory
     parts = {
         "process": CUDA_CONTEXT if on_gpu else PROCESS,
-        "weights": _weights(config, shape) / GIB,
+        "weights": _weights(config, shape, _policy_width(config)) / GIB,
         **_rollouts(config, shape, available),
         **_trained(config, shape),
         **_learning(config, shape),
@@ -162,14 +170,18 @@ def settled(config: Config, shape: ModelShape, hardware: Hardware | None = None)
     return config.model_copy(update={"gradient_checkpointing": True})
 
 
-def _weights(config: Config, shape: ModelShape) -> float:
-    width = BYTES[config.precision]
+def _policy_width(config: Config) -> int:
+    """Bytes of a weight that is not in 4 bit: 32 bit where all of them are trained."""
+    return 4 if config.full_finetuning else BYTES[config.precision]
+
+
+def _weights(config: Config, shape: ModelShape, width: int) -> float:
     return shape.linear * (NF4 if config.load_in_4bit else width) + shape.embeddings * width
 
 
 def _rollouts(config: Config, shape: ModelShape, available: float) -> dict[str, float]:
     """GiB that generating holds beside the policy, on top of what a pass leaves unreturned."""
-    weights = _weights(config, shape) / GIB
+    weights = _weights(config, shape, BYTES[config.precision]) / GIB
     if config.rollout_engine != "vllm":
         tokens = config.completions_per_step * config.max_seq_length
         cache = shape.kv_bytes(tokens, BYTES[config.precision]) / GIB
@@ -188,16 +200,14 @@ def _rollouts(config: Config, shape: ModelShape, available: float) -> dict[str, 
 def _trained(config: Config, shape: ModelShape) -> dict[str, float]:
     """GiB of what is trained and its Adam state.
 
-    An adapter is in 32 bit, and computed with in the model's precision; full fine-tuning
-    trains the weights as they are.
+    What is trained is in 32 bit; an adapter is computed with in the model's precision.
     """
-    width = BYTES[config.precision]
     trained, adapter = shape.parameters, 0
     if not config.full_finetuning:
         trained = shape.lora_parameters(config.lora_r, config.lora_targets)
-        adapter, width = (4 + (width if width < 4 else 0)) * trained, 4
-    moments = 2 if "8bit" in config.optim else 2 * width
-    sizes = {"adapter": adapter, "gradients": width * trained, "optimizer": moments * trained}
+        adapter = (4 + BYTES[config.precision] % 4) * trained
+    moments = 2 if "8bit" in config.optim else 8
+    sizes = {"adapter": adapter, "gradients": 4 * trained, "optimizer": moments * trained}
     return {name: size / GIB for name, size in sizes.items() if size}
 
 
@@ -211,7 +221,7 @@ def _learning(config: Config, shape: ModelShape) -> dict[str, float]:
     kept = shape.layers * block
     if config.gradient_checkpointing:
         layers = 2 if by_unsloth(config) else shape.layers
-        kept = layers * pass_tokens(config) * shape.hidden * BYTES[config.precision] + block
+        kept = layers * pass_tokens(config) * shape.hidden * width_of(config) + block
         head = max(0, head - block)  # not at the same time
     return {"activations": kept / GIB, "output layer": head / GIB}
 

@@ -103,7 +103,6 @@ WAYS = {
     "checkpointing": {"gradient_checkpointing": True},
     "ordinary": {"shared_prompts": False},
     "full": {"full_finetuning": True},
-    "full, ordinary": {"full_finetuning": True, "shared_prompts": False},
 }
 
 
@@ -126,11 +125,11 @@ def saved_by_forward(folder, config) -> int:
     from transformers import AutoModelForCausalLM
 
     from lib.lean_lora import make_lean
-    from lib.models import LINEAR_LAYERS
+    from lib.models import LINEAR_LAYERS, weights_dtype
     from lib.shared_prompts import completion_logps
     from lib.token_logps import plain_logps
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=weights_dtype(config))
     if not config.full_finetuning:
         adapter = peft.LoraConfig(r=config.lora_r, target_modules=LINEAR_LAYERS)
         model = peft.get_peft_model(model, adapter)
