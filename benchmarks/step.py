@@ -3,8 +3,9 @@
     python benchmarks/step.py --shape demo|gsm8k|long [--dead 0.5] [--json FILE]
 
 Each system runs in a process of its own: the embedded model, LoRA r 16 on every linear layer,
-AdamW, G = 8, prompts and completions of one length, and rewards that differ within all groups
-but a share `--dead`.
+AdamW, prompts and completions of one length, and rewards that differ within all groups but a
+share `--dead`. G is 8; `long` is in small, with G = 4 and no step to warm up, since a step of the
+slowest takes minutes.
 
 - trl: GRPOTrainer with its defaults (a group a pass, gradient checkpointing), transformers'
   generate. Its log-probs come from a Triton kernel that no CPU runs; plain torch takes its place.
@@ -40,24 +41,25 @@ from lib.models import load_policy  # noqa: E402
 from lib.runs import Run, hushed, installed_versions, open_run, write_json  # noqa: E402
 
 SYSTEMS = ("trl", "unsloth", "ours")
-GROUP = 8
 PHASES = ("generation", "hand-over", "reward", "old log-probs", "forward", "backward", "optimizer")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Lengths in tokens; groups a step; steps measured after one to warm up."""
+    """Lengths in tokens; groups a step and completions a group; steps, measured and before."""
 
     prompt: int
     completion: int
     groups: int
     steps: int
+    group: int = 8
+    warmup: int = 1
 
 
 SHAPES = {
     "demo": Shape(68, 16, 4, 4),
     "gsm8k": Shape(120, 200, 1, 2),
-    "long": Shape(120, 1024, 1, 1),
+    "long": Shape(120, 1024, 1, 1, group=4, warmup=0),
 }
 
 
@@ -90,7 +92,6 @@ def main() -> None:
             {
                 "shape": asked.shape,
                 **asdict(SHAPES[asked.shape]),
-                "group": GROUP,
                 "dead": asked.dead,
                 "systems": found,
                 "ratios": ratios,
@@ -124,14 +125,14 @@ def configuration(system: str, shape: Shape, folder: str):
             "profile": "cpu",
             "backend": "transformers" if system == "trl" else "unsloth",
             "prompts_per_step": shape.groups,
-            "num_generations": GROUP,
-            "micro_batch": GROUP * (shape.groups if system == "ours" else 1),
+            "num_generations": shape.group,
+            "micro_batch": shape.group * (shape.groups if system == "ours" else 1),
             "gradient_checkpointing": system != "ours",
             "rollout_engine": "vllm" if system == "ours" else "transformers",
             "shared_prompts": system == "ours",
             "max_seq_length": shape.prompt + shape.completion + 8,
             "max_completion_length": shape.completion,
-            "max_steps": shape.steps + 1,
+            "max_steps": shape.steps + shape.warmup,
             "save_steps": 1000,
             "lr_scheduler": "constant",
         },
@@ -145,7 +146,7 @@ def make(system: str, config, run: Run, shape: Shape, dead: float, clock: "Clock
     length = {"min_new_tokens": shape.completion, "max_new_tokens": shape.completion}
 
     def reward(completions, **_):
-        return rewards(len(completions), dead)
+        return rewards(shape, dead)
 
     if system == "ours":
         from lib.training import make_trainer
@@ -196,11 +197,11 @@ def prompts(tokenizer, shape: Shape) -> list[dict]:
     return rows
 
 
-def rewards(count: int, dead: float) -> list[float]:
+def rewards(shape: Shape, dead: float) -> list[float]:
     """The last groups of the step, as many as the share says, are all alike."""
-    draw, groups = random.Random(count), count // GROUP
-    alive = live_groups(groups, dead)
-    return [draw.random() if i // GROUP < alive else 1.0 for i in range(count)]
+    count = shape.groups * shape.group
+    draw, alive = random.Random(count), live_groups(shape.groups, dead)
+    return [draw.random() if i // shape.group < alive else 1.0 for i in range(count)]
 
 
 def live_groups(groups: int, dead: float) -> int:
@@ -273,12 +274,12 @@ def matmul_peak(torch) -> float:
 
 
 def summary(clock: Clock, model, shape: Shape, dead: float, peak: float) -> dict[str, float]:
-    steps = clock.steps[1:]
+    steps = clock.steps[shape.warmup :]
     means = {name: sum(step.get(name, 0.0) for step in steps) / len(steps) for name in PHASES}
     seconds = sum(step["seconds"] for step in steps) / len(steps)
     groups = live_groups(shape.groups, dead)
-    scored = groups * GROUP * shape.completion
-    computed = groups * (shape.prompt + GROUP * (shape.completion - 1))
+    scored = groups * shape.group * shape.completion
+    computed = groups * (shape.prompt + shape.group * (shape.completion - 1))
     head = model.get_output_embeddings().weight.numel()
     frozen = [p for n, p in model.named_parameters() if "lora_" not in n and p.dim() == 2]
     linear = sum(p.numel() for p in frozen) - head  # the head is the tied embedding
@@ -288,7 +289,7 @@ def summary(clock: Clock, model, shape: Shape, dead: float, peak: float) -> dict
         "seconds": seconds,
         **means,
         "rest": seconds - sum(means.values()),
-        "tokens/s": shape.groups * GROUP * shape.completion / seconds,
+        "tokens/s": shape.groups * shape.group * shape.completion / seconds,
         "useful tokens/s": scored / seconds,
         "share of peak": needed / training / peak,
         "matmul GFLOP/s": peak / 1e9,

@@ -61,6 +61,19 @@ def make_engine(config: Config, folder: Path) -> Engine:
         return engine
 
 
+def ask(
+    engine: Engine, prompts: Sequence[Messages], sampling: Sampling, finished: Finished
+) -> list[list[Completion]]:
+    """All prompts at once, so that the engine stays full; `finished` hears of each as it comes."""
+    if not prompts:
+        return []
+    engine.finished = finished
+    try:
+        return engine.generate(prompts, sampling)
+    finally:
+        engine.finished = None
+
+
 # What vLLM raises where it does not fit the machine; anything else is a fault of ours.
 START_ERRORS = (ImportError, RuntimeError, ValueError, OSError, AssertionError)
 
@@ -92,6 +105,9 @@ class VllmEngine:
             settings["gpu_memory_utilization"] = cap_gpu_memory(
                 config.gpu_memory_cap, config.gpu_memory_utilization
             )
+        else:
+            # A short prompt fills none of the usual blocks of 128, and only full ones are shared.
+            settings["block_size"] = 32
         if self.takes_adapters:
             settings |= dict(enable_lora=True, max_lora_rank=config.lora_r)
         names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}

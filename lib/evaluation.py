@@ -11,7 +11,7 @@ models add up to in `lib.comparison`.
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 from lib.breakdowns import add_rewards
 from lib.comparison import is_judged, summarize
 from lib.config import Config
-from lib.engines import Engine
+from lib.engines import Engine, ask
 from lib.judging import judge
 from lib.progress import Progress
 from lib.prompts import get_format
@@ -82,7 +82,7 @@ def evaluate(
         done = {record["id"] for record in records if record["pass"] == kind}
         left = [row for row in rows if row["id"] not in done]
         asked = [by_id[row["id"]] for row in left]
-        _ask(engine, [row["prompt"] for row in left], sampling, partial(log.keep, kind, asked))
+        ask(engine, [row["prompt"] for row in left], sampling, partial(log.keep, kind, asked))
     if not is_judged(log.records):  # what it earns is then all that can be told
         log.records = add_rewards(log.records, rows, config)
     log.close(order=[(kind, row["id"]) for kind in passes for row in rows])
@@ -139,22 +139,6 @@ class AnswerLog:
         self.records.sort(key=lambda r: (place[r["pass"], r["id"]], r["sample"]))
         write_jsonl(self.file, self.records)
         self.progress.close()
-
-
-def _ask(
-    engine: Engine,
-    prompts: Sequence[list],
-    sampling: Sampling,
-    keep: Callable[[int, list[Completion]], None],
-) -> None:
-    """All prompts at once, so that the engine stays full; each answer is kept as it comes."""
-    if not prompts:
-        return
-    engine.finished = keep
-    try:
-        engine.generate(prompts, sampling)
-    finally:
-        engine.finished = None
 
 
 def _protocol(config: Config, digest: str) -> dict[str, Any]:

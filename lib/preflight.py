@@ -9,13 +9,14 @@ prompt earn the same, their advantages are zero and the step is lost.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lib.config import Config
-from lib.engines import Engine
+from lib.engines import Engine, ask
 from lib.errors import BadInput
 from lib.progress import Progress
 from lib.prompts import PromptFormat, get_format
@@ -94,8 +95,8 @@ def preflight(
 
     Returns: what was found, and a row a completion (id, completion, rewards, total, correct).
     """
-    count = min(config.preflight_prompts or len(rows), len(rows))
-    chosen = {problem.id for problem in sample_problems(problems, count, config.seed)}
+    size = min(config.preflight_prompts or len(rows), len(rows))
+    chosen = {problem.id for problem in sample_problems(problems, size, config.seed)}
     rows = [row for row in rows if row["id"] in chosen]
     by_id = {problem.id: problem for problem in problems}
     group = config.num_generations
@@ -126,14 +127,14 @@ def preflight(
 def _sample(
     engine: Engine, rows: Sequence[dict], config: Config, progress_file: Path | None
 ) -> list[list[Completion]]:
-    """A group for each row, a few groups at a time so that progress can be shown."""
-    progress = Progress(len(rows), "sampling the base model", progress_file)
-    found: list[list[Completion]] = []
-    for start in range(0, len(rows), 8):
-        progress.update(start)
-        sampling = training_sampling(config, config.num_generations, step=start)
-        found += engine.generate([row["prompt"] for row in rows[start : start + 8]], sampling)
-    progress.update(len(rows))
+    """A group for each row, and progress while they come."""
+    progress, done = Progress(len(rows), "sampling the base model", progress_file), count(1)
+    progress.update(0)
+    sampling = training_sampling(config, config.num_generations)
+    found = ask(
+        *(engine, [row["prompt"] for row in rows], sampling),
+        finished=lambda *_: progress.update(next(done)),
+    )
     progress.close()
     return found
 

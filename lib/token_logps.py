@@ -3,9 +3,29 @@
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 HEAD_ROWS = 128  # tokens whose logits exist at once: [128, V], and never [B, T, V]
+
+
+def logps_of(
+    logits_V: torch.Tensor,
+    targets: torch.Tensor,
+    temperature: float,
+    entropy_gradient: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """log p(target) with its gradient, the entropy, and the distribution itself, shares_V.
+
+    Args:
+        logits_V, targets: of one shape, but for the vocabulary.
+    """
+    scaled_V = logits_V if temperature == 1 else logits_V.float() / temperature
+    logps_V = scaled_V.log_softmax(-1, dtype=torch.float32)
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        shares_V = logps_V.exp()
+        entropies = -(shares_V * logps_V).sum(-1)  # vecdot would round under autocast
+    return logps_V.gather(-1, targets[..., None])[..., 0], entropies, shares_V
 
 
 class TokenLogps(torch.autograd.Function):
@@ -22,16 +42,12 @@ class TokenLogps(torch.autograd.Function):
         slopes_MD = torch.empty_like(hidden_MD) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden_MD), HEAD_ROWS):
             part = slice(start, start + HEAD_ROWS)
-            targets = targets_M[part, None]
-            logits = (hidden_MD[part] @ weight_VD.T).float().div_(temperature)
-            normaliser = logits.logsumexp(-1, keepdim=True)
-            logps_M[part] = (logits.gather(-1, targets) - normaliser)[:, 0]
-            chosen = torch.ones_like(targets, dtype=torch.float32)
-            shares = (logits - normaliser).exp_()
-            entropies_M[part] = normaliser[:, 0] - torch.linalg.vecdot(shares, logits)
+            logits, targets = hidden_MD[part] @ weight_VD.T, targets_M[part]
+            logps_M[part], entropies_M[part], shares = logps_of(logits, targets, temperature)
             if slopes_MD is not None:
-                toward = shares.neg_().scatter_add_(-1, targets, chosen)
-                slopes_MD[part] = toward.to(weight_VD.dtype) @ weight_VD / temperature
+                # Less one at the target, in 32 bit: near certainty little is left of it.
+                shares[range(len(targets)), targets] -= 1
+                slopes_MD[part] = shares.to(weight_VD.dtype) @ weight_VD / -temperature
         ctx.save_for_backward(slopes_MD)
         ctx.mark_non_differentiable(entropies_M)
         return logps_M, entropies_M
@@ -46,9 +62,7 @@ def trained_head(hidden_MD: Any, weight_VD: Any, targets_M: Any, temperature: fl
     """As TokenLogps, with a gradient for the output layer and of the entropies, too."""
 
     def part(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logps = ((hidden @ weight_VD.T).float() / temperature).log_softmax(-1)
-        entropies = -(logps.exp() * logps).sum(-1)  # vecdot would round under autocast
-        return logps.gather(-1, targets[:, None])[:, 0], entropies
+        return logps_of(hidden @ weight_VD.T, targets, temperature, entropy_gradient=True)[:2]
 
     pairs = zip(hidden_MD.split(HEAD_ROWS), targets_M.split(HEAD_ROWS), strict=True)
     found = [checkpoint(part, *pair, use_reentrant=False) for pair in pairs]
@@ -64,12 +78,18 @@ def plain_logps(
     temperature: float = 1.0,
     entropy_gradient: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `completion_logps`, by the model's own forward over the batch as it is."""
-    kept = dict(logits_to_keep=completion + 1, use_cache=False)
-    logits_BCV = model(input_ids=ids_BT, attention_mask=mask_BT, **kept).logits[:, :-1].float()
-    all_BCV = (logits_BCV / temperature).log_softmax(-1)
-    logps_BC = all_BCV.gather(-1, ids_BT[:, -completion:, None])[..., 0]
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        entropies_BC = -torch.linalg.vecdot(all_BCV.exp(), all_BCV)
-    mask_BC = mask_BT[:, -completion:]
-    return logps_BC * mask_BC, entropies_BC * mask_BC
+    """As `completion_logps`, by the model's own forward over the batch.
+
+    Columns that are padding in every row are left out. The logits of the completions' tokens
+    exist all at once, [B, C, V], since a model may do to them what only its forward knows.
+    """
+    used_T = mask_BT.any(0)
+    used_T[-completion] = True  # one column at least
+    ids_BT, mask_BT = ids_BT[:, used_T], mask_BT[:, used_T]
+    left_out = int((~used_T[-completion:]).sum())
+    kept = completion - left_out
+    settings = dict(logits_to_keep=kept + 1, use_cache=False)
+    logits_BCV = model(input_ids=ids_BT, attention_mask=mask_BT, **settings).logits[:, :-1]
+    found = logps_of(logits_BCV, ids_BT[:, -kept:], temperature, entropy_gradient)[:2]
+    logps_BC, entropies_BC = (pad(x_BC * mask_BT[:, -kept:], (0, left_out)) for x_BC in found)
+    return logps_BC, entropies_BC

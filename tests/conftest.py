@@ -10,7 +10,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from lib.config import ROOT, resolve
 from lib.hardware import Hardware
-from lib.runs import Run
+from lib.runs import Run, open_run
 
 CPU = Hardware(cores=2, memory=16.0)
 T4 = Hardware("Tesla T4", 14.6, 7.5, 4, 30.0)
@@ -32,6 +32,17 @@ def embedded() -> Path:
     from lib.models import embedded_folder
 
     return embedded_folder()
+
+
+@pytest.fixture(scope="session")
+def engine(embedded, tmp_path_factory):
+    """vLLM with the embedded model, started once for all: give it back the weights it came with."""
+    from lib.engines import VllmEngine
+
+    given = {"output_dir": str(tmp_path_factory.mktemp("engine")), "profile": "cpu"}
+    config = resolve("ci", given | {"max_seq_length": 1024}, CPU)
+    open_run(config)  # sets up the process for vLLM
+    return VllmEngine(config, embedded)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from lib.breakdowns import (
 )
 from lib.comparison import changes, compare, outcomes, summarize, verdict
 from lib.config import ROOT, resolve
-from lib.engines import TransformersEngine, VllmEngine, make_engine
+from lib.engines import TransformersEngine, make_engine
 from lib.errors import BadInput
 from lib.evaluation import evaluate, tracked
 from lib.export import become_trained, find_candidate, merged_weights
@@ -31,7 +31,6 @@ from lib.problems import Problem
 from lib.runs import (
     Run,
     append_jsonl,
-    open_run,
     quiet_process,
     read_json,
     read_jsonl,
@@ -51,12 +50,6 @@ QUESTIONS = [
 def config(tmp_path_factory):
     given = {"output_dir": str(tmp_path_factory.mktemp("runs")), "profile": "cpu"}
     return resolve("ci", given | {"max_seq_length": 1024}, CPU)
-
-
-@pytest.fixture(scope="module")
-def engine(config, embedded):
-    open_run(config)  # sets up the process for vLLM
-    return VllmEngine(config, embedded)
 
 
 # Engines

@@ -51,13 +51,6 @@ def adapter(config, run):
     return run.adapter
 
 
-@pytest.fixture(scope="module")
-def engine(config, run, embedded):
-    from lib.engines import VllmEngine
-
-    return VllmEngine(config, embedded)
-
-
 def test_the_embedded_model_is_complete(embedded):
     names = {path.name for path in embedded.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= names

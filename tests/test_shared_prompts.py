@@ -1,5 +1,7 @@
 """A prompt computed once for its group gives the ordinary loss and gradient."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -117,6 +119,35 @@ def test_nothing_wanted_is_nothing_computed(model, batch):
         model, *whole(batch), COMPLETION, wanted_B=torch.zeros(6, dtype=torch.bool)
     )
     assert not logps.any() and not entropies.any() and logps.requires_grad
+
+
+def test_columns_of_padding_alone_are_not_computed(model, batch, monkeypatch):
+    """In a pass whose rows are all shorter than the batch's longest."""
+    short = {name: batch[name][3:] for name in ("prompt_ids", "completion_ids")}
+    short |= {name: batch[name][3:] for name in ("prompt_mask", "completion_mask")}
+    seen = []
+    forward = model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda **given: seen.append(given["input_ids"].shape) or forward(**given)
+    )
+    logps, entropies = plain_logps(model, *whole(short), COMPLETION)
+    assert seen == [(3, 5 + 6)], "4 tokens of padding before, and 1 behind"
+    with torch.no_grad():
+        logits = forward(input_ids=whole(short)[0], attention_mask=whole(short)[1]).logits
+    plain = logits[:, PROMPT - 1 : -1].log_softmax(-1)
+    mask = short["completion_mask"]
+    expected = plain.gather(-1, short["completion_ids"][..., None])[..., 0] * mask
+    assert torch.allclose(logps, expected, atol=2e-4)
+    assert entropies.shape == mask.shape and not entropies[mask == 0].any()
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_frozen_weights_get_no_gradient(model, batch, shares):
+    compute = completion_logps if shares else plain_logps
+    compute(model, *whole(batch), COMPLETION)[0].sum().backward()
+    held = [name for name, weight in model.named_parameters() if weight.grad is not None]
+    model.zero_grad()
+    assert held and all("lora_" in name for name in held)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -297,14 +328,7 @@ def test_sharing_is_refused_where_a_model_attends_in_its_own_way(model):
 
 
 def test_the_trial_finds_a_model_that_ignores_the_packing(model, monkeypatch):
-    from lib import shared_prompts
-
-    class untouched:
-        def __init__(self, _): ...
-        def __enter__(self): ...
-        def __exit__(self, *_): ...
-
-    monkeypatch.setattr(shared_prompts, "shared_attention", untouched)
+    monkeypatch.setattr("lib.shared_prompts.shared_attention", nullcontext)
     assert "attends in its own way" in why_not_shared(model, 1024)
 
 
