@@ -141,11 +141,17 @@ def costs(runs: Sequence[Run]) -> dict[str, float]:
     return {key: float(np.mean(values)) for key, values in found.items()}
 
 
+def batches_log(run: Run) -> list[dict]:
+    """The log with one row a batch of rollouts, which several updates may repeat."""
+    updates = read_json(run.record)["config"]["num_iterations"]
+    return [row for row in read_jsonl(run.train_log) if (row["step"] - 1) % updates == 0]
+
+
 def summary(arms: Arms, compared: Sequence[dict]) -> dict[str, Any]:
     """All that the comparison found, to keep: rows, claims, rewards by step, and on what."""
     record = read_json(list(arms.values())[-1][0].record)
     rewards = {
-        name: [[round(row["reward"], 4) for row in read_jsonl(run.train_log)] for run in runs]
+        name: [[round(row["reward"], 4) for row in batches_log(run)] for run in runs]
         for name, runs in arms.items()
     }
     return {

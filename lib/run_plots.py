@@ -7,17 +7,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
+from lib.compare_runs import batches_log
 from lib.curves import smooth
 from lib.plots import BLUE, GREY, ORANGE, STYLE, bounds
 from lib.runs import Run, read_jsonl
 
 
 def seed_curves(runs: Sequence[Run], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Optimizer steps, and the smoothed values of each run (a row a run), as far as all go."""
-    logs = [read_jsonl(run.train_log) for run in runs]
+    """Batches of rollouts, and the smoothed values of each run (a row a run), as far as all go."""
+    logs = [batches_log(run) for run in runs]
     length = min(map(len, logs))
-    steps = np.array([row["step"] for row in logs[0][:length]])
-    return steps, np.array([smooth([row[key] for row in log[:length]]) for log in logs])
+    return np.arange(1, length + 1), np.array(
+        [smooth([row[key] for row in log[:length]]) for log in logs]
+    )
 
 
 def learning_curves(arms: Mapping[str, Sequence[Run]], key: str = "reward") -> Figure:
@@ -41,7 +43,7 @@ def learning_curves(arms: Mapping[str, Sequence[Run]], key: str = "reward") -> F
         for axis, name in zip(axes.flat, curves, strict=False):
             for shown, color in ((first, GREY), (name, BLUE))[name == first :]:
                 steps, values_SU = curves[shown]
-                done = steps / steps[-1]  # several updates a batch make more steps
+                done = steps / steps[-1]
                 axis.plot(done, values_SU.mean(0), color=color, lw=2)
                 axis.fill_between(
                     done, values_SU.min(0), values_SU.max(0), color=color, alpha=0.2, lw=0
