@@ -68,7 +68,7 @@ SMALL = {
     "eval_problems": 64,
     "preflight_prompts": 0,
 }
-GSM8K = {"max_completion_length": 80, "max_seq_length": 640, "train_problems": 48}
+GSM8K = {"max_completion_length": 80, "max_seq_length": 1024, "train_problems": 48}
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "demo": ("demo", {"max_steps": 10, "rewards": {"correctness": 0.5}}),
     "gsm8k": ("smollm2-135m_gsm8k", GSM8K | {"max_steps": 6, "rewards": {"correctness": 1.0}}),
