@@ -174,7 +174,6 @@ def _load_with_unsloth(config: Config, folder: Path) -> Policy:
     from unsloth import FastLanguageModel  # before transformers and TRL
 
     fast = config.profile != "cpu" and config.rollout_engine == "vllm"
-    checkpointing = "unsloth" if config.gradient_checkpointing else False
     settings = dict(fast_inference=True, max_lora_rank=config.lora_r) if fast else {}
     if config.profile != "cpu":
         share = cap_gpu_memory(config.gpu_memory_cap, config.gpu_memory_utilization)

@@ -172,9 +172,7 @@ def start_sharing(policy: Policy, config: Config) -> bool:
     if not config.shared_prompts:
         return False
     make_lean(policy.model)
-    # A block computed again on the way back has left the shared row's attention.
-    reason = "gradient_checkpointing is on" if config.gradient_checkpointing is True else ""
-    reason = reason or why_not_shared(policy.model, config.max_seq_length)
+    reason = why_not_shared(policy.model, config.max_seq_length)
     if reason:
         policy.notes.append(f"Prompts are computed for each completion anew: {reason}.")
     return not reason

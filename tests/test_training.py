@@ -13,7 +13,6 @@ from lib.training import (
     in_force,
     make_trainer,
     save_trained,
-    start_sharing,
     train,
 )
 from tests.conftest import CPU
@@ -119,15 +118,6 @@ def test_prompts_that_do_not_fit_are_left_out(embedded):
     assert fitting_rows([short, long], tokenizer, config) == [short]
     with pytest.raises(BadInput, match=r"The prompt of long/1 has \d+ tokens and max_seq_length"):
         fitting_rows([long], tokenizer, config)
-
-
-def test_checkpointing_computes_each_completion_by_itself():
-    policy = Policy(torch.nn.Linear(1, 1), tokenizer=None, folder=None, backend="transformers")
-    config = resolve("ci", {"profile": "cpu", "gradient_checkpointing": True}, CPU)
-    assert not start_sharing(policy, config)
-    assert policy.notes == [
-        "Prompts are computed for each completion anew: gradient_checkpointing is on."
-    ]
 
 
 def test_what_unsloths_trainer_would_pass_over_is_refused(run, monkeypatch):
