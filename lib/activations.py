@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 # As in lib.token_logps and lib.shared_prompts, which would import torch here.
 HEAD_ROWS = 128
-FEW_SCORES = 2**20
+FEW_SCORES = 2**23
 # Layers that read the same vector.
 READS = {"q_proj": "x", "k_proj": "x", "v_proj": "x", "gate_proj": "y", "up_proj": "y"}
 
