@@ -17,6 +17,7 @@ from lib.oom import SmallerPasses, split_rows
 from lib.rollouts import rollout_row
 from lib.runs import Run, append_jsonl
 from lib.shared_prompts import completion_logps, shared_attention
+from lib.survival import Surviving
 from lib.token_logps import plain_logps
 
 NO_SIGNAL = 1e-6  # |advantage| up to which a completion moves nothing
@@ -26,7 +27,7 @@ def trainer_class() -> type:
     """The class, made late: Unsloth patches TRL while it loads a policy."""
     from trl import GRPOTrainer
 
-    class SuiteTrainer(DynamicSampling, SmallerPasses, GRPOTrainer):
+    class SuiteTrainer(Surviving, DynamicSampling, SmallerPasses, GRPOTrainer):
         """
         Attributes:
             run: where completions are kept.

@@ -8,7 +8,6 @@ them and `in_force` reads back what the trainer made of it.
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from lib.checks import check_fills_a_step
@@ -25,6 +24,7 @@ from lib.reward_calls import Checked
 from lib.rollouts import RolloutEngine
 from lib.runs import Run, discard, read_json, written_whole
 from lib.shared_prompts import trainer_is_unsloths, why_not_shared
+from lib.survival import resume_point, survived
 from lib.tracking import tracking_callback
 from lib.trainer import trainer_class
 
@@ -182,26 +182,21 @@ def train(trainer: Any, config: Config, run: Run) -> None:
     """Train, from the run's last checkpoint where `resume` is set; afresh otherwise.
 
     Raises:
-        BadInput: memory ran out where no smaller pass helps.
+        Stopped: as `lib.survival.survived`, and where memory ran out and no smaller pass helps;
+            what was done is kept.
     """
-    last = _last_checkpoint(run) if config.resume else None
+    last = resume_point(run) if config.resume else None
     if last is None:
         discard(run.checkpoints)
     elif trainer.further:
         trainer.further.recall(run, int(last.name.rpartition("-")[2]))
-    try:
-        trainer.train(resume_from_checkpoint=str(last) if last else None)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise explained(error, trainer, config) from error
-
-
-def _last_checkpoint(run: Run) -> Path | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    found = get_last_checkpoint(str(run.checkpoints)) if run.checkpoints.is_dir() else None
-    return Path(found) if found else None
+    with survived(trainer, run):
+        try:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise explained(error, trainer, config) from error
 
 
 def save_trained(policy: Policy, config: Config, run: Run) -> str:

@@ -1,0 +1,181 @@
+"""Trainings that are killed, fail and go on, each in a process of its own; a script for a test.
+
+    python -m tests.lives FOLDER
+
+Library and model are loaded once; each training is a fork that finds them as they were. What
+a fork says lies in FOLDER/<name>.txt, beside the run folders.
+"""
+
+import os
+import resource
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from lib.checks import load_problems
+from lib.config import resolve
+from lib.errors import Stopped
+from lib.models import load_policy
+from lib.runs import Run
+from lib.tasks import make_rows
+from lib.trainer import trainer_class
+from lib.training import make_trainer, save_trained, train
+from lib.validation import Validation, set_aside, validate_during
+from tests.conftest import CPU
+
+# Two steps an epoch, so that a resume finds its place in a later one, too.
+SMALL = dict(
+    profile="cpu",
+    backend="transformers",
+    rollout_engine="transformers",
+    max_steps=4,
+    train_problems=5,
+    validation_steps=1,
+    validation_problems=1,
+    num_generations=2,
+    max_completion_length=6,
+    lora_r=4,
+    lora_targets=["q_proj", "v_proj"],
+    learning_rate=1e-3,
+    lr_scheduler="linear",
+    save_steps=1,
+    keep="best",
+)
+POLICY = None  # loaded in main
+
+
+def length(completions, **_) -> list[float]:
+    """A reward that tells completions apart at once."""
+    return [float(len(completion[0]["content"])) for completion in completions]
+
+
+class At:
+    """The same reward, which does something else when its `step`-th batch comes."""
+
+    __name__ = "length"
+
+    def __init__(self, step: int, act: Callable[[], None]):
+        self.step, self.act = step, act
+
+    def __call__(self, completions, trainer_state, **columns):
+        if trainer_state.global_step + 1 == self.step:
+            self.act()
+        return length(completions)
+
+
+def life(folder: Path, reward: Callable = length, spoil: Callable | None = None, **changes) -> None:
+    """What 03_training does; `spoil` may do harm to the trainer before it starts."""
+    config = resolve("ci", {"output_dir": str(folder.parent), **SMALL, **changes}, CPU)
+    run = Run(folder)
+    task, training, _, examples = load_problems(config)
+    training, aside = set_aside(training, config)
+    rows, asked = (make_rows(some, config.prompt_format, 1, examples) for some in (training, aside))
+    trainer = make_trainer(POLICY, rows, [reward], [1.0], config, run)
+    if config.validation_steps:
+        validate_during(trainer, Validation(POLICY, aside, asked, task, config, run))
+    if spoil:
+        spoil(trainer)
+    train(trainer, config, run)
+    print(save_trained(POLICY, config, run))
+
+
+def in_fork(folder: Path, name: str, do: Callable[[], None]) -> None:
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    log = os.open(folder / f"{name}.txt", os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        do()
+    except Stopped as error:
+        print("Stopped:", error)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_in_save(step: int) -> Callable:
+    """Kills it when a checkpoint has its weights and not yet its random state."""
+
+    def spoil(trainer):
+        save = trainer._save_rng_state
+
+        def saved(output_dir):
+            if trainer.state.global_step == step:
+                die()
+            save(output_dir)
+
+        trainer._save_rng_state = saved
+
+    return spoil
+
+
+def vanish() -> None:
+    Path("/nowhere/reward_model.safetensors").read_bytes()
+
+
+def fill_disk() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+
+
+def no_number_at(step: int) -> Callable:
+    def spoil(trainer):
+        compute = trainer._compute_loss
+
+        def computed(model, inputs):
+            loss = compute(model, inputs)
+            return loss * float("nan") if trainer.state.global_step + 1 == step else loss
+
+        trainer._compute_loss = computed
+
+    return spoil
+
+
+def main(folder: Path) -> None:
+    global POLICY
+    trainer_class()  # imported here, and not anew in each fork
+    POLICY = load_policy(resolve("ci", SMALL, CPU))
+
+    def live(run: str, name: str = "", **options) -> None:
+        in_fork(folder, name or run, lambda: life(folder / run, **options))
+
+    def interrupt() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def first_chain() -> None:
+        live("whole")
+        live("whole", "done_before", resume=True)
+        live("killed", spoil=die_in_save(2))
+        shutil.copytree(folder / "killed", folder / "as_killed")
+        live("killed", "killed_again", reward=At(4, die), resume=True)
+        live("killed", "killed_resumed", resume=True)
+
+    def second_chain() -> None:
+        live("vanished", reward=At(3, vanish), save_steps=50)
+        shutil.copytree(folder / "vanished", folder / "slower")
+        live("vanished", "vanished_resumed", resume=True)
+        live("slower", resume=True, max_steps=3, learning_rate=1e-4)
+        live("nan", spoil=no_number_at(2), save_steps=50)
+        live("full", reward=At(2, fill_disk), validation_steps=0, keep="last")
+        live("interrupted", reward=At(1, interrupt), save_steps=50)
+        (folder / "full_log").mkdir()
+        (folder / "full_log" / "train_log.jsonl").symlink_to("/dev/full")
+        live("full_log")
+
+    in_fork(folder, "first_chain", first_chain)
+    in_fork(folder, "second_chain", second_chain)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
