@@ -54,6 +54,6 @@ class Checked:
 
 
 def _place(error: Exception) -> str:
-    """Where it was raised: "rewards.py, line 12"."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{Path(last.filename).name}, line {last.lineno}"
+    """The line of the reward that raised it, or called what did: "rewards.py, line 12"."""
+    frame = traceback.extract_tb(error.__traceback__)[:2][-1]
+    return f"{Path(frame.filename).name}, line {frame.lineno}"
