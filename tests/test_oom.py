@@ -172,7 +172,7 @@ def test_the_explanation_tells_what_was_asked_planned_and_free(trainer):
         "GiB free",
         "planned were",
         "activations",
-        "micro_batch: 8",
+        "micro_batch: 4",
     ):
         assert words in str(told)
 
