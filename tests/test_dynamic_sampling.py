@@ -120,14 +120,19 @@ def rollouts(run, step):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"rollout_engine": "vllm"}, {"num_iterations": 2}, {"shared_prompts": False}],
+    [
+        {},
+        {"rollout_engine": "vllm"},
+        {"num_iterations": 2, "max_steps": 4},
+        {"shared_prompts": False},
+    ],
     ids=str,
 )
 def test_a_run_trains_on_useful_groups_and_its_books_are_right(policy, tmp_path, changes):
     config = settings(tmp_path, **{"max_steps": 2} | changes)
     run = trained(policy, config)
     log, tokens = read_jsonl(run.train_log), 0
-    assert [row["step"] for row in log] == ([1] if "num_iterations" in changes else [1, 2])
+    assert [row["step"] for row in log] == ([1, 3] if "num_iterations" in changes else [1, 2])
     replaced = 0
     for entry in log:
         rows = rollouts(run, entry["step"])
