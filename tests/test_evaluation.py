@@ -165,6 +165,8 @@ def test_a_candidate_is_found_by_name_or_path(config, run, embedded, tmp_path):
 )
 def test_every_task_is_evaluated(name, prompt_format, scores, config, run, engine, request):
     config = config.model_copy(update={"eval_samples": 0, "eval_max_tokens": 4, "task": name})
+    if name == "smoltldr":  # has no right answers that a correctness reward could know
+        config = config.model_copy(update={"rewards": {"reward_len": 1.0}})
     given, data_dir = {}, None
     if name == "jsonl":
         given = {"path": str(run.folder / "mine.jsonl")}

@@ -139,7 +139,7 @@ def test_a_group_of_equal_rewards_gives_exactly_no_gradient(loss, value, data):
     logps_BT, batch, step = data
     for scale in ("group", "batch", "none"):
         rewards_NG = torch.full((1, len(logps_BT)), value)
-        batch.advantages_BTT = group_advantages(rewards_NG, scale)[:, None]
+        batch.advantages_BT = group_advantages(rewards_NG, scale)[:, None]
         _, gradient = loss_and_gradient(logps_BT, batch, step, variant(loss))
         assert (gradient == 0).all()
 
