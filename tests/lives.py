@@ -82,11 +82,11 @@ def life(folder: Path, reward: Callable = length, spoil: Callable | None = None,
     print(save_trained(POLICY, config, run))
 
 
-def in_fork(folder: Path, name: str, do: Callable[[], None]) -> None:
+def start(folder: Path, name: str, do: Callable[[], None]) -> int:
+    """Does it in a fork, whose process id is returned."""
     child = os.fork()
     if child:
-        os.waitpid(child, 0)
-        return
+        return child
     log = os.open(folder / f"{name}.txt", os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -148,7 +148,7 @@ def main(folder: Path) -> None:
     POLICY = load_policy(resolve("ci", SMALL, CPU))
 
     def live(run: str, name: str = "", **options) -> None:
-        in_fork(folder, name or run, lambda: life(folder / run, **options))
+        os.waitpid(start(folder, name or run, lambda: life(folder / run, **options)), 0)
 
     def interrupt() -> None:
         os.kill(os.getpid(), signal.SIGINT)
@@ -173,8 +173,9 @@ def main(folder: Path) -> None:
         (folder / "full_log" / "train_log.jsonl").symlink_to("/dev/full")
         live("full_log")
 
-    in_fork(folder, "first_chain", first_chain)
-    in_fork(folder, "second_chain", second_chain)
+    chains = [start(folder, chain.__name__, chain) for chain in (first_chain, second_chain)]
+    for chain in chains:
+        os.waitpid(chain, 0)
 
 
 if __name__ == "__main__":
