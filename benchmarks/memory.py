@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from lib.config import resolve
 from lib.hardware import detect_hardware
 from lib.memory import SHAPES, estimate, read_shape, settled
 from lib.models import EMBEDDED, load_policy, model_folder
+from lib.process import peak_memory
 from lib.runs import hushed, installed_versions, open_run, write_json
 
 STEPS = 2
@@ -118,7 +118,7 @@ def measure(name: str, shape_name: str) -> dict:
         run = open_run(config)
         with hushed(run):
             train(config, run)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_memory()
     return {
         "setting": SETTINGS[name],
         "checkpointing": settled(config, shape, hardware).gradient_checkpointing,

@@ -23,7 +23,6 @@ import json
 import os
 import platform
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -38,6 +37,7 @@ sys.path.insert(0, str(ROOT))
 from lib.config import resolve  # noqa: E402
 from lib.hardware import detect_hardware  # noqa: E402
 from lib.models import load_policy  # noqa: E402
+from lib.process import peak_memory  # noqa: E402
 from lib.runs import Run, hushed, installed_versions, open_run, write_json  # noqa: E402
 
 SYSTEMS = ("trl", "unsloth", "ours")
@@ -293,7 +293,7 @@ def summary(clock: Clock, model, shape: Shape, dead: float, peak: float) -> dict
         "useful tokens/s": scored / seconds,
         "share of peak": needed / training / peak,
         "matmul GFLOP/s": peak / 1e9,
-        "peak memory GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak memory GiB": peak_memory(),
     }
 
 

@@ -5,7 +5,6 @@ its share of what the whole pass's loss is a mean over, so the optimizer step st
 one that was asked for.
 """
 
-import gc
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,11 +15,13 @@ from lib.config import Config
 from lib.errors import BadInput
 from lib.hardware import GIB, detect_hardware, free_memory
 from lib.memory import advice, estimate, settled, shape_of
+from lib.process import give_back_freed_memory
 
 # "you tried to allocate 8589934592 bytes" (processor), "Tried to allocate 2.00 GiB" (CUDA)
 ASKED = re.compile(r"tried to allocate ([\d.]+) ?(bytes|KiB|MiB|GiB)", re.IGNORECASE)
 UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": GIB}
-ON_CPU = ("can't allocate memory", "not enough memory")
+# The last is all that oneDNN says where it finds no memory for its kernel.
+ON_CPU = ("can't allocate memory", "not enough memory", "could not create a primitive")
 PER_TOKEN_OF_THE_STEP = ("dapo", "cispo", "vespo")  # their parts add up as they are
 
 
@@ -88,7 +89,7 @@ class SmallerPasses:
             # A backward that broke off has left part of its gradient.
             model.zero_grad()
             passes = [*self._earlier_passes(), inputs]
-            gc.collect()
+            give_back_freed_memory()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         if self.rows_at_once:

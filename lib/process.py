@@ -1,23 +1,44 @@
-"""How a process that trains handles its memory; both are set before anything is imported."""
+"""How a process that trains handles its memory, and how much it has taken."""
 
 import ctypes
 import gc
 import sys
+from pathlib import Path
+
+from lib.hardware import GIB
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_GLIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+if not hasattr(_GLIBC, "mallopt"):  # another C library
+    _GLIBC = None
 
 
 def keep_freed_memory() -> None:
     """Let glibc keep what is freed for the next tensor of that size.
 
     By default it hands every large block back to the system, and each pass pays anew for its
-    pages: 8 % of a step's processor time on the demo's shape.
+    pages: 8 % of a step's processor time on the demo's shape. Call it before anything is imported.
     """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(M_MMAP_THRESHOLD, 2**30)
-            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    if _GLIBC:
+        _GLIBC.mallopt(M_MMAP_THRESHOLD, 2**30)
+        _GLIBC.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def give_back_freed_memory() -> None:
+    """What was freed and kept goes back to the system, where something else has need of it."""
+    gc.collect()
+    if _GLIBC:
+        _GLIBC.malloc_trim(0)
+
+
+def peak_memory() -> float:
+    """The most memory that was resident in this process, in GiB.
+
+    Not `getrusage`'s, which a new process takes over from the one that started it.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    highest = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
+    return int(highest) * 1024 / GIB
 
 
 def collect_less() -> None:

@@ -10,8 +10,6 @@ that is finished is not repeated, unless its settings have changed.
 """
 
 import argparse
-import ctypes
-import gc
 import sys
 import time
 from collections.abc import Iterator
@@ -28,6 +26,7 @@ from lib.evaluation import evaluate
 from lib.hardware import GIB
 from lib.lora import live_weights
 from lib.models import model_folder
+from lib.process import give_back_freed_memory, peak_memory
 from lib.prompts import get_format, make_rows
 from lib.rewards import build_rewards
 from lib.runs import Run, hushed, open_run, read_json, run_folder, write_json
@@ -149,14 +148,13 @@ class PeakMemory:
 
     def __init__(self, on_gpu: bool):
         self.on_gpu = on_gpu
-        gc.collect()
+        give_back_freed_memory()
         if on_gpu:
             import torch
 
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated()
             return
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system
         Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
         self.before = psutil.Process().memory_info().rss
 
@@ -166,9 +164,7 @@ class PeakMemory:
             import torch
 
             return (torch.cuda.max_memory_allocated() - self.before) / GIB
-        lines = Path("/proc/self/status").read_text().splitlines()
-        highest = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
-        return (int(highest) * 1024 - self.before) / GIB
+        return peak_memory() - self.before / GIB
 
 
 def main(arguments: list[str] | None = None) -> int:
