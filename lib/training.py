@@ -160,7 +160,9 @@ def make_trainer(
     )
     trainer.run, trainer.rollouts, trainer.shares_prompts = run, rollouts, sharing
     if config.resample:
-        trainer.further = FurtherPrompts([row["id"] for row in rows], config.seed, config.resample)
+        trainer.further = FurtherPrompts(
+            [row["id"] for row in fitting], config.seed, config.resample
+        )
     trainer.remove_callback(PrinterCallback)  # `_step_log` shows what it would print
     trainer.add_callback(_step_log(config, run, watch))
     trainer.add_callback(tracking_callback(config, run))
