@@ -30,13 +30,11 @@ sys.path.insert(0, str(ROOT))
 from lib.browser import read_rollouts, rollout_steps  # noqa: E402
 from lib.checks import load_problems  # noqa: E402
 from lib.config import Config, resolve  # noqa: E402
-from lib.curriculum import choose_rows  # noqa: E402
 from lib.engines import VllmEngine  # noqa: E402
-from lib.further_prompts import ALIKE  # noqa: E402
+from lib.evaluation.stats import mean_with_error  # noqa: E402
 from lib.hardware import detect_hardware  # noqa: E402
 from lib.models import live_weights, load_policy  # noqa: E402
 from lib.preflight import keep, preflight, score  # noqa: E402
-from lib.prompts import get_format, make_rows  # noqa: E402
 from lib.rewards import build_rewards  # noqa: E402
 from lib.runs import (  # noqa: E402
     Run,
@@ -48,10 +46,12 @@ from lib.runs import (  # noqa: E402
     write_json,
 )
 from lib.sampling import training_sampling  # noqa: E402
-from lib.stats import mean_with_error  # noqa: E402
-from lib.training import make_trainer, train  # noqa: E402
-from lib.validation import set_aside  # noqa: E402
-from lib.warm_up import warm_up  # noqa: E402
+from lib.tasks.prompts import get_format, make_rows  # noqa: E402
+from lib.training.curriculum import choose_rows  # noqa: E402
+from lib.training.further_prompts import ALIKE  # noqa: E402
+from lib.training.run import make_trainer, train  # noqa: E402
+from lib.training.validation import set_aside  # noqa: E402
+from lib.training.warm_up import warm_up  # noqa: E402
 
 SMALL = {
     "profile": "cpu",

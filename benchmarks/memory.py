@@ -132,7 +132,7 @@ def measure(name: str, shape_name: str) -> dict:
 def train(config, run) -> None:
     """Two steps whose completions all have the planned length."""
     policy = load_policy(config)
-    from lib.training import make_trainer
+    from lib.training.run import make_trainer
 
     completion = config.max_completion_length
     shape = Shape(config.max_seq_length - completion, completion, config.prompts_per_step, STEPS)

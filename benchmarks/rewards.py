@@ -21,9 +21,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lib import reward_answers  # noqa: E402
-from lib.reward_model import LearnedReward  # noqa: E402
-from lib.rewards import REWARDS, build_rewards  # noqa: E402
+from lib.rewards import (  # noqa: E402
+    REWARDS,
+    answers,
+    build_rewards,
+)
+from lib.rewards.model import LearnedReward  # noqa: E402
 
 DATA = Path(os.environ.get("GRPO_DATA_DIR") or ROOT / ".." / "shared" / "data")
 FILES = {"MATH": ("math/train.jsonl", "math500/test.jsonl"), "GSM8K": ("gsm8k/test.jsonl",)}
@@ -87,7 +90,7 @@ def math_verify(cases) -> list[bool]:
 
 def timed(function, cases) -> tuple[float, list[bool]]:
     """Seconds of one run over all cases (nothing is cached from before), and the verdicts."""
-    reward_answers._grade.cache_clear()
+    answers._grade.cache_clear()
     start = time.perf_counter()
     verdicts = function(cases)
     return time.perf_counter() - start, verdicts

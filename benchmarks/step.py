@@ -10,7 +10,7 @@ slowest takes minutes.
 - trl: GRPOTrainer with its defaults (a group a pass, gradient checkpointing), transformers'
   generate. Its log-probs come from a Triton kernel that no CPU runs; plain torch takes its place.
 - unsloth: the same trainer on Unsloth's model, as Unsloth's notebooks set it.
-- ours: lib.training.make_trainer, as a recipe makes it.
+- ours: lib.training.run.make_trainer, as a recipe makes it.
 
 `useful tokens/s` counts completion tokens of groups whose rewards differ. `share of peak` is what
 the training pass cannot do without (each prompt once, completions, nothing of a dead group; two
@@ -149,7 +149,7 @@ def make(system: str, config, run: Run, shape: Shape, dead: float, clock: "Clock
         return rewards(shape, dead)
 
     if system == "ours":
-        from lib.training import make_trainer
+        from lib.training.run import make_trainer
 
         trainer = make_trainer(policy, rows, [reward], [1.0], config, run)
         engine, rollouts = trainer.rollouts.engine, trainer.rollouts
@@ -163,8 +163,8 @@ def make(system: str, config, run: Run, shape: Shape, dead: float, clock: "Clock
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from lib.token_logps import plain_logps
-    from lib.training import grpo_arguments
+    from lib.training.run import grpo_arguments
+    from lib.training.token_logps import plain_logps
 
     class Plain(GRPOTrainer):
         def _get_per_token_logps_and_entropies(self, model, ids, mask, kept, *_, **__):

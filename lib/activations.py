@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lib.memory import ModelShape
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
-# As in lib.token_logps and lib.shared_prompts, which would import torch here.
+# As in lib.training.token_logps and lib.training.shared_prompts, which would import torch here.
 HEAD_ROWS = 128
 FEW_SCORES = 2**23
 # Layers that read the same vector.

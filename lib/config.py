@@ -16,10 +16,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from lib.errors import BadInput
+from lib.errors import BadInput, nearest
 from lib.hardware import PROFILES, Hardware, choose_profile, detect_hardware
-from lib.loss_settings import check_loss
-from lib.sources import nearest
+from lib.training.loss_settings import check_loss
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "notebooks" / "recipes"
@@ -104,7 +103,7 @@ class Config(BaseModel):
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = (
         "dapo"
     )
-    loss_constants: dict[str, float] = {}  # of sapo and vespo: lib.loss_settings lists them
+    loss_constants: dict[str, float] = {}  # of sapo and vespo: see lib.training.loss_settings
     importance_sampling_level: Literal["token", "sequence"] = "token"  # sequence: GSPO
     scale_rewards: Literal["group", "batch", "none"] = "group"
     # normalize_then_sum: each reward within its group before they are added (GDPO)

@@ -1,4 +1,7 @@
-"""The exceptions a user is meant to see."""
+"""What a user is meant to see when something is wrong: exceptions, and hints in them."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class BadInput(ValueError):
@@ -16,3 +19,16 @@ class Stopped(BadInput):
 def first_line(error: BaseException) -> str:
     """What an exception says, in one line; its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint for an unknown name: the nearest known one, or all of them.
+
+    >>> nearest("gsm8", ["gsm8k", "aqua"])
+    'did you mean "gsm8k"?'
+    """
+    names = sorted(names)
+    close = difflib.get_close_matches(str(name), names, n=1)
+    if close:
+        return f'did you mean "{close[0]}"?'
+    return f"choose one of {', '.join(names)}." if names else "it has none."

@@ -19,11 +19,11 @@ from lib.config import Config
 from lib.engines import Engine, ask
 from lib.errors import BadInput
 from lib.progress import Progress
-from lib.prompts import PromptFormat, get_format
-from lib.reward_calls import Checked
+from lib.rewards.calls import Checked
 from lib.runs import Run, read_json, write_json
 from lib.sampling import Completion, training_sampling
 from lib.tasks import Problem, Task, sample_problems
+from lib.tasks.prompts import PromptFormat, get_format
 
 DEAD, THIN = 0.05, 0.25  # shares of groups with signal below which a run is hopeless, or slow
 

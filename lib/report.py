@@ -5,8 +5,8 @@ import html
 from pathlib import Path
 from typing import Any
 
-from lib.comparison import interval_text, is_share, verdict
 from lib.config import Config
+from lib.evaluation.comparison import interval_text, is_share, verdict
 from lib.runs import Run, read_json
 
 HEAD = """<!doctype html>
@@ -123,7 +123,7 @@ def write_answers(run: Run, rows: list[dict[str, Any]]) -> Path:
     """Every problem with both models' greedy answers beside each other: `side_by_side.html`.
 
     Args:
-        rows: of `lib.breakdowns.side_by_side`.
+        rows: of `lib.evaluation.breakdowns.side_by_side`.
     """
     page = run.evals / "side_by_side.html"
     page.parent.mkdir(exist_ok=True)

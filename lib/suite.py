@@ -28,8 +28,8 @@ from lib.config import ROOT, Config, find_recipe, resolve
 from lib.errors import BadInput
 from lib.progress import duration
 from lib.report import write_report
-from lib.reward_model import LearnedReward
 from lib.rewards import recipe_rewards
+from lib.rewards.model import LearnedReward
 from lib.runs import Run, open_run, read_json, run_folder, write_json
 
 NOTEBOOKS = ROOT / "notebooks"

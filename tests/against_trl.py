@@ -18,9 +18,9 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
-from lib.baselines import loss_config
 from lib.config import Config, resolve
 from lib.grpo import Batch, Totals, completion_logps, grpo_loss
+from lib.grpo.baselines import loss_config
 from lib.models import embedded_folder
 from tests.conftest import CPU
 

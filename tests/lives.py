@@ -21,9 +21,9 @@ from lib.errors import Stopped
 from lib.models import load_policy
 from lib.runs import Run
 from lib.tasks import make_rows
-from lib.trainer import trainer_class
-from lib.training import make_trainer, save_trained, train
-from lib.validation import Validation, set_aside, validate_during
+from lib.training.run import make_trainer, save_trained, train
+from lib.training.trainer import trainer_class
+from lib.training.validation import Validation, set_aside, validate_during
 from tests.conftest import CPU
 
 # Two steps an epoch, so that a resume finds its place in a later one, too.

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from lib.alarms import CHECKS, WINDOW, alarms
 from lib.answers import grade
 from lib.config import ROOT
 from lib.runs import read_jsonl
+from lib.training.alarms import CHECKS, WINDOW, alarms
 
 DATA = ROOT / "tests" / "data"
 DEMO = DATA / "demo_train_log.jsonl"  # of a real run

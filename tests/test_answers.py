@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import symbolic
 from lib.answers import (
     Grade,
     answers_match,
@@ -22,6 +21,7 @@ from lib.answers import (
     gold_parses,
     grade,
     normalize_number,
+    symbolic,
 )
 from lib.errors import BadInput
 
@@ -181,7 +181,7 @@ def test_every_solution_of_math_grades_itself_right(data_dir):
 def test_no_gold_answer_of_math_is_taken_for_its_neighbour(data_dir, monkeypatch):
     """Consecutive answers differ, and nearly all are told apart without math_verify."""
     asked = []
-    monkeypatch.setattr("lib.equality.symbolically_equal", lambda *pair: asked.append(pair))
+    monkeypatch.setattr("lib.answers.equality.symbolically_equal", lambda *pair: asked.append(pair))
     golds = [row["answer"] for row in _rows(data_dir, "math/train.jsonl") if row["answer"]]
     equal = {
         (mine, gold)
@@ -259,9 +259,9 @@ def test_any_text_is_survived_and_graded_alike_twice(text, gold):
 @given(NASTY, NASTY)
 @settings(max_examples=300, deadline=None)
 def test_any_formula_is_survived(mine, gold):
-    from lib.equality import same_answer
-    from lib.expressions import read_answer
-    from lib.latex import one_spelling
+    from lib.answers.equality import same_answer
+    from lib.answers.expressions import read_answer
+    from lib.answers.latex import one_spelling
 
     x, y = read_answer(one_spelling(mine)), read_answer(one_spelling(gold))
     if x is not None and y is not None:
@@ -375,7 +375,7 @@ def test_a_timed_out_pair_says_so():
 
 SCRIPT = """
 import os, sys
-from lib import symbolic
+from lib.answers import symbolic
 assert symbolic.WORKER.ask("x + 1", "1 + x")
 child = symbolic.WORKER._process.pid
 pid = os.fork()

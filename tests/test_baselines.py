@@ -5,7 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.baselines import (
+from lib.config import resolve
+from lib.errors import BadInput
+from lib.grpo import Batch, Totals, group_advantages, grpo_loss
+from lib.grpo.baselines import (
     ValueHead,
     gae,
     kl_penalty,
@@ -16,9 +19,6 @@ from lib.baselines import (
     value_loss,
     whiten,
 )
-from lib.config import resolve
-from lib.errors import BadInput
-from lib.grpo import Batch, Totals, group_advantages, grpo_loss
 from tests.conftest import CPU
 
 LAW = settings(max_examples=25, deadline=None)

@@ -3,10 +3,10 @@
 import pytest
 
 from lib.config import resolve
-from lib.curriculum import choose_rows
 from lib.errors import BadInput
 from lib.runs import write_json
-from lib.training import grpo_arguments
+from lib.training.curriculum import choose_rows
+from lib.training.run import grpo_arguments
 from tests.conftest import CPU
 
 ROWS = [{"id": name} for name in "abcdef"]

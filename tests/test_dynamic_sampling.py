@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from lib.config import resolve
-from lib.dynamic_sampling import Groups, groups_differ, resample
-from lib.further_prompts import FurtherPrompts
-from lib.prompts import make_rows
 from lib.runs import append_jsonl, open_run, read_jsonl
 from lib.sampling import chat_text
 from lib.tasks import get_task
+from lib.tasks.prompts import make_rows
+from lib.training.dynamic_sampling import Groups, groups_differ, resample
+from lib.training.further_prompts import FurtherPrompts
 from tests.conftest import CPU
 
 NAN = torch.nan
@@ -106,7 +106,7 @@ def settings(folder, **changes):
 
 
 def trained(policy, config):
-    from lib.training import make_trainer, train
+    from lib.training.run import make_trainer, train
 
     run = open_run(config)
     trainer = make_trainer(policy, ROWS, [pays], [0.5], config, run)

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from lib import stats
-from lib.breakdowns import (
+from lib.config import ROOT, resolve
+from lib.engines import TransformersEngine, make_engine
+from lib.errors import BadInput
+from lib.evaluation import evaluate, stats, tracked
+from lib.evaluation.breakdowns import (
     add_rewards,
     by_difficulty,
     by_length,
@@ -19,15 +22,10 @@ from lib.breakdowns import (
     curves_of_k,
     side_by_side,
 )
-from lib.comparison import changes, compare, outcomes, summarize, verdict
-from lib.config import ROOT, resolve
-from lib.engines import TransformersEngine, make_engine
-from lib.errors import BadInput
-from lib.evaluation import evaluate, tracked
+from lib.evaluation.comparison import changes, compare, outcomes, summarize, verdict
+from lib.evaluation.harness import harness_scores
+from lib.evaluation.judging import judge, regrade
 from lib.export import become_trained, find_candidate, merged_weights
-from lib.harness import harness_scores
-from lib.judging import judge, regrade
-from lib.problems import Problem
 from lib.runs import (
     Run,
     append_jsonl,
@@ -38,6 +36,7 @@ from lib.runs import (
 )
 from lib.sampling import Sampling
 from lib.tasks import get_task, make_rows
+from lib.tasks.problems import Problem
 from tests.conftest import CPU
 
 QUESTIONS = [
@@ -283,7 +282,7 @@ def test_regrading_needs_no_model_and_takes_other_rules(tmp_path):
     other = [Problem(problems[0].id, "", str(gold + 1))]
     assert not any(r["lenient"] for r in regrade(records, other, task, "answer"))
     program = (
-        "import sys; from lib.judging import regrade; from lib.tasks import get_task; "
+        "import sys; from lib.evaluation.judging import regrade; from lib.tasks import get_task; "
         "from lib.runs import read_jsonl; from pathlib import Path; "
         "t = get_task('small_sums', {'largest': 9}); "
         "print(len(regrade(read_jsonl(Path(sys.argv[1])), t.load('test'), t, None))); "
@@ -459,8 +458,8 @@ def test_calibration_by_hand():
 
 
 def test_answers_side_by_side_and_what_the_viewer_picks(run):
+    from lib.plots.widgets import answer_viewer, pick_answer
     from lib.report import write_answers
-    from lib.widgets import answer_viewer, pick_answer
 
     before, after = greedy(WRONG, RIGHT, RIGHT), greedy(RIGHT, WRONG, RIGHT)
     assert changes(before, after) == {"fixed": ["0"], "broken": ["1"], "both": ["2"], "neither": []}
@@ -540,7 +539,7 @@ def test_the_harness_scores_by_hand():
 
 
 def test_figures_reach_the_tracker(run, ci_config):
-    pytest.importorskip("lib.tracking")
+    pytest.importorskip("lib.training.tracking")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     from lib.evaluation import track

@@ -22,9 +22,9 @@ from lib.grpo import (
     policy_ratio,
     sample,
 )
-from lib.grpo_loop import Learner
-from lib.grpo_steps import learning_rate, step_rows
-from lib.lora import add_lora, load_lora, lora_layers, merge_lora, save_lora, without_lora
+from lib.grpo.loop import Learner
+from lib.grpo.lora import add_lora, load_lora, lora_layers, merge_lora, save_lora, without_lora
+from lib.grpo.steps import learning_rate, step_rows
 from lib.runs import Run, read_jsonl
 from tests.conftest import CPU
 

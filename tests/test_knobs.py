@@ -10,8 +10,8 @@ from importlib.util import find_spec
 import pytest
 
 from lib.config import ROOT
-from lib.knobs import LEFT, UNSLOTH, drift, stated
-from lib.training import grpo_arguments
+from lib.training.knobs import LEFT, UNSLOTH, drift, stated
+from lib.training.run import grpo_arguments
 
 # In a process of its own, since it rewrites TRL; on a CPU it must be asked to. It prints, so the
 # answer goes to a file.

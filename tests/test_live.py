@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from lib.alarms import Alarm
 from lib.config import ROOT
-from lib.curves import pace, panels, smooth, training_curves
-from lib.live import LivePlot, in_words
+from lib.plots.curves import pace, panels, smooth, training_curves
 from lib.runs import read_json, read_jsonl
+from lib.training.alarms import Alarm
+from lib.training.live import LivePlot, in_words
 
 DEMO = ROOT / "tests" / "data" / "demo_train_log.jsonl"  # a real run's
 ALWAYS = ["reward", "groups without signal", "completion length", "completions cut off", "entropy"]
@@ -106,7 +106,7 @@ LIVE_CELL = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from lib.live import LivePlot
+from lib.training.live import LivePlot
 from lib.runs import Run, read_jsonl
 log = read_jsonl(Path({str(DEMO)!r}))
 with LivePlot(Run(Path("run").absolute()), len(log)) as live:

@@ -117,10 +117,10 @@ def saved_by_forward(folder, config) -> int:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from lib.lean_lora import make_lean
     from lib.models import LINEAR_LAYERS, weights_dtype
-    from lib.shared_prompts import completion_logps
-    from lib.token_logps import plain_logps
+    from lib.training.lean_lora import make_lean
+    from lib.training.shared_prompts import completion_logps
+    from lib.training.token_logps import plain_logps
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=weights_dtype(config))
     if not config.full_finetuning:

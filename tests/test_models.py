@@ -4,11 +4,11 @@ import os
 
 import pytest
 
-from lib.comparison import compare, verdict
 from lib.config import resolve
 from lib.errors import BadInput
 from lib.evaluation import evaluate
-from lib.judging import regrade
+from lib.evaluation.comparison import compare, verdict
+from lib.evaluation.judging import regrade
 from lib.models import Policy, load_policy, model_folder
 from lib.runs import read_json, read_jsonl
 from lib.tasks import get_task, make_rows, sample_problems
@@ -39,7 +39,7 @@ def adapter(config, run):
     """An adapter that has moved, so that a merge has something to do."""
     import torch
 
-    from lib.training import save_trained
+    from lib.training.run import save_trained
 
     policy = load_policy(config)
     torch.manual_seed(0)

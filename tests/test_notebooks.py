@@ -8,7 +8,7 @@ import pytest
 from lib.config import ROOT, Config
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-SCRIPTS = sorted(p for part in ("lib", "tests", "benchmarks") for p in (ROOT / part).glob("*.py"))
+SCRIPTS = sorted(p for part in ("lib", "tests", "benchmarks") for p in (ROOT / part).rglob("*.py"))
 
 
 def cells(path, kind=None):
@@ -28,8 +28,10 @@ def imported_from_lib(text: str) -> set[tuple[str, str]]:
 
 def known_to(module: str) -> set[str]:
     """The names at a module's top level."""
-    found = set()
-    for node in ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text()).body:
+    place = ROOT / module.replace(".", "/")
+    found = {path.stem for path in place.glob("*.py")}
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    for node in ast.parse(file.read_text()).body:
         found.update(alias.asname or alias.name for alias in getattr(node, "names", []))
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found.add(node.name)

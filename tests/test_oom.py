@@ -13,7 +13,7 @@ from lib.config import ROOT, resolve
 from lib.errors import BadInput
 from lib.hardware import GIB
 from lib.memory import SHAPES, estimate
-from lib.oom import SmallerPasses, asked_for, explained, is_out_of_memory, split_rows
+from lib.training.oom import SmallerPasses, asked_for, explained, is_out_of_memory, split_rows
 from tests.conftest import CPU
 
 GROUP = 4
@@ -25,7 +25,7 @@ def make(folder: Path, **given):
     """The ci recipe's trainer: two groups of four in one pass."""
     from lib.models import load_policy
     from lib.runs import open_run
-    from lib.training import make_trainer
+    from lib.training.run import make_trainer
 
     given |= dict(backend="transformers", rollout_engine="transformers", profile="cpu")
     config = resolve("ci", given | {"output_dir": str(folder)}, CPU)

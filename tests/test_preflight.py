@@ -7,13 +7,13 @@ from lib.answers import grade
 from lib.config import resolve
 from lib.errors import BadInput
 from lib.notebook import table
+from lib.plots.widgets import component_rows, playground
 from lib.preflight import keep, preflight, require_signal, temptations
-from lib.prompts import PROMPT_FORMATS
 from lib.rewards import build_rewards
 from lib.runs import read_json
 from lib.sampling import Completion
 from lib.tasks import get_task, make_rows
-from lib.widgets import component_rows, playground
+from lib.tasks.prompts import PROMPT_FORMATS
 from tests.conftest import CPU
 
 TASK = get_task("small_sums", {"largest": 9})

@@ -15,12 +15,12 @@ from lib.export import is_adapter
 from lib.hardware import PROFILES
 from lib.memory import check_fit
 from lib.models import load_policy
-from lib.problems import StoredTask
-from lib.prompts import get_format, make_rows
 from lib.rewards import build_rewards
 from lib.runs import Run, read_json, read_jsonl
 from lib.tasks import TASKS
-from lib.training import fitting_rows, grpo_arguments, make_trainer, save_trained, train
+from lib.tasks.problems import StoredTask
+from lib.tasks.prompts import get_format, make_rows
+from lib.training.run import fitting_rows, grpo_arguments, make_trainer, save_trained, train
 from tests.conftest import CPU, L4, T4
 
 ALL = sorted(RECIPES.glob("*.yaml"))

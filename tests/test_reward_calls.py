@@ -3,7 +3,7 @@
 import pytest
 
 from lib.errors import BadInput
-from lib.reward_calls import Checked
+from lib.rewards.calls import Checked
 
 
 def called(values):

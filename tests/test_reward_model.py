@@ -9,7 +9,9 @@ import pytest
 from lib.checks import load_problems, side_config
 from lib.config import resolve
 from lib.errors import BadInput
-from lib.preferences import (
+from lib.rewards import build_rewards, recipe_rewards
+from lib.rewards.model import GoldReward, LearnedReward, RewardModel
+from lib.rewards.preferences import (
     Pair,
     attacks,
     halves,
@@ -18,8 +20,6 @@ from lib.preferences import (
     quality,
     reliability,
 )
-from lib.reward_model import GoldReward, LearnedReward, RewardModel
-from lib.rewards import build_rewards, recipe_rewards
 from lib.runs import Run, read_json
 from lib.suite import CHAIN, REWARD_MODEL, chain_of
 from tests.conftest import CPU
@@ -111,7 +111,7 @@ def test_attacks_are_worse_answers_to_the_same_prompt():
 @pytest.fixture(scope="module")
 def trained(config, embedded):
     """(the run's folder, held-out pairs, scores before, the log, scores after)"""
-    from lib.reward_training import (
+    from lib.rewards.training import (
         fitting,
         save_reward_model,
         score_pairs,
@@ -212,7 +212,7 @@ def test_a_reward_is_scored_before_the_policy_is_loaded_or_told_to_be_missing(tm
 
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 def test_the_switch_decides_what_is_trained(full, config, run, embedded):
-    from lib.reward_training import train_reward_model, untrained
+    from lib.rewards.training import train_reward_model, untrained
 
     one = config.model_copy(update={"full_finetuning": full, "reward_steps": 1})
     model, tokenizer = untrained(one)
@@ -229,8 +229,8 @@ def test_the_switch_decides_what_is_trained(full, config, run, embedded):
 
 
 def test_watched_rewards_are_told_apart_from_paid_ones(trained, config):
-    from lib.breakdowns import add_rewards
-    from lib.comparison import is_share, score_names
+    from lib.evaluation.breakdowns import add_rewards
+    from lib.evaluation.comparison import is_share, score_names
 
     run, held_out, *_ = trained
     shutil.copytree(run.folder / "reward_model", run.folder / "reward_model_gold")
@@ -246,7 +246,7 @@ def test_watched_rewards_are_told_apart_from_paid_ones(trained, config):
 
 
 def test_figures(trained):
-    from lib import reward_plots
+    from lib.plots import rewards as reward_plots
 
     run, _, _, log, after = trained
     rollouts = [

@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import reward_answers, rewards
+from lib import rewards
 from lib.errors import BadInput
-from lib.reward_model import LearnedReward
-from lib.reward_reasoning import equations, holds
 from lib.rewards import REWARDS, build_rewards, completion_texts, reward
+from lib.rewards.model import LearnedReward
+from lib.rewards.reasoning import equations, holds
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("GRPO_DATA_DIR") or ROOT.parent / "shared" / "data")
@@ -411,9 +411,9 @@ def test_weights_and_parameters_of_a_recipe():
         ({"soft_overlong": {"soft_punish_cache": 9999}}, "soft_punish_cache is 9999"),
         ({"nowhere.at.all": 1.0}, 'Reward "nowhere.at.all" cannot be imported'),
         ({"lib.rewards.nothing": 1.0}, "cannot be imported"),
-        ({"lib.reward_answers.GOLD": 1.0}, "cannot be called"),
+        ({"lib.rewards.answers.GOLD": 1.0}, "cannot be called"),
         ({"os.path.join": {"a": 1}}, 'no parameter "a"'),
-        ({"correctness": 1.0, "lib.reward_base.correctness": 1.0}, "cannot be imported"),
+        ({"correctness": 1.0, "lib.rewards.base.correctness": 1.0}, "cannot be imported"),
         ({"mark": 1.0, "trl.rewards.think_format_reward": 1.0, "a": 1}, 'no reward "a"'),
         ({}, "write names and weights"),
         (["correctness"], "write names and weights"),
@@ -425,7 +425,7 @@ def test_a_recipe_that_is_wrong_says_so(spec, message):
 
 
 def test_an_import_path_names_a_function_or_a_class():
-    spec = {"trl.rewards.think_format_reward": 1.0, "lib.reward_format.Mark": {"step": 1.0}}
+    spec = {"trl.rewards.think_format_reward": 1.0, "lib.rewards.format.Mark": {"step": 1.0}}
     (theirs, ours), _ = build_rewards(spec)
     assert theirs.__name__ == "think_format_reward" and ours.__name__ == "Mark"
     assert theirs(completions=[[{"content": GOOD}]]) == [1.0] and ours(completions=[GOOD]) == [4.0]
@@ -559,7 +559,7 @@ def test_an_unparseable_gold_leaves_the_row_out_wherever_gold_matters():
     assert skipped == {
         name
         for name, function in zip(NAMES, ALL, strict=True)
-        if isinstance(function, reward_answers.AnswerReward)
+        if isinstance(function, rewards.answers.AnswerReward)
     }
     assert len(skipped) == 6
 
@@ -567,7 +567,7 @@ def test_an_unparseable_gold_leaves_the_row_out_wherever_gold_matters():
 def test_threads_agree_with_the_main_one():
     texts = [GOOD, WRONG, answer(r"\frac{36}{2}"), answer("x + 1"), answer("1 2 3"), "18", ""]
     expected = all_scores(texts, kind="math")
-    reward_answers._grade.cache_clear()
+    rewards.answers._grade.cache_clear()
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: all_scores(texts, kind="math"), range(8)))
     assert results == [expected] * 8
@@ -690,7 +690,7 @@ def test_numbers_too_large_to_compute_are_wrong_and_quick(power):
 def seconds(function, text: str) -> float:
     """This thread's own computing time, which a busy machine does not change much."""
     columns = columns_for([text])
-    reward_answers._grade.cache_clear()
+    rewards.answers._grade.cache_clear()
     start = time.thread_time()
     function(completions=[text], **columns)
     return time.thread_time() - start
@@ -745,7 +745,7 @@ def test_every_gold_answer_scores_full_marks(path, kind, gold_of):
 @pytest.mark.parametrize("path", ["math/train.jsonl", "math500/test.jsonl"])
 def test_every_gold_answer_of_math_would_pass_the_gate_as_a_wrong_one(path):
     golds = [row["answer"] for row in rows(path) if row["answer"].strip()]
-    assert [gold for gold in golds if not reward_answers.reads_as_math(gold)] == []
+    assert [gold for gold in golds if not rewards.answers.reads_as_math(gold)] == []
 
 
 def test_the_arithmetic_of_gsm8k_holds():

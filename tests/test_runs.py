@@ -153,7 +153,7 @@ def test_progress_tells_the_time_left_and_leaves_no_file(tmp_path, monkeypatch):
 
 
 def test_importing_the_pure_half_is_quick_and_without_torch():
-    pure = "answers, rewards, stats, config, runs, tasks, hardware, memory, evaluation"
+    pure = "answers, rewards, config, runs, tasks, hardware, memory, evaluation"
     code = f"from lib import {pure}; import sys; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr

@@ -5,11 +5,11 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from lib.lean_lora import make_lean
-from lib.oom import split_rows
-from lib.shared_prompts import completion_logps, pack, why_not_shared
-from lib.token_logps import plain_logps
-from lib.trainer import trainer_class
+from lib.training.lean_lora import make_lean
+from lib.training.oom import split_rows
+from lib.training.shared_prompts import completion_logps, pack, why_not_shared
+from lib.training.token_logps import plain_logps
+from lib.training.trainer import trainer_class
 from tests.conftest import CPU
 
 GROUP, PROMPTS, PROMPT, COMPLETION = 3, 2, 9, 7
@@ -165,14 +165,14 @@ def test_log_probs_and_their_gradient_are_the_ordinary_ones(model, batch, temper
 
 def test_long_completions_take_the_fused_attention_and_agree(model, batch, monkeypatch):
     ours, _ = completion_logps(model, *whole(batch), COMPLETION)
-    monkeypatch.setattr("lib.shared_prompts.FEW_SCORES", 0)
+    monkeypatch.setattr("lib.training.shared_prompts.FEW_SCORES", 0)
     fused, _ = completion_logps(model, *whole(batch), COMPLETION)
     assert torch.allclose(ours, fused, atol=2e-4)
 
 
 def test_the_head_in_small_parts_gives_the_same(model, batch, monkeypatch):
     ours, entropies = completion_logps(model, *whole(batch), COMPLETION)
-    monkeypatch.setattr("lib.token_logps.HEAD_ROWS", 5)
+    monkeypatch.setattr("lib.training.token_logps.HEAD_ROWS", 5)
     parts, in_parts = completion_logps(model, *whole(batch), COMPLETION)
     assert torch.allclose(ours, parts, atol=2e-4) and torch.allclose(entropies, in_parts, atol=1e-3)
 
@@ -263,7 +263,7 @@ def test_several_updates_from_one_batch_train(embedded, tmp_path):
     from lib.config import resolve
     from lib.models import load_policy
     from lib.runs import Run, read_jsonl
-    from lib.training import make_trainer, train
+    from lib.training.run import make_trainer, train
 
     given = dict(num_iterations=2, rollout_engine="transformers", backend="transformers")
     config = resolve("ci", given | {"output_dir": str(tmp_path), "profile": "cpu"}, CPU)
@@ -328,7 +328,7 @@ def test_sharing_is_refused_where_a_model_attends_in_its_own_way(model):
 
 
 def test_the_trial_finds_a_model_that_ignores_the_packing(model, monkeypatch):
-    monkeypatch.setattr("lib.shared_prompts.shared_attention", nullcontext)
+    monkeypatch.setattr("lib.training.shared_prompts.shared_attention", nullcontext)
     assert "attends in its own way" in why_not_shared(model, 1024)
 
 

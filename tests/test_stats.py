@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from lib.stats import (
+from lib.evaluation.stats import (
     Estimate,
     best_of_k,
     detectable_difference,

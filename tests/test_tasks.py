@@ -10,8 +10,6 @@ import pytest
 
 from lib.answers import Grade
 from lib.errors import BadInput
-from lib.problems import TASKS, only_split
-from lib.prompts import boxed_spans, unbox
 from lib.tasks import (
     PROMPT_FORMATS,
     Problem,
@@ -24,6 +22,8 @@ from lib.tasks import (
     summary_scores,
     task,
 )
+from lib.tasks.problems import TASKS, only_split
+from lib.tasks.prompts import boxed_spans, unbox
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = Path(os.environ.get("GRPO_DATA_DIR") or REPOSITORY / "../shared/data")

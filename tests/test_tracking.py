@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from lib.config import ROOT
-from lib.tracking import NAMES, has_wandb_key, seed_values
+from lib.training.tracking import NAMES, has_wandb_key, seed_values
 
 # Two steps as the trainer reports them, and an evaluation after it, as another notebook logs it.
 RUN = """
@@ -24,7 +24,7 @@ config = resolve("ci", given, Hardware(cores=2, memory=16.0))
 run = open_run(config)
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
-from lib.tracking import Wandb, log_metrics, tracking_callback
+from lib.training.tracking import Wandb, log_metrics, tracking_callback
 
 Wandb.patience = 5
 callback, state = tracking_callback(config, run), TrainerState()

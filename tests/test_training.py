@@ -7,7 +7,7 @@ from lib.config import resolve
 from lib.errors import BadInput
 from lib.models import Policy, load_policy
 from lib.runs import read_jsonl
-from lib.training import (
+from lib.training.run import (
     fitting_rows,
     grpo_arguments,
     in_force,
@@ -121,7 +121,7 @@ def test_prompts_that_do_not_fit_are_left_out(embedded):
 
 
 def test_what_unsloths_trainer_would_pass_over_is_refused(run, monkeypatch):
-    monkeypatch.setattr("lib.training.trainer_is_unsloths", lambda: True)
+    monkeypatch.setattr("lib.training.run.trainer_is_unsloths", lambda: True)
     config = resolve("ci", {"profile": "cpu", "entropy_target": 1.0}, CPU)
     policy = Policy(model=None, tokenizer=None, folder=None, backend="unsloth")
     with pytest.raises(BadInput, match="Unsloth's trainer does not do: set backend"):

@@ -4,11 +4,11 @@ import pytest
 
 from lib.config import resolve
 from lib.errors import BadInput
-from lib.prompts import get_format
 from lib.rewards import build_rewards
 from lib.runs import Run, read_json, read_jsonl
 from lib.tasks import get_task, make_rows
-from lib.validation import Validation, set_aside, validate_during
+from lib.tasks.prompts import get_format
+from lib.training.validation import Validation, set_aside, validate_during
 from tests.conftest import CPU
 
 
@@ -42,7 +42,7 @@ def test_validation_is_logged_and_the_best_adapter_kept(tmp_path, embedded, engi
     from safetensors.torch import load_file
 
     from lib.models import load_policy
-    from lib.training import make_trainer, save_trained, train
+    from lib.training.run import make_trainer, save_trained, train
 
     given = dict(validation_steps=1, validation_problems=3, keep="best", rollout_engine=engine)
     config = config_of(tmp_path, **given, shots=1)

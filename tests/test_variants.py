@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from lib.compare_runs import (
+from lib.config import resolve
+from lib.errors import BadInput
+from lib.evaluation.compare_runs import (
     accuracy_rows,
     compare_arms,
     cost_rows,
@@ -13,13 +15,17 @@ from lib.compare_runs import (
     pairs_of,
     sentences,
 )
-from lib.config import resolve
-from lib.crossed import crossed_difference
-from lib.errors import BadInput
-from lib.run_plots import differences_figure, learning_curves
+from lib.evaluation.crossed import crossed_difference
+from lib.evaluation.stats import paired_difference
+from lib.grpo.variants import (
+    base_config,
+    evaluation_name,
+    is_finished,
+    run_variants,
+    variant_configs,
+)
+from lib.plots.runs import differences_figure, learning_curves
 from lib.runs import Run, append_jsonl, open_run, read_json, read_jsonl, write_json
-from lib.stats import paired_difference
-from lib.variants import base_config, evaluation_name, is_finished, run_variants, variant_configs
 from tests.conftest import CPU
 
 TWO = {"variants": {"grpo": {}, "rloo": {"algorithm": "rloo"}}, "seeds": [0, 1]}

@@ -6,11 +6,11 @@ import torch
 from lib.config import resolve
 from lib.engines import TransformersEngine
 from lib.errors import BadInput
-from lib.prompts import make_rows
 from lib.runs import Run
 from lib.sampling import Sampling
 from lib.tasks import Problem, get_task
-from lib.warm_up import IGNORED, warm_up, worked_rows
+from lib.tasks.prompts import make_rows
+from lib.training.warm_up import IGNORED, warm_up, worked_rows
 from tests.conftest import CPU
 
 PROBLEMS = get_task("small_sums", {"largest": 9}).load("train")

@@ -1,0 +1,108 @@
+"""Find the answer in a completion and say whether it is the right one.
+
+    >>> grade("6 + 12 = 18, so she makes $18.00.", "#### 18", "number").correct
+    True
+
+Three kinds: ``number`` (GSM8K), ``math`` (MATH, NuminaMath), ``choice`` (AQuA). Strict grading
+looks only inside the last complete ``<answer>…</answer>``; lenient grading does its best on free
+text (``lib.answers.extraction`` says where it looks). Where projects differ, this is what holds
+here:
+
+| point | here |
+|---|---|
+| percent | the sign may be dropped or carried out: 10% equals 10, and 0.1; but 10 is not 0.1 |
+| units, currency | dropped on both sides: $18, 18 dollars and 18 eggs are 18 |
+| 0.333 and 1/3 | not equal: values are exact; math: from six decimals on a decimal may be rounded |
+| rounding | none: 18.5 is not 19; 18, 18.0 and 18.00 are one number |
+| several \\boxed | the last one; where the gold is a list, those that "and" or a comma joins |
+| several tag pairs | the last complete one, and none that stands in the <think> section |
+| order | matters in tuples, points, intervals, matrices; not in sets and plain lists |
+| x = 5 | for the gold 5 it is right, and 5 for the gold x = 5; y = 5 for the gold x = 5 is not |
+| two numbers where one is due | inside tags or a box no answer; "not 5 but 6" is 6 |
+| 1,234 | one number; in brackets, (1,234), two |
+
+An answer costs microseconds: numbers, fractions, roots, intervals, lists, equations and matrices
+are compared here, exactly or by value. What is left goes to math_verify (``lib.answers.symbolic``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from lib.answers import numerals
+from lib.answers.equality import is_list, same_math
+from lib.answers.extraction import bare_answer, find_answer, inside_tags, tagged_answer
+from lib.errors import BadInput
+
+Kind = Literal["number", "math", "choice"]
+
+normalize_number = numerals.normalize_number
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What grading found."""
+
+    correct: bool
+    extracted: str | None = None  # the answer as it was found
+    where: str | None = None  # "tags", "boxed", "hashes", "phrase" or "last"
+    why: str | None = None  # why it is not correct; None exactly where it is
+
+
+def extract_answer(text: str | None, kind: Kind) -> str | None:
+    """The answer in free text, best effort; None where there is none."""
+    return find_answer(text, _known(kind))[0]
+
+
+def answers_match(predicted: str | None, gold: str | None, kind: Kind) -> bool:
+    """Whether two answers, bare or still in their text ("… #### 18"), are the same answer."""
+    theirs = bare_answer(gold, _known(kind), lists=True)
+    mine = bare_answer(predicted, kind, lists=_is_list(theirs, kind))
+    return mine is not None and theirs is not None and _same(mine, theirs, kind) is True
+
+
+def gold_parses(gold: str | None, kind: Kind) -> bool:
+    """Whether a gold answer can be read; where it cannot, nothing can be graded against it."""
+    answer = bare_answer(gold, _known(kind))
+    return answer is not None and (kind != "number" or numerals.read_number(answer) is not None)
+
+
+def grade(text: str | None, gold: str | None, kind: Kind, tags: str | None = None) -> Grade:
+    """Grade a completion against a gold answer.
+
+    ``tags="answer"`` is strict: only the last complete <answer>…</answer> counts. ``tags=None``
+    is lenient. ``Grade.why`` is "no tags", "empty tags", "no answer found", "differs", "timed
+    out" (math_verify's limit) or "gold not parseable". Raises BadInput for an unknown kind.
+    """
+    theirs = bare_answer(gold, _known(kind), lists=True)
+    if theirs is None or not gold_parses(gold, kind):
+        return Grade(False, why="gold not parseable")
+    if tags is None:
+        mine, where = find_answer(text, kind, lists=_is_list(theirs, kind))
+    else:
+        inside = inside_tags(text, tags)
+        if inside is None or not inside.strip():
+            return Grade(False, why="no tags" if inside is None else "empty tags")
+        mine, where = tagged_answer(inside, kind, lists=_is_list(theirs, kind)), "tags"
+    if mine is None:
+        return Grade(False, where=where, why="no answer found")
+    same = _same(mine, theirs, kind)
+    return Grade(bool(same), mine, where, {True: None, False: "differs", None: "timed out"}[same])
+
+
+def _known(kind: Kind) -> Kind:
+    if kind not in get_args(Kind):
+        raise BadInput(f"{kind!r} is no kind of answer; use {', '.join(get_args(Kind))}")
+    return kind
+
+
+def _is_list(gold: str | None, kind: Kind) -> bool:
+    return kind == "math" and gold is not None and is_list(gold)
+
+
+def _same(mine: str, gold: str, kind: Kind) -> bool | None:
+    """Whether two bare answers are the same; None where that could not be decided in time."""
+    if kind == "choice":
+        return mine == gold
+    return numerals.same_number(mine, gold) if kind == "number" else same_math(mine, gold)

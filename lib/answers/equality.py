@@ -1,0 +1,242 @@
+"""Whether two mathematical answers mean the same: True, False, or None where it cannot tell.
+
+Order matters in tuples, points, intervals and matrices, and not in sets and plain lists. The gold
+answer sets the form: for the gold "5" the answer "x = 5" is right, for the gold "x + y = 5" the
+answer "5" is not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from lib.answers.expressions import read_answer
+from lib.answers.latex import ROW, one_spelling
+from lib.answers.numerals import has_percent, read_number
+from lib.answers.symbolic import symbolically_equal
+from lib.answers.values import (
+    Based,
+    Matrix,
+    Node,
+    Relation,
+    Sequence,
+    Union,
+    Unreadable,
+    Value,
+    apply,
+    constant,
+    constant_ratio,
+    divide,
+    same_value,
+    subtract,
+)
+
+_LETTERS = re.compile(r"[A-Za-z][A-Za-z\s.'-]*")
+_DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
+_WORDS = re.compile(r"[A-Za-z][A-Za-z\s.,;:!?'-]*")
+
+
+def same_math(mine: str, gold: str) -> bool | None:
+    """Whether two answers as written mean the same; None where math_verify ran out of time."""
+    a, b = one_spelling(mine), one_spelling(gold)
+    if mine == gold or "".join(a.split()) == "".join(b.split()):
+        return True
+    if _LETTERS.fullmatch(a) and _LETTERS.fullmatch(b) and _bare_letters(a) == _bare_letters(b):
+        return True
+    numbers = [read_number(answer, units=False) for answer in (a, b)]
+    if numbers[0] is not None and numbers[0] == numbers[1]:
+        return True
+    for answer, other in ((a, numbers[1]), (b, numbers[0])):
+        if other is not None and _DECIMAL_COMMA.fullmatch(answer):  # 1,5 beside 1.5 is no list
+            return read_number(answer) == other
+    x, y = read_answer(a), read_answer(b)
+    if x is not None and y is not None:
+        if has_percent(mine) != has_percent(gold) and _same_per_cent(x, y, has_percent(mine)):
+            return True
+        verdict = same_answer(x, y)
+        if verdict is not None:
+            return verdict
+    if any(node is None and _WORDS.fullmatch(text) for node, text in ((x, a), (y, b))):
+        return False
+    return symbolically_equal(a.replace(ROW, r"\\"), b.replace(ROW, r"\\"))
+
+
+def is_list(answer: str) -> bool:
+    """Whether an answer as written is a plain list or a set."""
+    node = read_answer(one_spelling(answer))
+    return isinstance(node, Sequence) and node.open in ("", "{")
+
+
+def _bare_letters(text: str) -> str:
+    return re.sub(r"[\W_]", "", text).lower()
+
+
+def _same_per_cent(mine: Node, gold: Node, mine_is_percent: bool) -> bool:
+    """Whether the one that carries a percent sign is the other, taken as so many hundredths."""
+    if not isinstance(mine, Value) or not isinstance(gold, Value):
+        return False
+    percent, other = (mine, gold) if mine_is_percent else (gold, mine)
+    try:
+        return same_value(apply(divide, percent, constant(100)), other) is True
+    except Unreadable:
+        return False
+
+
+_FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
+
+
+def same_answer(mine: Node, gold: Node) -> bool | None:
+    """Whether ``mine`` is the answer ``gold``."""
+    if isinstance(mine, Relation) or isinstance(gold, Relation):
+        return _same_relation(mine, gold)
+    if isinstance(mine, Value) and isinstance(gold, Value):
+        return same_value(mine, gold)
+    if isinstance(mine, Sequence) and isinstance(gold, Sequence):
+        return _same_sequence(mine, gold)
+    if isinstance(mine, Union) and isinstance(gold, Union):
+        return _unordered(mine.parts, gold.parts) or None  # [0, 2] is also [0, 1] ∪ [1, 2]
+    if isinstance(mine, Matrix) and isinstance(gold, Matrix):
+        if [len(row) for row in mine.rows] != [len(row) for row in gold.rows]:
+            return False
+        return _ordered(
+            [cell for row in mine.rows for cell in row], [cell for row in gold.rows for cell in row]
+        )
+    if isinstance(mine, Based) and isinstance(gold, Based):
+        return mine == gold
+    if isinstance(mine, Based | Value) and isinstance(gold, Based | Value):
+        return _digits(mine) == _digits(gold)  # 12 for 12_5, in a question that names the base
+    for one, other in ((mine, gold), (gold, mine)):
+        if isinstance(one, Value) and isinstance(other, Sequence) and len(other.items) == 1:
+            return same_answer(one, other.items[0])
+        if isinstance(one, Value) and isinstance(other, Sequence | Union | Matrix):
+            return False
+        if isinstance(one, Matrix) and isinstance(other, Sequence):
+            cells = [cell for row in one.rows for cell in row]
+            is_vector = len(one.rows) == 1 or len(cells) == len(one.rows)
+            return is_vector and _ordered(cells, other.items)
+    return None
+
+
+def _digits(node: Based | Value) -> str:
+    return node.digits if isinstance(node, Based) else node.literal
+
+
+def _all(verdicts: Iterable[bool | None]) -> bool | None:
+    verdicts = list(verdicts)
+    if False in verdicts:
+        return False
+    return None if None in verdicts else True
+
+
+def _ordered(mine: Iterable[Node], gold: Iterable[Node]) -> bool | None:
+    mine, gold = list(mine), list(gold)
+    return len(mine) == len(gold) and _all(map(same_answer, mine, gold))
+
+
+def _unordered(mine: Iterable[Node], gold: Iterable[Node]) -> bool | None:
+    """Whether two sets are the same: each item of either is an item of the other."""
+    table = [[same_answer(item, other) for other in gold] for item in mine]
+    return _all(
+        True if True in verdicts else None if None in verdicts else False
+        for verdicts in (*table, *zip(*table, strict=True))
+    )
+
+
+def _same_sequence(mine: Sequence, gold: Sequence) -> bool | None:
+    kinds = {mine.open, gold.open}
+    if kinds <= {"", "{"}:
+        return _unordered(mine.items, gold.items)
+    same_brackets = (mine.open, mine.close) == (gold.open, gold.close)
+    if same_brackets or "" in kinds or (len(gold.items) > 2 and kinds == {"(", "["}):
+        return _ordered(mine.items, gold.items)
+    return None if "{" in kinds or ":" in kinds else False
+
+
+# --- equations and inequalities ---------------------------------------------------------------
+
+
+def _is_name(node: Node) -> bool:
+    """Whether a side only names what the other side gives: x, f(x), (x, y)."""
+    if isinstance(node, Sequence):
+        return all(_is_name(item) for item in node.items)
+    return isinstance(node, Value) and node.literal[:1].isalpha()
+
+
+def _is_equation(node: Node) -> bool:
+    return isinstance(node, Relation) and set(node.signs) == {"="}
+
+
+def _solved(relation: Relation) -> tuple[Node, Node] | None:
+    """The name and the value of x = 5, 5 = x or x = 2 + 3 = 5; None for another equation."""
+    first, last = relation.sides[0], relation.sides[-1]
+    if _is_name(first):
+        return first, last
+    return (last, first) if _is_name(last) else None
+
+
+def _same_relation(mine: Node, gold: Node) -> bool | None:
+    if not isinstance(gold, Relation):
+        if not _is_equation(mine):
+            return None
+        return same_answer((_solved(mine) or mine.sides)[-1], gold)
+    if not isinstance(mine, Relation):
+        if not _is_equation(gold):
+            return same_answer(mine, interval) if (interval := _as_interval(gold)) else None
+        solved = _solved(gold)
+        return same_answer(mine, solved[1]) if solved else False
+    if _is_equation(mine) and _is_equation(gold):
+        return _same_equation(mine, gold)
+    return _same_inequality(mine, gold)
+
+
+def _same_equation(mine: Relation, gold: Relation) -> bool | None:
+    a, b = _solved(mine), _solved(gold)
+    if a and b and (same_answer(a[0], b[0]) or _is_formula(a[1], b[1])):
+        return same_answer(a[1], b[1])
+    try:
+        left, right = (apply(subtract, side.sides[0], side.sides[-1]) for side in (mine, gold))
+    except Unreadable:
+        return None
+    return True if constant_ratio(left, right) is not None else None
+
+
+def _is_formula(*nodes: Node) -> bool:
+    """Whether a right side is a formula with variables, so that y = 2x may be f(x) = 2x."""
+    return all(
+        isinstance(node, Value) and not node.is_constant and not node.literal for node in nodes
+    )
+
+
+def _ascending(relation: Relation) -> Relation:
+    """The same chain written with < and ≤."""
+    if relation.signs[0] in (">", r"\ge"):
+        signs = tuple(_FLIPPED.get(sign, sign) for sign in reversed(relation.signs))
+        return Relation(tuple(reversed(relation.sides)), signs)
+    return relation
+
+
+def _same_inequality(mine: Relation, gold: Relation) -> bool | None:
+    mine, gold = _ascending(mine), _ascending(gold)
+    if mine.signs != gold.signs:
+        return None
+    if _ordered(mine.sides, gold.sides):
+        return True
+    if len(mine.signs) > 1:
+        return None
+    try:
+        ratio = constant_ratio(*(apply(subtract, *side.sides) for side in (mine, gold)))
+    except Unreadable:
+        return None
+    if ratio is None or isinstance(ratio, complex):
+        return None
+    return ratio > 0 or mine.signs == (r"\ne",)
+
+
+def _as_interval(relation: Relation) -> Node | None:
+    """a < x ≤ b as (a, b]."""
+    chain = _ascending(relation)
+    brackets = {"<": "()", r"\le": "[]"}
+    if len(chain.signs) != 2 or not brackets.keys() >= set(chain.signs):
+        return None
+    low, high = (brackets[sign] for sign in chain.signs)
+    return Sequence(low[0], (chain.sides[0], chain.sides[2]), high[1])

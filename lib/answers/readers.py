@@ -1,0 +1,208 @@
+"""Reading the answer at a place in a completion: the number, the letter or the formula there.
+
+A place is what stands inside tags or a box, or what follows "####" or "the answer is"; ``where``
+names which ("tags", "boxed", "hashes", "phrase"). A reader gives None for a place that holds
+nothing it can read, and NO_ANSWER for one that settles the matter without an answer: two numbers,
+or one that is only denied. The ``last_…`` functions have no place to go by.
+"""
+
+from __future__ import annotations
+
+import re
+
+from lib.answers.numerals import after_number, find_numbers, read_number, unwrap
+
+MAX_ANSWER = 1000  # characters: what is longer is no answer
+NO_ANSWER = ""
+
+_SENTENCE_END = re.compile(r"\n|(?<!\\)[.!?](?=\s|$|\*|<)|</")
+_FORMULA_END = re.compile(r"\n|(?<!\\)[.!?](?=\s{1,3}[A-Z*\\<]|\s{0,9}$|\*|<)|</")
+
+
+def _clause(text: str, end: re.Pattern[str] = _SENTENCE_END) -> str:
+    found = end.search(text)
+    return text[: found.start()] if found else text
+
+
+# --- numbers ------------------------------------------------------------------------------------
+
+_NUMBERED = re.compile(r"\d+[.):] \S")
+# What follows the first of two numbers, "5 or 6" and "5, 6", and what changes one, "5 and a half".
+_SECOND = re.compile(
+    r"\W{0,9}\b(?:or|and|to)\s(?:[^A-Za-z]{0,9}\d|(?:a )?(?:half|quarter|third))"
+    r"|\s?[,;]\s?[\d.]++(?:\W{0,9}$|\s?(?:[,;]|and\b|or\b))"
+)
+_JOINED = re.compile(r"\W{0,9}\b(?:or|and|to|plus|minus|times)\b")
+_BRACKETED = re.compile(r"\([^()]*+\)")
+_ARITHMETIC = re.compile(r"[^A-WYZa-wyz=]*=")
+_NOT = re.compile(r"\W{0,9}not\b")
+
+
+def number_in(place: str, where: str) -> str | None:
+    """The number that a place gives: alone, after "=", at its start, else its last.
+
+    Inside tags or a box it must be the only one, but for what stands in brackets.
+    """
+    clause = place.strip() if where != "phrase" else _clause(place)
+    if read_number(clause) is not None:
+        return clause
+    clause = unwrap(clause)
+    rest = after_number(clause)
+    leads = rest is not None
+    if where == "hashes" and (not leads or _NUMBERED.match(clause)):
+        return None  # a heading of markdown: "#### 2. Subtract"
+    outside = _BRACKETED.sub(" ", clause)
+    numbers = find_numbers(outside) or find_numbers(clause)
+    if "=" in outside and (not leads or _ARITHMETIC.match(outside)):
+        sides = outside.split("=")
+        stated = {read_number(side) for side in sides} - {None}  # 16 = 17 = 18 are guesses
+        numbers = (find_numbers(sides[-1]) if len(stated) < 2 else []) or numbers
+        leads = True
+    if not numbers:
+        return None
+    two = len({read_number(number) for number in numbers}) > 1
+    if where in ("tags", "boxed") and (two or _JOINED.match(rest or "")):
+        return NO_ANSWER
+    if _SECOND.match(rest or "") or (not two and _NOT.match(clause)):
+        return NO_ANSWER
+    return numbers[0] if leads else numbers[-1]
+
+
+_BOLD = re.compile(r"(?<![\w)])\*\*([^*\n]{1,60})\*\*(?![\w(])")
+
+
+def last_number(text: str) -> str | None:
+    """The last number; in the last paragraph, one that is all there is in bold."""
+    tail = text[-MAX_ANSWER:]
+    for part in reversed(_BOLD.findall(tail.rstrip().rpartition("\n\n")[2])):
+        if read_number(part) is not None:
+            numbers = find_numbers(part)
+            return numbers[0] if len(numbers) == 1 else part
+    for size in (MAX_ANSWER, 16 * MAX_ANSWER):  # further back there is no answer
+        part = text if len(text) <= size else text[-size:].partition(" ")[2]
+        numbers = find_numbers(part)
+        if numbers:
+            return numbers[-1]
+    return None
+
+
+# --- letters ------------------------------------------------------------------------------------
+
+_FIRST_LETTER = re.compile(
+    r"(?:(?:option|choice|letter)\s)?(?:\\(?:text\w{0,6}|math\w{2}|boxed)|[\s*_`$({\[\\]){0,9}"
+    r"([A-Ja-j])(?:(?P<closed>[)\]}.:,]|\s?$|[*_]{2})|(?![\w'’]))"
+)
+_FREE_LETTER = re.compile(
+    r"(?<![\w'’\\-])(?P<open>[(\[{] ?)?([A-J])(?:(?P<closed>[)\]}])|(?![\w'’]))"
+)
+_ARTICLE = re.compile(r"\s(?!because|since|as\b|is\b|and\b|or\b|for\b|with\b|by\b|which\b)[a-z]")
+_AND_ANOTHER = re.compile(r"[\s)*_}\]]{0,4}(?:,|and|or|&|/)[\s*_]{0,3}\(?[A-J](?![\w'’])")
+_NEGATED = re.compile(
+    r"(?:\bnot|n['’]t)\s(?:be\s)?(?:option\s|choice\s)?\(?[A-J]\)?(?!\w)"
+    r"(?:\s(?:or|and|nor)\s\(?[A-J]\)?(?!\w)){0,5}"
+)
+_LINE_LETTER = re.compile(r"^[ *_(]{0,3}([A-J])[).:][ *_)]", re.MULTILINE)
+_PRAISED = re.compile(
+    r"(?<![\w'’])\(?([A-J])\)?[*_]{0,2}\s(?:is|must be)\s(?:the\s)?(?:correct|right|best|answer)"
+)
+
+
+def letter_in(place: str, where: str) -> str | None:
+    """The option letter that a place gives."""
+    clause = _NEGATED.sub("", place.strip() if where in ("tags", "boxed") else _clause(place))
+    first = _FIRST_LETTER.match(clause)
+    if first:
+        if _AND_ANOTHER.match(clause, first.end(1)):
+            return NO_ANSWER
+        free = first["closed"] is None
+        article = free and first[1] == "A" and _ARTICLE.match(clause, first.end())
+        if not article and not (free and first[1].islower()):
+            return first[1].upper()
+    letters = {m[2] for m in _FREE_LETTER.finditer(clause) if m["open"] or m[2] not in "AI"}
+    if len(letters) > 1:
+        return NO_ANSWER
+    return letters.pop() if letters else None
+
+
+def last_letter(text: str) -> str | None:
+    """The letter called correct, alone on the last line, the only one to lead a line, or last."""
+    tail = _NEGATED.sub("", text[-MAX_ANSWER:])
+    praised = _PRAISED.findall(tail)
+    if praised:
+        return praised[-1]
+    alone = _FIRST_LETTER.fullmatch(tail.strip().rpartition("\n")[2].rstrip("*_)]}.$ "))
+    if alone:
+        return alone[1].upper()
+    leading = set(_LINE_LETTER.findall(tail))
+    if len(leading) == 1:
+        return leading.pop()
+    found = [m[2] for m in _FREE_LETTER.finditer(tail) if m["closed"] or m[2] not in "AI"]
+    return found[-1] if found else None
+
+
+# --- formulas -----------------------------------------------------------------------------------
+
+_MATH = re.compile(
+    r"\$\$(?P<display>[^$]++)\$\$"
+    r"|(?<!\\)\$(?P<inline>(?:\\\$|[^$\n])++)\$"
+    r"|\\\((?P<round>(?:[^\\]|\\(?![()]))++)\\\)"
+    r"|\\\[(?P<square>(?:[^\\]|\\(?![\[\]]))++)\\\]"
+)
+_MONEY = re.compile(r"\d[\d,.]*+(?:\s.*[A-Za-z]{2}|.*[-+*/=]\s?$)", re.DOTALL)
+_LAST_VERB = re.compile(r".*\b(?:is|are|be|equals)\b:?\s?", re.DOTALL)
+_WORDS_IN_LATEX = re.compile(r"\\(?:text\w{0,6}|mbox|mathrm)\s?\{[^{}]*+\}")
+_PROSE = re.compile(r"(?:\b[A-Za-z]{2,}+(?:'[a-z])?[,.:]?\s){2}[A-Za-z]{2}|[^\W\d_a-zA-Zα-ω]{3}")
+
+
+def _formulas(text: str) -> list[tuple[int, str]]:
+    """The stretches of LaTeX in a text, each with where it ends; joined ones are one list."""
+    found: list[tuple[int, str]] = []
+    for match in _MATH.finditer(text):
+        inner = match[match.lastgroup].strip()
+        if match.lastgroup == "inline" and _MONEY.match(inner):
+            continue  # "$5 and $6"
+        between = text[found[-1][0] : match.start()].strip(" \t\n,;") if found else "."
+        if between in ("", "and", "or"):
+            found[-1] = (match.end(), f"{found[-1][1]}, {inner}")
+        else:
+            found.append((match.end(), inner))
+    return found
+
+
+def formula_in(place: str, where: str) -> str | None:
+    """The formula that a marked place gives."""
+    if where == "boxed":
+        return place.strip()
+    if where == "hashes" and _PROSE.search(place):
+        return None
+    if not place.startswith(("$", "\\(", "\\[")):
+        place = _clause(place, _FORMULA_END)
+        verb = _LAST_VERB.match(place)
+        if verb and not _WORDS_IN_LATEX.search(place):
+            place = place[verb.end() :] or place
+    formulas = _formulas(place)
+    if formulas:
+        return formulas[0][1]
+    if "\\" not in place and _PROSE.search(place):
+        return next(iter(find_numbers(place)), place)
+    return place.strip(" *_")
+
+
+def without_prose(answer: str) -> str:
+    """The formula in a sentence or between dollar signs; a bare formula stays as it is."""
+    outside = _MATH.sub("", _WORDS_IN_LATEX.sub("", answer))
+    worded = re.search(r"[A-Za-z]", outside)
+    prose = _PROSE.search(outside) or ("\n" in outside and worded)
+    if (worded and _MATH.search(answer)) or (prose and "\\" not in outside):
+        return last_formula(answer) or answer
+    return answer
+
+
+def last_formula(text: str) -> str | None:
+    """The last formula or the last number, whichever comes later."""
+    tail = text[-MAX_ANSWER:]
+    formulas = _formulas(tail)
+    if not formulas:
+        return last_number(text)
+    later = find_numbers(tail[formulas[-1][0] :])
+    return later[-1] if later else formulas[-1][1]

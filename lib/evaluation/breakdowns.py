@@ -1,0 +1,202 @@
+"""An evaluation's answers taken apart: by k, by difficulty, by length, by the votes' agreement.
+
+All work on the records that `lib.evaluation` logs; `lib.plots` draws what they return.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lib.answers import normalize_number
+from lib.config import Config
+from lib.evaluation import stats
+from lib.evaluation.comparison import changes, clusters_of, greedy_answers
+from lib.preflight import score
+from lib.rewards import recipe_rewards
+from lib.sampling import Completion
+
+
+def samples_of(records: Sequence[dict]) -> list[list[dict]]:
+    """The sampled answers of each problem, in the problems' order."""
+    found: dict[str, list[dict]] = {}
+    for record in records:
+        if record["pass"] == "sampled":
+            found.setdefault(record["id"], []).append(record)
+    return list(found.values())
+
+
+def vote(record: dict) -> str | None:
+    """What an answer votes for: equal numbers are written the same; None where it has none."""
+    answer = record["extracted"]
+    return None if answer is None else normalize_number(answer) or answer.strip()
+
+
+def add_rewards(records: Sequence[dict], rows: Sequence[dict], config: Config) -> list[dict]:
+    """The records with "reward": what the recipe's weighted rewards pay for the answer.
+
+    A reward of weight 0, which is only watched, comes by its own name, as "rewards/gold_reward".
+
+    Args:
+        rows: the prompts that were asked (`lib.tasks.make_rows`).
+    """
+    by_id = {row["id"]: row for row in rows}
+    rewards, weights = recipe_rewards(config)
+    # Rewards of length count tokens; which ones they were, the log does not keep.
+    answers = [
+        Completion(record["completion"], (0,) * record["tokens"], record["finish_reason"])
+        for record in records
+    ]
+    scores = score(rewards, [by_id[record["id"]] for record in records], answers)
+    weighted = [w * np.array(v) for v, w in zip(scores.values(), weights, strict=True)]
+    columns = {"reward": np.nansum(weighted, 0)}
+    watched = [name for name, weight in zip(scores, weights, strict=True) if not weight]
+    columns |= {f"rewards/{name}": np.array(scores[name]) for name in watched}
+    return [
+        record | {name: float(values[i]) for name, values in columns.items()}
+        for i, record in enumerate(records)
+    ]
+
+
+def curves_of_k(records: Sequence[dict]) -> dict[str, list[stats.Estimate]]:
+    """For k = 1 … n samples: pass@k, majority@k and, where rewards are there, best-of-k.
+
+    All strict: a sample that has the answer outside its tags votes for it, and counts as wrong.
+    """
+    problems, clusters = samples_of(records), clusters_of(records)
+    ks = range(1, len(problems[0]) + 1)
+    rights = [[record["strict"] for record in samples] for samples in problems]
+    votes = [[vote(record) for record in samples] for samples in problems]
+    both = list(zip(votes, rights, strict=True))
+    by_k = {
+        "pass@k": [[stats.pass_at_k(len(r), sum(r), k) for r in rights] for k in ks],
+        "majority@k": [[stats.majority_at_k(v, r, k) for v, r in both] for k in ks],
+    }
+    if "reward" in records[0]:
+        paid = [[record["reward"] for record in samples] for samples in problems]
+        both = list(zip(paid, rights, strict=True))
+        by_k["best-of-k"] = [[stats.best_of_k(p, r, k) for p, r in both] for k in ks]
+    return {
+        name: [stats.mean_with_error(values, clusters) for values in rows]
+        for name, rows in by_k.items()
+    }
+
+
+def rate(rights: Sequence[bool]) -> dict[str, Any] | None:
+    """A share of right answers with its Wilson interval; None of nothing."""
+    if not rights:
+        return None
+    low, high = stats.wilson_interval(int(sum(rights)), len(rights))
+    return {"rate": sum(rights) / len(rights), "low": low, "high": high, "answers": len(rights)}
+
+
+# How often the base model's samples are right, as a measure of difficulty.
+_PASS_RATES = (
+    ("never", lambda share: share == 0),
+    ("less than half", lambda share: 0 < share < 0.5),
+    ("half or more", lambda share: 0.5 <= share < 1),
+    ("always", lambda share: share == 1),
+)
+
+
+def by_difficulty(before: Sequence[dict], after: Sequence[dict]) -> list[dict[str, Any]]:
+    """Greedy strict accuracy by level, or by how often the base model's samples are right.
+
+    The groups come from samples and the accuracy from the greedy answer, so that a problem does
+    not come into its group by the very answer that is then counted.
+
+    Returns: a row a group: group, before, after (each as `rate`); none without levels or samples.
+    """
+    a, b = greedy_answers(before), greedy_answers(after)
+    if all(record["level"] is not None for record in a.values()):
+        group_of = {id: f"level {record['level']}" for id, record in a.items()}
+        names = sorted(set(group_of.values()))
+    else:
+        group_of, names = _by_pass_rate(before), [name for name, _ in _PASS_RATES]
+    rows = []
+    for name in names:
+        ids = [id for id in a if group_of.get(id) == name]
+        if ids:
+            sides = [rate([answers[id]["strict"] for id in ids]) for answers in (a, b)]
+            rows.append({"group": name, "before": sides[0], "after": sides[1]})
+    return rows
+
+
+def _by_pass_rate(records: Sequence[dict]) -> dict[str, str]:
+    groups = {}
+    for samples in samples_of(records):
+        share = sum(record["lenient"] for record in samples) / len(samples)
+        groups[samples[0]["id"]] = next(name for name, holds in _PASS_RATES if holds(share))
+    return groups
+
+
+def by_length(
+    before: Sequence[dict], after: Sequence[dict], groups: int = 4
+) -> list[dict[str, Any]]:
+    """Greedy strict accuracy by the length of the answer, in groups of about the same size.
+
+    Returns: rows as `by_difficulty`'s; the bounds, in tokens, are quantiles over both models.
+    """
+    answers = [list(greedy_answers(records).values()) for records in (before, after)]
+    lengths = [record["tokens"] for side in answers for record in side]
+    tops = np.unique(np.quantile(lengths, np.linspace(0, 1, groups + 1)[1:], method="higher"))
+    rows, low = [], min(lengths)
+    for top in tops.tolist():
+        sides = [
+            rate([record["strict"] for record in side if low <= record["tokens"] <= top])
+            for side in answers
+        ]
+        name = f"{low} to {top}" if low < top else f"{top}"
+        rows.append({"group": f"{name} tokens", "before": sides[0], "after": sides[1]})
+        low = top + 1
+    return rows
+
+
+def calibration(records: Sequence[dict], groups: int = 10) -> list[dict[str, float]]:
+    """How often the majority's answer is right, by the share of samples that agree on it.
+
+    Lenient, since it is about the answer and not its form. A tie goes to the answer that came
+    first; samples without an answer count against the share.
+
+    Returns: a row a group of problems with like shares: share (their mean), and as `rate`.
+    """
+    found: dict[int, list[tuple[float, bool]]] = {}
+    for samples in samples_of(records):
+        votes = [vote(record) for record in samples]
+        counted = Counter(answer for answer in votes if answer is not None)
+        if counted:
+            answer, most = counted.most_common(1)[0]
+            share = most / len(samples)
+            right = bool(samples[votes.index(answer)]["lenient"])
+            found.setdefault(min(int(share * groups), groups - 1), []).append((share, right))
+    return [
+        {"share": float(np.mean([share for share, _ in problems]))}
+        | rate([right for _, right in problems])
+        for _, problems in sorted(found.items())
+    ]
+
+
+def calibration_error(rows: Sequence[dict]) -> float:
+    """The mean distance of agreement and accuracy over the problems (Naeini et al. 2015, ECE)."""
+    total = sum(row["answers"] for row in rows)
+    return sum(row["answers"] / total * abs(row["share"] - row["rate"]) for row in rows)
+
+
+def side_by_side(before: Sequence[dict], after: Sequence[dict]) -> list[dict[str, Any]]:
+    """Each problem's greedy answers of both models, and what changed: fixed, broken first."""
+    a, b = greedy_answers(before), greedy_answers(after)
+    return [
+        {
+            "change": change,
+            "id": id,
+            "question": a[id]["question"],
+            "gold": a[id]["expected"],
+            "before": a[id]["completion"],
+            "graded before": a[id]["outcome"],
+            "after": b[id]["completion"],
+            "graded after": b[id]["outcome"],
+        }
+        for change, ids in changes(before, after).items()
+        for id in ids
+    ]

@@ -1,0 +1,267 @@
+"""GRPO from scratch: sample groups, compare within each, push the policy. The whole of it.
+
+    tokens_BT, mask_BT, _ = sample(model, prompts_NS, prompt_mask_NS, group=8, …)
+    advantages_B = group_advantages(rewards_NG)
+    logps_BT, _ = completion_logps(model, prompts_NS, prompt_mask_NS, tokens_BT, mask_BT)
+    grpo_loss(logps_BT, batch, step, config).backward()
+
+Read it downwards: advantages, ratio, clipping, KL, the weight of a token, the loss; then
+sampling and scoring with a model. `lib.grpo.loop` does it step after step.
+
+Shapes: N prompts in a step, G completions of each, B = N·G completions, S tokens of the
+longest prompt (padded on the left), T of the longest completion (padded on the right), V
+tokens in the vocabulary. Masks are 1 where a token counts.
+
+Papers: DeepSeekMath (GRPO) arXiv:2402.03300, Dr. GRPO 2503.20783, DAPO 2503.14476, GSPO
+2507.18071, MiniMax-M1 (CISPO) 2506.13585. TRL's GRPOTrainer computes the same numbers.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib.config import Config
+
+STD_FLOOR = 1e-4  # added to the standard deviation, as TRL does
+
+
+def group_advantages(rewards_NG: Tensor, scale: str = "group") -> Tensor:
+    """advantages_B: how far each reward lies above its group's mean.
+
+    Args:
+        scale: "group" divides by the group's standard deviation (DeepSeekMath, sec. 4.1.2);
+            "batch" by that of all rewards; "none" by nothing (Dr. GRPO, sec. 3: dividing
+            gives most weight to the prompts that are nearly all right or all wrong).
+    """
+    # From each group's first reward, so that equal rewards differ by exactly zero.
+    above_NG = rewards_NG - rewards_NG[:, :1]
+    centred_NG = above_NG - above_NG.mean(1, keepdim=True)
+    if scale == "none":
+        return centred_NG.flatten()
+    std = above_NG.std(1, keepdim=True) if scale == "group" else rewards_NG.std()
+    return (centred_NG / (std + STD_FLOOR)).flatten()
+
+
+def policy_ratio(
+    logps_BT: Tensor, old_logps_BT: Tensor, mask_BT: Tensor, level: str = "token"
+) -> Tensor:
+    """ratio_BT: how much likelier the policy makes a token than the policy that sampled it.
+
+    Args:
+        level: "token" (DeepSeekMath, eq. 3); "sequence" gives all tokens of a completion
+            their geometric mean (GSPO, sec. 4.1); "completion" their product, the ratio of the
+            whole completion's probabilities (RLOO).
+    """
+    log_ratio_BT = torch.where(mask_BT.bool(), logps_BT - old_logps_BT, 0.0)
+    if level == "token":
+        return log_ratio_BT.exp()
+    sum_B1 = log_ratio_BT.sum(1, keepdim=True)
+    lengths_B1 = mask_BT.sum(1, keepdim=True).clamp(min=1)
+    whole_B1 = sum_B1 / lengths_B1 if level == "sequence" else sum_B1
+    return whole_B1.exp().expand_as(log_ratio_BT)
+
+
+def surrogate(
+    ratio_BT: Tensor,
+    logps_BT: Tensor,
+    advantages_BT: Tensor,
+    loss_type: str,
+    epsilon: float,
+    epsilon_high: float,
+) -> Tensor:
+    """What each token adds to the objective, to be maximised.
+
+    min(r·A, clip(r, 1 − ε, 1 + ε_high)·A): moving a token further than the clip earns
+    nothing more (DeepSeekMath, eq. 3; a higher upper bound: DAPO, sec. 3.1). A clipped token
+    has no gradient; "cispo" keeps it, and bounds only its weight: sg(min(r, ε_high))·A·log π
+    (MiniMax-M1, the CISPO objective). There ε_high is the bound itself, as in TRL.
+    """
+    if loss_type == "cispo":
+        return ratio_BT.detach().clamp(max=epsilon_high) * advantages_BT * logps_BT
+    clipped_BT = ratio_BT.clamp(1 - epsilon, 1 + epsilon_high)
+    return torch.minimum(ratio_BT * advantages_BT, clipped_BT * advantages_BT)
+
+
+def k3(logps_BT: Tensor, ref_logps_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """KL(policy ‖ reference) estimated a token: q/p − log(q/p) − 1, unbiased and never negative.
+
+    Schulman, "Approximating KL Divergence" (2020), the estimator k3; DeepSeekMath, eq. 4.
+    The loss weighs it by the ratio, as TRL does: then its gradient is unbiased, too
+    (DeepSeek-V3.2, arXiv:2512.02556).
+    """
+    log_ratio_BT = torch.where(mask_BT.bool(), ref_logps_BT - logps_BT, 0.0)
+    return log_ratio_BT.exp() - log_ratio_BT - 1
+
+
+@dataclass
+class Totals:
+    """Of a whole step, which a pass over some of its completions cannot see."""
+
+    completions: int
+    tokens: int
+    max_tokens: int  # that a completion may have
+
+
+def token_weights(mask_BT: Tensor, loss_type: str, step: Totals) -> Tensor:
+    """weights_BT: what each token counts in the step's loss.
+
+    "grpo"     each completion the same, by its own length (DeepSeekMath, eq. 3)
+    "dapo"     each token of the step the same (DAPO, sec. 3.3); "cispo" too (MiniMax-M1)
+    "bnpo"     each token of this pass the same, and each pass
+    "dr_grpo"  by a constant, so that length has no say (Dr. GRPO, sec. 3)
+    """
+    divisors = {
+        "grpo": step.completions * mask_BT.sum(1, keepdim=True).clamp(min=1),
+        "dapo": max(step.tokens, 1),
+        "cispo": max(step.tokens, 1),
+        "bnpo": mask_BT.sum().clamp(min=1) * step.completions / len(mask_BT),
+        "dr_grpo": step.completions * step.max_tokens,
+    }
+    return mask_BT / divisors[loss_type]
+
+
+@dataclass
+class Batch:
+    """Completions of some prompts of a step, and all that the loss needs of them.
+
+    Attributes:
+        advantages_BT: [B, 1] where all tokens of a completion share one, as GRPO's do.
+        sampled_logps_BT: as the sampler saw them, token by token.
+        old_logps_BT: of the same policy as the loss computes them; None until the first update.
+        ref_logps_BT: under the reference (the base model); None where beta is 0.
+        old_values_BT, returns_BT: PPO's, of `lib.grpo.baselines`.
+    """
+
+    prompts_NS: Tensor
+    prompt_mask_NS: Tensor
+    tokens_BT: Tensor
+    mask_BT: Tensor
+    advantages_BT: Tensor | None = None
+    sampled_logps_BT: Tensor | None = None
+    old_logps_BT: Tensor | None = None
+    ref_logps_BT: Tensor | None = None
+    old_values_BT: Tensor | None = None
+    returns_BT: Tensor | None = None
+
+    def split(self, groups: int) -> "list[Batch]":
+        """The batch in parts of so many prompts with their completions."""
+        group = len(self.tokens_BT) // len(self.prompts_NS)
+        held = {name: value for name, value in vars(self).items() if value is not None}
+        parts = {
+            name: value.split(groups if name.endswith("_NS") else groups * group)
+            for name, value in held.items()
+        }
+        return [
+            Batch(**dict(zip(parts, values, strict=True)))
+            for values in zip(*parts.values(), strict=True)
+        ]
+
+
+def grpo_loss(logps_BT: Tensor, batch: Batch, step: Totals, config: Config) -> Tensor:
+    """This batch's part of the step's loss; the parts of a step add up to the whole.
+
+    Loss type, ratio level, epsilon, epsilon_high and beta are the configuration's; GSPO is
+    loss_type "grpo" with importance_sampling_level "sequence".
+    """
+    mask_BT = batch.mask_BT
+    ratio_BT = policy_ratio(logps_BT, batch.old_logps_BT, mask_BT, config.importance_sampling_level)
+    loss_BT = -surrogate(
+        *(ratio_BT, logps_BT, batch.advantages_BT),
+        *(config.loss_type, config.epsilon, config.epsilon_high),
+    )
+    if config.beta:
+        loss_BT = loss_BT + config.beta * ratio_BT * k3(logps_BT, batch.ref_logps_BT, mask_BT)
+    return (loss_BT * token_weights(mask_BT, config.loss_type, step)).sum()
+
+
+def read_prompts(
+    model: Any, prompts_NS: Tensor, prompt_mask_NS: Tensor, group: int
+) -> tuple[Any, Tensor]:
+    """Read each prompt once for its whole group: the keys and values, and logits_BV of the
+    first completion token. Gradients pass through both."""
+    out = model(
+        input_ids=prompts_NS,
+        attention_mask=prompt_mask_NS,
+        position_ids=(prompt_mask_NS.cumsum(1) - 1).clamp(min=0),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    out.past_key_values.batch_repeat_interleave(group)
+    return out.past_key_values, out.logits[:, -1].repeat_interleave(group, 0)
+
+
+def read_on(
+    model: Any, cache: Any, prompt_mask_BS: Tensor, tokens_BT: Tensor, mask_BT: Tensor
+) -> Tensor:
+    """logits_BTV after the last of the completions' tokens that the cache has not seen yet."""
+    new = cache.get_seq_length() - prompt_mask_BS.shape[1]
+    places_BT = prompt_mask_BS.sum(1, keepdim=True) + torch.arange(
+        new, tokens_BT.shape[1], device=tokens_BT.device
+    )
+    return model(
+        input_ids=tokens_BT[:, new:],
+        attention_mask=torch.cat([prompt_mask_BS, mask_BT], 1),
+        position_ids=places_BT,
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+
+
+@torch.no_grad()
+def sample(
+    model: Any,
+    prompts_NS: Tensor,
+    prompt_mask_NS: Tensor,
+    group: int,
+    max_tokens: int,
+    ends: Tensor,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A group of completions of each prompt, drawn token by token from the whole distribution.
+
+    Args:
+        ends: the ids of the tokens that end the model's turn.
+
+    Returns: tokens_BT, mask_BT (1 up to and with the end), and logps_BT, the tokens'
+        log-probabilities at the sampling temperature.
+    """
+    generator = torch.Generator(prompts_NS.device).manual_seed(seed)
+    cache, logits_BV = read_prompts(model, prompts_NS, prompt_mask_NS, group)
+    prompt_mask_BS = prompt_mask_NS.repeat_interleave(group, 0)
+    tokens_BT, logps_BT = prompt_mask_BS[:, :0], logits_BV[:, :0].float()
+    mask_BT = prompt_mask_BS[:, :0]
+    writing_B = torch.ones_like(prompt_mask_BS[:, 0])
+    while tokens_BT.shape[1] < max_tokens and writing_B.any():
+        if tokens_BT.shape[1]:
+            logits_BV = read_on(model, cache, prompt_mask_BS, tokens_BT, mask_BT)[:, -1]
+        logps_BV = (logits_BV.float() / temperature).log_softmax(-1)
+        next_B1 = torch.multinomial(logps_BV.exp(), 1, generator=generator)
+        tokens_BT = torch.cat([tokens_BT, next_B1], 1)
+        logps_BT = torch.cat([logps_BT, logps_BV.gather(1, next_B1)], 1)
+        mask_BT = torch.cat([mask_BT, writing_B[:, None]], 1)
+        writing_B = writing_B * ~torch.isin(next_B1[:, 0], ends)
+    return tokens_BT, mask_BT, logps_BT
+
+
+def completion_logps(
+    model: Any,
+    prompts_NS: Tensor,
+    prompt_mask_NS: Tensor,
+    tokens_BT: Tensor,
+    mask_BT: Tensor,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """logps_BT of the completions' tokens, and entropy_BT (nats, without gradient) where each
+    was chosen."""
+    group = len(tokens_BT) // len(prompts_NS)
+    cache, first_BV = read_prompts(model, prompts_NS, prompt_mask_NS, group)
+    prompt_mask_BS = prompt_mask_NS.repeat_interleave(group, 0)
+    later_BTV = read_on(model, cache, prompt_mask_BS, tokens_BT, mask_BT)[:, :-1]
+    logits_BTV = torch.cat([first_BV[:, None], later_BTV], 1)
+    logps_BTV = (logits_BTV.float() / temperature).log_softmax(-1)
+    with torch.no_grad():
+        entropy_BT = -(logps_BTV.exp() * logps_BTV).sum(-1)
+    return logps_BTV.gather(2, tokens_BT[:, :, None])[:, :, 0], entropy_BT

@@ -1,0 +1,186 @@
+"""Train every variant of a recipe with every seed, and measure each on held-out problems.
+
+    python -m lib.grpo.variants variants                # what is not there yet
+    python -m lib.grpo.variants variants --part 0 2     # every second run, as for two machines
+
+A recipe's `variants` names settings that differ, `seeds` the seeds. All of them have the same
+model, problems, prompts, sampling and number of completions, the loop of `lib.grpo.loop`, and a
+run folder of their own, `<run>/<variant>_<seed>/`; `<run>/base/` is the untrained model. A run
+that is finished is not repeated, unless its settings have changed.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from lib.checks import load_problems
+from lib.config import Config, resolve
+from lib.engines import START_ERRORS, TransformersEngine, VllmEngine, no_vllm
+from lib.errors import BadInput
+from lib.evaluation import evaluate
+from lib.grpo.lora import live_weights
+from lib.hardware import GIB
+from lib.models import model_folder
+from lib.process import give_back_freed_memory, peak_memory
+from lib.rewards import build_rewards
+from lib.runs import Run, hushed, open_run, read_json, run_folder, write_json
+from lib.tasks.prompts import get_format, make_rows
+
+BASE = "base"
+NOT_SETTINGS = ("name", "run", "output_dir", "resume", "variants", "seeds", "runs", "by_profile")
+
+
+def variant_configs(config: Config) -> dict[str, Config]:
+    """Run name → configuration: in the recipe's order, each variant with all seeds.
+
+    Raises:
+        BadInput: no variants or seeds, or settings that do not work.
+    """
+    if not (config.variants and config.seeds):
+        raise BadInput("There is nothing to compare: give the recipe `variants` and `seeds`.")
+    common = config.model_dump() | {"variants": {}, "seeds": []}
+    return {
+        f"{name}_{seed}": resolve(
+            None,
+            {**common, **changes, "seed": seed, "run": f"{config.run_name}/{name}_{seed}"},
+        )
+        for name, changes in config.variants.items()
+        for seed in config.seeds
+    }
+
+
+def base_config(config: Config) -> Config:
+    """Of the untrained model's folder."""
+    changes = {"variants": {}, "seeds": [], "run": f"{config.run_name}/{BASE}"}
+    return config.model_copy(update=changes)
+
+
+def evaluation_name(run: Run) -> str:
+    """What its model's answers are called in `evals/`."""
+    return BASE if run.folder.name == BASE else "trained"
+
+
+def is_finished(config: Config) -> bool:
+    """Whether the run was trained with these settings and measured."""
+    run = Run(run_folder(config))
+    if not (run.evals / f"{evaluation_name(run)}.json").is_file():
+        return False
+    stored, wanted = read_json(run.record)["config"], config.model_dump(mode="json")
+    keys = (stored.keys() & wanted.keys()) - set(NOT_SETTINGS)  # newer keys are at their defaults
+    return all(stored[key] == wanted[key] for key in keys)
+
+
+def run_variants(config: Config, part: int = 0, parts: int = 1) -> Iterator[str]:
+    """Train and measure what is not there yet; yields each run's name when it is done.
+
+    Args:
+        part, parts: of the runs only every `parts`-th, from the `part`-th on.
+    """
+    base = base_config(config)
+    wanted = list(variant_configs(config).items())[part::parts]
+    missing = {name: each for name, each in wanted if not is_finished(each)}
+    if part == 0 and not is_finished(base):
+        missing = {BASE: base, **missing}
+    if not missing:
+        return
+    task, training, problems, examples = load_problems(base)
+    rows = make_rows(training, base.prompt_format, base.shots, examples)
+    tests = make_rows(problems, base.prompt_format, base.shots, examples)
+    folder = model_folder(base)
+    engine = None
+    for name, each in missing.items():
+        run = open_run(each)
+        with hushed(run):
+            engine = engine or start_engine(base, folder)
+            if name != BASE:
+                engine.hand_over(live_weights(learn(each, rows, run, engine)))
+            evaluate(engine, problems, tests, task, each, run, evaluation_name(run))
+        yield name
+    engine.close()
+
+
+def start_engine(config: Config, folder: Path) -> Any:
+    """vLLM for rollouts and evaluation, where it runs; else transformers for the evaluation."""
+    try:
+        if config.eval_engine == "vllm":
+            return VllmEngine(config, folder, logprobs_mode="processed_logprobs")
+    except START_ERRORS as error:
+        print(no_vllm(error))
+    return TransformersEngine(config, folder)
+
+
+def learn(config: Config, rows: list[dict], run: Run, engine: Any) -> Any:
+    """One run of the loop; its time and its memory go to the run's record. Returns the model."""
+    from lib.grpo.loop import Learner
+
+    form = get_format(config.prompt_format)
+    rewards, weights = build_rewards(
+        config.rewards,
+        tags=form.answer_tag,
+        think_tag=form.think_tag,
+        max_completion_length=config.max_completion_length,
+    )
+    run.train_log.unlink(missing_ok=True)
+    samples = engine if isinstance(engine, VllmEngine) and config.rollout_engine == "vllm" else None
+    memory, started = PeakMemory(config.profile != "cpu"), time.perf_counter()
+    learner = Learner(config, rows, rewards, weights, run, samples)
+    loaded = time.perf_counter()
+    worked = time.process_time()
+    learner.train()
+    record = read_json(run.record)
+    record["learning"] = {
+        "seconds": round(time.perf_counter() - loaded, 1),
+        "seconds_loading": round(loaded - started, 1),
+        "cpu_seconds": round(time.process_time() - worked, 1),
+        "peak_gib": round(memory.peak(), 2),
+    }
+    write_json(run.record, record)
+    return learner.model
+
+
+class PeakMemory:
+    """The most memory this process has taken since, beyond what it held before."""
+
+    def __init__(self, on_gpu: bool):
+        self.on_gpu = on_gpu
+        give_back_freed_memory()
+        if on_gpu:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+            return
+        Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
+        self.before = psutil.Process().memory_info().rss
+
+    def peak(self) -> float:
+        """GiB."""
+        if self.on_gpu:
+            import torch
+
+            return (torch.cuda.max_memory_allocated() - self.before) / GIB
+        return peak_memory() - self.before / GIB
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lib.grpo.variants", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("recipe", help="a name in notebooks/recipes, or a file")
+    parser.add_argument("--part", nargs=2, type=int, default=(0, 1), metavar=("I", "N"))
+    options = parser.parse_args(arguments)
+    try:
+        for name in run_variants(resolve(options.recipe), *options.part):
+            print(f"{time.strftime('%H:%M:%S')} {name} done", flush=True)
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,268 @@
+"""GRPO with TRL's trainer: every knob set, every completion kept.
+
+Unsloth changes some of TRL's defaults without a word (the loss, beta, the
+importance sampling correction, the batch), so `grpo_arguments` states each of
+them and `in_force` reads back what the trainer made of it.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lib.checks import check_fills_a_step
+from lib.config import Config
+from lib.errors import BadInput
+from lib.memory import read_shape, settled
+from lib.models import Policy, save_adapter
+from lib.progress import Progress
+from lib.rewards.calls import Checked
+from lib.runs import Run, discard, read_json, written_whole
+from lib.training.further_prompts import FurtherPrompts
+from lib.training.lean_lora import make_lean
+from lib.training.loss_settings import loss_arguments
+from lib.training.oom import explained, is_out_of_memory
+from lib.training.rollouts import RolloutEngine
+from lib.training.shared_prompts import trainer_is_unsloths, why_not_shared
+from lib.training.survival import resume_point, survived
+from lib.training.tracking import tracking_callback
+from lib.training.trainer import trainer_class
+
+
+def grpo_arguments(config: Config, run: Run) -> dict[str, Any]:
+    """The arguments of TRL's GRPOConfig for this configuration.
+
+    One optimizer step consumes prompts_per_step × num_generations completions, in
+    passes of micro_batch; TRL counts its batch in completions, too.
+    """
+    micro_batch = min(config.micro_batch, config.completions_per_step)
+    accumulation = config.completions_per_step // micro_batch
+    on_gpu = config.profile != "cpu"
+    with_vllm = on_gpu and config.rollout_engine == "vllm"
+    return loss_arguments(config) | dict(
+        output_dir=str(run.checkpoints),
+        run_name=config.run_name,
+        seed=config.seed,
+        data_seed=config.seed,
+        # the batch
+        max_steps=config.max_steps,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=accumulation,
+        steps_per_generation=accumulation,
+        num_generations=config.num_generations,
+        num_iterations=config.num_iterations,
+        shuffle_dataset=config.curriculum
+        == "none",  # else lib.training.curriculum has ordered the rows
+        # rollouts
+        max_completion_length=config.max_completion_length,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        min_p=config.min_p or None,
+        repetition_penalty=config.repetition_penalty,
+        use_vllm=with_vllm,
+        vllm_mode="colocate",
+        vllm_gpu_memory_utilization=config.gpu_memory_utilization,
+        vllm_importance_sampling_correction=(
+            with_vllm and config.vllm_importance_sampling_correction
+        ),
+        vllm_importance_sampling_mode=config.vllm_importance_sampling_mode,
+        vllm_importance_sampling_clip_max=config.vllm_importance_sampling_clip_max or None,
+        vllm_importance_sampling_clip_min=config.vllm_importance_sampling_clip_min or None,
+        # the optimizer
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine_with_min_lr" if config.min_lr_rate else config.lr_scheduler,
+        lr_scheduler_kwargs={"min_lr_rate": config.min_lr_rate} if config.min_lr_rate else None,
+        warmup_steps=config.warmup_steps,
+        optim=config.optim,
+        adam_beta1=config.adam_betas[0],
+        adam_beta2=config.adam_betas[1],
+        adam_epsilon=config.adam_epsilon,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        # the hardware
+        bf16=config.precision == "bf16",
+        fp16=config.precision == "fp16",
+        use_cpu=not on_gpu,
+        dataloader_pin_memory=on_gpu,
+        gradient_checkpointing=config.gradient_checkpointing,
+        # logs and checkpoints
+        logging_steps=1,
+        log_completions=False,  # `rollouts/` keeps them all
+        report_to="none",  # lib.training.tracking logs where `report_to` says
+        save_strategy="steps",
+        # Within the updates from one batch of rollouts there is nothing to go on from.
+        save_steps=-(-config.save_steps // config.num_iterations) * config.num_iterations,
+        save_total_limit=2,
+        disable_tqdm=True,
+    )
+
+
+def in_force(config: Config, run: Run, trainer: Any) -> list[dict[str, Any]]:
+    """What was asked of the trainer and what it will do, a row a knob: knob, asked, in force."""
+    asked = grpo_arguments(config, run)
+    return [
+        {"knob": knob, "asked": value, "in force": _plain(getattr(trainer.args, knob, "—"))}
+        for knob, value in asked.items()
+        if knob not in ("output_dir", "run_name")
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return value.value if hasattr(value, "value") else value
+
+
+def make_trainer(
+    policy: Policy,
+    rows: Sequence[dict],
+    rewards: Sequence[Callable],
+    weights: Sequence[float],
+    config: Config,
+    run: Run,
+    watch: Callable[[list[dict]], None] | None = None,
+) -> Any:
+    """TRL's GRPOTrainer (Unsloth's where that loaded the policy) on these rows.
+
+    Args:
+        rows: prompt, answer, id and further columns (`lib.tasks.make_rows`).
+        rewards, weights: reward functions in TRL's signature and what each counts.
+        watch: called after each step with the log so far, for a live plot.
+
+    Raises:
+        BadInput: fewer rows than one step takes, prompts too long for that, or a setting that
+            Unsloth's trainer would pass over.
+    """
+    from datasets import Dataset
+    from transformers import PrinterCallback
+    from trl import GRPOConfig
+
+    if config.entropy_target and trainer_is_unsloths():
+        raise BadInput(
+            "entropy_target adapts entropy_coef, which Unsloth's trainer does not do: set backend "
+            "to transformers, or entropy_target to 0.0 for a fixed entropy_coef."
+        )
+    check_fills_a_step(rows, config)
+    fitting = fitting_rows(rows, policy.tokenizer, config)
+    if len(fitting) < len(rows):
+        policy.notes.append(
+            f"{len(rows) - len(fitting)} of {len(rows)} training problems are left out: their "
+            f"prompts and max_completion_length exceed max_seq_length {config.max_seq_length}."
+        )
+    sharing = start_sharing(policy, config)
+    rollouts = RolloutEngine.start(config, policy)
+    asked = grpo_arguments(settled(config, read_shape(policy.folder)), run)
+    arguments = GRPOConfig(**asked, reward_weights=list(weights))
+    trainer = trainer_class()(
+        model=policy.model,
+        processing_class=policy.tokenizer,
+        reward_funcs=[Checked(reward) for reward in rewards],
+        args=arguments,
+        train_dataset=Dataset.from_list(fitting),
+    )
+    trainer.run, trainer.rollouts, trainer.shares_prompts = run, rollouts, sharing
+    if config.resample:
+        trainer.further = FurtherPrompts(
+            [row["id"] for row in fitting], config.seed, config.resample
+        )
+    trainer.remove_callback(PrinterCallback)  # `_step_log` shows what it would print
+    trainer.add_callback(_step_log(config, run, watch))
+    trainer.add_callback(tracking_callback(config, run))
+    return trainer
+
+
+def start_sharing(policy: Policy, config: Config) -> bool:
+    """Whether each prompt is computed once for its group; a note says why where it is not."""
+    if not config.shared_prompts:
+        return False
+    make_lean(policy.model)
+    reason = why_not_shared(policy.model, config.max_seq_length)
+    if reason:
+        policy.notes.append(f"Prompts are computed for each completion anew: {reason}.")
+    return not reason
+
+
+def train(trainer: Any, config: Config, run: Run) -> None:
+    """Train, from the run's last checkpoint where `resume` is set; afresh otherwise.
+
+    Raises:
+        Stopped: as `lib.training.survival.survived`, and where memory ran out and no smaller pass
+            helps; what was done is kept.
+    """
+    last = resume_point(run) if config.resume else None
+    if last is None:
+        discard(run.checkpoints)
+    elif trainer.further:
+        trainer.further.recall(run, int(last.name.rpartition("-")[2]))
+    with survived(trainer, run):
+        try:
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise explained(error, trainer, config) from error
+
+
+def save_trained(policy: Policy, config: Config, run: Run) -> str:
+    """Write `adapter/`: the last one, or with `keep: best` the best in validation; says which."""
+    if config.keep == "last":
+        save_adapter(policy, run.adapter)
+        return f"the adapter of step {config.max_steps}, the last"
+    with written_whole(run.adapter) as beside:
+        shutil.copytree(run.best, beside, dirs_exist_ok=True)
+    best = read_json(run.best / "validation.json")
+    return f"the adapter of step {best['step']}, the best in validation ({best['score']:.1%})"
+
+
+def _step_log(config: Config, run: Run, watch: Callable[[list[dict]], None] | None) -> Any:
+    """A callback that writes `train_log.jsonl`, shows progress, and feeds the live plot."""
+    from transformers import TrainerCallback
+
+    class StepLog(TrainerCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            # A resumed run repeats the steps after its checkpoint.
+            self.rows = run.rewind(state.global_step)
+            self.started = time.time() - (self.rows[-1]["seconds"] if self.rows else 0)
+            self.progress = Progress(config.max_steps, "training", run.progress)
+            self.progress.update(state.global_step)
+            if watch and self.rows:
+                watch(self.rows)
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if not logs or "reward" not in logs:  # a further update from the same batch
+                self.progress.update(state.global_step)
+                return
+            row = {"step": state.global_step, "seconds": time.time() - self.started, **logs}
+            run.log_step(row)
+            self.rows.append(row)
+            self.progress.update(state.global_step, f"reward {logs['reward']:.2f}")
+            if watch:
+                watch(self.rows)
+
+        def on_train_end(self, args, state, control, **kwargs):
+            self.progress.close()
+
+    return StepLog()
+
+
+def fitting_rows(rows: Sequence[dict], tokenizer: Any, config: Config) -> list[dict]:
+    """The rows whose prompt leaves room for a whole completion in max_seq_length.
+
+    Raises:
+        BadInput: fewer are left than one step takes.
+    """
+    texts = [
+        tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+        for row in rows
+    ]
+    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    room = config.max_seq_length - config.max_completion_length
+    fitting = [row for row, length in zip(rows, lengths, strict=True) if length <= room]
+    if len(fitting) < config.prompts_per_step:
+        longest = max(lengths)
+        where = rows[lengths.index(longest)]["id"]
+        raise BadInput(
+            f"The prompt of {where} has {longest} tokens and max_seq_length "
+            f"{config.max_seq_length} less max_completion_length {config.max_completion_length} "
+            f"leaves {room}: raise max_seq_length to {longest + config.max_completion_length}."
+        )
+    return fitting
