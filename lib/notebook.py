@@ -36,7 +36,8 @@ def table(rows: Iterable[Mapping[str, Any] | Sequence[Any]], columns: Sequence[s
     import pandas as pd
 
     pd.set_option("display.max_colwidth", None, "display.max_rows", None)
-    frame = pd.DataFrame(list(rows), columns=list(columns) or None)
+    # As objects, or a column of whole numbers and fractions would show 12 as 12.000.
+    frame = pd.DataFrame(list(rows), columns=list(columns) or None, dtype=object)
     style = frame.style.hide(axis="index")
     if isinstance(frame.columns, pd.RangeIndex):  # rows without names
         style = style.hide(axis="columns")
