@@ -18,10 +18,10 @@ demo: setup
 
 # In a process's own folder, so that nothing is left and no run is touched.
 test: setup lint
-	$(VENV)/python -m pytest tests
+	$(VENV)/python -m pytest -n 2 --dist loadfile tests
 	rm -rf outputs/.test
 	GRPO_RECIPE=ci GRPO_OUTPUT_DIR=outputs/.test $(VENV)/python -m pytest \
-		--nbmake --nbmake-timeout=900 notebooks
+		-n 2 --dist loadgroup --nbmake --nbmake-timeout=900 notebooks
 	rm -rf outputs/.test
 
 lint: setup

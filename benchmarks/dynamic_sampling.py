@@ -22,7 +22,9 @@ import argparse
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from itertools import groupby
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +112,10 @@ def main() -> None:
     for one in wanted:
         if any(one.items() <= run.items() for run in runs):
             continue
-        runs.append(one | measure(**one, data_dir=asked.data_dir))
+        # A process for each run: vLLM keeps what it took.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            figures = process.submit(measure, **one, data_dir=asked.data_dir).result()
+        runs.append(one | figures)
         print(runs[-1], flush=True)
         write_json(asked.json, report(runs))
 
