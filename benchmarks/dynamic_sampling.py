@@ -143,6 +143,8 @@ def figures(config: Config, run: Run) -> dict[str, float]:
         config.rewards, form.answer_tag, form.think_tag, config.max_completion_length
     )
     policy = load_policy(config)
+    import trl  # noqa: F401  the time of imports and loading is not of interest
+
     tokens_before, started = 0, time.process_time()
     if config.drop_dead:
         engine = VllmEngine(config, policy.folder)
