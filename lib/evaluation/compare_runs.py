@@ -183,7 +183,8 @@ def _difference_text(found: Mapping[str, Any]) -> str:
 
 def cost_rows(compared: Sequence[dict]) -> list[dict[str, Any]]:
     keys = ("arm", "steps", "tokens", "seconds", "cpu_seconds", "peak_gib")
-    return [{key: row.get(key) for key in keys} for row in compared if "steps" in row]
+    costs = [{key: row.get(key) for key in keys} for row in compared if "steps" in row]
+    return [row | {key: round(row[key]) for key in ("steps", "tokens")} for row in costs]
 
 
 def sentences(compared: Sequence[dict], alpha: float = 0.05) -> list[str]:
