@@ -51,8 +51,7 @@ def grpo_arguments(config: Config, run: Run) -> dict[str, Any]:
         steps_per_generation=accumulation,
         num_generations=config.num_generations,
         num_iterations=config.num_iterations,
-        shuffle_dataset=config.curriculum
-        == "none",  # else lib.training.curriculum has ordered the rows
+        shuffle_dataset=config.curriculum == "none",  # otherwise the rows come in its order
         # rollouts
         max_completion_length=config.max_completion_length,
         temperature=config.temperature,
