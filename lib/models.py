@@ -110,6 +110,9 @@ def embedded_folder() -> Path:
         try:
             _convert_gguf(_embedded_gguf(), beside)
             beside.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first, with the same weights
+                raise
         finally:
             shutil.rmtree(beside, ignore_errors=True)
     return folder

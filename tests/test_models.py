@@ -9,7 +9,7 @@ from lib.errors import BadInput
 from lib.evaluation import evaluate
 from lib.evaluation.comparison import compare, verdict
 from lib.evaluation.judging import regrade
-from lib.models import Policy, load_policy, model_folder
+from lib.models import Policy, embedded_folder, load_policy, model_folder
 from lib.runs import read_json, read_jsonl
 from lib.tasks import get_task, make_rows, sample_problems
 from tests.conftest import CPU
@@ -55,6 +55,19 @@ def test_the_embedded_model_is_complete(embedded):
     names = {path.name for path in embedded.iterdir()}
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= names
     assert "quantization_config" not in read_json(embedded / "config.json")
+
+
+def test_of_two_processes_that_convert_at_once_the_first_counts(monkeypatch, tmp_path):
+    def convert(file, beside):
+        for folder in (beside, beside.with_suffix("")):  # the other process is there first
+            folder.mkdir(parents=True)
+            (folder / "model.safetensors").write_text(folder.name)
+
+    monkeypatch.setattr("lib.models.ROOT", tmp_path)
+    monkeypatch.setattr("lib.models._convert_gguf", convert)
+    folder = embedded_folder()
+    assert (folder / "model.safetensors").read_text() == folder.name
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 @pytest.mark.parametrize(
