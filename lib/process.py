@@ -2,11 +2,13 @@
 
 import ctypes
 import gc
+import os
 import sys
 from pathlib import Path
 
 from lib.hardware import GIB
 
+BYTE_CODE = Path(__file__).parent.parent / "outputs" / ".cache" / "bytecode"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 _GLIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 if not hasattr(_GLIBC, "mallopt"):  # another C library
@@ -39,6 +41,16 @@ def peak_memory() -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     highest = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
     return int(highest) * 1024 / GIB
+
+
+def keep_byte_code(folder: Path = BYTE_CODE) -> None:
+    """Let this process and its children keep what Python compiles, in `folder`, where they are told
+    not to write it beside the sources (PYTHONDONTWRITEBYTECODE, as in many containers): else each
+    notebook compiles thousands of modules anew."""
+    if sys.dont_write_bytecode and not sys.pycache_prefix:
+        sys.dont_write_bytecode, sys.pycache_prefix = False, str(folder)
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = str(folder)
 
 
 def collect_less() -> None:

@@ -31,7 +31,7 @@ from typing import Any
 from lib.config import ROOT, Config
 from lib.errors import BadInput, first_line
 from lib.hardware import GIB, detect_hardware
-from lib.process import collect_less, keep_freed_memory
+from lib.process import collect_less, keep_byte_code, keep_freed_memory
 
 # Loggers that warn of what is no fault here: compiled parts for hardware that is not there.
 CHATTY = (
@@ -271,6 +271,7 @@ def quiet_process(run: Run) -> None:
         if os.environ.get(key) == _SET.get(key):
             os.environ[key] = _SET[key] = value
     keep_freed_memory()
+    keep_byte_code()
     collect_less()
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -10,7 +10,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from lib.config import ROOT, resolve
 from lib.hardware import Hardware
+from lib.process import keep_byte_code
 from lib.runs import Run, open_run
+
+keep_byte_code()
 
 CPU = Hardware(cores=2, memory=16.0)
 T4 = Hardware("Tesla T4", 14.6, 7.5, 4, 30.0)
