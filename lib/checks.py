@@ -7,10 +7,14 @@ from lib.config import ROOT, Config, resolve
 from lib.errors import BadInput
 from lib.hardware import GIB, detect_hardware
 from lib.memory import SHAPES, ModelShape, check_fit, read_shape
-from lib.models import EMBEDDED, is_hub_name, model_folder
+from lib.models import EMBEDDED, is_hub_name, lora_targets, model_folder
 from lib.rewards import recipe_rewards
-from lib.runs import Run
+from lib.runs import Run, discard, read_json, write_json
 from lib.tasks import Problem, Task, few_shot_examples, get_format, get_task, sample_problems
+
+# Whose other values a checkpoint does not fit. Those of an adapter matter where there is one.
+OF_A_CHECKPOINT = ("model", "full_finetuning", "algorithm", "num_iterations", "optim")
+OF_AN_ADAPTER = ("lora_r", "lora_alpha", "lora_targets")
 
 
 def check_inputs(config: Config, run: Run) -> None:
@@ -56,6 +60,35 @@ def check_trainer(config: Config) -> None:
             f"03_training trains grpo and the recipe says algorithm {config.algorithm!r}: train "
             f"with 07_grpo_from_scratch, or set it to grpo."
         )
+
+
+def fresh_checkpoints(config: Config, run: Run) -> None:
+    """An empty `checkpoints/` but for `settings.json`: what those to come are made with."""
+    discard(run.checkpoints)
+    write_json(run.checkpoints / "settings.json", _settings(config))
+
+
+def check_resumable(config: Config, run: Run) -> None:
+    """Raises BadInput where `resume` is set and the run's checkpoints do not fit the recipe."""
+    file = run.checkpoints / "settings.json"
+    kept = any(path.is_dir() for path in run.checkpoints.glob("[!.]*"))
+    if not (config.resume and kept and file.is_file()):
+        return
+    before, now = read_json(file), _settings(config)
+    # Where only one of them has an adapter, that says it all.
+    differ = [key for key in before.keys() & now.keys() if before[key] != now[key]]
+    if differ:
+        told = ", ".join(f"{key} {before[key]} (now {now[key]})" for key in sorted(differ))
+        raise BadInput(
+            f"The checkpoints in {run.shown(run.checkpoints)} were made with {told}: give the old "
+            f"value to go on from them, or another `run` to begin anew in a folder of that name."
+        )
+
+
+def _settings(config: Config) -> dict:
+    keys = OF_A_CHECKPOINT if config.full_finetuning else OF_A_CHECKPOINT + OF_AN_ADAPTER
+    every = config.model_dump() | {"lora_targets": sorted(lora_targets(config))}
+    return {key: every[key] for key in keys}
 
 
 def find_shape(config: Config) -> ModelShape | None:

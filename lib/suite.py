@@ -5,25 +5,30 @@
     python -m lib.suite demo --only 04 05
     python -m lib.suite demo --resume
 
-The first failure stops the run and is shown; `--resume` goes on there. Exit
-code 0: all done; 1: a notebook failed; 2: something given does not work.
+The first failure stops the run and is shown; `--resume` goes on there. Ctrl-C stops it, too:
+training ends its step and keeps it; a second one stops at once. Exit code 0: all done; 1: a
+notebook failed; 2: something given does not work; 130: Ctrl-C (143: terminated).
 """
 
 import argparse
 import logging
+import os
+import shlex
 import shutil
+import signal
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 import yaml
 
-from lib.checks import check_inputs
+from lib.checks import check_inputs, check_resumable
 from lib.config import ROOT, Config, find_recipe, resolve
 from lib.errors import BadInput
 from lib.progress import duration
@@ -47,23 +52,40 @@ IN_WORDS = ("BadInput", "Stopped")  # errors that are a sentence for the user
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options, given = read_arguments(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        config = resolve(options.recipe, given)
-        chain = chain_of(config)
-        every = dict.fromkeys((*chain, *FURTHER))
-        if options.only:
-            chain = [name for name in every if name[:2] in options.only]
-        if not chain:
-            known = ", ".join(name[:2] for name in every)
-            raise BadInput(f"--only {' '.join(options.only)} names no notebook: there are {known}.")
-        if not (options.resume or options.only):
-            _put_aside(config)
-        run = open_run(config)
-        check_inputs(config, run)
+        code = run_recipe(*read_arguments(arguments))
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        code = 128 + signal.SIGINT
+    if code:
+        again = shlex.join([word for word in arguments if word != "--resume"])
+        print(f"Go on from there with: python -m lib.suite {again} --resume")
+    return code
+
+
+def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
+    """The chain, or what is left or asked of it; 0, or the exit code of the first failure.
+
+    Raises:
+        BadInput: something given does not work.
+    """
+    config = resolve(options.recipe, given | ({"resume": True} if options.resume else {}))
+    chain = chain_of(config)
+    every = dict.fromkeys((*chain, *FURTHER))
+    if options.only:
+        chain = [name for name in every if name[:2] in options.only]
+    if not chain:
+        known = ", ".join(name[:2] for name in every)
+        raise BadInput(f"--only {' '.join(options.only)} names no notebook: there are {known}.")
+    if not (options.resume or options.only):
+        _put_aside(config)
+    check_resumable(config, Run(run_folder(config)))
+    run = open_run(config)
+    check_inputs(config, run)
     recipe = str(find_recipe(options.recipe).resolve())
     finished = read_json(run.record).get("finished", {}) if options.resume else {}
     print(f"{config.name} on profile {config.profile}, into {run.shown(run.folder)}")
@@ -76,7 +98,6 @@ def main(arguments: list[str] | None = None) -> int:
             parameters["resume"] = True
         code = run_notebook(name, run, parameters)
         if code:
-            print(f"Go on from there with: python -m lib.suite {options.recipe} --resume")
             return code
     if (run.evals / "comparison.json").is_file():
         print(write_report(run, config))
@@ -133,9 +154,9 @@ def run_notebook(name: str, run: Run, parameters: dict[str, Any]) -> int:
     logging.getLogger("papermill").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="papermill")
     run.notebooks.mkdir(exist_ok=True)
-    watch = Watch(name, run.progress)
+    watch, interrupt = Watch(name, run.progress), Interrupt()
     try:
-        with watch:
+        with watch, interrupt:
             papermill.execute_notebook(
                 NOTEBOOKS / f"{name}.ipynb",
                 run.notebooks / f"{name}.ipynb",
@@ -147,21 +168,54 @@ def run_notebook(name: str, run: Run, parameters: dict[str, Any]) -> int:
             )
     except PapermillExecutionError as error:
         print(f"{name} stopped: {_explain(error)}", file=sys.stderr)
-        return 2 if error.ename in IN_WORDS else 1
-    except DeadKernelError:
+        return interrupt.code or (2 if error.ename in IN_WORDS else 1)
+    except RuntimeError as error:  # also of a kernel that was interrupted while it started
+        if not (interrupt.code or isinstance(error, DeadKernelError)):
+            raise
         why = "it was interrupted, or killed, as for want of memory"
         print(f"{name} stopped: its kernel ended ({why}).", file=sys.stderr)
-        return 1
+        return interrupt.code or 1
     record = read_json(run.record)
     stage = {"seconds": round(watch.seconds, 1), "peak_gib": round(watch.peak / 2**30, 2)}
     record.setdefault("finished", {})[name] = stage
     write_json(run.record, record)
-    return 0
+    return interrupt.code
+
+
+class Interrupt:
+    """Passes the first Ctrl-C (or a SIGTERM) on to the kernel, whose notebook ends as it likes to;
+    the second one is Python's. A kernel lies in a session of its own, where neither reaches it.
+
+    Attributes:
+        code: the exit code by the signal that came; 0 while none has.
+    """
+
+    code = 0
+
+    def __enter__(self) -> "Interrupt":
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        self._before = {number: signal.signal(number, self._pass_on) for number in numbers}
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _pass_on(self, number: int, frame: Any) -> None:
+        signal.signal(number, self._before[number])
+        self.code = 128 + number
+        # Not print, which this may have cut into.
+        os.write(2, b"\nInterrupted: training finishes its step and keeps it; again: at once.\n")
+        for kernel in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):
+                kernel.send_signal(signal.SIGINT)
 
 
 def _explain(error: Any) -> str:
     if error.ename in IN_WORDS:
         return error.evalue
+    if error.ename == "KeyboardInterrupt":
+        return "it was interrupted."
     last = "\n".join(error.traceback[-3:])
     return f"{error.ename}: {error.evalue}\nin its cell\n{error.source}\n{last}"
 

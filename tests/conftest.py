@@ -18,6 +18,14 @@ keep_byte_code()
 CPU = Hardware(cores=2, memory=16.0)
 T4 = Hardware("Tesla T4", 14.6, 7.5, 4, 30.0)
 L4 = Hardware("NVIDIA L4", 22.0, 8.9, 8, 50.0)
+# A training that this machine does in seconds, with nothing but transformers.
+SMALL = dict(
+    profile="cpu",
+    backend="transformers",
+    rollout_engine="transformers",
+    max_steps=1,
+    max_completion_length=6,
+)
 
 
 @pytest.fixture(scope="session")

@@ -19,24 +19,21 @@ from lib.checks import load_problems
 from lib.config import resolve
 from lib.errors import Stopped
 from lib.models import load_policy
-from lib.runs import Run
+from lib.runs import Run, quiet_process
 from lib.tasks import make_rows
+from lib.training.rollouts import RolloutEngine
 from lib.training.run import make_trainer, save_trained, train
 from lib.training.trainer import trainer_class
 from lib.training.validation import Validation, set_aside, validate_during
-from tests.conftest import CPU
+from tests.conftest import CPU, SMALL
 
-# Two steps an epoch, so that a resume finds its place in a later one, too.
-SMALL = dict(
-    profile="cpu",
-    backend="transformers",
-    rollout_engine="transformers",
+# Two batches an epoch, so that a resume finds its place in a later one, too.
+SETTINGS = SMALL | dict(
     max_steps=4,
     train_problems=5,
     validation_steps=1,
     validation_problems=1,
     num_generations=2,
-    max_completion_length=6,
     lora_r=4,
     lora_targets=["q_proj", "v_proj"],
     learning_rate=1e-3,
@@ -68,7 +65,7 @@ class At:
 
 def life(folder: Path, reward: Callable = length, spoil: Callable | None = None, **changes) -> None:
     """What 03_training does; `spoil` may do harm to the trainer before it starts."""
-    config = resolve("ci", {"output_dir": str(folder.parent), **SMALL, **changes}, CPU)
+    config = resolve("ci", {"output_dir": str(folder.parent), **SETTINGS, **changes}, CPU)
     run = Run(folder)
     task, training, _, examples = load_problems(config)
     training, aside = set_aside(training, config)
@@ -144,8 +141,9 @@ def no_number_at(step: int) -> Callable:
 
 def main(folder: Path) -> None:
     global POLICY
+    quiet_process(Run(folder))
     trainer_class()  # imported here, and not anew in each fork
-    POLICY = load_policy(resolve("ci", SMALL, CPU))
+    POLICY = load_policy(resolve("ci", SETTINGS, CPU))
 
     def live(run: str, name: str = "", **options) -> None:
         os.waitpid(start(folder, name or run, lambda: life(folder / run, **options)), 0)
@@ -153,27 +151,33 @@ def main(folder: Path) -> None:
     def interrupt() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    def first_chain() -> None:
+    def by_transformers() -> None:
         live("whole")
         live("whole", "done_before", resume=True)
-        live("killed", spoil=die_in_save(2))
-        shutil.copytree(folder / "killed", folder / "as_killed")
-        live("killed", "killed_again", reward=At(4, die), resume=True)
-        live("killed", "killed_resumed", resume=True)
+        # One run, which whatever can happens to, and which goes on each time.
+        live("stopped", "killed", spoil=die_in_save(2))
+        shutil.copytree(folder / "stopped", folder / "as_killed")
+        live("stopped", "vanished", reward=At(3, vanish), resume=True, save_steps=50)
+        live("stopped", "nan", spoil=no_number_at(3), resume=True)
+        live("stopped", "interrupted", reward=At(3, interrupt), resume=True, save_steps=50)
+        shutil.copytree(folder / "stopped", folder / "as_interrupted")
+        live("stopped", "killed_again", reward=At(4, die), resume=True)
+        live("stopped", "resumed", resume=True)
+        changed = dict(max_steps=5, learning_rate=1e-4, validation_steps=0, keep="last")
+        live("as_interrupted", "full", reward=At(4, fill_disk), resume=True, **changed)
 
-    def second_chain() -> None:
-        live("vanished", reward=At(3, vanish), save_steps=50)
-        shutil.copytree(folder / "vanished", folder / "slower")
-        live("vanished", "vanished_resumed", resume=True)
-        live("slower", resume=True, max_steps=3, learning_rate=1e-4)
-        live("nan", spoil=no_number_at(2), save_steps=50)
-        live("full", reward=At(2, fill_disk), validation_steps=0, keep="last")
-        live("interrupted", reward=At(1, interrupt), save_steps=50)
+    def by_vllm() -> None:
+        updates = dict(rollout_engine="vllm", num_iterations=2)
+        engine = RolloutEngine(resolve("ci", SETTINGS | updates, CPU), POLICY)
+        RolloutEngine.start = lambda *_: engine  # in each fork as it started
+        live("vllm", **updates)
+        live("vllm_stopped", "vllm_killed", reward=At(3, die), **updates)
+        live("vllm_stopped", "vllm_resumed", resume=True, **updates)
         (folder / "full_log").mkdir()
         (folder / "full_log" / "train_log.jsonl").symlink_to("/dev/full")
         live("full_log")
 
-    chains = [start(folder, chain.__name__, chain) for chain in (first_chain, second_chain)]
+    chains = [start(folder, chain.__name__, chain) for chain in (by_transformers, by_vllm)]
     for chain in chains:
         os.waitpid(chain, 0)
 

@@ -12,7 +12,7 @@ from lib.tasks import get_task
 from lib.tasks.prompts import make_rows
 from lib.training.dynamic_sampling import Groups, groups_differ, resample
 from lib.training.further_prompts import FurtherPrompts
-from tests.conftest import CPU
+from tests.conftest import CPU, SMALL
 
 NAN = torch.nan
 ROWS = make_rows(get_task("small_sums", {"largest": 9}).load("train"), "answer")
@@ -94,15 +94,9 @@ def policy(embedded, tmp_path_factory):
 
 
 def settings(folder, **changes):
-    given = dict(output_dir=str(folder), profile="cpu", backend="transformers", resample=3, shots=0)
-    given |= dict(
-        rollout_engine="transformers",
-        max_completion_length=4,
-        num_generations=2,
-        micro_batch=2,
-        max_steps=4,
-    )
-    return resolve("ci", given | dict(save_steps=2) | changes, CPU)
+    given = dict(output_dir=str(folder), resample=3, shots=0, num_generations=2, micro_batch=2)
+    given |= dict(max_completion_length=4, max_steps=4, save_steps=2)
+    return resolve("ci", SMALL | given | changes, CPU)
 
 
 def trained(policy, config):
@@ -175,3 +169,23 @@ def test_a_resumed_run_is_the_same_run(policy, tmp_path):
     assert {s: rollouts(run, s) for s in (3, 4)} == before
     again = load_file(run.checkpoints / name)
     assert all(torch.equal(adapter[key], again[key]) for key in adapter)
+
+
+def test_what_is_tried_are_the_prompts_meant_also_where_long_ones_are_left_out(policy, tmp_path):
+    from lib.training.run import make_trainer, train
+
+    long = [{"role": "user", "content": "What is " + "1 + " * 400 + "1?"}]
+    rows = [dict(ROWS[0], id=f"long/{i}", prompt=long) for i in range(3)] + ROWS
+    config = settings(tmp_path, max_steps=1)
+    run = open_run(config)
+
+    def alike(completions, **_):
+        return [1.0] * len(completions)
+
+    trainer = make_trainer(policy, rows, [alike], [1.0], config, run)
+    train(trainer, config, run)
+    asked = [row["id"] for row in rollouts(run, 1)[::2]]
+    drawn, tried = asked[:2], asked[2:]
+    fitting = [row["id"] for row in ROWS]
+    order = FurtherPrompts(fitting, config.seed, config.resample).order(1, drawn)
+    assert tried == [fitting[place] for place in order] and len(tried) == 3

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lib.config import ROOT, resolve
-from lib.errors import BadInput
+from lib.errors import BadInput, Stopped
 from lib.grpo import (
     STD_FLOOR,
     Batch,
@@ -23,7 +24,15 @@ from lib.grpo import (
     sample,
 )
 from lib.grpo.loop import Learner
-from lib.grpo.lora import add_lora, load_lora, lora_layers, merge_lora, save_lora, without_lora
+from lib.grpo.lora import (
+    add_lora,
+    load_lora,
+    lora_layers,
+    lora_parameters,
+    merge_lora,
+    save_lora,
+    without_lora,
+)
 from lib.grpo.steps import learning_rate, step_rows
 from lib.runs import Run, read_jsonl
 from tests.conftest import CPU
@@ -397,7 +406,7 @@ def test_a_run_logs_keeps_and_moves(whole):
     assert log[0]["kl"] == pytest.approx(0, abs=1e-6) and log[1]["kl"] > 0
     assert all(row["sampling/sampling_logp_difference/mean"] < 0.1 for row in log[::2])
     kept = sorted(path.name for path in whole.run.checkpoints.iterdir())
-    assert kept == ["lora_epoch0_step2", "lora_epoch0_step4"]
+    assert kept == ["lora_epoch0_step2", "lora_epoch0_step4", "settings.json"]
     rows = read_jsonl(whole.run.rollouts / "step_00001.jsonl")
     kept = {"step", "id", "question", "completion", "rewards", "total", "advantage", "tokens"}
     assert len(rows) == 8 and kept | {"answer", "truncated"} == set(rows[0])
@@ -405,19 +414,48 @@ def test_a_run_logs_keeps_and_moves(whole):
     assert not list(whole.run.folder.rglob("*.bin")) and not list(whole.run.folder.rglob("*.pt"))
 
 
-def test_a_resumed_run_is_the_run_that_was_not_stopped(whole, tmp_path):
-    import shutil
+def test_what_stops_a_run_is_said_and_resumed_it_is_the_run_that_was_not_stopped(whole, tmp_path):
+    """Stopped in its second batch by a reward that raises, by NaN, and within the first of its
+    two updates by an interrupt, after which there is no more to do than keep it."""
+    given = dict(max_steps=4, save_steps=50, beta=0.1)
+    made = learner(tmp_path, "stopped", **given)
 
-    changes = dict(save_steps=2, beta=0.1)
-    begun = learner(tmp_path, "stopped", max_steps=4, resume=True, **changes)
-    shutil.copytree(whole.run.folder, begun.run.folder)
-    shutil.rmtree(begun.run.checkpoints / "lora_epoch0_step4")
-    begun.train()
-    assert [row["step"] for row in read_jsonl(begun.run.train_log)] == [1, 2, 3, 4]
-    for ours, theirs in zip(
-        lora_layers(begun.model).values(), lora_layers(whole.model).values(), strict=True
-    ):
-        torch.testing.assert_close(ours.B_OR, theirs.B_OR, rtol=1e-5, atol=1e-7)
+    def fails_at_step_3(completions, **_):
+        if made.step == 2:
+            raise OSError("no more answers")
+        return length(completions)
+
+    made.rewards = [fails_at_step_3]
+    with pytest.raises(Stopped, match=r'"fails_at_step_3" failed with OSError .*Step 2 is kept'):
+        made.train()
+
+    made = learner(tmp_path, "stopped", resume=True, **given)
+    read = made.read
+    made.read = lambda *batch: [part * float("nan") for part in read(*batch)]
+    with pytest.raises(Stopped, match=r"loss of step 3 is no number \(nan\).*Step 2 is kept"):
+        made.train()
+    assert all(weight.isfinite().all() for weight in lora_parameters(made.model))
+
+    del made.read  # the same process goes on, as where the cell is run again
+
+    def interrupt(*_):
+        once.remove()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    once = made.optimizer.register_step_pre_hook(interrupt)
+    with pytest.raises(Stopped, match=r"interrupted\. Step 4 is kept: resume goes on from it"):
+        made.train()
+    made = learner(tmp_path, "stopped", resume=True, **given)
+    made.train()
+
+    def told(run: Run) -> list[dict]:
+        timed = ("seconds", "time/rollouts")
+        rows = read_jsonl(run.train_log)
+        return [{key: value for key, value in row.items() if key not in timed} for row in rows]
+
+    assert told(made.run) == told(whole.run)
+    for ours, theirs in zip(lora_parameters(made.model), lora_parameters(whole.model), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_ppo_trains_its_value_head_beside_the_policy_and_resumes(whole, tmp_path):

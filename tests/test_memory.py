@@ -119,7 +119,7 @@ def saved_by_forward(folder, config) -> int:
 
     from lib.models import LINEAR_LAYERS, weights_dtype
     from lib.training.lean_lora import make_lean
-    from lib.training.shared_prompts import completion_logps
+    from lib.training.shared_prompts import completion_scores
     from lib.training.token_logps import plain_logps
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=weights_dtype(config))
@@ -148,8 +148,8 @@ def saved_by_forward(folder, config) -> int:
     # As accelerate runs a model's own forward; the shared one goes past it.
     cast = torch.autocast("cpu", torch.bfloat16, enabled=not config.shared_prompts)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), cast:
-        logps = completion_logps if config.shared_prompts else plain_logps
-        logps(model.train(), ids, torch.ones_like(ids), completion)
+        compute = completion_scores if config.shared_prompts else plain_logps
+        compute(model.train(), ids, torch.ones_like(ids), completion)
     return sum(storage.nbytes() for storage in kept.values())
 
 

@@ -21,7 +21,7 @@ from lib.tasks import TASKS
 from lib.tasks.problems import StoredTask
 from lib.tasks.prompts import get_format, make_rows
 from lib.training.run import fitting_rows, grpo_arguments, make_trainer, save_trained, train
-from tests.conftest import CPU, L4, T4
+from tests.conftest import CPU, L4, SMALL, T4
 
 ALL = sorted(RECIPES.glob("*.yaml"))
 HARDWARE = {"t4": T4, "l4": L4, "cpu": CPU}
@@ -107,18 +107,13 @@ def test_gemma_is_asked_without_a_system_message(data_dir):
     assert [turn["role"] for turn in row["prompt"]] == ["user"]
 
 
-SMALL = dict(
+STEP = SMALL | dict(
     model="embedded",
-    profile="cpu",
-    backend="transformers",
-    rollout_engine="transformers",
     load_in_4bit=False,
-    max_steps=1,
     prompts_per_step=1,
     num_generations=2,
     micro_batch=2,
     num_iterations=1,
-    max_completion_length=6,
     train_problems=16,
     validation_steps=0,
     eval_problems=16,
@@ -131,7 +126,7 @@ def apart_in_small(paths) -> list:
     """Recipes that still differ where the same model stands in for theirs."""
     found = {}
     for path in paths:
-        config = resolve(path, SMALL, CPU)
+        config = resolve(path, STEP, CPU)
         found.setdefault(config.model_dump_json(exclude={"name", "by_profile"}), path)
     return list(found.values())
 
@@ -139,7 +134,7 @@ def apart_in_small(paths) -> list:
 @pytest.mark.parametrize("path", apart_in_small(ON_DATA), ids=name_of)
 def test_chain_in_small(path, data_dir, tmp_path):
     """Problems → rewards → a step → an adapter → two graded answers."""
-    config = resolve(path, SMALL | {"data_dir": str(data_dir)}, CPU)
+    config = resolve(path, STEP | {"data_dir": str(data_dir)}, CPU)
     run = Run(tmp_path / "run")
     run.folder.mkdir()
     task, *splits, examples = load_problems(config)

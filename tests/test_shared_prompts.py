@@ -7,10 +7,10 @@ import torch
 
 from lib.training.lean_lora import make_lean
 from lib.training.oom import split_rows
-from lib.training.shared_prompts import completion_logps, pack, why_not_shared
+from lib.training.shared_prompts import completion_scores, pack, why_not_shared
 from lib.training.token_logps import plain_logps
 from lib.training.trainer import trainer_class
-from tests.conftest import CPU
+from tests.conftest import CPU, SMALL
 
 GROUP, PROMPTS, PROMPT, COMPLETION = 3, 2, 9, 7
 SEQUENCE = dict(importance_sampling_level="sequence")
@@ -115,7 +115,7 @@ def test_a_row_holds_each_prompt_once_and_no_padding(batch):
 
 
 def test_nothing_wanted_is_nothing_computed(model, batch):
-    logps, entropies = completion_logps(
+    logps, entropies, _ = completion_scores(
         model, *whole(batch), COMPLETION, wanted_B=torch.zeros(6, dtype=torch.bool)
     )
     assert not logps.any() and not entropies.any() and logps.requires_grad
@@ -143,7 +143,7 @@ def test_columns_of_padding_alone_are_not_computed(model, batch, monkeypatch):
 
 @pytest.mark.parametrize("shares", [True, False])
 def test_frozen_weights_get_no_gradient(model, batch, shares):
-    compute = completion_logps if shares else plain_logps
+    compute = completion_scores if shares else plain_logps
     compute(model, *whole(batch), COMPLETION)[0].sum().backward()
     held = [name for name, weight in model.named_parameters() if weight.grad is not None]
     model.zero_grad()
@@ -153,7 +153,7 @@ def test_frozen_weights_get_no_gradient(model, batch, shares):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probs_and_their_gradient_are_the_ordinary_ones(model, batch, temperature):
     weights = batch["noise"][0]
-    ours, entropies = completion_logps(model, *whole(batch), COMPLETION, temperature)
+    ours, entropies, _ = completion_scores(model, *whole(batch), COMPLETION, temperature)
     plain = ordinary_logps(model, batch, temperature)
     assert torch.allclose(ours, plain, atol=2e-4)
     assert (
@@ -164,16 +164,16 @@ def test_log_probs_and_their_gradient_are_the_ordinary_ones(model, batch, temper
 
 
 def test_long_completions_take_the_fused_attention_and_agree(model, batch, monkeypatch):
-    ours, _ = completion_logps(model, *whole(batch), COMPLETION)
+    ours, *_ = completion_scores(model, *whole(batch), COMPLETION)
     monkeypatch.setattr("lib.training.shared_prompts.FEW_SCORES", 0)
-    fused, _ = completion_logps(model, *whole(batch), COMPLETION)
+    fused, *_ = completion_scores(model, *whole(batch), COMPLETION)
     assert torch.allclose(ours, fused, atol=2e-4)
 
 
 def test_the_head_in_small_parts_gives_the_same(model, batch, monkeypatch):
-    ours, entropies = completion_logps(model, *whole(batch), COMPLETION)
+    ours, entropies, _ = completion_scores(model, *whole(batch), COMPLETION)
     monkeypatch.setattr("lib.training.token_logps.HEAD_ROWS", 5)
-    parts, in_parts = completion_logps(model, *whole(batch), COMPLETION)
+    parts, in_parts, _ = completion_scores(model, *whole(batch), COMPLETION)
     assert torch.allclose(ours, parts, atol=2e-4) and torch.allclose(entropies, in_parts, atol=1e-3)
 
 
@@ -182,7 +182,7 @@ def test_full_fine_tuning_gives_the_output_layer_its_gradient(embedded, batch):
 
     whole_model = AutoModelForCausalLM.from_pretrained(embedded, dtype=torch.float32).train()
     weights = batch["noise"][0]
-    ours, _ = completion_logps(whole_model, *whole(batch), COMPLETION)
+    ours, *_ = completion_scores(whole_model, *whole(batch), COMPLETION)
     grad = gradient(whole_model, (ours * weights).sum())
     plain = gradient(whole_model, (ordinary_logps(whole_model, batch) * weights).sum())
     assert relative(grad, plain) < 1e-4
@@ -265,8 +265,7 @@ def test_several_updates_from_one_batch_train(embedded, tmp_path):
     from lib.runs import Run, read_jsonl
     from lib.training.run import make_trainer, train
 
-    given = dict(num_iterations=2, rollout_engine="transformers", backend="transformers")
-    config = resolve("ci", given | {"output_dir": str(tmp_path), "profile": "cpu"}, CPU)
+    config = resolve("ci", SMALL | dict(num_iterations=2, max_steps=2), CPU)
     run = Run(tmp_path / "run")
     run.folder.mkdir()
     asked = [{"role": "user", "content": "Say a number."}]

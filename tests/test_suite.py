@@ -2,18 +2,25 @@
 
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from lib.config import ROOT
-from lib.runs import read_json
+from lib.checks import check_resumable, fresh_checkpoints
+from lib.config import ROOT, resolve
+from lib.errors import BadInput
+from lib.models import LINEAR_LAYERS
+from lib.runs import Run, read_json, read_jsonl, run_folder
 from lib.suite import CHAIN, main
-from tests.conftest import CPU
+from tests.conftest import CPU, SMALL
 
-SMALL = ["-p", "max_steps", "1", "-p", "eval_problems", "4", "-p", "eval_samples", "0"]
+ONE_STEP = ["-p", "max_steps", "1", "-p", "eval_problems", "4", "-p", "eval_samples", "0"]
 
 
 def suite(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
@@ -89,7 +96,7 @@ def test_a_failure_stops_the_run_and_resume_goes_on_there(tmp_path, embedded):
     from lib.config import resolve
     from lib.models import load_policy, save_adapter
 
-    given = ["ci", *SMALL, "-p", "output_dir", str(tmp_path)]
+    given = ["ci", *ONE_STEP, "-p", "output_dir", str(tmp_path)]
     first = suite(*given, "--only", "01", "04")
     assert first.returncode == 2
     assert "04_pass_at_k_eval stopped:" in first.stderr
@@ -122,6 +129,54 @@ def test_resume_is_told_to_the_training_alone(tmp_path, monkeypatch):
     given = ["ci", "--only", "01", "03", "-p", "output_dir", str(tmp_path)]
     assert main([*given, "--resume"]) == 0
     assert asked == {"01_setup": None, "03_training": True}
+
+
+def test_a_recipe_that_the_checkpoints_do_not_fit_is_told_at_once(tmp_path):
+    given = {"output_dir": str(tmp_path), "profile": "cpu"}
+    made = resolve("ci", given, CPU)
+    run = Run(run_folder(made))
+    fresh_checkpoints(made, run)
+
+    def resumed(**changes):
+        check_resumable(resolve("ci", given | {"resume": True} | changes, CPU), run)
+
+    resumed(lora_r=8)  # no checkpoint came of it
+    (run.checkpoints / "checkpoint-1").mkdir()
+    resumed(max_steps=9, save_steps=7, report_to=["tensorboard"], micro_batch=4, seed=3)
+    resumed(lora_targets=LINEAR_LAYERS)  # all-linear, in other words
+    check_resumable(resolve("ci", given | {"lora_r": 8}, CPU), run)  # begins anew
+    with pytest.raises(BadInput, match=r"were made with full_finetuning False \(now True\): give"):
+        resumed(full_finetuning=True)
+    with pytest.raises(BadInput, match=r"lora_targets .* \(now \['q_proj'\]\), model embed"):
+        resumed(lora_targets=["q_proj"], model="./another")
+    done = suite("ci", "--resume", "-p", "lora_r", "8", "-p", "output_dir", str(tmp_path))
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "ci/checkpoints were made with lora_r 16 (now 8): give the old value" in done.stderr
+    assert "or another `run`" in done.stderr and not list(tmp_path.rglob("*.ipynb"))
+
+
+def test_ctrl_c_ends_the_step_and_leaves_no_kernel(tmp_path):
+    given = SMALL | {"output_dir": str(tmp_path), "ignore_preflight": True, "max_steps": 500}
+    asked = [word for key, value in given.items() for word in ("-p", key, json.dumps(value))]
+    command = [sys.executable, "-m", "lib.suite", "ci", "--only", "03", *asked, "--resume"]
+    runner = subprocess.Popen(
+        *(command, subprocess.PIPE),
+        **dict(cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, text=True),
+        **dict(stderr=subprocess.PIPE, start_new_session=True),
+    )
+    log = tmp_path / "ci" / "train_log.jsonl"
+    while runner.poll() is None and not read_jsonl(log):
+        time.sleep(0.2)
+    kernels = psutil.Process(runner.pid).children(recursive=True)
+    os.killpg(runner.pid, signal.SIGINT)  # as a terminal does
+    out, errors = runner.communicate()
+    assert runner.returncode == 130, errors
+    step = read_jsonl(log)[-1]["step"]
+    assert f"was interrupted. Step {step} is kept: resume goes on from it." in errors
+    assert (tmp_path / "ci" / "checkpoints" / f"checkpoint-{step}" / "optimizer.pt").is_file()
+    assert f"python -m lib.suite {shlex.join(command[3:])}" in out
+    assert "Traceback" not in out + errors
+    assert kernels and not any(kernel.is_running() for kernel in kernels)
 
 
 def test_a_kernel_that_is_killed_is_told(tmp_path, run, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from lib.training.run import (
     save_trained,
     train,
 )
-from tests.conftest import CPU
+from tests.conftest import CPU, SMALL
 
 
 def one_step(config, run):
@@ -36,20 +36,10 @@ def one_step(config, run):
     return policy, trainer, before
 
 
-TINY = dict(
-    profile="cpu",
-    backend="transformers",
-    rollout_engine="transformers",
-    max_steps=1,
-    max_completion_length=6,
-    lr_scheduler="cosine",
-)
-
-
 def test_full_fine_tuning_moves_all_weights_and_the_reference_follows(run):
     given = dict(full_finetuning=True, learning_rate=1e-5, beta=0.1)
     given |= dict(ref_model_sync_steps=1, ref_model_mixup_alpha=1.0)
-    config = resolve("ci", TINY | given, CPU)
+    config = resolve("ci", SMALL | given, CPU)
     policy, trainer, before = one_step(config, run)
     assert trainer.shares_prompts and policy.trainable[0] == policy.trainable[1]
     now = dict(policy.model.named_parameters())
@@ -75,9 +65,10 @@ def test_turned_knobs_are_in_force_and_train(run):
         entropy_target=20.0,
         repetition_penalty=1.1,
         adam_betas=[0.8, 0.95],
+        lr_scheduler="cosine",
         min_lr_rate=0.1,
     )
-    config = resolve("ci", TINY | given, CPU)
+    config = resolve("ci", SMALL | given, CPU)
     policy, trainer, before = one_step(config, run)
     rows = {row["knob"]: row for row in in_force(config, run, trainer)}
     turned = {"sapo_temperature_neg": 1.2, "use_adaptive_entropy": True, "adam_beta2": 0.95}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from safetensors.torch import load_file, save_file
 
 from lib.grpo.lora import load_lora, save_lora
+from lib.grpo.steps import step_rows
 from lib.runs import Run, discard, read_json, write_json, written_whole
 
 if TYPE_CHECKING:
@@ -33,8 +34,9 @@ def _save_adapter(learner: "Learner", folder: Path) -> None:
     learner.tokenizer.save_pretrained(folder)
 
 
-def save_checkpoint(learner: "Learner", epoch: int) -> Path:
+def save_checkpoint(learner: "Learner") -> Path:
     """Write the learner's state; returns its folder. Older checkpoints but the latest go."""
+    _, epoch = step_rows(learner.rows, learner.config, learner.step)
     folder = learner.run.checkpoints / f"lora_epoch{epoch}_step{learner.step}"
     state = {
         f"{i}.{key}": value
@@ -69,8 +71,12 @@ def load_checkpoint(learner: "Learner", folder: Path) -> None:
 def checkpoints(run: Run) -> list[Path]:
     """The run's checkpoints, oldest first."""
     found = run.checkpoints.glob("lora_epoch*_step*")
-    return sorted(found, key=lambda path: int(path.name.rpartition("step")[2]))
+    return sorted(found, key=step_of)
 
 
 def last_checkpoint(run: Run) -> Path | None:
     return next(reversed(checkpoints(run)), None)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("step")[2])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lib.checks import check_fills_a_step
+from lib.checks import check_fills_a_step, check_resumable, fresh_checkpoints
 from lib.config import Config
 from lib.engines import VllmEngine
 from lib.errors import BadInput
@@ -24,6 +24,7 @@ from lib.grpo.checkpoints import (
     last_checkpoint,
     load_checkpoint,
     save_checkpoint,
+    step_of,
 )
 from lib.grpo.lora import add_lora, lora_parameters, without_lora
 from lib.grpo.samples import engine_samples, read_completions
@@ -31,10 +32,11 @@ from lib.grpo.steps import describe, describe_rewards, learning_rate, step_rows
 from lib.models import lora_targets, model_folder
 from lib.preflight import score
 from lib.progress import Progress
-from lib.runs import Run, append_jsonl, discard
+from lib.runs import Run, append_jsonl
 from lib.sampling import Completion, chat_text
 from lib.training.rollouts import rollout_row
 from lib.training.shared_prompts import completion_scores, why_model_refuses
+from lib.training.survival import need_number, survived
 
 # What this loop does in one way only; the trainer of 03_training does more.
 FIXED = {
@@ -64,7 +66,14 @@ LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo")
 
 
 class Learner:
-    """The policy, its optimizer, and how many optimizer steps it has done."""
+    """The policy, its optimizer, and how many optimizer steps it has done.
+
+    Attributes:
+        stop_asked: True has it stop when the present batch is done with, with a checkpoint.
+        whole: whether no batch is begun and not finished: then a checkpoint can be gone on from.
+    """
+
+    stop_asked, whole = False, True
 
     def __init__(
         self,
@@ -83,11 +92,13 @@ class Learner:
                 handed the policy's weights before each step.
 
         Raises:
-            BadInput: a setting that this loop does not have, or fewer rows than a step takes.
+            BadInput: a setting that this loop does not have or that its checkpoints do not fit,
+                or fewer rows than a step takes.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         check_settings(config, rows)
+        check_resumable(config, run)
         self.config, self.rows, self.run, self.engine = config, rows, run, engine
         self.rewards, self.weights = rewards, np.array(weights)
         self.base, self.step, self.tokens = model_folder(config), 0, 0
@@ -126,21 +137,30 @@ class Learner:
 
         Args:
             watch: called after each step with the log so far, for a live plot.
+
+        Raises:
+            Stopped: as `lib.training.survival.survived`; what was done is kept.
         """
-        config = self.config
-        last = last_checkpoint(self.run) if config.resume else None
+        last = last_checkpoint(self.run) if self.config.resume else None
         if last:
             load_checkpoint(self, last)
         else:
-            discard(self.run.checkpoints)
+            fresh_checkpoints(self.config, self.run)
+        with survived(self, self.run):
+            self._go_on(watch)
+        keep_adapter(self, self.run.adapter)
+
+    def _go_on(self, watch: Callable[[list[dict]], None] | None) -> None:
+        config = self.config
         # A resumed run repeats the steps after its checkpoint.
         log = self.run.rewind(self.step)
         self.tokens = log[-1]["num_tokens"] if log else 0
         begun = time.time() - (log[-1]["seconds"] if log else 0)
         progress = Progress(config.max_steps, "training", self.run.progress)
         progress.update(self.step)
-        while self.step < config.max_steps:
+        while self.step < config.max_steps and not self.stop_asked:
             before, started = self.step, time.perf_counter()
+            torch.manual_seed(config.seed + self.step)  # for dropout: as in a resumed run
             batches, found = self.rollouts()
             found["time/rollouts"] = time.perf_counter() - started
             for _ in range(min(config.num_iterations, config.max_steps - self.step)):
@@ -151,11 +171,21 @@ class Learner:
                 progress.update(self.step, f"reward {row['reward']:.2f}")
                 if watch:
                     watch(log)
-            if self.step // config.save_steps > before // config.save_steps:
-                _, epoch = step_rows(self.rows, config, self.step)
-                save_checkpoint(self, epoch)
+            # Where max_steps ends within a batch there is nothing to go on from.
+            self.whole = self.step % config.num_iterations == 0
+            due = self.step // config.save_steps > before // config.save_steps
+            if due or self.stop_asked:
+                self.keep_last_step()
         progress.close()
-        keep_adapter(self, self.run.adapter)
+
+    @property
+    def kept_step(self) -> int | None:
+        last = last_checkpoint(self.run)
+        return step_of(last) if last else None
+
+    def keep_last_step(self) -> None:
+        if self.whole and self.step != (self.kept_step or 0):
+            save_checkpoint(self)
 
     def rollouts(self) -> tuple[list[Batch], dict[str, float]]:
         """A group of completions for each of the step's prompts, rewarded and compared.
@@ -276,6 +306,7 @@ class Learner:
             max_tokens=config.max_completion_length,
         )
         self.model.train()
+        self.optimizer.zero_grad()
         sums: dict[str, float] = {}
         read = 0  # tokens
         for batch in batches:
@@ -293,6 +324,7 @@ class Learner:
                 off = value_loss(values_BT, batch, step, config.value_clip)
                 seen["value_loss"] = off.item()
                 loss = loss + off
+            need_number("loss", loss.item(), self.step + 1)
             loss.backward()
             for name, total in seen.items():
                 sums[name] = sums.get(name, 0.0) + total
@@ -306,9 +338,10 @@ class Learner:
         for group, initial in zip(self.optimizer.param_groups, self.rates, strict=True):
             clip = torch.nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm)
             norms.append(clip.item())
+            need_number("gradient", norms[-1], self.step + 1)
             group["lr"] = initial * rate / self.config.learning_rate
+        self.whole = False
         self.optimizer.step()
-        self.optimizer.zero_grad()
         self.step += 1
         return {"grad_norm": norms[0], "learning_rate": rate}
 

@@ -6,7 +6,7 @@
 A recipe's `variants` names settings that differ, `seeds` the seeds. All of them have the same
 model, problems, prompts, sampling and number of completions, the loop of `lib.grpo.loop`, and a
 run folder of their own, `<run>/<variant>_<seed>/`; `<run>/base/` is the untrained model. A run
-that is finished is not repeated, unless its settings have changed.
+that is finished is not repeated, unless its settings have changed; one that was stopped goes on.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import psutil
 from lib.checks import load_problems
 from lib.config import Config, resolve
 from lib.engines import START_ERRORS, TransformersEngine, VllmEngine, no_vllm
-from lib.errors import BadInput
+from lib.errors import BadInput, Stopped
 from lib.evaluation import evaluate
 from lib.grpo.lora import live_weights
 from lib.hardware import GIB
@@ -68,7 +68,13 @@ def evaluation_name(run: Run) -> str:
 def is_finished(config: Config) -> bool:
     """Whether the run was trained with these settings and measured."""
     run = Run(run_folder(config))
-    if not (run.evals / f"{evaluation_name(run)}.json").is_file():
+    return (run.evals / f"{evaluation_name(run)}.json").is_file() and is_begun(config)
+
+
+def is_begun(config: Config) -> bool:
+    """Whether the run's folder is there, made with these settings."""
+    run = Run(run_folder(config))
+    if not run.record.is_file():
         return False
     stored, wanted = read_json(run.record)["config"], config.model_dump(mode="json")
     keys = (stored.keys() & wanted.keys()) - set(NOT_SETTINGS)  # newer keys are at their defaults
@@ -94,6 +100,7 @@ def run_variants(config: Config, part: int = 0, parts: int = 1) -> Iterator[str]
     folder = model_folder(base)
     engine = None
     for name, each in missing.items():
+        each = each.model_copy(update={"resume": is_begun(each)})
         run = open_run(each)
         with hushed(run):
             engine = engine or start_engine(base, folder)
@@ -115,7 +122,8 @@ def start_engine(config: Config, folder: Path) -> Any:
 
 
 def learn(config: Config, rows: list[dict], run: Run, engine: Any) -> Any:
-    """One run of the loop; its time and its memory go to the run's record. Returns the model."""
+    """One run of the loop; returns the model. Its time and its memory go to the run's record,
+    where it was not stopped in between."""
     from lib.grpo.loop import Learner
 
     form = get_format(config.prompt_format)
@@ -125,21 +133,22 @@ def learn(config: Config, rows: list[dict], run: Run, engine: Any) -> Any:
         think_tag=form.think_tag,
         max_completion_length=config.max_completion_length,
     )
-    run.train_log.unlink(missing_ok=True)
     samples = engine if isinstance(engine, VllmEngine) and config.rollout_engine == "vllm" else None
     memory, started = PeakMemory(config.profile != "cpu"), time.perf_counter()
     learner = Learner(config, rows, rewards, weights, run, samples)
     loaded = time.perf_counter()
     worked = time.process_time()
+    in_one_go = not (config.resume and learner.kept_step)
     learner.train()
-    record = read_json(run.record)
-    record["learning"] = {
-        "seconds": round(time.perf_counter() - loaded, 1),
-        "seconds_loading": round(loaded - started, 1),
-        "cpu_seconds": round(time.process_time() - worked, 1),
-        "peak_gib": round(memory.peak(), 2),
-    }
-    write_json(run.record, record)
+    if in_one_go:
+        record = read_json(run.record)
+        record["learning"] = {
+            "seconds": round(time.perf_counter() - loaded, 1),
+            "seconds_loading": round(loaded - started, 1),
+            "cpu_seconds": round(time.process_time() - worked, 1),
+            "peak_gib": round(memory.peak(), 2),
+        }
+        write_json(run.record, record)
     return learner.model
 
 
@@ -177,7 +186,8 @@ def main(arguments: list[str] | None = None) -> int:
         for name in run_variants(resolve(options.recipe), *options.part):
             print(f"{time.strftime('%H:%M:%S')} {name} done", flush=True)
     except BadInput as error:
-        print(error, file=sys.stderr)
+        hint = "The same command resumes it." if isinstance(error, Stopped) else ""
+        print(error, hint, file=sys.stderr)
         return 2
     return 0
 

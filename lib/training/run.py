@@ -10,14 +10,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lib.checks import check_fills_a_step
+from lib.checks import check_fills_a_step, fresh_checkpoints
 from lib.config import Config
 from lib.errors import BadInput
 from lib.memory import read_shape, settled
 from lib.models import Policy, save_adapter
 from lib.progress import Progress
 from lib.rewards.calls import Checked
-from lib.runs import Run, discard, read_json, written_whole
+from lib.runs import Run, read_json, written_whole
 from lib.training.further_prompts import FurtherPrompts
 from lib.training.lean_lora import make_lean
 from lib.training.loss_settings import loss_arguments
@@ -189,7 +189,7 @@ def train(trainer: Any, config: Config, run: Run) -> None:
     """
     last = resume_point(run) if config.resume else None
     if last is None:
-        discard(run.checkpoints)
+        fresh_checkpoints(config, run)
     elif trainer.further:
         trainer.further.recall(run, int(last.name.rpartition("-")[2]))
     with survived(trainer, run):

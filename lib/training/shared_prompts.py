@@ -181,31 +181,6 @@ def _attend(q: Any, k: Any, v: Any, scaling: float | None, mask: torch.Tensor) -
 AttentionInterface.register(ATTENTION, attention)
 
 
-def completion_logps(
-    model: Any,
-    ids_BT: torch.Tensor,
-    mask_BT: torch.Tensor,
-    completion: int,
-    temperature: float = 1.0,
-    wanted_B: torch.Tensor | None = None,
-    entropy_gradient: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The log-prob of every completion token, and the entropy where it was chosen.
-
-    Args:
-        model: a causal language model of transformers, or peft around one.
-        ids_BT, mask_BT: left-padded prompts, then right-padded completions.
-        completion: the last so many columns (C) are completions.
-        temperature: the logits are divided by it.
-        wanted_B: rows that are False are not computed and stay 0.
-        entropy_gradient: whether the entropies have one, as a bonus for them needs.
-
-    Returns: logps_BC with its gradient, and entropies_BC; 0 where masked.
-    """
-    batch = (ids_BT, mask_BT, completion, temperature, wanted_B)
-    return completion_scores(model, *batch, entropy_gradient=entropy_gradient)[:2]
-
-
 def completion_scores(
     model: Any,
     ids_BT: torch.Tensor,
@@ -216,8 +191,20 @@ def completion_scores(
     value_head: Any = None,
     entropy_gradient: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `completion_logps`, and values_BC: what `value_head` reads off the last hidden state
-    that each token was chosen from; 0 without one."""
+    """What the model says to every completion token.
+
+    Args:
+        model: a causal language model of transformers, or peft around one.
+        ids_BT, mask_BT: left-padded prompts, then right-padded completions.
+        completion: the last so many columns (C) are completions.
+        temperature: the logits are divided by it.
+        wanted_B: rows that are False are not computed and stay 0.
+        value_head: reads a value off the last hidden state that each token was chosen from.
+        entropy_gradient: whether the entropies have one, as a bonus for them needs.
+
+    Returns: logps_BC with their gradient; entropies_BC where each token was chosen, in nats; and
+        values_BC. 0 where masked, the values without a value head, too.
+    """
     if wanted_B is None:
         wanted_B = torch.ones(len(ids_BT), dtype=torch.bool)
     logps_BC = torch.zeros(len(ids_BT), completion, device=ids_BT.device)
@@ -266,7 +253,7 @@ def trainer_is_unsloths() -> bool:
 
 
 def why_not_shared(model: Any, tokens: int) -> str:
-    """ "" where `completion_logps` gives this model's own numbers, tried out; else the reason.
+    """ "" where `completion_scores` gives this model's own numbers, tried out; else the reason.
 
     Args:
         tokens: the longest prompt and completion together.
@@ -290,7 +277,7 @@ def why_model_refuses(model: Any, tokens: int) -> str:
     ids_BT[1:, 16:] += torch.tensor([[50], [90]], device=device)
     with torch.no_grad():
         try:
-            shared_BC, _ = completion_logps(model, ids_BT, torch.ones_like(ids_BT), 8)
+            shared_BC, *_ = completion_scores(model, ids_BT, torch.ones_like(ids_BT), 8)
         except Exception as error:  # a model of another make may fail anywhere
             return f"the model does not allow it ({type(error).__name__})"
         own_BC, _ = plain_logps(model, ids_BT, torch.ones_like(ids_BT), 8)

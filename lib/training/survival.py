@@ -6,6 +6,8 @@ adapter (safetensors), the optimizer's, scheduler's and random generators' state
 with torch's weights_only), the step, and what callbacks export (`ExportableState`).
 
 On a CPU the resumed run's rewards and adapter are those of a run that was not stopped.
+
+`survived` and `need_number` serve the loop of `lib.grpo.loop`, too.
 """
 
 import errno
@@ -14,9 +16,9 @@ import random
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,13 +29,31 @@ from lib.runs import Run, written_whole
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a disk, a quota, a limit on a file's size
 
 
-class Surviving:
-    """What a trainer of transformers needs so that its run is not lost; a mix-in, named before it.
+class Lasting(Protocol):
+    """A training that `survived` keeps.
 
     Attributes:
         stop_asked: True has it stop when the present batch is done with, with a checkpoint.
     """
 
+    stop_asked: bool
+
+    @property
+    def kept_step(self) -> int | None:
+        """Of the latest checkpoint; None without one."""
+
+    def keep_last_step(self) -> None:
+        """Write a checkpoint of the last step that was done, where one can be gone on from."""
+
+
+class Surviving:
+    """What a trainer of transformers needs to be `Lasting`; a mix-in, named before it.
+
+    Attributes:
+        run: where its checkpoints lie.
+    """
+
+    run: Run
     stop_asked = False
     _beside: Path | None = None  # where a checkpoint is being written
     _step_end: tuple | None = None  # random state and token count; None while weights move
@@ -84,47 +104,51 @@ class Surviving:
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
-        self._need_number("loss", loss)
+        need_number("loss", loss, self.state.global_step + 1)
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm)
         if not self.args.fp16:  # whose scaler leaves out a step that overflows
-            self._need_number("gradient", norm)
+            need_number("gradient", norm, self.state.global_step + 1)
         self._step_end = None
         return norm
-
-    def _need_number(self, what: str, value: Any) -> None:
-        if not math.isfinite(value):
-            raise BadInput(
-                f"The {what} of step {self.state.global_step + 1} is no number ({float(value)}), "
-                f"so the weights were left as they are: lower learning_rate, or set precision to "
-                f"fp32."
-            )
 
     def _maybe_log_save_evaluate(self, *args, **kwargs):
         step_end = random_state(), self.state.num_input_tokens_seen
         batch_done = self.state.global_step % self.num_iterations == 0
         if self.stop_asked and batch_done:
             self.control.should_save = self.control.should_training_stop = True
+        if not batch_done:  # as where max_steps ends within a batch
+            self.control.should_save = False
         super()._maybe_log_save_evaluate(*args, **kwargs)
         self._step_end = step_end if batch_done else None
 
+    @property
+    def kept_step(self) -> int | None:
+        last = resume_point(self.run)
+        return int(last.name.rpartition("-")[2]) if last else None
+
     def keep_last_step(self) -> None:
-        """A checkpoint of the last step that was done, after an error in the next one."""
         place = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         if self._step_end is None or place.exists():
             return
         state, self.state.num_input_tokens_seen = self._step_end
         set_random_state(state)
-        try:
-            self._save_checkpoint(self.model, None)
-        except BadInput:  # what is kept already must do
-            return
+        self._save_checkpoint(self.model, None)
+
+
+def need_number(what: str, value: Any, step: int) -> None:
+    """Raises BadInput where a step's loss or gradient is NaN or infinite."""
+    if not math.isfinite(value):
+        raise BadInput(
+            f"The {what} of step {step} is no number ({float(value)}), so the weights were left "
+            f"as they are: lower learning_rate, or set precision to fp32."
+        )
 
 
 @contextmanager
-def survived(trainer: Surviving, run: Run) -> Iterator[None]:
+def survived(training: Lasting, run: Run) -> Iterator[None]:
     """Inside it trains; whatever ends that, the last step that was done is kept.
 
     An interrupt (Ctrl-C, a notebook's stop button, SIGTERM) lets the present step finish;
@@ -134,46 +158,47 @@ def survived(trainer: Surviving, run: Run) -> Iterator[None]:
         Stopped: interrupted, the disk is full, or a BadInput; it says from which step to go on.
     """
     try:
-        with _stop_when_asked(trainer):
+        with _stop_when_asked(training):
             yield
     except Exception as error:
-        trainer.keep_last_step()
+        with suppress(BadInput):  # where it cannot be written, what is kept already must do
+            training.keep_last_step()
         if isinstance(error, OSError) and error.errno in FULL:
             reason = f"The disk with {run.shown(run.folder)} is full: make room on it."
         elif isinstance(error, BadInput):
             reason = str(error)
         else:
-            error.add_note(_way_on(run))
+            error.add_note(_way_on(training))
             raise
-        raise Stopped(f"{reason} {_way_on(run)}") from error
-    if trainer.stop_asked:
-        raise Stopped(f"Training was interrupted. {_way_on(run)}")
+        raise Stopped(f"{reason} {_way_on(training)}") from error
+    if training.stop_asked:
+        raise Stopped(f"Training was interrupted. {_way_on(training)}")
 
 
 def resume_point(run: Run) -> Path | None:
-    """The run's latest checkpoint."""
+    """The latest checkpoint of transformers' trainer."""
     from transformers.trainer_utils import get_last_checkpoint
 
     found = get_last_checkpoint(str(run.checkpoints)) if run.checkpoints.is_dir() else None
     return Path(found) if found else None
 
 
-def _way_on(run: Run) -> str:
-    last = resume_point(run)
-    if last is None:
+def _way_on(training: Lasting) -> str:
+    if training.kept_step is None:
         return "No step was kept."
-    return f"Step {last.name.split('-')[1]} is kept: resume goes on from it."
+    return f"Step {training.kept_step} is kept: resume goes on from it."
 
 
 @contextmanager
-def _stop_when_asked(trainer: Surviving) -> Iterator[None]:
+def _stop_when_asked(training: Lasting) -> Iterator[None]:
+    training.stop_asked = False
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
 
     def ask(number: int, frame: Any) -> None:
         signal.signal(number, before[number])
-        trainer.stop_asked = True
+        training.stop_asked = True
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

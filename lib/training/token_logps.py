@@ -78,7 +78,7 @@ def plain_logps(
     temperature: float = 1.0,
     entropy_gradient: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `completion_logps`, by the model's own forward over the batch.
+    """Log-probs and entropies as of `completion_scores`, by the model's own forward over the batch.
 
     Columns that are padding in every row are left out. The logits of the completions' tokens
     exist all at once, [B, C, V], since a model may do to them what only its forward knows.

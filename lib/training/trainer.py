@@ -16,7 +16,7 @@ from lib.runs import Run, append_jsonl
 from lib.training.dynamic_sampling import DynamicSampling
 from lib.training.oom import SmallerPasses, split_rows
 from lib.training.rollouts import rollout_row
-from lib.training.shared_prompts import completion_logps, shared_attention
+from lib.training.shared_prompts import completion_scores, shared_attention
 from lib.training.survival import Surviving
 from lib.training.token_logps import plain_logps
 
@@ -111,8 +111,8 @@ def trainer_class() -> type:
                 # TRL's own way runs a Triton kernel, which a CPU does not.
                 return *plain_logps(plain, *batch, self.temperature, bonus), None
             with self._mixed_precision(plain):
-                logps_BC, entropies_BC = completion_logps(
-                    plain, *batch, self.temperature, self._wanted_B, bonus
+                logps_BC, entropies_BC, _ = completion_scores(
+                    plain, *batch, self.temperature, self._wanted_B, entropy_gradient=bonus
                 )
             self._logps_BC = logps_BC.detach()
             if self._wanted_B is not None:  # left out of the mean that TRL logs
