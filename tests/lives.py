@@ -3,9 +3,11 @@
     python -m tests.lives FOLDER
 
 Library and model are loaded once; each training is a fork that finds them as they were. What
-a fork says lies in FOLDER/<name>.txt, beside the run folders.
+a fork says lies in FOLDER/<name>.txt, beside the run folders. The model is the embedded one's
+first layers: what is tried here does not depend on what it says.
 """
 
+import gc
 import os
 import resource
 import shutil
@@ -18,7 +20,7 @@ from pathlib import Path
 from lib.checks import load_problems
 from lib.config import resolve
 from lib.errors import Stopped
-from lib.models import load_policy
+from lib.models import embedded_folder, load_policy
 from lib.runs import Run, quiet_process
 from lib.tasks import make_rows
 from lib.training.rollouts import RolloutEngine
@@ -31,7 +33,7 @@ from tests.conftest import CPU, SMALL
 SETTINGS = SMALL | dict(
     max_steps=4,
     train_problems=5,
-    validation_steps=1,
+    validation_steps=2,
     validation_problems=1,
     num_generations=2,
     lora_r=4,
@@ -69,7 +71,7 @@ def life(folder: Path, reward: Callable = length, spoil: Callable | None = None,
     run = Run(folder)
     task, training, _, examples = load_problems(config)
     training, aside = set_aside(training, config)
-    rows, asked = (make_rows(some, config.prompt_format, 1, examples) for some in (training, aside))
+    rows, asked = (make_rows(some, config.prompt_format, 0, examples) for some in (training, aside))
     trainer = make_trainer(POLICY, rows, [reward], [1.0], config, run)
     if config.validation_steps:
         validate_during(trainer, Validation(POLICY, aside, asked, task, config, run))
@@ -77,6 +79,17 @@ def life(folder: Path, reward: Callable = length, spoil: Callable | None = None,
         spoil(trainer)
     train(trainer, config, run)
     print(save_trained(POLICY, config, run))
+
+
+def first_layers(folder: Path, layers: int = 2) -> Path:
+    """The embedded model without its later layers, written to a folder."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    whole = embedded_folder()
+    model = AutoModelForCausalLM.from_pretrained(whole, num_hidden_layers=layers, dtype="bfloat16")
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(whole).save_pretrained(folder)
+    return folder
 
 
 def start(folder: Path, name: str, do: Callable[[], None]) -> int:
@@ -123,7 +136,7 @@ def vanish() -> None:
 
 
 def fill_disk() -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
 
 
 def no_number_at(step: int) -> Callable:
@@ -142,8 +155,11 @@ def no_number_at(step: int) -> Callable:
 def main(folder: Path) -> None:
     global POLICY
     quiet_process(Run(folder))
+    SETTINGS["model"] = str(first_layers(folder / "model"))
     trainer_class()  # imported here, and not anew in each fork
     POLICY = load_policy(resolve("ci", SETTINGS, CPU))
+    gc.collect()
+    gc.freeze()  # so that no fork looks through all of it
 
     def live(run: str, name: str = "", **options) -> None:
         os.waitpid(start(folder, name or run, lambda: life(folder / run, **options)), 0)

@@ -25,7 +25,7 @@ from lib.grpo.variants import (
     variant_configs,
 )
 from lib.plots.runs import differences_figure, learning_curves
-from lib.runs import Run, append_jsonl, open_run, read_json, read_jsonl, write_json
+from lib.runs import Run, append_jsonl, discard, open_run, read_json, read_jsonl, write_json
 from tests.conftest import CPU
 
 TWO = {"variants": {"grpo": {}, "rloo": {"algorithm": "rloo"}}, "seeds": [0, 1]}
@@ -76,6 +76,12 @@ def test_a_finished_run_is_not_repeated_until_its_settings_change(tmp_path, embe
     assert learning["cpu_seconds"] > 0 and learning["peak_gib"] > 0.2  # the model alone is 0.25
     [base, trained] = compare_arms(find_arms(config))
     assert base["arm"] == "base" and trained["to base"]["test"] and trained["steps"] == 2
+    # One that was stopped goes on from its checkpoint, and is not timed anew.
+    first, _ = read_jsonl(run.train_log)
+    discard(run.checkpoints / "lora_epoch0_step2")
+    (run.evals / "trained.json").unlink()
+    assert list(run_variants(config)) == ["grpo_0"]
+    assert read_jsonl(run.train_log)[0] == first and read_json(run.record)["learning"] == learning
     changed = config_of(tmp_path, **{**given, "max_steps": 3})
     assert not is_finished(variant_configs(changed)["grpo_0"])
 

@@ -102,6 +102,8 @@ def run_variants(config: Config, part: int = 0, parts: int = 1) -> Iterator[str]
     for name, each in missing.items():
         each = each.model_copy(update={"resume": is_begun(each)})
         run = open_run(each)
+        # What another configuration left there is not this one's.
+        (run.evals / f"{evaluation_name(run)}.json").unlink(missing_ok=True)
         with hushed(run):
             engine = engine or start_engine(base, folder)
             if name != BASE:
