@@ -28,6 +28,7 @@ from lib.grpo.checkpoints import (
 )
 from lib.grpo.lora import add_lora, lora_parameters, without_lora
 from lib.grpo.samples import engine_samples, read_completions
+from lib.grpo.settings import check_settings
 from lib.grpo.steps import describe, describe_rewards, learning_rate, step_rows
 from lib.models import lora_targets, model_folder
 from lib.preflight import score
@@ -37,32 +38,6 @@ from lib.sampling import Completion, chat_text
 from lib.training.rollouts import rollout_row
 from lib.training.shared_prompts import completion_scores, why_model_refuses
 from lib.training.survival import need_number, survived
-
-# What this loop does in one way only; the trainer of 03_training does more.
-FIXED = {
-    "top_p": 1.0,
-    "top_k": 0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "min_lr_rate": 0.0,
-    "optim": "adamw_torch",
-    "adam_betas": [0.9, 0.999],
-    "adam_epsilon": 1e-8,
-    "multi_objective_aggregation": "sum_then_normalize",
-    "use_bias_correction_kl": True,
-    "delta": 0.0,
-    "off_policy_mask_threshold": 0.0,
-    "top_entropy_quantile": 1.0,
-    "entropy_coef": 0.0,
-    "entropy_target": 0.0,
-    "load_in_4bit": False,
-    "full_finetuning": False,
-    "resample": 0,
-    "drop_dead": False,
-    "curriculum": "none",
-    "sft_steps": 0,
-}
-LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo")
 
 
 class Learner:
@@ -97,7 +72,8 @@ class Learner:
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        check_settings(config, rows)
+        check_settings(config)
+        check_fills_a_step(rows, config)
         check_resumable(config, run)
         self.config, self.rows, self.run, self.engine = config, rows, run, engine
         self.rewards, self.weights = rewards, np.array(weights)
@@ -144,6 +120,7 @@ class Learner:
         last = last_checkpoint(self.run) if self.config.resume else None
         if last:
             load_checkpoint(self, last)
+            self.whole = True
         else:
             fresh_checkpoints(self.config, self.run)
         with survived(self, self.run):
@@ -344,18 +321,3 @@ class Learner:
         self.optimizer.step()
         self.step += 1
         return {"grad_norm": norms[0], "learning_rate": rate}
-
-
-def check_settings(config: Config, rows: Sequence[dict]) -> None:
-    for key, value in FIXED.items():
-        if getattr(config, key) != value:
-            raise BadInput(
-                f"GRPO from scratch knows {key} {value!r} only and the recipe says "
-                f"{getattr(config, key)!r}: change it, or train with 03_training."
-            )
-    if config.loss_type not in LOSSES:
-        raise BadInput(
-            f"GRPO from scratch has no loss_type {config.loss_type!r}: choose one of "
-            f"{', '.join(LOSSES)}, or train with 03_training."
-        )
-    check_fills_a_step(rows, config)
