@@ -112,11 +112,17 @@ def test_a_full_disk_leaves_the_checkpoint_before(lives):
     assert "is full" in said(lives, "full_log") and "No step was kept" in said(lives, "full_log")
 
 
-def test_a_resumed_run_takes_the_learning_rate_of_its_recipe(lives):
+def test_a_recipe_may_change_before_its_run_goes_on(lives):
+    """max_steps, micro_batch, learning_rate: the same prompts at the rate that it now says."""
     log = read_jsonl(lives / "as_interrupted" / "train_log.jsonl")
     # Linear to zero in four steps, and after three of them in five.
     expected = [1e-3, 7.5e-4, 5e-4, 1e-4 * 2 / 5]
     assert [row["learning_rate"] for row in log] == pytest.approx(expected)
+    changed, whole = (
+        [row["id"] for row in read_jsonl(lives / name / "rollouts" / "step_00004.jsonl")]
+        for name in ("as_interrupted", "whole")
+    )
+    assert changed == whole
 
 
 def test_no_pickle_is_kept_that_nothing_reads(lives):
