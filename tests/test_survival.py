@@ -35,8 +35,6 @@ def kept_steps(run: Run) -> list[str]:
 
 def same_run(one: Run, other: Run, batches: tuple[int, ...] = (1, 2, 3, 4)) -> None:
     """The same log, completions, validation and adapters, bit for bit."""
-    from safetensors.torch import load_file
-
     logs = [
         [{k: v for k, v in row.items() if k not in TIMED} for row in read_jsonl(run.train_log)]
         for run in (one, other)
@@ -49,9 +47,7 @@ def same_run(one: Run, other: Run, batches: tuple[int, ...] = (1, 2, 3, 4)) -> N
     assert read_json(one.best / "validation.json") == read_json(other.best / "validation.json")
     for place in ("adapter", "checkpoints/checkpoint-4"):
         files = [run.folder / place / "adapter_model.safetensors" for run in (one, other)]
-        weights, others = map(load_file, files)
-        assert weights.keys() == others.keys()
-        assert all((weights[name] == others[name]).all() for name in weights)
+        assert files[0].read_bytes() == files[1].read_bytes()
 
 
 def test_killed_failed_and_interrupted_and_resumed_it_is_the_same_run(lives):
