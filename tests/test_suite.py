@@ -160,9 +160,13 @@ def test_ctrl_c_ends_the_step_and_leaves_no_kernel(tmp_path):
     asked = [word for key, value in given.items() for word in ("-p", key, json.dumps(value))]
     command = [sys.executable, "-m", "lib.suite", "ci", "--only", "03", *asked, "--resume"]
     runner = subprocess.Popen(
-        *(command, subprocess.PIPE),
-        **dict(cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, text=True),
-        **dict(stderr=subprocess.PIPE, start_new_session=True),
+        command,
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     log = tmp_path / "ci" / "train_log.jsonl"
     while runner.poll() is None and not read_jsonl(log):
