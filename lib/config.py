@@ -146,6 +146,7 @@ class Config(BaseModel):
     # --- the learned reward: 06_reward_model makes it, reward "reward_model" pays it ---
     preferences: str = ""  # the task of its pairs; "": the recipe's own, or pairs made from it
     reward_model_base: str = ""  # what it starts from; "": the policy's model
+    reward_layers: int = Field(0, ge=0)  # the lower layers of it that are kept; 0: all
     reward_steps: int = Field(100, gt=0)  # optimizer steps
     reward_pairs: int = Field(8, gt=0)  # pairs a step
     reward_learning_rate: float = Field(1e-4, gt=0)

@@ -50,23 +50,30 @@ class RewardModel:
         """The model's own score of each answer to its prompt (chat messages)."""
         import torch
 
+        with torch.inference_mode():
+            # In 32 bit: 16 would round scores that differ by less than 1 %.
+            return self.model.score(self.states(prompts, answers))[:, 0].tolist()
+
+    def states(self, prompts: Sequence[list[dict]], answers: Sequence[str]) -> Any:
+        """The last token's hidden state, which the output layer scores; (answers, hidden)."""
+        import torch
+
         ids = [
             chat_ids(self.tokenizer, prompt, answer)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
         # Answers of like length share a pass, so that little is padding.
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        found = [0.0] * len(ids)
         device = self.model.device
+        found = torch.empty(len(ids), self.model.config.hidden_size, device=device)
         with torch.inference_mode(), torch.autocast(device.type, _autocast_dtype(device)):
             for start in range(0, len(order), BATCH):
                 part = order[start : start + BATCH]
                 batch = self.tokenizer.pad(
                     {"input_ids": [ids[i] for i in part]}, return_tensors="pt", padding_side="right"
                 ).to(device)
-                logits = self.model(**batch, use_cache=False).logits[:, 0].float().tolist()
-                for i, value in zip(part, logits, strict=True):
-                    found[i] = value
+                states = self.model.base_model(**batch, use_cache=False).last_hidden_state
+                found[part] = states[range(len(part)), batch["attention_mask"].sum(1) - 1].float()
         return found
 
     def rewards(self, prompts: Sequence[list[dict]], answers: Sequence[str]) -> list[float]:
