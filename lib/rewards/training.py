@@ -24,7 +24,6 @@ from lib.rewards.model import RECORD, RewardModel, chat_ids
 from lib.rewards.preferences import Pair, accuracy, attacks, length_correlation
 from lib.runs import Run, write_json, written_whole
 
-
 RIDGE = 1.0  # for hidden states of length 1; from 0.3 to 3 it made little difference
 
 
