@@ -26,6 +26,7 @@ from lib.hardware import detect_hardware
 from lib.memory import SHAPES, estimate, read_shape, settled
 from lib.models import EMBEDDED, load_policy, model_folder
 from lib.process import peak_memory
+from lib.rewards import learned_rewards
 from lib.runs import hushed, installed_versions, open_run, write_json
 
 STEPS = 2
@@ -55,9 +56,23 @@ SETTINGS = {
     "fp32": {"precision": "fp32"},
     "full fine-tuning": {"full_finetuning": True},
     "full fine-tuning, fp32": WITHOUT_VLLM | {"full_finetuning": True, "precision": "fp32"},
+    "two learned rewards": WITHOUT_VLLM | {"rewards": {"reward_model": 1.0, "gold_reward": 0.0}},
 }
 
-# In a process of its own, whose memory does not count.
+# In processes of their own, whose memory does not count.
+REWARD_MODEL = """
+import sys
+from pathlib import Path
+from lib.config import resolve
+from lib.rewards.model import RewardModel
+from lib.rewards.preferences import Pair
+from lib.rewards.training import save_reward_model, untrained
+
+pair = Pair("1", "Hi?", [{"role": "user", "content": "Hi?"}], "Hello.", "No.", "made")
+for folder in sys.argv[2:]:
+    model = RewardModel(*untrained(resolve(None, {"profile": "cpu", "model": sys.argv[1]})))
+    save_reward_model(model, [pair], Path(folder))
+"""
 RANDOM_MODEL = """
 import sys
 import torch
@@ -116,8 +131,12 @@ def measure(name: str, shape_name: str) -> dict:
         hardware, shape = detect_hardware(), read_shape(model_folder(config))
         need = estimate(config, shape, hardware)
         run = open_run(config)
+        judges = learned_rewards(config)
+        if judges:
+            folders = [str(run.folder / reward.own) for reward in judges]
+            subprocess.run([sys.executable, "-c", REWARD_MODEL, model, *folders], check=True)
         with hushed(run):
-            train(config, run)
+            train(config, run, judges)
     peak = peak_memory()
     return {
         "setting": SETTINGS[name],
@@ -129,8 +148,8 @@ def measure(name: str, shape_name: str) -> dict:
     }
 
 
-def train(config, run) -> None:
-    """Two steps whose completions all have the planned length."""
+def train(config, run, judges) -> None:
+    """Two steps whose completions all have the planned length; reward models judge them, too."""
     policy = load_policy(config)
     from lib.training.run import make_trainer
 
@@ -142,7 +161,8 @@ def train(config, run) -> None:
         return [draw.random() for _ in completions]
 
     rows = prompts(policy.tokenizer, shape)
-    trainer = make_trainer(policy, rows, [reward], [1.0], config, run)
+    rewards = [reward, *judges]
+    trainer = make_trainer(policy, rows, rewards, [1.0] * len(rewards), config, run)
     if trainer.rollouts is None:
         trainer.generation_config.min_new_tokens = completion
     else:

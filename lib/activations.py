@@ -16,6 +16,9 @@ BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 # As in lib.training.token_logps and lib.training.shared_prompts, which would import torch here.
 HEAD_ROWS = 128
 FEW_SCORES = 2**23
+# As unsloth_zoo's fused_losses.chunked_logprob splits the rows of logits.
+UNSLOTH_CHUNK = 2**31  # bytes at the most, at 8 a logit: in 32 bit, and the gradient in 16
+UNSLOTH_ROWS = 512  # or an eighth of all, if that is more
 # Layers that read the same vector.
 READS = {"q_proj": "x", "k_proj": "x", "v_proj": "x", "gate_proj": "y", "up_proj": "y"}
 
@@ -121,7 +124,11 @@ def _logits_bytes(config: Config, shape: "ModelShape") -> int:
         gradient = shape.vocab * shape.hidden * width if config.full_finetuning else 0
         return min(HEAD_ROWS, tokens) * shape.vocab * (8 + width) + ends + gradient
     if by_unsloth(config):
-        # A completion at a time: its logits in 32 bit, and their gradient.
-        return 2 * 4 * config.max_completion_length * shape.vocab
+        truncated = config.top_p < 1 or config.top_k or config.min_p
+        if truncated and config.rollout_engine == "vllm":
+            # Scored over the kept tokens only, logits and masked logits in 32 bit for backward.
+            return 2 * 4 * tokens * shape.vocab
+        rows = min(tokens, max(UNSLOTH_ROWS, -(-tokens // 8)), UNSLOTH_CHUNK // (8 * shape.vocab))
+        return 8 * rows * shape.vocab
     # In 32 bit logits, log-probs and their exponentials; two in the model's precision.
     return tokens * shape.vocab * (12 + (2 * width if width < 4 else 0))

@@ -11,7 +11,7 @@ On a GPU nothing of this was measured yet.
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,13 @@ from lib.activations import (
 from lib.config import Config
 from lib.errors import BadInput
 from lib.hardware import GIB, PROFILE_MEMORY, PROFILES, Hardware, detect_hardware
+from lib.rewards import learned_rewards
+from lib.rewards.model import BATCH, LearnedReward
 
-NF4 = 0.5625  # bytes a weight: 4 bits, and a scale for each block of 64
+NF4 = 0.5625  # bytes a weight: 4 bits, and a scale in 32 bit for each block of 64
+# As unsloth_zoo's vllm_utils.approximate_vllm_memory_usage counts (a factor of 16/5): some layers
+# of its own 4-bit models stay in 16 bit.
+UNSLOTH_NF4 = 0.625
 MARGIN = 0.85  # of what there is: the estimate may be 15 % low
 # GiB before a model is loaded.
 CUDA_CONTEXT = 0.6  # not measured here
@@ -144,12 +149,14 @@ def estimate(config: Config, shape: ModelShape, hardware: Hardware) -> Estimate:
     config = settled(config, shape, hardware)
     on_gpu = config.profile != "cpu"
     available = hardware.gpu_memory if on_gpu else hardware.memory
+    learning = _learning(config, shape)
     parts = {
         "process": CUDA_CONTEXT if on_gpu else PROCESS,
         "weights": _weights(config, shape, _policy_width(config)) / GIB,
         **_rollouts(config, shape, available),
+        **_reward_models(config, shape, sum(learning.values())),
         **_trained(config, shape),
-        **_learning(config, shape),
+        **learning,
     }
     return Estimate(parts, available, hardware.gpu if on_gpu else "this machine's memory")
 
@@ -176,7 +183,11 @@ def _policy_width(config: Config) -> int:
 
 
 def _weights(config: Config, shape: ModelShape, width: int) -> float:
-    return shape.linear * (NF4 if config.load_in_4bit else width) + shape.embeddings * width
+    """Bytes of the policy. In 4 bit the embeddings and the output layer stay in 16."""
+    if config.load_in_4bit:
+        width_of_linear = UNSLOTH_NF4 if by_unsloth(config) else NF4
+        return shape.linear * width_of_linear + shape.embeddings * width
+    return (shape.linear + shape.embeddings) * width
 
 
 def _rollouts(config: Config, shape: ModelShape, available: float) -> dict[str, float]:
@@ -195,6 +206,33 @@ def _rollouts(config: Config, shape: ModelShape, available: float) -> dict[str, 
     merged = 0 if config.full_finetuning else shape.linear * BYTES[config.precision] / GIB
     cache = float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", 1))
     return {"rollout engine": VLLM + weights + merged, "KV cache": cache}
+
+
+def _reward_models(config: Config, shape: ModelShape, learning: float) -> dict[str, float]:
+    """GiB of learned rewards: their weights in 32 bit, and what a pass of theirs takes beyond
+    the `learning` of the policy, which is at another time."""
+    models = [_reward_shape(reward, config, shape) for reward in learned_rewards(config)]
+    if not models:
+        return {}
+    weights = sum(4 * model.parameters for model in models) / GIB
+    scoring = max(_scoring(config, model) for model in models) / GIB
+    return {"reward models": weights + max(0, scoring - learning)}
+
+
+def _reward_shape(reward: LearnedReward, config: Config, shape: ModelShape) -> ModelShape:
+    if reward.path:
+        base = read_shape(reward.folder())
+    else:
+        base = SHAPES.get(config.reward_model_base, shape)
+        base = replace(base, layers=min(config.reward_layers or base.layers, base.layers))
+    return replace(base, tied=True)  # no output layer of that size
+
+
+def _scoring(config: Config, model: ModelShape) -> float:
+    """Bytes: autocast's 16-bit copies of the linear layers, which it keeps for a pass, and
+    one block's hidden states (in 32 bit, normed, in 16) and the gated MLP's four."""
+    tokens = BATCH * config.max_seq_length
+    return 2 * model.linear + tokens * (10 * model.hidden + 8 * model.intermediate)
 
 
 def _trained(config: Config, shape: ModelShape) -> dict[str, float]:
@@ -223,6 +261,8 @@ def _learning(config: Config, shape: ModelShape) -> dict[str, float]:
         layers = 2 if by_unsloth(config) else shape.layers
         kept = layers * pass_tokens(config) * shape.hidden * width_of(config) + block
         head = max(0, head - block)  # not at the same time
+    if config.load_in_4bit:  # one layer at a time in 16 bit, in a buffer that stays
+        kept += max(i * o for i, o in shape.layer_sizes.values()) * BYTES[config.precision]
     return {"activations": kept / GIB, "output layer": head / GIB}
 
 

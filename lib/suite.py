@@ -33,8 +33,7 @@ from lib.config import ROOT, Config, find_recipe, resolve
 from lib.errors import BadInput
 from lib.progress import duration
 from lib.report import write_report
-from lib.rewards import recipe_rewards
-from lib.rewards.model import LearnedReward
+from lib.rewards import learned_rewards
 from lib.runs import Run, open_run, read_json, run_folder, write_json
 
 NOTEBOOKS = ROOT / "notebooks"
@@ -106,10 +105,7 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
 
 def chain_of(config: Config) -> tuple[str, ...]:
     """The notebooks of a recipe in order; a learned reward is trained before it is looked at."""
-    learns = any(
-        isinstance(reward, LearnedReward) and not reward.path
-        for reward in recipe_rewards(config)[0]
-    )
+    learns = any(not reward.path for reward in learned_rewards(config))
     return (CHAIN[0], REWARD_MODEL, *CHAIN[1:]) if learns else CHAIN
 
 

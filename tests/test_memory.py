@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from lib.activations import block_bytes, pass_tokens
+from lib.activations import block_bytes, output_bytes, pass_tokens
 from lib.config import ROOT, resolve
 from lib.errors import BadInput
 from lib.hardware import Hardware, _container_memory
@@ -80,6 +80,37 @@ def test_checkpointing_is_on_where_activations_do_not_fit_otherwise():
     kept = estimate(asked, SHAPES[large.model], L4).parts["activations"]
     again = estimate(large, SHAPES[large.model], L4).parts["activations"]
     assert kept > 10 * again
+
+
+def test_reward_models_are_counted():
+    """Two of 16 layers in 32 bit; their passes are shorter than what backward keeps."""
+    learned = resolve("smollm2-135m_preferences", {}, CPU)
+    need = estimate(learned, SHAPES["embedded"], CPU)
+    layers = 16 * SHAPES["embedded"].linear / 30
+    assert need.parts["reward models"] * 2**30 == 2 * 4 * (layers + 49152 * 576)
+    less = {"micro_batch": 1, "gradient_checkpointing": True}
+    other = learned.model_copy(update={"rewards": {"reward_model": 1.0}, **less})
+    one = estimate(other, SHAPES["embedded"], CPU).parts
+    beside = one["reward models"] - need.parts["reward models"] / 2
+    scoring = (2 * layers + 16 * 512 * (10 * 576 + 8 * 1536)) / 2**30
+    assert beside == pytest.approx(scoring - one["activations"] - one["output layer"])
+    assert beside > 0
+    plain = resolve("demo", {}, CPU)
+    assert "reward models" not in estimate(plain, SHAPES["embedded"], CPU).parts
+
+
+def test_logits_on_a_gpu_are_as_many_as_unsloth_keeps_at_once():
+    """At most 512 rows or an eighth of all, 8 bytes a logit; all of them with top_p."""
+    given = {"micro_batch": 2, "num_generations": 2, "max_seq_length": 900}
+    vocab = SHAPES["Qwen/Qwen3-4B-Instruct-2507"].vocab
+    for more, rows in (
+        ({"max_completion_length": 128}, 256),
+        ({"max_completion_length": 512}, 512),
+        ({"max_completion_length": 512, "micro_batch": 16, "prompts_per_step": 8}, 1024),
+        ({"max_completion_length": 512, "top_p": 0.9}, 1024),
+    ):
+        config = resolve("qwen3-4b_gsm8k", given | more, L4)
+        assert output_bytes(config, SHAPES[config.model]) == 8 * rows * vocab
 
 
 def test_a_container_has_what_it_may_use(tmp_path):

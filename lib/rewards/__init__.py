@@ -28,10 +28,18 @@ from lib.config import Config
 from lib.errors import BadInput, nearest
 from lib.rewards import answers, format, length, model, reasoning  # noqa: F401
 from lib.rewards.base import REWARDS, build, completion_texts, reward, with_name
+from lib.rewards.model import LearnedReward
 from lib.runs import run_folder
 from lib.tasks.prompts import get_format
 
-__all__ = ["REWARDS", "build_rewards", "completion_texts", "recipe_rewards", "reward"]
+__all__ = [
+    "REWARDS",
+    "build_rewards",
+    "completion_texts",
+    "learned_rewards",
+    "recipe_rewards",
+    "reward",
+]
 
 
 def recipe_rewards(config: Config) -> tuple[list[Callable], list[float]]:
@@ -44,6 +52,11 @@ def recipe_rewards(config: Config) -> tuple[list[Callable], list[float]]:
         max_completion_length=config.max_completion_length,
         run_folder=str(run_folder(config)),
     )
+
+
+def learned_rewards(config: Config) -> list[LearnedReward]:
+    """Those of a recipe's rewards that are reward models."""
+    return [reward for reward in recipe_rewards(config)[0] if isinstance(reward, LearnedReward)]
 
 
 def build_rewards(
