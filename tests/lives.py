@@ -180,7 +180,7 @@ def main(folder: Path) -> None:
         live("stopped", "killed_again", reward=At(4, die), resume=True)
         live("stopped", "resumed", resume=True)
         changed = dict(max_steps=5, micro_batch=2, learning_rate=1e-4)
-        changed |= dict(validation_steps=0, keep="last")
+        changed |= dict(validation_steps=3, keep="last")
         live("as_interrupted", "full", reward=At(4, fill_disk), resume=True, **changed)
 
     def by_vllm() -> None:
