@@ -15,8 +15,17 @@ from lib.export import is_adapter
 from lib.hardware import PROFILES
 from lib.memory import check_fit
 from lib.models import load_policy
-from lib.rewards import build_rewards
-from lib.runs import Run, read_json, read_jsonl
+from lib.rewards import build_rewards, learned_rewards, recipe_rewards
+from lib.rewards.model import RewardModel
+from lib.rewards.preferences import load_pairs
+from lib.rewards.training import (
+    fit_output,
+    fitting,
+    save_reward_model,
+    train_reward_model,
+    untrained,
+)
+from lib.runs import Run, read_json, read_jsonl, run_folder
 from lib.tasks import TASKS
 from lib.tasks.problems import StoredTask
 from lib.tasks.prompts import get_format, make_rows
@@ -41,6 +50,9 @@ def trains_on_data(path) -> bool:
 
 
 ON_DATA = [path for path in ALL if trains_on_data(path)]
+
+
+LEARNED = [path for path in ALL if "reward_model" in resolve(path, {}, T4).rewards]
 
 
 def rewards_of(config: Config):
@@ -119,6 +131,7 @@ STEP = SMALL | dict(
     eval_problems=16,
     eval_samples=0,
     eval_max_tokens=6,
+    reward_steps=1,
 )
 
 
@@ -131,12 +144,28 @@ def apart_in_small(paths) -> list:
     return list(found.values())
 
 
-@pytest.mark.parametrize("path", apart_in_small(ON_DATA), ids=name_of)
+def learn_rewards(config: Config, run: Run) -> None:
+    """The reward models of a recipe, of two layers and from a few pairs."""
+    small = config.model_copy(update={"reward_layers": 2})
+    for reward in learned_rewards(config):
+        model, tokenizer = untrained(small)
+        pairs, held_out = (
+            fitting(some, tokenizer, small)[: small.reward_pairs] for some in load_pairs(small)
+        )
+        judge = RewardModel(model, tokenizer)
+        fit_output(judge, pairs)
+        train_reward_model(small, run, model, tokenizer, pairs)
+        save_reward_model(judge, held_out, run.folder / reward.own)
+
+
+@pytest.mark.parametrize("path", [*apart_in_small(ON_DATA), *LEARNED], ids=name_of)
 def test_chain_in_small(path, data_dir, tmp_path):
     """Problems → rewards → a step → an adapter → two graded answers."""
-    config = resolve(path, STEP | {"data_dir": str(data_dir)}, CPU)
-    run = Run(tmp_path / "run")
+    here = {"data_dir": str(data_dir), "output_dir": str(tmp_path), "run": "run"}
+    config = resolve(path, STEP | here, CPU)
+    run = Run(run_folder(config))
     run.folder.mkdir()
+    learn_rewards(config, run)
     task, *splits, examples = load_problems(config)
     training, held_out = (sorted(split, key=lambda p: len(p.question))[:2] for split in splits)
     rows, asked = (
@@ -144,7 +173,7 @@ def test_chain_in_small(path, data_dir, tmp_path):
         for problems in (training, held_out)
     )
     policy = load_policy(config)
-    trainer = make_trainer(policy, rows, *rewards_of(config), config, run)
+    trainer = make_trainer(policy, rows, *recipe_rewards(config), config, run)
     train(trainer, config, run)
     [log] = read_jsonl(run.train_log)
     [rollouts] = run.rollouts.iterdir()

@@ -192,6 +192,22 @@ def test_a_reward_model_that_vanishes_stops_the_run_with_its_sentence(trained, t
         function(**asked)
 
 
+def test_the_output_layer_is_fitted_to_what_the_lower_layers_tell(config, embedded):
+    from lib.rewards.training import fit_output, score_pairs, untrained
+
+    lower = config.model_copy(update={"reward_layers": 12})
+    model, tokenizer = untrained(lower)
+    assert len(model.model.layers) == model.config.num_hidden_layers == 12
+    judge, (training, held_out) = RewardModel(model, tokenizer), load_pairs(lower)
+    below = model.model.layers[0].mlp.up_proj.weight.detach().clone()
+    before = score_pairs(judge, held_out).margins
+    fit_output(judge, training[:48])
+    after = score_pairs(judge, held_out).margins
+    assert (model.model.layers[0].mlp.up_proj.weight == below).all()
+    was, now = (sum(math.log1p(math.exp(-m)) for m in some) / 12 for some in (before, after))
+    assert now < 0.9 * was, (was, now)
+
+
 # --- recipes ------------------------------------------------------------------------------------
 
 
