@@ -106,8 +106,10 @@ class VllmEngine:
                 config.gpu_memory_cap, config.gpu_memory_utilization
             )
         else:
+            from lib.vllm_cpu import lean_settings
+
             # A short prompt fills none of the usual blocks of 128, and only full ones are shared.
-            settings["block_size"] = 32
+            settings |= dict(block_size=32) | lean_settings()
         if self.takes_adapters:
             settings |= dict(enable_lora=True, max_lora_rank=config.lora_r)
         names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}

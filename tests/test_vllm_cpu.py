@@ -1,0 +1,41 @@
+"""The leaner operations that vLLM is given on a CPU: what is drawn, and that they are in use."""
+
+import torch
+
+from lib.sampling import Sampling
+from lib.vllm_cpu import draw
+
+QUESTION = [{"role": "user", "content": "What is 2 + 3?"}]
+
+
+def test_tokens_are_drawn_as_often_as_they_are_probable():
+    torch.manual_seed(0)
+    probable = torch.tensor([0.0, 0.5, 0.3, 0.0, 0.15, 0.05, 0.0])
+    drawn = draw(probable.log().expand(40_000, -1))
+    shares = drawn.bincount(minlength=len(probable)) / len(drawn)
+    assert torch.equal(shares == 0, probable == 0)
+    assert torch.allclose(shares, probable, atol=0.01)  # four standard errors
+
+
+def test_a_long_tail_is_drawn_too():
+    torch.manual_seed(0)
+    tail = 50_000  # words too improbable to change a sum of 32 bit that is near 1
+    logits = torch.full((1, 1 + tail), 5e-8).log()
+    logits[:, 0] = 0.0
+    drawn = sum((draw(logits.expand(400, -1)) > 0).sum() for _ in range(10))
+    assert 0 < drawn < 3 * 4000 * tail * 5e-8
+
+
+def test_vllm_uses_them_and_compiles_nothing(engine):
+    from torch._dynamo.utils import counters
+    from vllm import ir
+    from vllm.model_executor.layers.activation import SiluAndMul
+
+    worker = engine.llm.llm_engine.model_executor.driver_worker.worker
+    gates = [m for m in worker.model_runner.model.modules() if isinstance(m, SiluAndMul)]
+    assert {type(gate).__name__ for gate in gates} == {"OneKernel"}
+    assert ir.ops.fused_add_rms_norm.get_priority() == ["one_kernel", "native"]
+    before = counters["stats"]["unique_graphs"]
+    [[answer]] = engine.generate([QUESTION], Sampling(temperature=1.0, max_tokens=4, logprobs=True))
+    assert len(answer.logprobs) == len(answer.token_ids)
+    assert counters["stats"]["unique_graphs"] == before
