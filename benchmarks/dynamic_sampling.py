@@ -13,9 +13,6 @@ own on a processor: with one thread (OMP_NUM_THREADS=1) what a quiet core would 
 - drop: the preflight measures all prompts, and those always right or always wrong are left out.
 - warm-up: supervised steps on right answers come first (no_examples: the demo, without the worked
   example that shows the form).
-
-GSM8K is trained on with its recipe's rewards, of which the form pays most, and with the answer's
-alone (gsm8k_answer), which this model seldom earns.
 """
 
 import argparse
@@ -73,12 +70,13 @@ SMALL = {
     "eval_problems": 64,
     "preflight_prompts": 0,
 }
-GSM8K = {"max_completion_length": 80, "train_problems": 48, "max_steps": 6}
 TASKS: dict[str, tuple[str, dict[str, Any]]] = {
     "demo": ("demo", {"max_steps": 10, "rewards": {"correctness": 0.5}}),
     "no_examples": ("demo", {"max_steps": 10, "shots": 0}),
-    "gsm8k": ("smollm2-135m_gsm8k", GSM8K),
-    "gsm8k_answer": ("smollm2-135m_gsm8k", GSM8K | {"rewards": {"correctness": 1.0}}),
+    "gsm8k": (
+        "smollm2-135m_gsm8k",
+        {"max_completion_length": 80, "train_problems": 48, "max_steps": 6},
+    ),
 }
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "plain": {},
@@ -90,7 +88,6 @@ ASKED = {
     "demo": ("plain", "resample", "resample and drop"),
     "no_examples": ("plain", "warm-up"),
     "gsm8k": ("plain", "resample"),
-    "gsm8k_answer": ("plain", "resample", "resample and drop"),
 }
 
 

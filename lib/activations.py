@@ -130,5 +130,7 @@ def _logits_bytes(config: Config, shape: "ModelShape") -> int:
             return 2 * 4 * tokens * shape.vocab
         rows = min(tokens, max(UNSLOTH_ROWS, -(-tokens // 8)), UNSLOTH_CHUNK // (8 * shape.vocab))
         return 8 * rows * shape.vocab
-    # In 32 bit logits, log-probs and their exponentials; two in the model's precision.
-    return tokens * shape.vocab * (12 + (2 * width if width < 4 else 0))
+    # In 32 bit logits, log-probs and their exponentials; two in the model's precision. On a CPU
+    # the second step's find no room in what the first's left, which stays with the process.
+    kept = 2 if config.profile == "cpu" else 1
+    return kept * tokens * shape.vocab * (12 + (2 * width if width < 4 else 0))
