@@ -159,7 +159,7 @@ def test_every_gold_answer_of_gsm8k_grades_itself_right(data_dir, form):
     assert symbolic.WORKER.asked == asked, "numbers never reach math_verify"
 
 
-@pytest.mark.parametrize("form", set(FORMS) - {"hashes"})
+@pytest.mark.parametrize("form", sorted(set(FORMS) - {"hashes"}))
 def test_every_gold_answer_of_math_grades_itself_right(data_dir, form):
     rows = _rows(data_dir, "math500/test.jsonl", "math/train.jsonl")
     golds = [row["answer"] for row in rows if row["answer"]]
@@ -197,7 +197,7 @@ def test_no_gold_answer_of_math_is_taken_for_its_neighbour(data_dir, monkeypatch
     assert len(asked) / len(golds) < 0.01
 
 
-@pytest.mark.parametrize("form", set(FORMS) - {"hashes"})
+@pytest.mark.parametrize("form", sorted(set(FORMS) - {"hashes"}))
 def test_every_gold_answer_of_aqua_grades_itself_right(data_dir, form):
     rows = _rows(data_dir, "aqua_rat/validation.jsonl", "aqua_rat/test.jsonl")
     assert _graded_wrong([row["correct"] for row in rows], "choice", form) == []
