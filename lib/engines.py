@@ -139,6 +139,9 @@ class VllmEngine:
         import torch
         from vllm import SamplingParams
 
+        # What an earlier call left came from other weights, or rounds otherwise than all of a
+        # prompt at once: the same seed shall give the same samples.
+        self.llm.reset_prefix_cache()
         # Requests carry no seed of their own: the CPU's sampler cannot use one.
         torch.manual_seed(sampling.seed)
         params = SamplingParams(
@@ -179,7 +182,6 @@ class VllmEngine:
 
     def hand_over(self, weights):
         self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=list(weights)))
-        self.llm.reset_prefix_cache()  # what it holds came from the old weights
 
     def close(self):
         del self.llm

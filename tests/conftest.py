@@ -1,5 +1,6 @@
 """What several tests share: the real data, a run folder of their own, the embedded model."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -45,15 +46,19 @@ def embedded() -> Path:
     return embedded_folder()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def engine(embedded, tmp_path_factory):
-    """vLLM with the embedded model, started once for all: give it back the weights it came with."""
+    """vLLM with the embedded model: give it back the weights it came with. Ending one takes from
+    all others of the process what they share, so that earlier ones end now."""
     from lib.engines import VllmEngine
 
+    gc.collect()
     given = {"output_dir": str(tmp_path_factory.mktemp("engine")), "profile": "cpu"}
     config = resolve("ci", given | {"max_seq_length": 1024}, CPU)
     open_run(config)  # sets up the process for vLLM
-    return VllmEngine(config, embedded)
+    engine = VllmEngine(config, embedded)
+    yield engine
+    engine.close()
 
 
 @pytest.fixture

@@ -106,17 +106,6 @@ def test_without_unsloth_the_policy_says_so(config, monkeypatch):
     assert "Unsloth could not load the model" in policy.notes[0]
 
 
-def test_vllm_and_transformers_say_the_same_greedily(config, embedded, engine):
-    from lib.engines import TransformersEngine
-    from lib.sampling import Sampling
-
-    sampling = Sampling(max_tokens=6)
-    ours = [c[0].text for c in engine.generate(QUESTIONS, sampling)]
-    theirs = TransformersEngine(config, embedded).generate(QUESTIONS, sampling)
-    # bf16 sums in another order may tip a close choice once.
-    assert sum(a == b[0].text for a, b in zip(ours, theirs, strict=True)) >= len(ours) - 1
-
-
 def test_samples_repeat_with_the_seed_and_differ_without(engine):
     from lib.sampling import Sampling
 
@@ -148,7 +137,6 @@ def test_merged_weights_in_the_engine_answer_as_the_adapter(config, embedded, ad
     from lib.sampling import Sampling, chat_text
 
     sampling = Sampling(max_tokens=6)
-    engine.llm.reset_prefix_cache()  # as handing over does: both then compute whole prompts
     base = [c[0].text for c in engine.generate(QUESTIONS, sampling)]
     become_trained(engine, embedded, adapter)
     trained = [c[0].text for c in engine.generate(QUESTIONS, sampling)]

@@ -821,6 +821,7 @@ def test_names_are_registered_once_and_listed():
         "REWARDS",
         "build_rewards",
         "completion_texts",
+        "learned_rewards",
         "recipe_rewards",
         "reward",
     }
