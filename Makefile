@@ -21,7 +21,7 @@ test: setup lint
 	$(VENV)/python -m pytest -n 2 --dist loadfile tests
 	rm -rf outputs/.test
 	GRPO_RECIPE=ci GRPO_OUTPUT_DIR=outputs/.test $(VENV)/python -m pytest \
-		-n 2 --dist loadgroup --nbmake --nbmake-timeout=900 notebooks
+		--nbmake --nbmake-timeout=900 notebooks
 	rm -rf outputs/.test
 
 lint: setup

@@ -8,6 +8,11 @@ import pytest
 
 # Before torch is imported: threads that spin while they wait slow each other tenfold.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# And threads of two processes (pytest-xdist) that share cores: each gets a core and one thread.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 from lib.config import ROOT, resolve
 from lib.hardware import Hardware
