@@ -154,8 +154,14 @@ def test_merged_weights_in_the_engine_answer_as_the_adapter(config, embedded, ad
     assert sum(a == b for a, b in zip(trained, said, strict=True)) >= len(said) - 1
 
 
-def test_merged_folder_is_the_adapter_up_to_rounding(embedded, adapter, tmp_path):
-    from lib.export import load_adapted, load_rounded, logprob_gaps, save_merged
+def test_merged_folder_is_the_adapter_up_to_rounding(config, embedded, adapter, tmp_path):
+    from lib.export import (
+        greedy_answers,
+        load_adapted,
+        load_rounded,
+        logprob_gaps,
+        save_merged,
+    )
 
     folder = save_merged(embedded, adapter, tmp_path / "merged")
     rows, answers = [{"prompt": q} for q in QUESTIONS], ["4", "red", "Paris", "Hello there!"]
@@ -164,6 +170,8 @@ def test_merged_folder_is_the_adapter_up_to_rounding(embedded, adapter, tmp_path
     gaps = {row["pair"]: row["mean"] for row in logprob_gaps(models, rows, answers, folder)}
     assert gaps["adapter – merged"] < 0.01 < 0.1 < gaps["adapter – base"]
     assert gaps["adapter – merged"] < gaps["adapter – bf16"] / 4
+    said = {name: greedy_answers(models[name], folder, rows, config) for name in models}
+    assert said["adapter"] == said["merged"] != said["base"]
     assert not list(folder.glob("*.bin")) and os.listdir(tmp_path) == ["merged"]
 
 
