@@ -196,7 +196,10 @@ def _rollouts(config: Config, shape: ModelShape, available: float) -> dict[str, 
     if config.rollout_engine != "vllm":
         tokens = config.completions_per_step * config.max_seq_length
         cache = shape.kv_bytes(tokens, BYTES[config.precision]) / GIB
-        return {"KV cache": cache} | ({"generating": GENERATE} if config.profile == "cpu" else {})
+        # The optimizer's state for all weights comes after the first rollouts, and takes what they
+        # left.
+        left = config.profile == "cpu" and not config.full_finetuning
+        return {"KV cache": cache} | ({"generating": GENERATE} if left else {})
     if config.profile != "cpu":
         # Unsloth trains on the engine's own weights. A group has to fit beside them.
         share = config.gpu_memory_utilization * available - weights
