@@ -38,7 +38,7 @@ from lib.evaluation.stats import mean_with_error  # noqa: E402
 from lib.hardware import detect_hardware  # noqa: E402
 from lib.models import live_weights, load_policy  # noqa: E402
 from lib.preflight import keep, preflight, score  # noqa: E402
-from lib.rewards import build_rewards  # noqa: E402
+from lib.rewards import recipe_rewards  # noqa: E402
 from lib.runs import (  # noqa: E402
     Run,
     hushed,
@@ -48,7 +48,7 @@ from lib.runs import (  # noqa: E402
     write_json,
 )
 from lib.sampling import training_sampling  # noqa: E402
-from lib.tasks.prompts import get_format, make_rows  # noqa: E402
+from lib.tasks.prompts import make_rows  # noqa: E402
 from lib.training.curriculum import choose_rows  # noqa: E402
 from lib.training.further_prompts import ALIKE  # noqa: E402
 from lib.training.run import make_trainer, train  # noqa: E402
@@ -135,10 +135,7 @@ def figures(config: Config, run: Run) -> dict[str, float]:
     rows, asked = (
         make_rows(some, config.prompt_format, config.shots, examples) for some in (training, aside)
     )
-    form = get_format(config.prompt_format)
-    rewards, weights = build_rewards(
-        config.rewards, form.answer_tag, form.think_tag, config.max_completion_length
-    )
+    rewards, weights = recipe_rewards(config)
     policy = load_policy(config)
     import trl  # noqa: F401  the time of imports and loading is not of interest
 

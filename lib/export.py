@@ -14,7 +14,7 @@ from typing import Any
 from lib.config import ROOT, Config
 from lib.engines import Engine, TransformersEngine
 from lib.errors import BadInput
-from lib.models import model_folder
+from lib.models import load_tokenizer, model_folder
 from lib.runs import Run, read_json, written_whole
 from lib.sampling import Sampling, chat_text
 
@@ -165,13 +165,10 @@ def load_adapted(base: Path, trained: Path | None = None) -> Any:
 
 def greedy_answers(model: Any, folder: Path, rows: Sequence[dict], config: Config) -> list[str]:
     """What a loaded model says to each row's prompt; the tokenizer is the folder's."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     sampling = Sampling(max_tokens=config.completion_tokens, seed=config.seed)
     prompts = [row["prompt"] for row in rows]
-    found = TransformersEngine.around(model, tokenizer).generate(prompts, sampling)
+    engine = TransformersEngine.around(model, load_tokenizer(folder))
+    found = engine.generate(prompts, sampling)
     return [answer.text for [answer] in found]
 
 

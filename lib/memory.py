@@ -184,10 +184,10 @@ def _policy_width(config: Config) -> int:
 
 def _weights(config: Config, shape: ModelShape, width: int) -> float:
     """Bytes of the policy. In 4 bit the embeddings and the output layer stay in 16."""
+    linear = width
     if config.load_in_4bit:
-        width_of_linear = UNSLOTH_NF4 if by_unsloth(config) else NF4
-        return shape.linear * width_of_linear + shape.embeddings * width
-    return (shape.linear + shape.embeddings) * width
+        linear = UNSLOTH_NF4 if by_unsloth(config) else NF4
+    return shape.linear * linear + shape.embeddings * width
 
 
 def _rollouts(config: Config, shape: ModelShape, available: float) -> dict[str, float]:

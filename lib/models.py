@@ -208,7 +208,7 @@ def _load_with_unsloth(config: Config, folder: Path) -> Policy:
 def _load_with_transformers(config: Config, folder: Path, notes: list[str]) -> Policy:
     import peft
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     torch.manual_seed(config.seed)  # LoRA's A is drawn at random
     quantized = BitsAndBytesConfig(
@@ -233,8 +233,7 @@ def _load_with_transformers(config: Config, folder: Path, notes: list[str]) -> P
             task_type="CAUSAL_LM",
         )
         model = peft.get_peft_model(model, adapter)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return Policy(model, _padded(tokenizer), folder, "transformers", notes)
+    return Policy(model, load_tokenizer(folder), folder, "transformers", notes)
 
 
 def save_adapter(policy: Policy, folder: Path) -> None:
@@ -296,6 +295,13 @@ def weights_dtype(config: Config) -> Any:
     import torch
 
     return torch.float32 if config.full_finetuning else torch_dtype(config)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer, ready to pad prompts of a batch."""
+    from transformers import AutoTokenizer
+
+    return _padded(AutoTokenizer.from_pretrained(folder))
 
 
 def _padded(tokenizer: Any) -> Any:

@@ -30,7 +30,7 @@ from lib.grpo.lora import add_lora, lora_parameters, without_lora
 from lib.grpo.samples import engine_samples, read_completions
 from lib.grpo.settings import check_settings
 from lib.grpo.steps import describe, describe_rewards, learning_rate, step_rows
-from lib.models import lora_targets, model_folder
+from lib.models import load_tokenizer, lora_targets, model_folder
 from lib.preflight import score
 from lib.progress import Progress
 from lib.runs import Run, append_jsonl
@@ -70,7 +70,7 @@ class Learner:
             BadInput: a setting that this loop does not have or that its checkpoints do not fit,
                 or fewer rows than a step takes.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM
 
         check_settings(config)
         check_fills_a_step(rows, config)
@@ -80,8 +80,7 @@ class Learner:
         self.base, self.step, self.tokens = model_folder(config), 0, 0
         # fp16 would need its loss scaled: fp32 serves, where bf16 cannot be had.
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        self.tokenizer = AutoTokenizer.from_pretrained(self.base, padding_side="left")
-        self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
+        self.tokenizer = load_tokenizer(self.base)
         self.model = AutoModelForCausalLM.from_pretrained(self.base, dtype=dtype)
         self.model.to("cpu" if config.profile == "cpu" else "cuda")
         torch.manual_seed(config.seed)  # LoRA's A is drawn at random

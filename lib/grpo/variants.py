@@ -27,9 +27,9 @@ from lib.grpo.lora import live_weights
 from lib.hardware import GIB
 from lib.models import model_folder
 from lib.process import give_back_freed_memory, peak_memory
-from lib.rewards import build_rewards
+from lib.rewards import recipe_rewards
 from lib.runs import Run, hushed, open_run, read_json, run_folder, write_json
-from lib.tasks.prompts import get_format, make_rows
+from lib.tasks.prompts import make_rows
 
 BASE = "base"
 NOT_SETTINGS = ("name", "run", "output_dir", "resume", "variants", "seeds", "runs", "by_profile")
@@ -128,13 +128,7 @@ def learn(config: Config, rows: list[dict], run: Run, engine: Any) -> Any:
     where it was not stopped in between."""
     from lib.grpo.loop import Learner
 
-    form = get_format(config.prompt_format)
-    rewards, weights = build_rewards(
-        config.rewards,
-        tags=form.answer_tag,
-        think_tag=form.think_tag,
-        max_completion_length=config.max_completion_length,
-    )
+    rewards, weights = recipe_rewards(config)
     samples = engine if isinstance(engine, VllmEngine) and config.rollout_engine == "vllm" else None
     memory, started = PeakMemory(config.profile != "cpu"), time.perf_counter()
     learner = Learner(config, rows, rewards, weights, run, samples)

@@ -191,7 +191,7 @@ def train(trainer: Any, config: Config, run: Run) -> None:
     if last is None:
         fresh_checkpoints(config, run)
     elif trainer.further:
-        trainer.further.recall(run, int(last.name.rpartition("-")[2]))
+        trainer.further.recall(run, trainer.kept_step)
     with survived(trainer, run):
         try:
             trainer.train(resume_from_checkpoint=str(last) if last else None)
