@@ -38,7 +38,6 @@ MARGIN = 0.85  # of what there is: the estimate may be 15 % low
 # GiB before a model is loaded.
 CUDA_CONTEXT = 0.6  # not measured here
 PROCESS = 0.9  # Python, torch, transformers, Unsloth and TRL, ready to train
-GENERATE = 0.4  # further while transformers generates; seen at two lengths of one model
 VLLM = 0.3  # further for vLLM's libraries and engine
 
 
@@ -196,10 +195,7 @@ def _rollouts(config: Config, shape: ModelShape, available: float) -> dict[str, 
     if config.rollout_engine != "vllm":
         tokens = config.completions_per_step * config.max_seq_length
         cache = shape.kv_bytes(tokens, BYTES[config.precision]) / GIB
-        # The optimizer's state for all weights comes after the first rollouts, and takes what they
-        # left.
-        left = config.profile == "cpu" and not config.full_finetuning
-        return {"KV cache": cache} | ({"generating": GENERATE} if left else {})
+        return {"KV cache": cache}
     if config.profile != "cpu":
         # Unsloth trains on the engine's own weights. A group has to fit beside them.
         share = config.gpu_memory_utilization * available - weights

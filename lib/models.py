@@ -160,7 +160,28 @@ def load_policy(config: Config) -> Policy:
     Import this process's TRL only afterwards: Unsloth patches it.
     """
     folder = model_folder(config)
-    config = settled(config, read_shape(folder))
+    policy = _load(settled(config, read_shape(folder)), folder)
+    without_head_copies(policy.model)
+    return policy
+
+
+def without_head_copies(model: Any) -> Any:
+    """The model, whose output layer on a CPU is not copied for each sequence of a batch.
+
+    transformers cuts the positions to score out of [B, T, D]. torch takes the product of such a cut
+    and a frozen layer for a batch of products, and in 16 bit copies the layer B times for it: 2 GiB
+    at Qwen2.5-0.5B's size and B = 8, and 18 s on one core where 0.06 s serve.
+    """
+    if model.device.type == "cpu":
+        model.get_output_embeddings().register_forward_pre_hook(_contiguous)
+    return model
+
+
+def _contiguous(_: Any, inputs: tuple) -> tuple:
+    return tuple(x.contiguous() for x in inputs)
+
+
+def _load(config: Config, folder: Path) -> Policy:
     if config.backend == "transformers":
         return _load_with_transformers(config, folder, [])
     try:

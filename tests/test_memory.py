@@ -191,3 +191,38 @@ def test_a_whole_training_takes_what_was_estimated(embedded, setting):
     assert ran.returncode == 0, ran.stderr[-2000:]
     found = json.loads(ran.stdout.splitlines()[-1])
     assert found["ratio"] == pytest.approx(1, abs=0.15), found
+
+
+# A model of one narrow block with as many words as large models have.
+MANY_WORDS = """
+import sys
+import torch
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from lib.config import resolve
+from lib.engines import TransformersEngine
+from lib.models import load_policy
+from lib.process import peak_memory
+from lib.sampling import Sampling
+from tests.conftest import SMALL
+
+words, hidden, (tokenizer, folder) = 100_000, 256, sys.argv[1:]
+torch.set_default_dtype(torch.bfloat16)
+Qwen2ForCausalLM(Qwen2Config(
+    vocab_size=words, hidden_size=hidden, intermediate_size=hidden, num_hidden_layers=1,
+    num_attention_heads=4, num_key_value_heads=4, tie_word_embeddings=True,
+)).save_pretrained(folder)
+AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+config = resolve(None, SMALL | {"model": folder})
+policy = load_policy(config)
+engine, before = TransformersEngine.around(policy.model.eval(), policy.tokenizer), peak_memory()
+engine.generate([[{"role": "user", "content": "Hi"}]], Sampling(n=16, max_tokens=2))
+print((peak_memory() - before) * 2**30 / (2 * words * hidden))
+"""
+
+
+def test_a_batch_is_generated_without_copies_of_the_output_layer(embedded, tmp_path):
+    """torch would make one for each of the 16 sequences; the layer itself is mapped when read."""
+    command = [sys.executable, "-c", MANY_WORDS, str(embedded), str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert float(ran.stdout) < 4

@@ -30,7 +30,7 @@ from lib.grpo.lora import add_lora, lora_parameters, without_lora
 from lib.grpo.samples import engine_samples, read_completions
 from lib.grpo.settings import check_settings
 from lib.grpo.steps import describe, describe_rewards, learning_rate, step_rows
-from lib.models import load_tokenizer, lora_targets, model_folder
+from lib.models import load_tokenizer, lora_targets, model_folder, without_head_copies
 from lib.preflight import score
 from lib.progress import Progress
 from lib.runs import Run, append_jsonl
@@ -82,7 +82,7 @@ class Learner:
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.tokenizer = load_tokenizer(self.base)
         self.model = AutoModelForCausalLM.from_pretrained(self.base, dtype=dtype)
-        self.model.to("cpu" if config.profile == "cpu" else "cuda")
+        without_head_copies(self.model.to("cpu" if config.profile == "cpu" else "cuda"))
         torch.manual_seed(config.seed)  # LoRA's A is drawn at random
         layers = lora_targets(config)
         add_lora(self.model, config.lora_r, config.lora_alpha, layers, config.lora_dropout)
