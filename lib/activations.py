@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 # As in lib.training.token_logps and lib.training.shared_prompts, which would import torch here.
-HEAD_ROWS = 128
+HEAD_ROWS, FLOAT_ROWS, CACHED_ROWS = 512, 128, 4
 FEW_SCORES = 2**23
 # As unsloth_zoo's fused_losses.chunked_logprob splits the rows of logits.
 UNSLOTH_CHUNK = 2**31  # bytes at the most, at 8 a logit: in 32 bit, and the gradient in 16
@@ -81,6 +81,8 @@ def _per_token(config: Config, shape: "ModelShape") -> int:
     # Else peft casts every layer's input, and autocast, where it is on, casts it back.
     cast = width if lean or full or not shares else 4
     norms = 2 * h * (4 + (width if full else 0))  # their inputs in 32 bit
+    if shares and config.profile == "cpu" and not full:
+        norms = 2 * h * width  # lean ones
     gated = 3 * m * width  # gate, its activation, up
     return norms + gated + cast * (sum(inputs.values()) + inner)
 
@@ -119,10 +121,14 @@ def output_bytes(config: Config, shape: "ModelShape") -> int:
 def _logits_bytes(config: Config, shape: "ModelShape") -> int:
     width, tokens = width_of(config), pass_rows(config) * config.max_completion_length
     if shares_prompts(config):
-        # A few rows at a time: logits, their shares, and those in the model's precision.
+        # Some rows at a time, and fewer in 32 bit: log-probs, shares, and their product.
         ends = 2 * tokens * shape.hidden * width
         gradient = shape.vocab * shape.hidden * width if config.full_finetuning else 0
-        return min(HEAD_ROWS, tokens) * shape.vocab * (8 + width) + ends + gradient
+        full, on_cpu = config.full_finetuning, config.profile == "cpu"
+        rows = min(tokens, FLOAT_ROWS if full else HEAD_ROWS)
+        floats = min(tokens, CACHED_ROWS if on_cpu and not full else FLOAT_ROWS)
+        logits = rows * width + 12 * floats
+        return logits * shape.vocab + ends + gradient
     if by_unsloth(config):
         truncated = config.top_p < 1 or config.top_k or config.min_p
         if truncated and config.rollout_engine == "vllm":

@@ -149,7 +149,7 @@ def saved_by_forward(folder, config) -> int:
     from transformers import AutoModelForCausalLM
 
     from lib.models import LINEAR_LAYERS, weights_dtype
-    from lib.training.lean_lora import make_lean
+    from lib.training.lean_layers import make_lean
     from lib.training.shared_prompts import completion_scores
     from lib.training.token_logps import plain_logps
 

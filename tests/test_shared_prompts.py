@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from lib.training.lean_lora import make_lean
+from lib.training.lean_layers import make_lean
 from lib.training.oom import split_rows
 from lib.training.shared_prompts import completion_scores, pack, why_not_shared
 from lib.training.token_logps import plain_logps
@@ -173,6 +173,7 @@ def test_long_completions_take_the_fused_attention_and_agree(model, batch, monke
 def test_the_head_in_small_parts_gives_the_same(model, batch, monkeypatch):
     ours, entropies, _ = completion_scores(model, *whole(batch), COMPLETION)
     monkeypatch.setattr("lib.training.token_logps.HEAD_ROWS", 5)
+    monkeypatch.setattr("lib.training.token_logps.CACHED_ROWS", 2)
     parts, in_parts, _ = completion_scores(model, *whole(batch), COMPLETION)
     assert torch.allclose(ours, parts, atol=2e-4) and torch.allclose(entropies, in_parts, atol=1e-3)
 
@@ -292,6 +293,8 @@ def test_a_step_without_signal_trains_nothing(model, batch, tmp_path):
 
 def test_lean_layers_compute_what_pefts_do(embedded, batch):
     lean, plain = adapted(embedded), adapted(embedded, lean=False)
+    norms = [m for m in lean.modules() if type(m).__name__ == "LlamaRMSNorm"]
+    assert len(norms) == 61 and all("forward" in vars(norm) for norm in norms)
     weights = batch["noise"][0]
     ours, pefts = (ordinary_logps(model, batch) for model in (lean, plain))
     assert torch.allclose(ours, pefts, atol=2e-4)

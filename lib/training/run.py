@@ -19,7 +19,7 @@ from lib.progress import Progress
 from lib.rewards.calls import Checked
 from lib.runs import Run, read_json, written_whole
 from lib.training.further_prompts import FurtherPrompts
-from lib.training.lean_lora import make_lean
+from lib.training.lean_layers import make_lean
 from lib.training.loss_settings import loss_arguments
 from lib.training.oom import explained, is_out_of_memory
 from lib.training.rollouts import RolloutEngine

@@ -152,14 +152,50 @@ def attention(
             continue
         # [H, tokens, D] → [G, H, L, D], and the prompt's keys before each completion's own
         q_GHLD, k_GHLD, v_GHLD = (
-            x[2 * i + 1][:, group.pad_GL].transpose(0, 1) for x in (q_parts, k_parts, v_parts)
+            Pad.apply(x[2 * i + 1].transpose(0, 1), group.pad_GL, group.kept).transpose(1, 2)
+            for x in (q_parts, k_parts, v_parts)
         )
         many = len(group.pad_GL)
         k_GHSD = torch.cat([k.expand(many, -1, -1, -1), k_GHLD], 2)
         v_GHSD = torch.cat([v.expand(many, -1, -1, -1), v_GHLD], 2)
         out_GHLD = _attend(q_GHLD, k_GHSD, v_GHSD, scaling, group.mask)
-        parts.append(out_GHLD.transpose(1, 2).flatten(0, 1)[group.kept])
+        parts.append(Unpad.apply(out_GHLD.transpose(1, 2), group.kept))
     return torch.cat(parts)[None], None
+
+
+class Pad(torch.autograd.Function):
+    """Completions one after the other, [tokens, H, D], as rows of one length, [G, L, H, D].
+
+    What fills a row up is read by none of its tokens, so the backward pass only has to take the
+    real ones, where autograd would add up all of them.
+    """
+
+    @staticmethod
+    def forward(ctx, x_THD, pad_GL, kept_T):
+        ctx.save_for_backward(kept_T)
+        return x_THD[pad_GL]
+
+    @staticmethod
+    def backward(ctx, grad_GLHD):
+        (kept_T,) = ctx.saved_tensors
+        return grad_GLHD.flatten(0, 1)[kept_T], None, None
+
+
+class Unpad(torch.autograd.Function):
+    """The real tokens of rows of one length: [G, L, H, D] → [tokens, H, D]."""
+
+    @staticmethod
+    def forward(ctx, x_GLHD, kept_T):
+        ctx.save_for_backward(kept_T)
+        ctx.shape = x_GLHD.shape
+        return x_GLHD.flatten(0, 1)[kept_T]
+
+    @staticmethod
+    def backward(ctx, grad_THD):
+        (kept_T,) = ctx.saved_tensors
+        grad = grad_THD.new_zeros(ctx.shape)
+        grad.view(-1, *ctx.shape[2:])[kept_T] = grad_THD
+        return grad, None
 
 
 def _attend(q: Any, k: Any, v: Any, scaling: float | None, mask: torch.Tensor) -> torch.Tensor:
@@ -169,13 +205,32 @@ def _attend(q: Any, k: Any, v: Any, scaling: float | None, mask: torch.Tensor) -
         return scaled_dot_product_attention(
             q, k, v, mask, scale=scaling, enable_gqa=heads != shared
         )
-    # The CPU's fused kernel takes half as long again as the plain products, most of it backward;
-    # the heads that share a key are more rows of one product.
+    # The heads that share a key are more rows of one product.
     q = (q * (scaling or size**-0.5)).reshape(many * shared, -1, size)
-    scores = torch.bmm(q, k.flatten(0, 1).transpose(1, 2)).view(-1, length, k.shape[2])
-    shares = scores.masked_fill_(~mask, -torch.inf).softmax(-1)
-    out = torch.bmm(shares.view(many * shared, -1, k.shape[2]), v.flatten(0, 1))
+    out = PlainAttention.apply(q, k.flatten(0, 1), v.flatten(0, 1), mask)
     return out.view(many, heads, length, size)
+
+
+class PlainAttention(torch.autograd.Function):
+    """softmax(q_BND k_BSDᵀ, masked) v_BSD by plain products, for rows [N] that are repeats of
+    the mask's [L, S]. The CPU's fused kernel takes half as long again, most of it backward."""
+
+    @staticmethod
+    def forward(ctx, q_BND, k_BSD, v_BSD, mask_LS):
+        scores_BNS = torch.bmm(q_BND, k_BSD.transpose(1, 2))
+        scores_BNS.view(-1, *mask_LS.shape).masked_fill_(~mask_LS, -torch.inf)
+        shares_BNS = scores_BNS.softmax(-1)
+        ctx.save_for_backward(q_BND, k_BSD, v_BSD, shares_BNS)
+        return torch.bmm(shares_BNS, v_BSD)
+
+    @staticmethod
+    def backward(ctx, grad_BND):
+        q_BND, k_BSD, v_BSD, shares_BNS = ctx.saved_tensors
+        slope_BNS = torch._softmax_backward_data(
+            torch.bmm(grad_BND, v_BSD.transpose(1, 2)), shares_BNS, -1, shares_BNS.dtype
+        )
+        grad_v = torch.bmm(shares_BNS.transpose(1, 2), grad_BND)
+        return slope_BNS @ k_BSD, slope_BNS.transpose(1, 2) @ q_BND, grad_v, None
 
 
 AttentionInterface.register(ATTENTION, attention)

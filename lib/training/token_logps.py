@@ -6,7 +6,9 @@ import torch
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-HEAD_ROWS = 128  # tokens whose logits exist at once: [128, V], and never [B, T, V]
+# Tokens whose logits exist at once, and never [B, T, V]: in the model's precision, where few would
+# mean reading the output layer often; in 32 bit; and there on a CPU, as many as its cache holds.
+HEAD_ROWS, FLOAT_ROWS, CACHED_ROWS = 512, 128, 4
 
 
 def logps_of(
@@ -42,12 +44,10 @@ class TokenLogps(torch.autograd.Function):
         slopes_MD = torch.empty_like(hidden_MD) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden_MD), HEAD_ROWS):
             part = slice(start, start + HEAD_ROWS)
-            logits, targets = hidden_MD[part] @ weight_VD.T, targets_M[part]
-            logps_M[part], entropies_M[part], shares = logps_of(logits, targets, temperature)
+            scores = hidden_MD[part] @ weight_VD.T
+            logps_M[part], entropies_M[part] = _to_slopes(scores, targets_M[part], temperature)
             if slopes_MD is not None:
-                # Less one at the target, in 32 bit: near certainty little is left of it.
-                shares[range(len(targets)), targets] -= 1
-                slopes_MD[part] = shares.to(weight_VD.dtype) @ weight_VD / -temperature
+                slopes_MD[part] = scores @ weight_VD / -temperature
         ctx.save_for_backward(slopes_MD)
         ctx.mark_non_differentiable(entropies_M)
         return logps_M, entropies_M
@@ -58,13 +58,30 @@ class TokenLogps(torch.autograd.Function):
         return (grad_M[:, None] * slopes_MD).to(slopes_MD.dtype), None, None, None
 
 
+def _to_slopes(
+    logits: torch.Tensor, targets: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """log p(target) and the entropy of each row; the logits [M, V] turn, in their place, into
+    -temperature · d log p / d logits: each token's share, less one at the target."""
+    rows = FLOAT_ROWS if logits.is_cuda else CACHED_ROWS
+    found = []
+    for some, wanted in zip(logits.split(rows), targets.split(rows), strict=True):
+        logps, entropies, shares = logps_of(some, wanted, temperature)
+        # In 32 bit: near certainty little is left of the target's.
+        shares[range(len(wanted)), wanted] -= 1
+        some.copy_(shares)
+        found.append((logps, entropies))
+    logps, entropies = zip(*found, strict=True)
+    return torch.cat(logps), torch.cat(entropies)
+
+
 def trained_head(hidden_MD: Any, weight_VD: Any, targets_M: Any, temperature: float) -> tuple:
     """As TokenLogps, with a gradient for the output layer and of the entropies, too."""
 
     def part(hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return logps_of(hidden @ weight_VD.T, targets, temperature, entropy_gradient=True)[:2]
 
-    pairs = zip(hidden_MD.split(HEAD_ROWS), targets_M.split(HEAD_ROWS), strict=True)
+    pairs = zip(hidden_MD.split(FLOAT_ROWS), targets_M.split(FLOAT_ROWS), strict=True)
     found = [checkpoint(part, *pair, use_reentrant=False) for pair in pairs]
     logps, entropies = zip(*found, strict=True)
     return torch.cat(logps), torch.cat(entropies)
