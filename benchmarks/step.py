@@ -160,6 +160,8 @@ def make(system: str, config, run: Run, shape: Shape, dead: float, clock: "Clock
         clock.time(engine, "hand_over", "hand-over")
         clock.time(rollouts, "generate", "generation")
         return trainer
+    # Theirs multiply by a copy of the output layer for each sequence (without_head_copies).
+    policy.model.get_output_embeddings()._forward_pre_hooks.clear()
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
