@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from lib.hardware import GIB
 
 BYTE_CODE = Path(__file__).parent.parent / "outputs" / ".cache" / "bytecode"
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # of Linux' prctl.h
 _GLIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 if not hasattr(_GLIBC, "mallopt"):  # another C library
     _GLIBC = None
@@ -57,3 +59,15 @@ def collect_less() -> None:
     """Look for cycles among Python's objects less often: importing torch, transformers, Unsloth
     and vLLM makes a million that stay, and by default they are gone through fifteen times."""
     gc.set_threshold(20_000, 20, 20)
+
+
+def adopt_orphans(wanted: bool) -> bool:
+    """Whether a descendant whose own parent ends becomes this process's child; False where that
+    cannot be had."""
+    return bool(_GLIBC) and not _GLIBC.prctl(PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)
+
+
+def end_with_parent() -> None:
+    """This process is killed when the one that started it ends, however that came."""
+    if _GLIBC:
+        _GLIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

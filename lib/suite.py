@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ import yaml
 from lib.checks import check_inputs, check_resumable
 from lib.config import ROOT, Config, find_recipe, resolve
 from lib.errors import BadInput
+from lib.kernels import Provisioner, Template, templates
 from lib.progress import duration
 from lib.report import write_report
 from lib.rewards import learned_rewards
@@ -84,20 +86,22 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
         _put_aside(config)
     check_resumable(config, Run(run_folder(config)))
     run = open_run(config)
-    check_inputs(config, run)
     recipe = str(find_recipe(options.recipe).resolve())
     finished = read_json(run.record).get("finished", {}) if options.resume else {}
-    print(f"{config.name} on profile {config.profile}, into {run.shown(run.folder)}")
-    for name in chain:
-        if name in finished:
-            print(f"{name}: done before")
-            continue
-        parameters = {"recipe": recipe, **given}
-        if options.resume and name == "03_training":
-            parameters["resume"] = True
-        code = run_notebook(name, run, parameters)
-        if code:
-            return code
+    left = [name for name in chain if name not in finished]
+    with templates(left, config, run) as ready:
+        check_inputs(config, run)
+        print(f"{config.name} on profile {config.profile}, into {run.shown(run.folder)}")
+        for name in chain:
+            if name in finished:
+                print(f"{name}: done before")
+                continue
+            parameters = {"recipe": recipe, **given}
+            if options.resume and name == "03_training":
+                parameters["resume"] = True
+            code = run_notebook(name, run, parameters, ready.get(name))
+            if code:
+                return code
     if (run.evals / "comparison.json").is_file():
         print(write_report(run, config))
     return 0
@@ -141,8 +145,14 @@ def _put_aside(config: Config) -> None:
         print(f"The earlier run is kept in {Run.shown(kept)}")
 
 
-def run_notebook(name: str, run: Run, parameters: dict[str, Any]) -> int:
-    """Execute one notebook into the run folder; 0, or the exit code of its failure."""
+def run_notebook(
+    name: str, run: Run, parameters: dict[str, Any], template: Template | None = None
+) -> int:
+    """Execute one notebook into the run folder; 0, or the exit code of its failure.
+
+    Args:
+        template: what its kernel is forked from; None starts one by itself.
+    """
     import papermill
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
@@ -150,6 +160,7 @@ def run_notebook(name: str, run: Run, parameters: dict[str, Any]) -> int:
     logging.getLogger("papermill").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="papermill")
     run.notebooks.mkdir(exist_ok=True)
+    Provisioner.use(partial(template.fork, name) if template else None)
     watch, interrupt = Watch(name, run.progress), Interrupt()
     try:
         with watch, interrupt:
@@ -264,10 +275,9 @@ class Watch:
 def _children_memory() -> int:
     total = 0
     for child in psutil.Process().children(recursive=True):
-        try:
-            total += child.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
+        # A kernel counts as its own what it shares with its template.
+        with suppress(psutil.NoSuchProcess):
+            total += child.memory_info().rss if child.pid not in Template.running else 0
     return total
 
 
