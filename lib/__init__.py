@@ -9,5 +9,5 @@
     plots/       figures and widgets
 
 Beside them: what a recipe may say (`config`), the run folder (`runs`), models, engines, memory,
-and the runner of whole chains (`suite`).
+and the runner of whole chains (`suite`) with the kernels that it forks (`kernels`).
 """

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from textwrap import dedent
 
 import nbformat
 import psutil
@@ -66,6 +67,22 @@ def test_a_forked_kernel_that_is_killed_is_told(tmp_path, run, capsys):
     assert "01 stopped: its kernel ended (it was interrupted, or k" in capsys.readouterr().err
 
 
+def test_the_end_of_a_kernel_is_no_error(tmp_path, run, capfd):
+    """Jupyter interrupts a kernel before it ends it; this one is still at its last answer then."""
+    slowly = """
+    import time
+    handlers = get_ipython().kernel.shell_handlers
+    answer = handlers["kernel_info_request"]
+    async def slowly(*request):
+        await answer(*request)
+        time.sleep(0.05)
+    handlers["kernel_info_request"] = slowly
+    """
+    write(tmp_path, "01", dedent(slowly))
+    assert run_notebook("01", run, {}) == 0
+    assert "KeyboardInterrupt" not in capfd.readouterr().err
+
+
 def test_where_the_template_fails_the_kernel_starts_by_itself(tmp_path, run):
     write(tmp_path, "01", "import sys; print('wave' in sys.modules)")
     assert run_notebook("01", run, {}, Template({"01": ["wave", "not_there"]}, run)) == 0
@@ -76,6 +93,7 @@ def test_where_the_template_fails_the_kernel_starts_by_itself(tmp_path, run):
 RUNNER = """
 import sys
 from pathlib import Path
+from textwrap import dedent
 import lib.suite
 from lib.kernels import Template
 from lib.runs import Run
