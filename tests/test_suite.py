@@ -121,7 +121,7 @@ def test_a_failure_stops_the_run_and_resume_goes_on_there(tmp_path, embedded):
 def test_resume_is_told_to_the_training_alone(tmp_path, monkeypatch):
     asked = {}
 
-    def told(name, run, parameters):
+    def told(name, run, parameters, template):
         asked[name] = parameters.get("resume")
         return 0
 
