@@ -181,7 +181,7 @@ class VllmEngine:
         return found
 
     def hand_over(self, weights):
-        self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=list(weights)))
+        self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=weights))
 
     def close(self):
         del self.llm

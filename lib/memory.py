@@ -201,10 +201,11 @@ def _rollouts(config: Config, shape: ModelShape, available: float) -> dict[str, 
         share = config.gpu_memory_utilization * available - weights
         group = shape.kv_bytes(config.num_generations * config.max_seq_length) / GIB
         return {"KV cache": max(share, group)}
-    # A merged copy is handed over, and what it took is not given back.
-    merged = 0 if config.full_finetuning else shape.linear * BYTES[config.precision] / GIB
+    # It keeps embeddings and output layer a second time, packed for its products, and a hand-over
+    # makes both anew; what that took is not given back.
+    packed = 3 * shape.embeddings * BYTES[config.precision] / GIB
     cache = float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", 1))
-    return {"rollout engine": VLLM + weights + merged, "KV cache": cache}
+    return {"rollout engine": VLLM + weights + packed, "KV cache": cache}
 
 
 def _reward_models(config: Config, shape: ModelShape, learning: float) -> dict[str, float]:

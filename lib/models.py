@@ -272,29 +272,28 @@ def write_adapter(policy: Policy, folder: Path) -> None:
 def live_weights(model: Any) -> Iterator[tuple[str, Any]]:
     """The policy's weights as they are now, adapter merged, without touching the model.
 
-    Yields: (name as in the base model's files, tensor), tied weights once.
+    Yields: (name as in the base model's files, tensor), tied weights once. Each is merged when its
+        turn comes, so that no second model is there at any time.
     """
-    import torch
-
-    with torch.no_grad():
-        adapted = [(n, m) for n, m in model.named_modules() if hasattr(m, "get_delta_weight")]
-        merged = {f"{name}.base_layer.weight": _merged(m) for name, m in adapted}
+    layers = {f"{name}.base_layer.weight": module for name, module in model.named_modules()}
     for name, weight in model.named_parameters():
         if "lora_" not in name:
             plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
-            yield plain, merged.get(name, weight).detach()
+            adapted = hasattr(layers.get(name), "get_delta_weight")
+            yield plain, _merged(layers[name]) if adapted else weight.detach()
 
 
 def _merged(layer: Any) -> Any:
     """W + s·B·A, rounded once; A and B in W's precision, as training computes with them."""
     import torch
 
-    weight = layer.base_layer.weight
-    if type(layer.base_layer) is not torch.nn.Linear:
-        return weight + layer.get_delta_weight("default")
-    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-    a, b = a.to(weight.dtype), b.to(weight.dtype)
-    return torch.addmm(weight, b, a, alpha=layer.scaling["default"])
+    with torch.no_grad():
+        weight = layer.base_layer.weight
+        if type(layer.base_layer) is not torch.nn.Linear:
+            return weight + layer.get_delta_weight("default")
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        a, b = a.to(weight.dtype), b.to(weight.dtype)
+        return torch.addmm(weight, b, a, alpha=layer.scaling["default"])
 
 
 def lora_targets(config: Config) -> list[str]:

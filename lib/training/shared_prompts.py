@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.amp import custom_bwd, custom_fwd
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
@@ -216,6 +217,7 @@ class PlainAttention(torch.autograd.Function):
     the mask's [L, S]. The CPU's fused kernel takes half as long again, most of it backward."""
 
     @staticmethod
+    @custom_fwd(device_type="cpu")
     def forward(ctx, q_BND, k_BSD, v_BSD, mask_LS):
         scores_BNS = torch.bmm(q_BND, k_BSD.transpose(1, 2))
         scores_BNS.view(-1, *mask_LS.shape).masked_fill_(~mask_LS, -torch.inf)
@@ -224,6 +226,7 @@ class PlainAttention(torch.autograd.Function):
         return torch.bmm(shares_BNS, v_BSD)
 
     @staticmethod
+    @custom_bwd(device_type="cpu")  # under autocast, as forward was
     def backward(ctx, grad_BND):
         q_BND, k_BSD, v_BSD, shares_BNS = ctx.saved_tensors
         slope_BNS = torch._softmax_backward_data(
