@@ -11,6 +11,7 @@ own on a processor: with one thread (OMP_NUM_THREADS=1) what a quiet core would 
 - plain: the recipe as it is.
 - resample: groups without signal are replaced, by at most as many further prompts a step.
 - drop: the preflight measures all prompts, and those always right or always wrong are left out.
+- curriculum: the preflight measures all prompts, and those more often right come first.
 - warm-up: supervised steps on right answers come first (no_examples: the demo, without the worked
   example that shows the form).
 """
@@ -82,10 +83,11 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "plain": {},
     "resample": {"resample": 4},
     "resample and drop": {"resample": 4, "drop_dead": True},
+    "curriculum": {"curriculum": "easy_first"},
     "warm-up": {"sft_steps": 16},
 }
 ASKED = {
-    "demo": ("plain", "resample", "resample and drop"),
+    "demo": ("plain", "resample", "resample and drop", "curriculum"),
     "no_examples": ("plain", "warm-up"),
     "gsm8k": ("plain", "resample"),
 }
@@ -140,7 +142,7 @@ def figures(config: Config, run: Run) -> dict[str, float]:
     import trl  # noqa: F401  the time of imports and loading is not of interest
 
     tokens_before, started = 0, time.process_time()
-    if config.drop_dead:
+    if config.drop_dead or config.curriculum != "none":
         engine = VllmEngine(config, policy.folder)
         found, samples = preflight(engine, rows, rewards, weights, config, task, training)
         engine.close()
