@@ -3,7 +3,9 @@
     make gpu-check                        # or: python -m benchmarks.gpu_check [-p key value …]
 
 Writes benchmarks/results/gpu_check_<gpu>.json: steps, tokens a second, peak GPU
-memory of each notebook, versions, and accuracy before and after.
+memory of each notebook, versions, and accuracy before and after. Then times a step
+beside TRL's, with and without vLLM, and Unsloth's (`benchmarks/step.py`), into
+step_demo_<gpu>.json and step_gsm8k_<gpu>.json.
 """
 
 import re
@@ -70,7 +72,11 @@ def main() -> int:
     name = re.sub(r"\W+", "_", hardware.gpu.lower()).strip("_")
     write_json(RESULTS / f"gpu_check_{name}.json", result)
     print(f"Written to {Run.shown(RESULTS / f'gpu_check_{name}.json')}")
-    return 0
+    for shape in ("demo", "gsm8k"):
+        file = RESULTS / f"step_{shape}_{name}.json"
+        command = [sys.executable, "benchmarks/step.py", "--shape", shape, "--json", str(file)]
+        code = code or subprocess.run(command, cwd=ROOT).returncode
+    return code
 
 
 def measured(run: Run) -> dict:

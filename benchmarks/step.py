@@ -9,8 +9,12 @@ slowest takes minutes.
 
 - trl: GRPOTrainer with its defaults (a group a pass, gradient checkpointing), transformers'
   generate. Its log-probs come from a Triton kernel that no CPU runs; plain torch takes its place.
-- unsloth: the same trainer on Unsloth's model, as Unsloth's notebooks set it.
+- trl_vllm: the same with vLLM in its process; on a GPU only.
+- unsloth: the same trainer on Unsloth's model, as Unsloth's notebooks set it; on a GPU with vLLM.
 - ours: lib.training.run.make_trainer, as a recipe makes it.
+
+On a GPU every process is held to 16 GiB of its memory, as `gpu_memory_cap` does. That was written
+without one at hand.
 
 `useful tokens/s` counts completion tokens of groups whose rewards differ. `share of peak` is what
 the training pass cannot do without (each prompt once, completions, nothing of a dead group; two
@@ -35,12 +39,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from lib.config import resolve  # noqa: E402
-from lib.hardware import detect_hardware  # noqa: E402
+from lib.hardware import GIB, detect_hardware  # noqa: E402
 from lib.models import load_policy  # noqa: E402
 from lib.process import peak_memory  # noqa: E402
 from lib.runs import Run, hushed, installed_versions, open_run, write_json  # noqa: E402
 
-SYSTEMS = ("trl", "unsloth", "ours")
+SYSTEMS = ("trl", "trl_vllm", "unsloth", "ours")
+CAP = 16.0  # GiB of a GPU
 PHASES = ("generation", "hand-over", "reward", "old log-probs", "forward", "backward", "optimizer")
 
 
@@ -74,7 +79,7 @@ def main() -> None:
         print(json.dumps(measure(asked.system, SHAPES[asked.shape], asked.dead)))
         return
     found = {}
-    for system in SYSTEMS:
+    for system in [name for name in SYSTEMS if on_gpu() or name != "trl_vllm"]:
         command = [sys.executable, __file__, "--system", system]
         command += ["--shape", asked.shape, "--dead", str(asked.dead)]
         done = subprocess.run(command, capture_output=True, text=True)
@@ -83,7 +88,8 @@ def main() -> None:
         found[system] = json.loads(done.stdout.strip().split("\n")[-1])
         print(f"{system}: {found[system]['seconds']:.2f} s a step", flush=True)
     ours = found["ours"]["useful tokens/s"]
-    ratios = {name: ours / found[name]["useful tokens/s"] for name in ("trl", "unsloth")}
+    others = {name: values for name, values in found.items() if name != "ours"}
+    ratios = {name: ours / values["useful tokens/s"] for name, values in others.items()}
     print(table(found))
     print(*(f"ours over {name}: {ratio:.2f}" for name, ratio in ratios.items()), sep="\n")
     if asked.json:
@@ -117,18 +123,26 @@ def measure(system: str, shape: Shape, dead: float) -> dict[str, float]:
     return summary(clock, trainer.model, shape, dead, peak)
 
 
+def on_gpu() -> bool:
+    return bool(detect_hardware().gpu)
+
+
+def by_vllm(system: str) -> bool:
+    return system in ("ours", "trl_vllm") or (system == "unsloth" and on_gpu())
+
+
 def configuration(system: str, shape: Shape, folder: str):
     return resolve(
         None,
-        {
+        ({"gpu_memory_cap": CAP} if on_gpu() else {"profile": "cpu"})
+        | {
             "output_dir": folder,
-            "profile": "cpu",
-            "backend": "transformers" if system == "trl" else "unsloth",
+            "backend": "transformers" if system.startswith("trl") else "unsloth",
             "prompts_per_step": shape.groups,
             "num_generations": shape.group,
             "micro_batch": shape.group * (shape.groups if system == "ours" else 1),
             "gradient_checkpointing": system != "ours",
-            "rollout_engine": "vllm" if system == "ours" else "transformers",
+            "rollout_engine": "vllm" if by_vllm(system) else "transformers",
             "shared_prompts": system == "ours",
             "max_seq_length": shape.prompt + shape.completion + 8,
             "max_completion_length": shape.completion,
@@ -141,17 +155,28 @@ def configuration(system: str, shape: Shape, folder: str):
 
 def make(system: str, config, run: Run, shape: Shape, dead: float, clock: "Clock"):
     """The system's trainer, made to write completions of the shape's length."""
+    from lib.training import run as training
+
     policy = load_policy(config)
     rows = prompts(policy.tokenizer, shape)
     length = {"min_new_tokens": shape.completion, "max_new_tokens": shape.completion}
+    if by_vllm(system):
+        length = {"min_tokens": shape.completion}
+    stated = training.grpo_arguments
+
+    def arguments(*asked):
+        return stated(*asked) | {"generation_kwargs": length}
 
     def reward(completions, **_):
         return rewards(shape, dead)
 
     if system == "ours":
-        from lib.training.run import make_trainer
-
-        trainer = make_trainer(policy, rows, [reward], [1.0], config, run)
+        if on_gpu():
+            training.grpo_arguments = arguments
+        trainer = training.make_trainer(policy, rows, [reward], [1.0], config, run)
+        if trainer.rollouts is None:
+            clock.time(trainer, "_generate_single_turn", "generation")
+            return trainer
         engine, rollouts = trainer.rollouts.engine, trainer.rollouts
         complete = engine.complete
         engine.complete = lambda prompts, sampling: complete(
@@ -160,25 +185,27 @@ def make(system: str, config, run: Run, shape: Shape, dead: float, clock: "Clock
         clock.time(engine, "hand_over", "hand-over")
         clock.time(rollouts, "generate", "generation")
         return trainer
-    # Theirs multiply by a copy of the output layer for each sequence (without_head_copies).
-    policy.model.get_output_embeddings()._forward_pre_hooks.clear()
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from lib.training.run import grpo_arguments
     from lib.training.token_logps import plain_logps
+
+    # Theirs multiply by a copy of the output layer for each sequence (without_head_copies).
+    policy.model.get_output_embeddings()._forward_pre_hooks.clear()
 
     class Plain(GRPOTrainer):
         def _get_per_token_logps_and_entropies(self, model, ids, mask, kept, *_, **__):
             return *plain_logps(model, ids, mask, kept, self.temperature), None
 
-    trainer = (Plain if system == "trl" else GRPOTrainer)(
+    trainer = (Plain if system == "trl" and not on_gpu() else GRPOTrainer)(
         model=policy.model,
         processing_class=policy.tokenizer,
         reward_funcs=[reward],
-        args=GRPOConfig(**grpo_arguments(config, run), generation_kwargs=length),
+        args=GRPOConfig(**arguments(config, run)),
         train_dataset=Dataset.from_list(rows),
     )
+    if system == "trl_vllm":
+        clock.time(trainer.vllm_generation, "sync_weights", "hand-over")
     clock.time(trainer, "_generate_single_turn", "generation")
     return trainer
 
@@ -210,6 +237,15 @@ def live_groups(groups: int, dead: float) -> int:
     return groups - round(groups * dead)
 
 
+def now() -> float:
+    """Seconds, once a GPU has done all it was given."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Clock:
     """Seconds of each phase of each step; a phase within another counts for the inner one."""
 
@@ -219,13 +255,15 @@ class Clock:
         self.open: list[float] = []
 
     def time(self, thing, method: str, phase) -> None:
-        inner = getattr(thing, method)
+        inner = getattr(thing, method, None)
+        if inner is None:  # Unsloth's GPU trainer has no such phase
+            return
 
         def timed(*args, **kwargs):
             self.open.append(0.0)
-            started = time.perf_counter()
+            started = now()
             result = inner(*args, **kwargs)
-            took = time.perf_counter() - started
+            took = now() - started
             within = self.open.pop()
             if self.open:
                 self.open[-1] += took
@@ -243,7 +281,7 @@ class Clock:
 
         self.time(trainer, "_calculate_rewards", "reward")
         self.time(trainer, "_get_per_token_logps_and_entropies", logps)
-        self.time(trainer, "_compute_loss", "forward")
+        self.time(trainer, "compute_loss", "forward")
         self.time(trainer.accelerator, "backward", "backward")
         clock = self
 
@@ -253,26 +291,34 @@ class Clock:
                     clock.time(kwargs["optimizer"], "step", "optimizer")
 
             def on_step_end(self, args, state, control, **kwargs):
-                now = time.perf_counter()
-                clock.steps.append({**clock.phases, "seconds": now - clock.started})
+                ended = now()
+                clock.steps.append({**clock.phases, "seconds": ended - clock.started})
                 clock.phases.clear()
-                clock.started = now
+                clock.started = ended
 
             def on_train_begin(self, args, state, control, **kwargs):
-                clock.started = time.perf_counter()
+                clock.started = now()
 
         trainer.add_callback(Steps())
 
 
 def matmul_peak(torch) -> float:
     """FLOP/s of a bf16 matrix product, the best of ten."""
-    a = torch.randn(2048, 2048).bfloat16()
+    size, device = (8192, "cuda") if on_gpu() else (2048, "cpu")
+    a = torch.randn(size, size, device=device).bfloat16()
     times = []
     for _ in range(10):
-        started = time.perf_counter()
+        started = now()
         a @ a
-        times.append(time.perf_counter() - started)
-    return 2 * 2048**3 / min(times)
+        times.append(now() - started)
+    return 2 * size**3 / min(times)
+
+
+def memory_taken() -> float:
+    """The most that was in use, in GiB: of the GPU, as torch counts it, or of main memory."""
+    import torch
+
+    return torch.cuda.max_memory_reserved() / GIB if on_gpu() else peak_memory()
 
 
 def summary(clock: Clock, model, shape: Shape, dead: float, peak: float) -> dict[str, float]:
@@ -295,7 +341,7 @@ def summary(clock: Clock, model, shape: Shape, dead: float, peak: float) -> dict
         "useful tokens/s": scored / seconds,
         "share of peak": needed / training / peak,
         "matmul GFLOP/s": peak / 1e9,
-        "peak memory GiB": peak_memory(),
+        "peak memory GiB": memory_taken(),
     }
 
 

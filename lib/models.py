@@ -231,6 +231,8 @@ def _load_with_transformers(config: Config, folder: Path, notes: list[str]) -> P
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    if config.profile != "cpu":
+        cap_gpu_memory(config.gpu_memory_cap, config.gpu_memory_utilization)
     torch.manual_seed(config.seed)  # LoRA's A is drawn at random
     quantized = BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch_dtype(config)

@@ -13,6 +13,7 @@ from typing import Any
 from lib.checks import check_fills_a_step, fresh_checkpoints
 from lib.config import Config
 from lib.errors import BadInput
+from lib.hardware import cap_gpu_memory
 from lib.memory import read_shape, settled
 from lib.models import Policy, save_adapter
 from lib.progress import Progress
@@ -39,6 +40,9 @@ def grpo_arguments(config: Config, run: Run) -> dict[str, Any]:
     accumulation = config.completions_per_step // micro_batch
     on_gpu = config.profile != "cpu"
     with_vllm = on_gpu and config.rollout_engine == "vllm"
+    utilization = config.gpu_memory_utilization
+    if with_vllm:  # TRL's engine takes its share of the whole card
+        utilization = cap_gpu_memory(config.gpu_memory_cap, utilization)
     return loss_arguments(config) | dict(
         output_dir=str(run.checkpoints),
         run_name=config.run_name,
@@ -61,7 +65,7 @@ def grpo_arguments(config: Config, run: Run) -> dict[str, Any]:
         repetition_penalty=config.repetition_penalty,
         use_vllm=with_vllm,
         vllm_mode="colocate",
-        vllm_gpu_memory_utilization=config.gpu_memory_utilization,
+        vllm_gpu_memory_utilization=utilization,
         vllm_importance_sampling_correction=(
             with_vllm and config.vllm_importance_sampling_correction
         ),
