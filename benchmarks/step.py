@@ -19,7 +19,8 @@ without one at hand.
 `useful tokens/s` counts completion tokens of groups whose rewards differ. `share of peak` is what
 the training pass cannot do without (each prompt once, completions, nothing of a dead group; two
 multiplications of the frozen weights) over what it took, as a share of the bf16 matrix product
-measured in the same process.
+measured in the same process; `products alone` is the same of the pass's matrix products without
+all else, as torch's profiler counts them in one further pass: what no leaner pass could exceed.
 """
 
 import argparse
@@ -46,6 +47,7 @@ from lib.runs import Run, hushed, installed_versions, open_run, write_json  # no
 
 SYSTEMS = ("trl", "trl_vllm", "unsloth", "ours")
 CAP = 16.0  # GiB of a GPU
+PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm_", "aten::addmm")
 PHASES = ("generation", "hand-over", "reward", "old log-probs", "forward", "backward", "optimizer")
 
 
@@ -120,7 +122,10 @@ def measure(system: str, shape: Shape, dead: float) -> dict[str, float]:
             clock.watch(trainer, shape)
             trainer.train()
             peak = matmul_peak(torch)
-    return summary(clock, trainer.model, shape, dead, peak)
+            found = summary(clock, trainer.model, shape, dead, peak)
+            training = found["forward"] + found["backward"]
+            alone = found["share of peak"] * training / products(trainer, torch)
+    return found | {"products alone": alone}
 
 
 def on_gpu() -> bool:
@@ -312,6 +317,16 @@ def matmul_peak(torch) -> float:
         a @ a
         times.append(now() - started)
     return 2 * size**3 / min(times)
+
+
+def products(trainer, torch) -> float:
+    """Seconds of the matrix products in one more pass over the last step's batch."""
+    with torch.profiler.profile() as seen:
+        for inputs in trainer._buffered_inputs:
+            trainer.accelerator.backward(trainer.compute_loss(trainer.model, inputs))
+    of_gpu = "self_device_time_total" if on_gpu() else "self_cpu_time_total"
+    taken = [e for e in seen.key_averages() if e.key in PRODUCTS]
+    return sum(getattr(event, of_gpu) for event in taken) / 1e6
 
 
 def memory_taken() -> float:
