@@ -67,7 +67,7 @@ def test_a_kernel_begins_with_the_modules_and_nothing_of_the_one_before(tmp_path
     assert one[:-1] == ["True", "True", "True", "first", *mine]
     assert other[:-1] == ["True", "False", "False", "None", *mine]
     assert one[-1] != other[-1]
-    assert template.process.poll() is not None and psutil.Process().children() == others
+    assert template.process.poll() is not None and set(psutil.Process().children()) <= set(others)
 
 
 def test_a_forked_kernel_that_is_killed_is_told(tmp_path, run, capsys):
@@ -173,7 +173,7 @@ def test_nothing_is_forked_with_a_gpu_or_for_a_single_notebook(tmp_path, run, ot
     assert planned(chain, profile="cpu") == plain | {"03_training": ["03_training"]}
     assert planned(chain, profile="cpu", backend="transformers") == plain
     assert planned(["01_setup"], profile="cpu") == planned(chain, T4, profile="t4") == {}
-    assert psutil.Process().children() == others
+    assert set(psutil.Process().children()) <= set(others)
 
 
 @pytest.mark.parametrize("of", [PLAIN, UNSLOTH], ids=["plain", "unsloth"])
