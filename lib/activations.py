@@ -122,9 +122,9 @@ def _logits_bytes(config: Config, shape: "ModelShape") -> int:
     width, tokens = width_of(config), pass_rows(config) * config.max_completion_length
     if shares_prompts(config):
         # Some rows at a time, and fewer in 32 bit: log-probs, shares, and their product.
-        ends = 2 * tokens * shape.hidden * width
-        gradient = shape.vocab * shape.hidden * width if config.full_finetuning else 0
         full, on_cpu = config.full_finetuning, config.profile == "cpu"
+        ends = 2 * tokens * shape.hidden * width
+        gradient = shape.vocab * shape.hidden * width if full else 0
         rows = min(tokens, FLOAT_ROWS if full else HEAD_ROWS)
         floats = min(tokens, CACHED_ROWS if on_cpu and not full else FLOAT_ROWS)
         logits = rows * width + 12 * floats

@@ -165,8 +165,8 @@ def load_policy(config: Config) -> Policy:
     return policy
 
 
-def without_head_copies(model: Any) -> Any:
-    """The model, whose output layer on a CPU is not copied for each sequence of a batch.
+def without_head_copies(model: Any) -> None:
+    """Keep torch on a CPU from copying the output layer for each sequence of a batch.
 
     transformers cuts the positions to score out of [B, T, D]. torch takes the product of such a cut
     and a frozen layer for a batch of products, and in 16 bit copies the layer B times for it: 2 GiB
@@ -174,7 +174,6 @@ def without_head_copies(model: Any) -> Any:
     """
     if model.device.type == "cpu":
         model.get_output_embeddings().register_forward_pre_hook(_contiguous)
-    return model
 
 
 def _contiguous(_: Any, inputs: tuple) -> tuple:

@@ -41,12 +41,14 @@ class TokenLogps(torch.autograd.Function):
     def forward(ctx, hidden_MD, weight_VD, targets_M, temperature):
         logps_M = hidden_MD.new_empty(len(hidden_MD), dtype=torch.float32)
         entropies_M = torch.empty_like(logps_M)
-        slopes_MD = torch.empty_like(hidden_MD) if ctx.needs_input_grad[0] else None
+        learns = ctx.needs_input_grad[0]
+        slopes_MD = torch.empty_like(hidden_MD) if learns else None
         for start in range(0, len(hidden_MD), HEAD_ROWS):
             part = slice(start, start + HEAD_ROWS)
             scores = hidden_MD[part] @ weight_VD.T
-            logps_M[part], entropies_M[part] = _to_slopes(scores, targets_M[part], temperature)
-            if slopes_MD is not None:
+            found = _score(scores, targets_M[part], temperature, to_slopes=learns)
+            logps_M[part], entropies_M[part] = found
+            if learns:
                 slopes_MD[part] = scores @ weight_VD / -temperature
         ctx.save_for_backward(slopes_MD)
         ctx.mark_non_differentiable(entropies_M)
@@ -58,18 +60,19 @@ class TokenLogps(torch.autograd.Function):
         return (grad_M[:, None] * slopes_MD).to(slopes_MD.dtype), None, None, None
 
 
-def _to_slopes(
-    logits: torch.Tensor, targets: torch.Tensor, temperature: float
+def _score(
+    logits: torch.Tensor, targets: torch.Tensor, temperature: float, to_slopes: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """log p(target) and the entropy of each row; the logits [M, V] turn, in their place, into
-    -temperature · d log p / d logits: each token's share, less one at the target."""
+    """log p(target) and the entropy of each row. With `to_slopes` the logits [M, V] turn, in their
+    place, into -temperature · d log p / d logits: each token's share, less one at the target."""
     rows = FLOAT_ROWS if logits.is_cuda else CACHED_ROWS
     found = []
     for some, wanted in zip(logits.split(rows), targets.split(rows), strict=True):
         logps, entropies, shares = logps_of(some, wanted, temperature)
-        # In 32 bit: near certainty little is left of the target's.
-        shares[range(len(wanted)), wanted] -= 1
-        some.copy_(shares)
+        if to_slopes:
+            # In 32 bit: near certainty little is left of the target's.
+            shares[range(len(wanted)), wanted] -= 1
+            some.copy_(shares)
         found.append((logps, entropies))
     logps, entropies = zip(*found, strict=True)
     return torch.cat(logps), torch.cat(entropies)
