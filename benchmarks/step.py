@@ -1,8 +1,8 @@
 """How long a GRPO step takes: ours beside TRL's and Unsloth's, on the same work.
 
-    python benchmarks/step.py --shape demo|gsm8k|long [--dead 0.5] [--json FILE]
+    python benchmarks/step.py --shape demo|gsm8k|long [--dead 0.5] [--model M] [--json FILE]
 
-Each system runs in a process of its own: the embedded model, LoRA r 16 on every linear layer,
+Each system runs in a process of its own: one model, LoRA r 16 on every linear layer,
 AdamW, prompts and completions of one length, and rewards that differ within all groups but a
 share `--dead`. G is 8; `long` is in small, with G = 4 and no step to warm up, since a step of the
 slowest takes minutes.
@@ -11,10 +11,10 @@ slowest takes minutes.
   generate. Its log-probs come from a Triton kernel that no CPU runs; plain torch takes its place.
 - trl_vllm: the same with vLLM in its process; on a GPU only.
 - unsloth: the same trainer on Unsloth's model, as Unsloth's notebooks set it; on a GPU with vLLM.
-- ours: lib.training.run.make_trainer, as a recipe makes it.
+- ours: lib.training.run.make_trainer, as a recipe makes it; on a GPU with `backend: transformers`,
+  since Unsloth's trainer is the system before.
 
-On a GPU every process is held to 16 GiB of its memory, as `gpu_memory_cap` does. That was written
-without one at hand.
+On a GPU every process is held to 16 GiB of its memory, as `gpu_memory_cap` does.
 
 `useful tokens/s` counts completion tokens of groups whose rewards differ. `share of peak` is what
 the training pass cannot do without (each prompt once, completions, nothing of a dead group; two
@@ -40,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from lib.config import resolve  # noqa: E402
-from lib.hardware import GIB, detect_hardware  # noqa: E402
+from lib.hardware import cap_gpu_memory, detect_hardware, gpu_memory_taken  # noqa: E402
 from lib.models import load_policy  # noqa: E402
 from lib.process import peak_memory  # noqa: E402
 from lib.runs import Run, hushed, installed_versions, open_run, write_json  # noqa: E402
@@ -74,16 +74,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="demo")
     parser.add_argument("--dead", type=float, default=0.0, help="share of groups without signal")
+    parser.add_argument("--model", default="embedded", help="as a recipe names it")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--system", choices=SYSTEMS, help="measure this one, in this process")
     asked = parser.parse_args()
     if asked.system:
-        print(json.dumps(measure(asked.system, SHAPES[asked.shape], asked.dead)))
+        print(json.dumps(measure(asked.system, SHAPES[asked.shape], asked.dead, asked.model)))
         return
     found = {}
     for system in [name for name in SYSTEMS if on_gpu() or name != "trl_vllm"]:
         command = [sys.executable, __file__, "--system", system]
-        command += ["--shape", asked.shape, "--dead", str(asked.dead)]
+        command += ["--shape", asked.shape, "--dead", str(asked.dead), "--model", asked.model]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"{system} failed:\n{done.stderr[-3000:]}")
@@ -98,6 +99,7 @@ def main() -> None:
         write_json(
             asked.json,
             {
+                "model": asked.model,
                 "shape": asked.shape,
                 **asdict(SHAPES[asked.shape]),
                 "dead": asked.dead,
@@ -109,10 +111,10 @@ def main() -> None:
         )
 
 
-def measure(system: str, shape: Shape, dead: float) -> dict[str, float]:
+def measure(system: str, shape: Shape, dead: float, model: str) -> dict[str, float]:
     """Seconds a step and of each phase, tokens a second, peak memory, share of the peak."""
     with tempfile.TemporaryDirectory() as folder:
-        config = configuration(system, shape, folder)
+        config = configuration(system, shape, folder, model)
         run = open_run(config)
         with hushed(run):
             import torch
@@ -136,13 +138,15 @@ def by_vllm(system: str) -> bool:
     return system in ("ours", "trl_vllm") or (system == "unsloth" and on_gpu())
 
 
-def configuration(system: str, shape: Shape, folder: str):
+def configuration(system: str, shape: Shape, folder: str, model: str):
+    by_unsloth = system == "unsloth" or (system == "ours" and not on_gpu())
     return resolve(
         None,
         ({"gpu_memory_cap": CAP} if on_gpu() else {"profile": "cpu"})
         | {
             "output_dir": folder,
-            "backend": "transformers" if system.startswith("trl") else "unsloth",
+            "model": model,
+            "backend": "unsloth" if by_unsloth else "transformers",
             "prompts_per_step": shape.groups,
             "num_generations": shape.group,
             "micro_batch": shape.group * (shape.groups if system == "ours" else 1),
@@ -170,18 +174,18 @@ def make(system: str, config, run: Run, shape: Shape, dead: float, clock: "Clock
     stated = training.grpo_arguments
 
     def arguments(*asked):
-        return stated(*asked) | {"generation_kwargs": length}
+        told = stated(*asked) | {"generation_kwargs": length}
+        if system == "trl_vllm":
+            share = cap_gpu_memory(CAP, config.gpu_memory_utilization)
+            told |= {"use_vllm": True, "vllm_gpu_memory_utilization": share}
+            told["vllm_importance_sampling_correction"] = True
+        return told
 
     def reward(completions, **_):
         return rewards(shape, dead)
 
     if system == "ours":
-        if on_gpu():
-            training.grpo_arguments = arguments
         trainer = training.make_trainer(policy, rows, [reward], [1.0], config, run)
-        if trainer.rollouts is None:
-            clock.time(trainer, "_generate_single_turn", "generation")
-            return trainer
         engine, rollouts = trainer.rollouts.engine, trainer.rollouts
         complete = engine.complete
         engine.complete = lambda prompts, sampling: complete(
@@ -331,9 +335,7 @@ def products(trainer, torch) -> float:
 
 def memory_taken() -> float:
     """The most that was in use, in GiB: of the GPU, as torch counts it, or of main memory."""
-    import torch
-
-    return torch.cuda.max_memory_reserved() / GIB if on_gpu() else peak_memory()
+    return gpu_memory_taken() if on_gpu() else peak_memory()
 
 
 def summary(clock: Clock, model, shape: Shape, dead: float, peak: float) -> dict[str, float]:

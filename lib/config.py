@@ -206,10 +206,11 @@ def resolve(
     Raises:
         BadInput: an unknown key, a wrong type or an impossible value or pair.
     """
-    hardware = hardware or detect_hardware()
     given = {key: value for key, value in (parameters or {}).items() if value is not None}
     path = find_recipe(recipe) if recipe else None
     stored = read_recipe(path) if path else {}
+    cap = given.get("gpu_memory_cap", stored.get("gpu_memory_cap", 0))
+    hardware = hardware or detect_hardware(cap if isinstance(cap, float | int) else 0.0)
     profile = given.get("profile", stored.get("profile", "auto"))
     if profile == "auto":
         profile = choose_profile(hardware)

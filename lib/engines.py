@@ -18,6 +18,7 @@ from lib.config import Config
 from lib.hardware import cap_gpu_memory
 from lib.sampling import Completion, Messages, Sampling, chat_text
 
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has kernels for
 Finished = Callable[[int, list[Completion]], None]
 
 
@@ -100,7 +101,8 @@ class VllmEngine:
         self.finished: Finished | None = None
         on_gpu = config.profile != "cpu"
         # On a CPU an adapter costs a factor of seven, merged weights nothing.
-        self.takes_adapters = on_gpu and not config.full_finetuning
+        adapters = on_gpu and not config.full_finetuning
+        self.takes_adapters = settings.setdefault("enable_lora", adapters)
         if on_gpu:
             settings["gpu_memory_utilization"] = cap_gpu_memory(
                 config.gpu_memory_cap, config.gpu_memory_utilization
@@ -111,7 +113,7 @@ class VllmEngine:
             # A short prompt fills none of the usual blocks of 128, and only full ones are shared.
             settings |= dict(block_size=32) | lean_settings()
         if self.takes_adapters:
-            settings |= dict(enable_lora=True, max_lora_rank=config.lora_r)
+            settings["max_lora_rank"] = next(r for r in LORA_RANKS if r >= config.lora_r)
         names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
         self.llm = LLM(
             model=str(folder),

@@ -90,6 +90,14 @@ def free_memory(hardware: Hardware) -> float:
     return psutil.virtual_memory().available / GIB
 
 
+def gpu_memory_taken() -> float:
+    """The most GiB of the GPU that torch, with vLLM in this process, has held; CUDA's own context
+    comes on top."""
+    import torch
+
+    return torch.cuda.max_memory_reserved() / GIB
+
+
 def cap_gpu_memory(cap: float, utilization: float) -> float:
     """Hold this process's torch to `cap` GiB of the GPU; vLLM's share of the whole card for it.
 

@@ -200,7 +200,8 @@ def _rollouts(config: Config, shape: ModelShape, available: float) -> dict[str, 
         # Unsloth trains on the engine's own weights. A group has to fit beside them.
         share = config.gpu_memory_utilization * available - weights
         group = shape.kv_bytes(config.num_generations * config.max_seq_length) / GIB
-        return {"KV cache": max(share, group)}
+        second = {} if by_unsloth(config) else {"rollout engine": weights}
+        return second | {"KV cache": max(share, group)}
     # It keeps embeddings and output layer a second time, packed for its products, and a hand-over
     # makes both anew; what that took is not given back.
     packed = 3 * shape.embeddings * BYTES[config.precision] / GIB

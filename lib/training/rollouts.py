@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lib.activations import by_unsloth
 from lib.config import Config
 from lib.engines import START_ERRORS, VllmEngine, no_vllm
 from lib.models import Policy, live_weights
@@ -14,21 +15,22 @@ TURN = 1_000_003  # between the seeds of a step's turns: more than there are ste
 
 
 class RolloutEngine:
-    """vLLM on the CPU, in this process, which gets the policy's weights before each batch.
+    """vLLM in this process, which gets the policy's weights before each batch.
 
-    TRL's own hand-over to vLLM fails there, and transformers generates several times
+    TRL's own hand-over to vLLM fails on a CPU, and transformers generates several times
     slower. A step's samples depend on the seed and the step alone, also after a resume.
     """
 
     def __init__(self, config: Config, policy: Policy):
         self.config, self.hand_over_seconds = config, 0.0
         # The trainer divides by the temperature, too.
-        self.engine = VllmEngine(config, policy.folder, logprobs_mode="processed_logprobs")
+        settings = dict(logprobs_mode="processed_logprobs", enable_lora=False)
+        self.engine = VllmEngine(config, policy.folder, **settings)
 
     @classmethod
     def start(cls, config: Config, policy: Policy) -> "RolloutEngine | None":
-        """None where the trainer is to generate: on a GPU (vLLM through TRL), or when asked."""
-        if config.profile != "cpu" or config.rollout_engine != "vllm":
+        """None where the trainer is to generate, as it does where vLLM cannot start."""
+        if not generates_here(config):
             return None
         try:
             return cls(config, policy)
@@ -52,6 +54,16 @@ class RolloutEngine:
         sampling = replace(sampling, seed=sampling.seed + TURN * turn, logprobs=True)
         answers = [answer for [answer] in self.engine.complete(prompts, sampling)]
         return [list(a.token_ids) for a in answers], [list(a.logprobs) for a in answers]
+
+
+def generates_here(config: Config) -> bool:
+    """Whether rollouts are to come from a `RolloutEngine`, and not from the trainer.
+
+    On a GPU Unsloth's trainer generates by the engine whose weights it trains; and weights in 4 bit
+    are TRL's to hand over.
+    """
+    ours = config.profile == "cpu" or not (by_unsloth(config) or config.load_in_4bit)
+    return config.rollout_engine == "vllm" and ours
 
 
 def rollout_row(

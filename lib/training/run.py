@@ -13,17 +13,17 @@ from typing import Any
 from lib.checks import check_fills_a_step, fresh_checkpoints
 from lib.config import Config
 from lib.errors import BadInput
-from lib.hardware import cap_gpu_memory
+from lib.hardware import cap_gpu_memory, gpu_memory_taken
 from lib.memory import read_shape, settled
 from lib.models import Policy, save_adapter
 from lib.progress import Progress
 from lib.rewards.calls import Checked
-from lib.runs import Run, read_json, written_whole
+from lib.runs import Run, read_json, write_json, written_whole
 from lib.training.further_prompts import FurtherPrompts
 from lib.training.lean_layers import make_lean
 from lib.training.loss_settings import loss_arguments
 from lib.training.oom import explained, is_out_of_memory
-from lib.training.rollouts import RolloutEngine
+from lib.training.rollouts import RolloutEngine, generates_here
 from lib.training.shared_prompts import trainer_is_unsloths, why_not_shared
 from lib.training.survival import resume_point, survived
 from lib.training.tracking import tracking_callback
@@ -39,7 +39,7 @@ def grpo_arguments(config: Config, run: Run) -> dict[str, Any]:
     micro_batch = min(config.micro_batch, config.completions_per_step)
     accumulation = config.completions_per_step // micro_batch
     on_gpu = config.profile != "cpu"
-    with_vllm = on_gpu and config.rollout_engine == "vllm"
+    with_vllm = on_gpu and config.rollout_engine == "vllm" and not generates_here(config)
     utilization = config.gpu_memory_utilization
     if with_vllm:  # TRL's engine takes its share of the whole card
         utilization = cap_gpu_memory(config.gpu_memory_cap, utilization)
@@ -144,6 +144,7 @@ def make_trainer(
             "entropy_target adapts entropy_coef, which Unsloth's trainer does not do: set backend "
             "to transformers, or entropy_target to 0.0 for a fixed entropy_coef."
         )
+    config = config.model_copy(update={"backend": policy.backend})  # Unsloth may have failed
     check_fills_a_step(rows, config)
     fitting = fitting_rows(rows, policy.tokenizer, config)
     if len(fitting) < len(rows):
@@ -203,6 +204,8 @@ def train(trainer: Any, config: Config, run: Run) -> None:
             if not is_out_of_memory(error):
                 raise
             raise explained(error, trainer, config) from error
+    if config.profile != "cpu":
+        write_json(run.record, read_json(run.record) | {"training_gpu_gib": gpu_memory_taken()})
 
 
 def save_trained(policy: Policy, config: Config, run: Run) -> str:

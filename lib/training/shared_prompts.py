@@ -202,7 +202,10 @@ class Unpad(torch.autograd.Function):
 def _attend(q: Any, k: Any, v: Any, scaling: float | None, mask: torch.Tensor) -> torch.Tensor:
     """Attention of [G, H, L, D] to [G, K, S, D], K ≤ H, under the mask [L, S]."""
     (many, heads, length, size), shared = q.shape, k.shape[1]
-    if many * heads * length * k.shape[2] > FEW_SCORES or q.is_cuda:
+    if q.is_cuda:  # whose fused kernel knows a mask, but no shared keys
+        k, v = (x.repeat_interleave(heads // shared, 1) for x in (k, v))
+        return scaled_dot_product_attention(q, k, v, mask, scale=scaling)
+    if many * heads * length * k.shape[2] > FEW_SCORES:
         return scaled_dot_product_attention(
             q, k, v, mask, scale=scaling, enable_gqa=heads != shared
         )
