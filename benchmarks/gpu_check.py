@@ -2,17 +2,19 @@
 
     make gpu-check                        # or: python -m benchmarks.gpu_check [-p key value …]
 
-Two recipes, each with the memory of a 16 GB card: `gpu_check` (SmolLM2-135M, small sums) and
-`qwen2.5-0.5b_gsm8k` (Qwen2.5-0.5B-Instruct, real word problems). benchmarks/results/gpu_<gpu>.json
-then holds for each: accuracy before and after with its interval, steps, tokens a second, GPU memory
-taken and planned, versions. Then the steps of both models are timed beside TRL's, with and without
-vLLM, and Unsloth's (`benchmarks/step.py`): step_demo_<gpu>.json and step_gsm8k_<gpu>.json.
+Two recipes, each with the memory of a 16 GB card: `gpu_check` (SmolLM2-135M, small sums), all its
+notebooks, and `qwen2.5-0.5b_gsm8k` (Qwen2.5-0.5B-Instruct, real word problems) by
+`benchmarks.accuracy`. benchmarks/results/gpu_<gpu>.json then holds for each: accuracy before and
+after with its interval, steps, tokens a second, GPU memory taken and planned, versions. Then the
+steps of both models are timed beside TRL's, with and without vLLM, and Unsloth's
+(`benchmarks/step.py`): step_demo_<gpu>.json and step_gsm8k_<gpu>.json.
 """
 
 import re
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from statistics import median
 
 from lib.config import ROOT, Config, resolve
@@ -21,43 +23,49 @@ from lib.hardware import Hardware, detect_hardware
 from lib.memory import estimate, read_shape
 from lib.models import model_folder
 from lib.runs import Run, read_json, read_jsonl, run_folder, write_json
-from lib.suite import main as run_suite
 from lib.suite import read_arguments
 
 RESULTS = ROOT / "benchmarks" / "results"
-RECIPES = ("gpu_check", "qwen2.5-0.5b_gsm8k")
 CAP = ["-p", "gpu_memory_cap", "16.0"]
+RUNS = {  # recipe → what runs it, and with which settings
+    "gpu_check": ("lib.suite", []),
+    "qwen2.5-0.5b_gsm8k": ("benchmarks.accuracy", ["-p", "backend", "transformers"]),
+}
 SHAPES = {"demo": "gpu_check", "gsm8k": "qwen2.5-0.5b_gsm8k"}  # a step of whose model
 
 
-def main() -> int:
+def main(given: list[str]) -> int:
     hardware = detect_hardware()
     if not hardware.gpu:
         print("gpu-check needs a GPU and there is none: run `make demo` instead.", file=sys.stderr)
         return 2
-    asked = {recipe: [recipe, *CAP, *sys.argv[1:]] for recipe in RECIPES}
+    asked = {recipe: [recipe, *CAP, *own, *given] for recipe, (_, own) in RUNS.items()}
     try:
-        configs = {name: resolve(name, read_arguments(asked[name])[1]) for name in RECIPES}
+        configs = {name: resolve(name, read_arguments(asked[name])[1]) for name in asked}
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2
     gpu = re.sub(r"\W+", "_", hardware.gpu.lower()).strip("_")
-    for recipe, config in configs.items():
-        if code := run_suite(asked[recipe]):
+    for recipe, (module, _) in RUNS.items():
+        if code := run("-m", module, *asked[recipe]):
             return code
-        record_run(config, hardware, gpu)
+        record_run(configs[recipe], hardware, RESULTS / f"gpu_{gpu}.json")
     for shape, recipe in SHAPES.items():
-        file = RESULTS / f"step_{shape}_{gpu}.json"
-        command = [sys.executable, "benchmarks/step.py", "--shape", shape, "--json", str(file)]
-        command += ["--model", configs[recipe].model]
-        if code := subprocess.run(command, cwd=ROOT).returncode:
+        file = str(RESULTS / f"step_{shape}_{gpu}.json")
+        model = configs[recipe].model
+        command = ["benchmarks/step.py", "--shape", shape, "--model", model, "--json", file]
+        if code := run(*command):
             return code
     return 0
 
 
-def record_run(config: Config, hardware: Hardware, gpu: str) -> None:
-    """Add what a finished run measured to benchmarks/results/gpu_<gpu>.json."""
-    file = RESULTS / f"gpu_{gpu}.json"
+def run(*command: str) -> int:
+    """Exit code of a Python program in a process of its own, which gives the GPU's memory back."""
+    return subprocess.run([sys.executable, *command], cwd=ROOT).returncode
+
+
+def record_run(config: Config, hardware: Hardware, file: Path) -> None:
+    """Add what a finished run measured to a file of results."""
     known = read_json(file) if file.is_file() else {"hardware": asdict(hardware)}
     write_json(file, known | {config.name: measured(config)})
     print(f"Written to {Run.shown(file)}")
@@ -79,9 +87,9 @@ def measured(config: Config) -> dict:
         "steps": len(log),
         "seconds a step": median(row["step_time"] for row in log),
         "tokens/s": median(speeds),
-        "GPU memory GiB": record["training_gpu_gib"],
+        "GPU memory GiB": record.get("training_gpu_gib"),
         "planned GiB": need.parts,
-        "stages": record["finished"],
+        "stages": record.get("finished", {}),
         "comparison": read_json(run.evals / "comparison.json"),
         "config": record["config"],
         "versions": record["versions"],
@@ -91,4 +99,4 @@ def measured(config: Config) -> dict:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -186,6 +186,8 @@ def make(system: str, config, run: Run, shape: Shape, dead: float, clock: "Clock
 
     if system == "ours":
         trainer = training.make_trainer(policy, rows, [reward], [1.0], config, run)
+        if trainer.rollouts is None:
+            sys.exit("\n".join(policy.notes))
         engine, rollouts = trainer.rollouts.engine, trainer.rollouts
         complete = engine.complete
         engine.complete = lambda prompts, sampling: complete(

@@ -138,14 +138,17 @@ class VllmEngine:
         self, prompts: Sequence[Sequence[int]], sampling: Sampling
     ) -> list[list[Completion]]:
         """As `generate`, from prompts in tokens."""
+        import numpy as np
         import torch
         from vllm import SamplingParams
 
         # What an earlier call left came from other weights, or rounds otherwise than all of a
         # prompt at once: the same seed shall give the same samples.
         self.llm.reset_prefix_cache()
-        # Requests carry no seed of their own: the CPU's sampler cannot use one.
+        # Requests carry no seed of their own, which the CPU's sampler cannot use: that draws from
+        # torch's generator, and the GPU's gives each request a seed from numpy's.
         torch.manual_seed(sampling.seed)
+        np.random.seed(sampling.seed % 2**32)
         params = SamplingParams(
             n=sampling.n,
             temperature=sampling.temperature,
