@@ -16,7 +16,11 @@ from lib.runs import Run, append_jsonl
 from lib.training.dynamic_sampling import DynamicSampling
 from lib.training.oom import SmallerPasses, split_rows
 from lib.training.rollouts import rollout_row
-from lib.training.shared_prompts import completion_scores, shared_attention
+from lib.training.shared_prompts import (
+    completion_scores,
+    shared_attention,
+    trainer_is_unsloths,
+)
 from lib.training.survival import Surviving
 from lib.training.token_logps import plain_logps
 
@@ -60,6 +64,8 @@ def trainer_class() -> type:
             self.note("time/rollouts", time.perf_counter() - started)
             if self.rollouts is not None:
                 self.note("time/hand_over", self.rollouts.hand_over_seconds)
+            if trainer_is_unsloths():
+                self._note_entropy()
             step = self.state.global_step + 1
             append_jsonl(self.run.rollouts / f"step_{step:05d}.jsonl", self._rows(batch, step))
             return batch
@@ -123,6 +129,14 @@ def trainer_class() -> type:
         def _mixed_precision(self, model: Any) -> AbstractContextManager:
             """Products in 16 bit where the weights are kept in 32, as full fine-tuning does."""
             return self.accelerator.autocast() if model.dtype == torch.float32 else nullcontext()
+
+        def _note_entropy(self) -> None:
+            """Unsloth's trainer logs none: the mean of -log p over the tokens that vLLM sampled,
+            whose expectation it is."""
+            *_, logps, _, _, _ = self.every.generated
+            sampled = [x for some in logps or () for x in some if x is not None and x == x]
+            if sampled:
+                self.note("entropy", -sum(sampled) / len(sampled))
 
         def _note_difference(self, sampled_BC: torch.Tensor, inputs: dict) -> None:
             """How far the sampler's log-probs lie from the trainer's: rounding, if all is well."""

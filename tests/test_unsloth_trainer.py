@@ -1,0 +1,80 @@
+"""Ours on the trainer that Unsloth puts in the place of TRL's on a GPU. It writes that trainer here
+as well, once its GPU code is imported, so that all but its kernels and its vLLM is tried."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lib.config import ROOT
+
+SCRIPT = """
+import json, shutil, sys
+from lib.config import resolve
+from lib.runs import hushed, open_run, read_json, read_jsonl
+given = dict(output_dir=sys.argv[1], profile="cpu", backend="unsloth", max_steps=3, micro_batch=4)
+config = resolve("ci", given)
+run = open_run(config)
+with hushed(run):
+    import unsloth, unsloth.models.rl
+    from lib.checks import load_problems
+    from lib.models import load_policy
+    from lib.rewards import recipe_rewards
+    from lib.tasks import make_rows
+    from lib.training.run import make_trainer, save_trained, train
+    from lib.training.shared_prompts import trainer_is_unsloths
+    _, training, _, examples = load_problems(config)
+    rows = make_rows(training, config.prompt_format, config.shots, examples)
+
+    def learn(config):
+        policy = load_policy(config)
+        trainer = make_trainer(policy, rows, *recipe_rewards(config), config, run)
+        train(trainer, config, run)
+        save_trained(policy, config, run)
+        trainer.rollouts.engine.close()
+        return policy.notes, read_jsonl(run.train_log)
+
+    notes, log = learn(config)
+    rollouts = [read_jsonl(path) for path in sorted(run.rollouts.iterdir())]
+    shutil.rmtree(run.checkpoints / "checkpoint-3")
+    _, again = learn(resolve("ci", given | {"resume": True}))
+print(json.dumps(dict(unsloths=trainer_is_unsloths(), notes=notes, log=log, again=again,
+                      rollouts=rollouts, kept=[p.name for p in run.checkpoints.iterdir()])))
+"""
+
+
+@pytest.fixture(scope="module")
+def seen(embedded, tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("unsloth")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "UNSLOTH_COMPILE_DISABLE": "1"}
+    command = [sys.executable, "-c", SCRIPT, str(folder)]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().split("\n")[-1])
+
+
+def test_it_trains_by_unsloths_trainer_and_says_what_that_does_not_do(seen):
+    assert seen["unsloths"]
+    assert any("Unsloth's trainer has a loss of its own" in note for note in seen["notes"])
+    assert all(row["grad_norm"] > 0 for row in seen["log"] if row["frac_reward_zero_std"] < 1)
+
+
+def test_every_completion_is_kept(seen):
+    assert [len(rows) for rows in seen["rollouts"]] == [8, 8, 8]
+    for row, rows in zip(seen["log"], seen["rollouts"], strict=True):
+        assert sum(r["total"] for r in rows) / 8 == pytest.approx(row["reward"], abs=1e-5)
+        assert any(r["advantage"] for r in rows) == (row["frac_reward_zero_std"] < 1)
+
+
+def test_the_entropy_is_logged(seen):
+    assert all(0 < row["entropy"] < 6 for row in seen["log"])
+
+
+def test_a_resumed_run_goes_on_as_it_would_have(seen):
+    assert [row["step"] for row in seen["again"]] == [1, 2, 3]
+    assert seen["again"][:2] == seen["log"][:2]
+    for key in ("reward", "entropy", "grad_norm", "learning_rate"):
+        assert seen["again"][2][key] == pytest.approx(seen["log"][2][key], rel=1e-3), key
+    assert "checkpoint-3" in seen["kept"]
