@@ -7,6 +7,7 @@ import torch
 
 from lib.training.lean_layers import make_lean
 from lib.training.oom import split_rows
+from lib.training.sampler_correction import sampling_ratio
 from lib.training.shared_prompts import completion_scores, pack, why_not_shared
 from lib.training.token_logps import plain_logps
 from lib.training.trainer import trainer_class
@@ -257,6 +258,44 @@ def test_old_log_probs_are_those_of_the_first_pass(model, batch, tmp_path):
         value = trainer._compute_loss(trainer.model, inputs | old)
         found[shares] = gradient(trainer.model, value)
     assert relative(found[True], found[False]) < 1e-4
+
+
+@pytest.mark.parametrize("mode", ["token_truncate", "sequence_mask"])
+@pytest.mark.parametrize("shares", [True, False])
+def test_what_the_sampler_does_otherwise_is_corrected_as_trl_does(
+    model, batch, tmp_path, mode, shares
+):
+    """The gradient is TRL's with its ratios, which it has from a pass of its own; also in a second
+    update, when the policy has moved."""
+    trainer = suite_trainer(model, tmp_path, "dapo", 0.0)
+    before = ordinary_logps(model, batch, 0.9).detach()
+    sampled = before + (0.3 if mode == "token_truncate" else 0.03) * batch["noise"][0]
+    inputs = {key: value for key, value in batch.items() if key != "noise"}
+    apart = (before - sampled) * inputs["completion_mask"]
+    ratio = sampling_ratio(apart, mode, None, 1.2)
+    assert ratio.unique().numel() > 2
+    own = inputs | {"sampling_per_token_logps": sampled}
+    own |= {} if shares else {"old_per_token_logps": before}  # which TRL then computes
+    trls = inputs | {"old_per_token_logps": before, "importance_sampling_ratio": ratio}
+    trainer.vllm_importance_sampling_correction = True
+    trainer.args.vllm_importance_sampling_mode = mode
+    trainer.args.vllm_importance_sampling_clip_max = 1.2
+    for scale in (1.02, 1.0):
+        trainer.rollouts, trainer.shares_prompts = None, False
+        trainer.use_vllm = True
+        theirs = gradient(trainer.model, trainer._compute_loss(trainer.model, trls))
+        trainer.use_vllm = False
+        trainer.rollouts, trainer.shares_prompts = "an engine's", shares
+        value = trainer._compute_loss(trainer.model, own)
+        assert not trainer.use_vllm
+        assert relative(gradient(trainer.model, value), theirs) < 2e-4
+        with torch.no_grad():
+            for name, weight in model.named_parameters():
+                if "lora_B" in name:
+                    weight *= scale
+    log = trainer._metrics["train"]
+    assert 0 < log["sampling/sampling_logp_difference/mean"][0] < 1
+    assert 0 < log["sampling/importance_sampling_ratio/mean"][0] < 1.2
 
 
 def test_several_updates_from_one_batch_train(embedded, tmp_path):

@@ -22,6 +22,8 @@ ASKED = re.compile(r"tried to allocate ([\d.]+) ?(bytes|KiB|MiB|GiB)", re.IGNORE
 UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": GIB}
 # The last is all that oneDNN says where it finds no memory for its kernel.
 ON_CPU = ("can't allocate memory", "not enough memory", "could not create a primitive")
+# What a pass finds before the policy moves, for further updates from the same rollouts.
+FIRST_PASS = ("old_per_token_logps", "apart_from_sampler", "importance_sampling_ratio")
 PER_TOKEN_OF_THE_STEP = ("dapo", "cispo", "vespo")  # their parts add up as they are
 
 
@@ -104,9 +106,9 @@ class SmallerPasses:
             loss = super().compute_loss(model, part) * share(part, batch, self.loss_type)
             self._backward(loss)
             whole += loss.detach()
-        old = [part.get("old_per_token_logps") for part in parts]
-        if old[0] is not None:  # for further updates from the same rollouts
-            batch["old_per_token_logps"] = torch.cat(old)
+        for name in FIRST_PASS:
+            if name in parts[0]:
+                batch[name] = torch.cat([part[name] for part in parts])
         return whole
 
     def _backward(self, loss: torch.Tensor) -> None:

@@ -67,7 +67,7 @@ def grpo_arguments(config: Config, run: Run) -> dict[str, Any]:
         vllm_mode="colocate",
         vllm_gpu_memory_utilization=utilization,
         vllm_importance_sampling_correction=(
-            with_vllm and config.vllm_importance_sampling_correction
+            config.rollout_engine == "vllm" and config.vllm_importance_sampling_correction
         ),
         vllm_importance_sampling_mode=config.vllm_importance_sampling_mode,
         vllm_importance_sampling_clip_max=config.vllm_importance_sampling_clip_max or None,

@@ -16,6 +16,7 @@ from lib.runs import Run, append_jsonl
 from lib.training.dynamic_sampling import DynamicSampling
 from lib.training.oom import SmallerPasses, split_rows
 from lib.training.rollouts import rollout_row
+from lib.training.sampler_correction import sampling_ratio
 from lib.training.shared_prompts import (
     completion_scores,
     shared_attention,
@@ -44,6 +45,7 @@ def trainer_class() -> type:
         shares_prompts = False
         _wanted_B = _logps_BC = None
         _old_comes_later = False
+        _fresh: dict | None = None  # a batch that nothing was learned from yet
 
         def _generate_single_turn(self, prompt_ids, *others, **options):
             if self.rollouts is None:
@@ -87,12 +89,16 @@ def trainer_class() -> type:
             alone = self.beta == 0 and not self._entropy_bonus_enabled
             skips = alone and self.top_entropy_quantile == 1 and self.shares_prompts
             self._wanted_B = inputs["advantages"].abs() > NO_SIGNAL if skips else None
-            loss = super()._compute_loss(model, inputs)
-            self._wanted_B = None
+            compares = self.rollouts is not None and not trainer_is_unsloths()
+            self._fresh = inputs if compares and "apart_from_sampler" not in inputs else None
+            if compares:  # TRL then multiplies its loss by the ratios of `_compare_with_sampler`
+                self.use_vllm = self.vllm_importance_sampling_correction
+            try:
+                loss = super()._compute_loss(model, inputs)
+            finally:
+                self.use_vllm, self._wanted_B = self.args.use_vllm, None
             if self.shares_prompts and "old_per_token_logps" not in inputs:
                 inputs["old_per_token_logps"] = self._logps_BC
-                if "sampling_per_token_logps" in inputs:
-                    self._note_difference(inputs["sampling_per_token_logps"], inputs)
             return loss
 
         def _backward(self, loss: torch.Tensor) -> None:
@@ -101,7 +107,14 @@ def trainer_class() -> type:
             with shared_attention(plain) if self.shares_prompts else nullcontext():
                 super()._backward(loss)
 
-        def _get_per_token_logps_and_entropies(
+        def _get_per_token_logps_and_entropies(self, *batch, **options):
+            found = self._logps_and_entropies(*batch, **options)
+            if self._fresh is not None:
+                self._compare_with_sampler(self._fresh, found[0].detach())
+                self._fresh = None
+            return found
+
+        def _logps_and_entropies(
             self, model, input_ids, attention_mask, logits_to_keep, *others, **options
         ):
             batch = (input_ids, attention_mask, logits_to_keep)
@@ -138,12 +151,27 @@ def trainer_class() -> type:
             if sampled:
                 self.note("entropy", -sum(sampled) / len(sampled))
 
-        def _note_difference(self, sampled_BC: torch.Tensor, inputs: dict) -> None:
-            """How far the sampler's log-probs lie from the trainer's: rounding, if all is well."""
-            computed_B = inputs["advantages"].abs() > NO_SIGNAL
-            apart_BC = (sampled_BC - self._logps_BC).abs()
-            name = "sampling/sampling_logp_difference/mean"
-            self.note(name, _mean(apart_BC, inputs["completion_mask"], computed_B).item())
+        def _compare_with_sampler(self, inputs: dict, logps_BC: torch.Tensor) -> None:
+            """Log how far the sampler's log-probs lie from the trainer's, which is rounding if all
+            is well, and keep what corrects for it. TRL computes a batch anew for that; here the
+            first pass that learns from it tells, before the policy has moved."""
+            real_BC = inputs["completion_mask"].bool()
+            if self._wanted_B is not None:
+                real_BC = real_BC & self._wanted_B[:, None]
+            apart_BC = (
+                inputs.get("old_per_token_logps", logps_BC) - inputs["sampling_per_token_logps"]
+            )
+            apart_BC = apart_BC.masked_fill(~real_BC, 0.0).nan_to_num(0.0)
+            inputs["apart_from_sampler"] = apart_BC
+            args, name = self.args, "sampling/sampling_logp_difference/mean"
+            self.note(name, apart_BC[real_BC].abs().mean().item())
+            if self.vllm_importance_sampling_correction:
+                low = args.vllm_importance_sampling_clip_min
+                high = args.vllm_importance_sampling_clip_max
+                ratio = sampling_ratio(apart_BC, args.vllm_importance_sampling_mode, low, high)
+                inputs["importance_sampling_ratio"] = ratio
+                name = "sampling/importance_sampling_ratio/mean"
+                self.note(name, ratio.expand_as(real_BC)[real_BC].mean().item())
 
         def note(self, name: str, value: float) -> None:
             """Add a number to the step's log."""
