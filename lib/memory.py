@@ -6,7 +6,7 @@
 A training run holds the most at the end of a pass's forward: everything that stays for
 the whole run, and what backward needs of the pass. The constants were measured; how
 near the sum comes is in benchmarks/results/memory_cpu.json (`benchmarks/memory.py`).
-On a GPU nothing of this was measured yet.
+On a GPU one small model was measured (step_demo_nvidia_h200.json there).
 """
 
 import json

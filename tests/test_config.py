@@ -124,6 +124,12 @@ def test_profile_is_chosen_by_the_gpu(listing, profile):
     assert choose_profile(Hardware(*parse_gpu(listing))) == profile
 
 
+@pytest.mark.parametrize(("cap", "profile"), [(16.0, "rtx16"), (24, "l4"), (0.0, "h100")])
+def test_a_capped_card_has_the_profile_of_one_that_size(monkeypatch, cap, profile):
+    monkeypatch.setattr("lib.hardware._query_gpu", lambda: ("NVIDIA H200", 139.8, 9.0))
+    assert resolve("ci", {"gpu_memory_cap": cap}).profile == profile
+
+
 def test_profiles_set_only_known_keys():
     for settings in PROFILES.values():
         assert set(settings) <= set(Config.model_fields)

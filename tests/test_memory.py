@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from benchmarks.step import SHAPES as SHAPES_OF_STEPS
+from benchmarks.step import configuration
 from lib.activations import block_bytes, output_bytes, pass_tokens
 from lib.config import ROOT, resolve
 from lib.errors import BadInput
@@ -64,6 +66,19 @@ def test_a_4b_model_on_a_t4_takes_about_what_unsloths_ci_reports():
     assert (config.max_seq_length, config.num_generations, config.lora_r) == (1024, 2, 16)
     need = estimate(config, SHAPES[config.model], T4)
     assert need.total - need.parts["process"] == pytest.approx(13.6, rel=0.15)
+
+
+def test_a_step_on_a_gpu_takes_about_what_is_planned(tmp_path, monkeypatch):
+    """As `benchmarks/step.py` measured it, CUDA's context apart, on a card held to 16 GiB."""
+    monkeypatch.setattr("lib.hardware._query_gpu", lambda: ("NVIDIA H200", 139.8, 9.0))
+    stored = json.loads((ROOT / "benchmarks/results/step_demo_nvidia_h200.json").read_text())
+    for system in ("ours", "trl_vllm"):
+        config = configuration(system, SHAPES_OF_STEPS["demo"], str(tmp_path), "embedded")
+        assert config.profile == "rtx16"
+        need = estimate(config, SHAPES["embedded"], Hardware("NVIDIA H200", 16.0, 9.0, 16, 128.0))
+        planned = need.total - need.parts["process"]
+        measured = stored["systems"][system]["peak memory GiB"]
+        assert planned == pytest.approx(measured, rel=0.15), system
 
 
 def test_too_small_a_gpu_is_refused_with_advice():

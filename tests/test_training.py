@@ -7,6 +7,7 @@ from lib.config import resolve
 from lib.errors import BadInput
 from lib.models import Policy, load_policy
 from lib.runs import read_jsonl
+from lib.training.rollouts import generates_here
 from lib.training.run import (
     fitting_rows,
     grpo_arguments,
@@ -15,7 +16,7 @@ from lib.training.run import (
     save_trained,
     train,
 )
-from tests.conftest import CPU, SMALL
+from tests.conftest import CPU, SMALL, T4
 
 
 def one_step(config, run):
@@ -86,6 +87,24 @@ def test_turned_knobs_are_in_force_and_train(run):
 @pytest.mark.parametrize("key", ["loss_type", "beta", "scale_rewards", "num_iterations"])
 def test_what_unsloth_changes_silently_is_stated(key, ci_config, run):
     assert grpo_arguments(ci_config, run)[key] == getattr(ci_config, key)
+
+
+@pytest.mark.parametrize(
+    ("settings", "hardware", "here", "trls"),
+    [
+        ({}, CPU, True, False),
+        ({"rollout_engine": "transformers"}, CPU, False, False),
+        ({}, T4, False, True),  # Unsloth's trainer generates by the engine whose weights it trains
+        ({"backend": "transformers"}, T4, True, False),
+        ({"backend": "transformers", "load_in_4bit": True}, T4, False, True),
+        ({"backend": "transformers", "rollout_engine": "transformers"}, T4, False, False),
+    ],
+)
+def test_who_generates(run, settings, hardware, here, trls):
+    config = resolve("ci", settings, hardware)
+    asked = grpo_arguments(config, run)
+    assert (generates_here(config), asked["use_vllm"]) == (here, trls)
+    assert asked["vllm_importance_sampling_correction"] == (config.rollout_engine == "vllm")
 
 
 def test_a_step_is_prompts_times_generations(run):
