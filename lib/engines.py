@@ -113,7 +113,8 @@ class VllmEngine:
             # A short prompt fills none of the usual blocks of 128, and only full ones are shared.
             settings |= dict(block_size=32) | lean_settings()
         if self.takes_adapters:
-            settings["max_lora_rank"] = next(r for r in LORA_RANKS if r >= config.lora_r)
+            ranks = (rank for rank in LORA_RANKS if rank >= config.lora_r)
+            settings["max_lora_rank"] = next(ranks, config.lora_r)
         names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
         self.llm = LLM(
             model=str(folder),
