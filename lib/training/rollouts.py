@@ -24,8 +24,7 @@ class RolloutEngine:
     def __init__(self, config: Config, policy: Policy):
         self.config, self.hand_over_seconds = config, 0.0
         # The trainer divides by the temperature, too.
-        settings = dict(logprobs_mode="processed_logprobs", enable_lora=False)
-        self.engine = VllmEngine(config, policy.folder, **settings)
+        self.engine = VllmEngine(config, policy.folder, logprobs_mode="processed_logprobs")
 
     @classmethod
     def start(cls, config: Config, policy: Policy) -> "RolloutEngine | None":
