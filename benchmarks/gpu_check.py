@@ -31,6 +31,7 @@ RUNS = {  # recipe → what runs it, and with which settings
     "gpu_check": ("lib.suite", []),
     "qwen2.5-0.5b_gsm8k": ("benchmarks.accuracy", ["-p", "backend", "transformers"]),
 }
+EVALUATIONS = ("base", "trained")
 SHAPES = {"demo": "gpu_check", "gsm8k": "qwen2.5-0.5b_gsm8k"}  # a step of whose model
 
 
@@ -49,7 +50,10 @@ def main(given: list[str]) -> int:
     for recipe, (module, _) in RUNS.items():
         if code := run("-m", module, *asked[recipe]):
             return code
-        record_run(configs[recipe], hardware, RESULTS / f"gpu_{gpu}.json")
+        found = record_run(configs[recipe], hardware, RESULTS / f"gpu_{gpu}.json")
+        if set(found["engines"]) != {"vllm"}:
+            print("vLLM did not start for the evaluation: 04's page says why.", file=sys.stderr)
+            return 1
     for shape, recipe in SHAPES.items():
         file = str(RESULTS / f"step_{shape}_{gpu}.json")
         model = configs[recipe].model
@@ -64,11 +68,13 @@ def run(*command: str) -> int:
     return subprocess.run([sys.executable, *command], cwd=ROOT).returncode
 
 
-def record_run(config: Config, hardware: Hardware, file: Path) -> None:
-    """Add what a finished run measured to a file of results."""
+def record_run(config: Config, hardware: Hardware, file: Path) -> dict:
+    """Add what a finished run measured to a file of results, and return it."""
     known = read_json(file) if file.is_file() else {"hardware": asdict(hardware)}
-    write_json(file, known | {config.name: measured(config)})
+    found = measured(config)
+    write_json(file, known | {config.name: found})
     print(f"Written to {Run.shown(file)}")
+    return found
 
 
 def measured(config: Config) -> dict:
@@ -89,6 +95,7 @@ def measured(config: Config) -> dict:
         "tokens/s": median(speeds),
         "GPU memory GiB": record.get("training_gpu_gib"),
         "planned GiB": need.parts,
+        "engines": [read_json(run.evals / f"{name}.json")["engine"] for name in EVALUATIONS],
         "stages": record.get("finished", {}),
         "comparison": read_json(run.evals / "comparison.json"),
         "config": record["config"],
