@@ -1,6 +1,7 @@
 """TRL's GRPOTrainer with four changes: whose rollouts, which groups, which tokens, what is kept.
 
-Rollouts come from an engine in this process where there is one; groups without signal may be
+Rollouts come from an engine in this process where there is one, and what it samples otherwise than
+the trainer would is corrected (`lib.training.sampler_correction`); groups without signal may be
 replaced (`lib.training.dynamic_sampling`); log-probs are computed with each prompt once for its
 group and not at all for groups without signal; and every completion goes to the run folder. The
 algorithm (rewards, advantages, the losses) is TRL's, untouched.
