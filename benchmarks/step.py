@@ -178,7 +178,6 @@ def make(system: str, config, run: Run, shape: Shape, dead: float, clock: "Clock
         if system == "trl_vllm":
             share = cap_gpu_memory(CAP, config.gpu_memory_utilization)
             told |= {"use_vllm": True, "vllm_gpu_memory_utilization": share}
-            told["vllm_importance_sampling_correction"] = True
         return told
 
     def reward(completions, **_):

@@ -13,7 +13,7 @@ from lib.config import ROOT
 SCRIPT = """
 import json, shutil, sys
 from lib.config import resolve
-from lib.runs import hushed, open_run, read_json, read_jsonl
+from lib.runs import hushed, open_run, read_jsonl
 given = dict(output_dir=sys.argv[1], profile="cpu", backend="unsloth", max_steps=3, micro_batch=4)
 config = resolve("ci", given)
 run = open_run(config)

@@ -39,7 +39,7 @@ def grpo_arguments(config: Config, run: Run) -> dict[str, Any]:
     micro_batch = min(config.micro_batch, config.completions_per_step)
     accumulation = config.completions_per_step // micro_batch
     on_gpu = config.profile != "cpu"
-    with_vllm = on_gpu and config.rollout_engine == "vllm" and not generates_here(config)
+    with_vllm = config.rollout_engine == "vllm" and not generates_here(config)
     utilization = config.gpu_memory_utilization
     if with_vllm:  # TRL's engine takes its share of the whole card
         utilization = cap_gpu_memory(config.gpu_memory_cap, utilization)

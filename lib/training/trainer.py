@@ -147,7 +147,7 @@ def trainer_class() -> type:
         def _note_entropy(self) -> None:
             """Unsloth's trainer logs none: the mean of -log p over the tokens that vLLM sampled,
             whose expectation it is."""
-            *_, logps, _, _, _ = self.every.generated
+            _, _, _, _, logps, *_ = self.every.generated
             sampled = [x for some in logps or () for x in some if x is not None and x == x]
             if sampled:
                 self.note("entropy", -sum(sampled) / len(sampled))
