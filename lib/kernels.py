@@ -111,16 +111,21 @@ def templates(names: Sequence[str], config: Config, run: Run) -> Iterator[dict[s
 
 
 class Provisioner(LocalProvisioner):
-    """Starts Jupyter's kernels in this process: by `fork` where it is set, and can."""
+    """Starts Jupyter's kernels while it is used: by `fork` where that is set, and can."""
 
     fork: Fork | None = None
 
     @classmethod
-    def use(cls, fork: Fork | None) -> None:
-        cls.fork = fork
+    @contextmanager
+    def used(cls, fork: Fork | None) -> Iterator[None]:
         factory = KernelProvisionerFactory.instance()
         factory.provisioners["suite"] = EntryPoint("suite", f"{__name__}:{cls.__name__}", "")
-        factory.default_provisioner_name = "suite"
+        before, factory.default_provisioner_name = factory.default_provisioner_name, "suite"
+        cls.fork = fork
+        try:
+            yield
+        finally:
+            cls.fork, factory.default_provisioner_name = None, before
 
     async def launch_kernel(self, cmd: list[str], **settings: Any) -> dict[str, Any]:
         pid, fork = 0, Provisioner.fork

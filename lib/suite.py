@@ -160,10 +160,10 @@ def run_notebook(
     logging.getLogger("papermill").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="papermill")
     run.notebooks.mkdir(exist_ok=True)
-    Provisioner.use(partial(template.fork, name) if template else None)
+    fork = partial(template.fork, name) if template else None
     watch, interrupt = Watch(name, run.progress), Interrupt()
     try:
-        with watch, interrupt:
+        with Provisioner.used(fork), watch, interrupt:
             papermill.execute_notebook(
                 NOTEBOOKS / f"{name}.ipynb",
                 run.notebooks / f"{name}.ipynb",

@@ -11,6 +11,7 @@ from textwrap import dedent
 import nbformat
 import psutil
 import pytest
+from jupyter_client.provisioning import KernelProvisionerFactory
 
 from lib.config import ROOT, resolve
 from lib.kernels import PLAIN, UNSLOTH, Template, templates
@@ -70,6 +71,7 @@ def test_a_kernel_begins_with_the_modules_and_nothing_of_the_one_before(tmp_path
     assert one[:-1] == ["True", "True", "True", "first", *mine]
     assert other[:-1] == ["True", "False", "False", "None", *mine]
     assert one[-1] != other[-1]
+    assert KernelProvisionerFactory.instance().default_provisioner_name == "local-provisioner"
     assert template.process.poll() is not None and set(psutil.Process().children()) <= set(others)
 
 
