@@ -13,16 +13,11 @@ steps of both models are timed beside TRL's, with and without vLLM, and Unsloth'
 import re
 import subprocess
 import sys
-from dataclasses import asdict
-from pathlib import Path
-from statistics import median
 
-from lib.config import ROOT, Config, resolve
+from benchmarks.accuracy import record_run
+from lib.config import ROOT, resolve
 from lib.errors import BadInput
-from lib.hardware import Hardware, detect_hardware
-from lib.memory import estimate, read_shape
-from lib.models import model_folder
-from lib.runs import Run, read_json, read_jsonl, run_folder, write_json
+from lib.hardware import detect_hardware
 from lib.suite import read_arguments
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -31,7 +26,6 @@ RUNS = {  # recipe → what runs it, and with which settings
     "gpu_check": ("lib.suite", []),
     "qwen2.5-0.5b_gsm8k": ("benchmarks.accuracy", ["-p", "backend", "transformers"]),
 }
-EVALUATIONS = ("base", "trained")
 SHAPES = {"demo": "gpu_check", "gsm8k": "qwen2.5-0.5b_gsm8k"}  # a step of whose model
 
 
@@ -50,9 +44,10 @@ def main(given: list[str]) -> int:
     for recipe, (module, _) in RUNS.items():
         if code := run("-m", module, *asked[recipe]):
             return code
-        found = record_run(configs[recipe], hardware, RESULTS / f"gpu_{gpu}.json")
-        if set(found["engines"]) != {"vllm"}:
-            print("vLLM did not start for the evaluation: 04's page says why.", file=sys.stderr)
+        found = record_run(configs[recipe], RESULTS / f"gpu_{gpu}.json")
+        if set(found["engines"].values()) != {"vllm"}:
+            told = f"vLLM did not generate everywhere ({found['engines']}): 03 or 04 says why."
+            print(told, file=sys.stderr)
             return 1
     for shape, recipe in SHAPES.items():
         file = str(RESULTS / f"step_{shape}_{gpu}.json")
@@ -66,43 +61,6 @@ def main(given: list[str]) -> int:
 def run(*command: str) -> int:
     """Exit code of a Python program in a process of its own, which gives the GPU's memory back."""
     return subprocess.run([sys.executable, *command], cwd=ROOT).returncode
-
-
-def record_run(config: Config, hardware: Hardware, file: Path) -> dict:
-    """Add what a finished run measured to a file of results, and return it."""
-    known = read_json(file) if file.is_file() else {"hardware": asdict(hardware)}
-    found = measured(config)
-    write_json(file, known | {config.name: found})
-    print(f"Written to {Run.shown(file)}")
-    return found
-
-
-def measured(config: Config) -> dict:
-    """What a finished run has to say of its speed, its memory and its success.
-
-    Seconds and tokens a second are the median step's; tokens are those of completions.
-    """
-    run = Run(run_folder(config))
-    record, log = read_json(run.record), read_jsonl(run.train_log)
-    need = estimate(
-        config, read_shape(model_folder(config)), detect_hardware(config.gpu_memory_cap)
-    )
-    tokens = [config.completions_per_step * row["completions/mean_length"] for row in log]
-    speeds = [count / row["step_time"] for count, row in zip(tokens, log, strict=True)]
-    return {
-        "steps": len(log),
-        "seconds a step": median(row["step_time"] for row in log),
-        "tokens/s": median(speeds),
-        "GPU memory GiB": record.get("training_gpu_gib"),
-        "planned GiB": need.parts,
-        "engines": [read_json(run.evals / f"{name}.json")["engine"] for name in EVALUATIONS],
-        "stages": record.get("finished", {}),
-        "comparison": read_json(run.evals / "comparison.json"),
-        "config": record["config"],
-        "versions": record["versions"],
-        "python": record["python"],
-        "commit": record["commit"],
-    }
 
 
 if __name__ == "__main__":

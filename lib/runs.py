@@ -175,6 +175,14 @@ class Run:
         """A path as a person reads it: relative to the repository where it lies inside."""
         return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
+    def recorded(self) -> dict[str, Any]:
+        """What the record holds; nothing before the run is opened."""
+        return read_json(self.record) if self.record.is_file() else {}
+
+    def note(self, **facts: Any) -> None:
+        """Put facts into the record, in place of what it had under these names."""
+        write_json(self.record, self.recorded() | facts)
+
     def log_step(self, row: dict) -> None:
         append_jsonl(self.train_log, [row])
 
@@ -226,19 +234,17 @@ def open_run(config: Config) -> Run:
     for kept in (run.best, run.adapter, run.merged):
         put_back(kept)
     quiet_process(run)
-    record = read_json(run.record) if run.record.is_file() else {}
-    record |= {
-        "name": config.name,
-        "run": config.run_name,
-        "created": record.get("created", time.strftime("%Y-%m-%d %H:%M:%S")),
-        "config": config.model_dump(),
-        "origins": {key: config.origin(key) for key in Config.model_fields},
-        "versions": installed_versions(),
-        "python": sys.version.split()[0],
-        "hardware": asdict(detect_hardware()),
-        "commit": _commit(),
-    }
-    write_json(run.record, record)
+    run.note(
+        name=config.name,
+        run=config.run_name,
+        created=run.recorded().get("created", time.strftime("%Y-%m-%d %H:%M:%S")),
+        config=config.model_dump(),
+        origins={key: config.origin(key) for key in Config.model_fields},
+        versions=installed_versions(),
+        python=sys.version.split()[0],
+        hardware=asdict(detect_hardware()),
+        commit=_commit(),
+    )
     return run
 
 

@@ -36,7 +36,7 @@ from lib.kernels import Provisioner, Template, templates
 from lib.progress import duration
 from lib.report import write_report
 from lib.rewards import learned_rewards
-from lib.runs import Run, open_run, read_json, run_folder, write_json
+from lib.runs import Run, open_run, read_json, run_folder
 
 NOTEBOOKS = ROOT / "notebooks"
 CHAIN = (
@@ -182,10 +182,8 @@ def run_notebook(
         why = "it was interrupted, or killed, as for want of memory"
         print(f"{name} stopped: its kernel ended ({why}).", file=sys.stderr)
         return interrupt.code or 1
-    record = read_json(run.record)
     stage = {"seconds": round(watch.seconds, 1), "peak_gib": round(watch.peak / 2**30, 2)}
-    record.setdefault("finished", {})[name] = stage
-    write_json(run.record, record)
+    run.note(finished=run.recorded().get("finished", {}) | {name: stage})
     return interrupt.code
 
 

@@ -15,7 +15,6 @@ from jupyter_client.provisioning import KernelProvisionerFactory
 
 from lib.config import ROOT, resolve
 from lib.kernels import PLAIN, UNSLOTH, Template, templates
-from lib.runs import write_json
 from lib.suite import _children_memory, run_notebook
 from tests.conftest import CPU, T4
 
@@ -24,8 +23,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are for
 
 @pytest.fixture
 def run(run, monkeypatch):
-    """With a record, and notebooks of the test's own in the folder above it."""
-    write_json(run.record, {})
+    """With notebooks of the test's own in the folder above it."""
     monkeypatch.setattr("lib.suite.NOTEBOOKS", run.folder.parent)
     return run
 

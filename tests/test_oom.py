@@ -202,5 +202,6 @@ def test_a_pass_larger_than_memory_is_learned_from_in_parts(embedded, tmp_path):
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
     assert ran.returncode == 0, ran.stderr[-2000:]
     told, [rows, finite] = ran.stdout, ran.stdout.split()[-2:]
-    assert "A pass did not fit into memory (it asked for 0." in told
+    # How much, torch's allocator tells, and oneDNN's kernels do not.
+    assert "A pass did not fit into memory (it asked for " in told
     assert int(rows) in (4, 2) and finite == "True"

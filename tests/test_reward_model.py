@@ -280,6 +280,9 @@ def test_figures(trained):
     assert reward_plots.repeated("a b c a b c") == pytest.approx(0.25)
     [first, *_, last] = reward_plots.from_start(rollouts, "reward_model")
     assert first.tolist() == [-1, 1] and last.tolist() == [3, 5]
+    # Equal rewards have no spread, though their mean is rounded.
+    equal = [[{"rewards": {"format": 0.1}}] * 3] * 2
+    assert [part.tolist() for part in reward_plots.from_start(equal, "format")] == [[0, 0, 0]] * 2
     for figure in (
         reward_plots.training_figure(log),
         reward_plots.scores_figure(after.chosen, after.rejected),

@@ -51,6 +51,7 @@ def test_full_fine_tuning_moves_all_weights_and_the_reference_follows(run):
     assert row["kl"] == 0.0 and row["grad_norm"] > 0
     for name, weight in trainer.ref_model.named_parameters():
         assert torch.equal(weight, now[name]), name
+    assert run.recorded() == {"rollouts_by": "transformers"}
     save_trained(policy, config, run)
     assert {file.name for file in run.adapter.iterdir()} >= {"config.json", "model.safetensors"}
 

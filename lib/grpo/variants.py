@@ -28,7 +28,7 @@ from lib.hardware import GIB
 from lib.models import model_folder
 from lib.process import give_back_freed_memory, peak_memory
 from lib.rewards import recipe_rewards
-from lib.runs import Run, hushed, open_run, read_json, run_folder, write_json
+from lib.runs import Run, hushed, open_run, read_json, run_folder
 from lib.tasks.prompts import make_rows
 
 BASE = "base"
@@ -137,14 +137,13 @@ def learn(config: Config, rows: list[dict], run: Run, engine: Any) -> Any:
     in_one_go = not (config.resume and learner.kept_step)
     learner.train()
     if in_one_go:
-        record = read_json(run.record)
-        record["learning"] = {
+        learning = {
             "seconds": round(time.perf_counter() - loaded, 1),
             "seconds_loading": round(loaded - started, 1),
             "cpu_seconds": round(time.process_time() - worked, 1),
             "peak_gib": round(memory.peak(), 2),
         }
-        write_json(run.record, record)
+        run.note(learning=learning)
     return learner.model
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lib.plots import BLUE, GREEN, GREY, ORANGE, STYLE
 from lib.progress import duration
@@ -60,6 +61,7 @@ def training_curves(log: Sequence[dict], title: str = "") -> Figure:
             _draw(axis, panel, log)
         for axis in axes[len(shown) :]:
             axis.set_axis_off()
+        axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))  # and of those that share it
         figure.supxlabel("optimizer step", fontsize=10)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return figure

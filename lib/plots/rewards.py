@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lib.plots import BLUE, GREEN, GREY, ORANGE, STYLE
 from lib.plots.curves import smooth
@@ -94,7 +95,8 @@ def from_start(rollouts: Sequence[Sequence[dict]], name: str) -> list[np.ndarray
     """A reward's values step by step, in standard deviations from those of the first fifth."""
     values = [np.array([row["rewards"][name] for row in rows], dtype=float) for rows in rollouts]
     start = np.concatenate(values[: max(1, len(values) // 5)])
-    return [(v - np.nanmean(start)) / (np.nanstd(start) or 1.0) for v in values]
+    spread = np.nanstd(start).round(9) or 1.0  # rounded, as equal rewards spread by rounding alone
+    return [((v - np.nanmean(start)) / spread).round(9) for v in values]
 
 
 def repeated(text: str) -> float:
@@ -109,3 +111,4 @@ def _curve(axis, steps, values, color, label) -> None:
     means = [np.nanmean(part) for part in values]
     axis.plot(steps, means, color=color, lw=1, alpha=0.3)
     axis.plot(steps, smooth(means), color=color, lw=2, label=label)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))

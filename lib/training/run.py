@@ -18,7 +18,7 @@ from lib.memory import read_shape, settled
 from lib.models import Policy, save_adapter
 from lib.progress import Progress
 from lib.rewards.calls import Checked
-from lib.runs import Run, read_json, write_json, written_whole
+from lib.runs import Run, read_json, written_whole
 from lib.training.further_prompts import FurtherPrompts
 from lib.training.lean_layers import make_lean
 from lib.training.loss_settings import loss_arguments
@@ -204,8 +204,10 @@ def train(trainer: Any, config: Config, run: Run) -> None:
             if not is_out_of_memory(error):
                 raise
             raise explained(error, trainer, config) from error
+    by_vllm = trainer.rollouts is not None or trainer.args.use_vllm
+    run.note(rollouts_by="vllm" if by_vllm else "transformers")
     if config.profile != "cpu":
-        write_json(run.record, read_json(run.record) | {"training_gpu_gib": gpu_memory_taken()})
+        run.note(training_gpu_gib=gpu_memory_taken())
 
 
 def save_trained(policy: Policy, config: Config, run: Run) -> str:
