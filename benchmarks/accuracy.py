@@ -41,8 +41,8 @@ def main(arguments: list[str]) -> int:
     try:
         config = resolve(options.recipe, {"rollout_engine": "vllm"} | given)
         run = open_run(config)
-        check_inputs(config, run)
         with hushed(run):
+            check_inputs(config, run)
             comparison = improve(config, run)
     except BadInput as error:
         print(error, file=sys.stderr)
