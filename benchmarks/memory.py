@@ -53,6 +53,7 @@ SETTINGS = {
     "checkpointing": {"prompts_per_step": 4, "micro_batch": 32, "gradient_checkpointing": True},
     "prompts not shared": ORDINARY,
     "prompts not shared, checkpointing": ORDINARY | {"gradient_checkpointing": True},
+    "logits in 32 bit": {"cast_lm_head_to_fp32": True, "backend": "transformers"},
     "fp32": {"precision": "fp32"},
     "full fine-tuning": {"full_finetuning": True},
     "full fine-tuning, fp32": WITHOUT_VLLM | {"full_finetuning": True, "precision": "fp32"},

@@ -112,19 +112,27 @@ def _attended(config: Config, shape: "ModelShape", rows: int, length: int, seen:
 def output_bytes(config: Config, shape: "ModelShape") -> int:
     """Logits of a pass, and what is computed from them.
 
-    On a CPU the product first reorders the output layer into a copy.
+    On a CPU the product first reorders the output layer into a copy, and anywhere it may have to
+    be cast before.
     """
-    copied = shape.vocab * shape.hidden * width_of(config) if config.profile == "cpu" else 0
-    return copied + _logits_bytes(config, shape)
+    layer, width = shape.vocab * shape.hidden, _head_width(config)
+    copied = layer * width if config.profile == "cpu" else 0
+    cast = layer * width if width > width_of(config) else 0
+    return copied + cast + _logits_bytes(config, shape)
+
+
+def _head_width(config: Config) -> int:
+    """Bytes of a number in the output layer's product."""
+    return 4 if config.cast_lm_head_to_fp32 else width_of(config)
 
 
 def _logits_bytes(config: Config, shape: "ModelShape") -> int:
-    width, tokens = width_of(config), pass_rows(config) * config.max_completion_length
+    width, tokens = _head_width(config), pass_rows(config) * config.max_completion_length
     if shares_prompts(config):
         # Some rows at a time, and fewer in 32 bit: log-probs, shares, and their product.
         full, on_cpu = config.full_finetuning, config.profile == "cpu"
         ends = 2 * tokens * shape.hidden * width
-        gradient = shape.vocab * shape.hidden * width if full else 0
+        gradient = shape.vocab * shape.hidden * width_of(config) if full else 0
         rows = min(tokens, FLOAT_ROWS if full else HEAD_ROWS)
         floats = min(tokens, CACHED_ROWS if on_cpu and not full else FLOAT_ROWS)
         logits = rows * width + 12 * floats

@@ -46,6 +46,8 @@ class Config(BaseModel):
     backend: Literal["auto", "unsloth", "transformers"] = "auto"
     precision: Literal["bf16", "fp16", "fp32"] = "bf16"
     load_in_4bit: bool = False
+    # logits in 32 bit, in training and in vLLM, which then agree better on what is probable
+    cast_lm_head_to_fp32: bool = False
     max_seq_length: int = Field(1024, gt=0)  # tokens of prompt and completion together
     full_finetuning: bool = False  # True: all weights, no adapter
     lora_r: int = Field(16, gt=0)
@@ -297,6 +299,11 @@ def check_pairs(config: Config, hardware: Hardware) -> None:
         )
     if config.precision == "fp16" and not hardware.gpu:
         raise BadInput("precision fp16 needs a GPU: set precision to bf16 or fp32 on the CPU.")
+    if config.cast_lm_head_to_fp32 and (config.load_in_4bit or config.backend != "transformers"):
+        raise BadInput(
+            "cast_lm_head_to_fp32 is for weights in 16 bit, trained and sampled by this suite: set "
+            "backend to transformers and load_in_4bit to False, or leave it at False."
+        )
     check_loss(config)
     if config.min_lr_rate and config.lr_scheduler != "cosine":
         raise BadInput(

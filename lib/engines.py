@@ -119,6 +119,8 @@ class VllmEngine:
         if self.takes_adapters:
             ranks = (rank for rank in LORA_RANKS if rank >= config.lora_r)
             settings |= dict(enable_lora=True, max_lora_rank=next(ranks, config.lora_r))
+        if config.cast_lm_head_to_fp32:
+            settings |= dict(hf_overrides={"head_dtype": "float32"})
         names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
         self.llm = LLM(
             model=str(folder),

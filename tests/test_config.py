@@ -165,6 +165,7 @@ def test_profiles_set_only_known_keys():
             "has no bound to truncate at",
         ),
         ({"lr_scheduler": "linear", "min_lr_rate": 0.1}, "set lr_scheduler to cosine"),
+        ({"cast_lm_head_to_fp32": True}, "set backend to transformers"),
         ({"adam_betas": [0.9]}, "adam_betas (parameter) is [0.9]"),
         ({"adam_betas": [0.9, 1.0]}, "adam_betas (parameter) is 1.0"),
     ],

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from lib.models import widen_head
 from lib.training.lean_layers import make_lean
 from lib.training.oom import split_rows
 from lib.training.sampler_correction import sampling_ratio
@@ -177,6 +178,33 @@ def test_the_head_in_small_parts_gives_the_same(model, batch, monkeypatch):
     monkeypatch.setattr("lib.training.token_logps.CACHED_ROWS", 2)
     parts, in_parts, _ = completion_scores(model, *whole(batch), COMPLETION)
     assert torch.allclose(ours, parts, atol=2e-4) and torch.allclose(entropies, in_parts, atol=1e-3)
+
+
+@pytest.mark.parametrize(("dtype", "mixed"), [(torch.bfloat16, False), (torch.float32, True)])
+def test_a_wide_head_takes_its_product_in_32_bit(embedded, batch, dtype, mixed):
+    model = adapted(embedded, dtype, lean=not mixed)
+    causal = model.get_base_model()
+    read = []
+    causal.base_model.register_forward_hook(lambda *seen: read.append(seen[-1].last_hidden_state))
+    packed = pack(*whole(batch), COMPLETION, torch.ones(6, dtype=torch.bool))
+
+    def logps() -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the real tokens, and what the same hidden states give in 32 bit."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            found_BC, *_ = completion_scores(model, *whole(batch), COMPLETION)
+        hidden_MD = read.pop()[0][packed.before_M].float()
+        logits_MV = hidden_MD @ causal.get_output_embeddings().weight.float().T
+        wanted_M = logits_MV.log_softmax(-1).gather(-1, packed.targets_M[:, None])[:, 0]
+        return found_BC[packed.rows_M, packed.columns_M], wanted_M
+
+    found_M, wanted_M = logps()
+    assert (found_M - wanted_M).abs().mean() > 1e-3
+    widen_head(model)
+    found_M, wanted_M = logps()
+    assert (found_M - wanted_M).abs().max() < 1e-4
+    slope, wanted = (gradient(model, logps()[i].sum()) for i in (0, 1))
+    assert relative(slope, wanted) < 0.02  # of bf16, on the way back
+    assert model(whole(batch)[0]).logits.dtype == torch.float32
 
 
 def test_full_fine_tuning_gives_the_output_layer_its_gradient(embedded, batch):

@@ -21,6 +21,7 @@ FIXED = {
     "entropy_coef": 0.0,
     "entropy_target": 0.0,
     "load_in_4bit": False,
+    "cast_lm_head_to_fp32": False,
     "full_finetuning": False,
     "resample": 0,
     "drop_dead": False,

@@ -27,7 +27,9 @@ LEFT: dict[str, dict[str, Any]] = {
     ),
     "only for models of mixed experts": dict(router_aux_loss_coef=None),
     "dropout is the adapter's, lora_dropout": dict(disable_dropout=False),
-    "the embedded model's output layer is tied to its input": dict(cast_lm_head_to_fp32=False),
+    "lib.models does it, also in vLLM, and casts no weight that stays": dict(
+        cast_lm_head_to_fp32=False
+    ),
     "follows from micro_batch and prompts_per_step": dict(generation_batch_size=None),
     "TRL's own sampler draws the prompts, by the seed": dict(
         train_sampling_strategy="random",

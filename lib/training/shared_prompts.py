@@ -282,9 +282,10 @@ def completion_scores(
             groups=packed.groups,
         ).last_hidden_state[0]
     hidden_MD = hidden_ND[packed.before_M]
-    weight_VD = causal.get_output_embeddings().weight
-    score = trained_head if weight_VD.requires_grad or entropy_gradient else TokenLogps.apply
-    logps_M, entropies_M = score(hidden_MD, weight_VD, packed.targets_M, temperature)
+    head = causal.get_output_embeddings()
+    score = trained_head if head.weight.requires_grad or entropy_gradient else TokenLogps.apply
+    with _in_its_width(head, hidden_MD) as operands:
+        logps_M, entropies_M = score(*operands, packed.targets_M, temperature)
     places = (packed.rows_M, packed.columns_M)
     if value_head is not None:
         values_BC = values_BC.index_put(places, value_head(hidden_MD))
@@ -293,6 +294,16 @@ def completion_scores(
         entropies_BC.index_put(places, entropies_M),
         values_BC,
     )
+
+
+@contextmanager
+def _in_its_width(head: Any, hidden_MD: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Hidden states and the output layer, in 32 bit where `lib.models.widen_head` asked for it."""
+    if getattr(head, "wide", False):
+        with torch.autocast(hidden_MD.device.type, enabled=False):
+            yield hidden_MD.float(), head.weight.float()
+    else:
+        yield hidden_MD, head.weight
 
 
 @contextmanager
