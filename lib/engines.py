@@ -229,13 +229,15 @@ class TransformersEngine:
     def __init__(self, config: Config, folder: Path):
         from transformers import AutoModelForCausalLM
 
-        from lib.models import load_tokenizer, torch_dtype
+        from lib.models import load_tokenizer, torch_dtype, widen_head
 
         self.notes: list[str] = []
         device = "cpu" if config.profile == "cpu" else "cuda"
         self.tokenizer = load_tokenizer(folder)
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch_dtype(config))
         self.model.to(device).eval()
+        if config.cast_lm_head_to_fp32:
+            widen_head(self.model)
 
     @classmethod
     def around(cls, model: Any, tokenizer: Any) -> "TransformersEngine":
