@@ -4,6 +4,7 @@ import math
 import pickle
 import shutil
 
+import numpy as np
 import pytest
 
 from lib.checks import load_problems, side_config
@@ -282,7 +283,7 @@ def test_figures(trained):
     assert first.tolist() == [-1, 1] and last.tolist() == [3, 5]
     # Equal rewards have no spread, though their mean is rounded.
     equal = [[{"rewards": {"format": 0.1}}] * 3] * 2
-    assert [part.tolist() for part in reward_plots.from_start(equal, "format")] == [[0, 0, 0]] * 2
+    assert np.abs(reward_plots.from_start(equal, "format")).max() < 1e-9
     for figure in (
         reward_plots.training_figure(log),
         reward_plots.scores_figure(after.chosen, after.rejected),

@@ -96,7 +96,7 @@ def from_start(rollouts: Sequence[Sequence[dict]], name: str) -> list[np.ndarray
     values = [np.array([row["rewards"][name] for row in rows], dtype=float) for rows in rollouts]
     start = np.concatenate(values[: max(1, len(values) // 5)])
     spread = np.nanstd(start).round(9) or 1.0  # rounded, as equal rewards spread by rounding alone
-    return [((v - np.nanmean(start)) / spread).round(9) for v in values]
+    return [(v - np.nanmean(start)) / spread for v in values]
 
 
 def repeated(text: str) -> float:
@@ -107,8 +107,8 @@ def repeated(text: str) -> float:
 
 
 def _curve(axis, steps, values, color, label) -> None:
-    """Each step's mean pale, the mean of the latest five in colour."""
-    means = [np.nanmean(part) for part in values]
+    """Each step's mean pale, the mean of the latest five in colour; rounding is no slope."""
+    means = np.round([np.nanmean(part) for part in values], 6)
     axis.plot(steps, means, color=color, lw=1, alpha=0.3)
     axis.plot(steps, smooth(means), color=color, lw=2, label=label)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
