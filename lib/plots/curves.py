@@ -61,7 +61,7 @@ def training_curves(log: Sequence[dict], title: str = "") -> Figure:
             _draw(axis, panel, log)
         for axis in axes[len(shown) :]:
             axis.set_axis_off()
-        axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))  # and of those that share it
+        whole_steps(axes[0])  # and those that share its steps
         figure.supxlabel("optimizer step", fontsize=10)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return figure
@@ -88,6 +88,11 @@ def _draw(axis: Any, panel: Panel, log: Sequence[dict]) -> None:
         axis.set_ylim(bottom=-0.02 * axis.get_ylim()[1])
     if len(panel.lines) > 1:
         axis.legend(fontsize=8)
+
+
+def whole_steps(axis: Any) -> None:
+    """No tick between two steps, as a run of few would have."""
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def smooth(values: Sequence[float], window: int = 5) -> np.ndarray:

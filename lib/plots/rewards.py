@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from lib.plots import BLUE, GREEN, GREY, ORANGE, STYLE
-from lib.plots.curves import smooth
+from lib.plots.curves import smooth, whole_steps
 
 
 def training_figure(log: Sequence[dict]) -> Figure:
@@ -24,6 +23,7 @@ def training_figure(log: Sequence[dict]) -> Figure:
             axis.axhline(chance, color="black", lw=1, ls=":", label="a coin")
             axis.set_title(f"{name} on training pairs", loc="left", fontsize=10)
             axis.set_xlabel("optimizer step")
+            whole_steps(axis)
         axes[0].legend(fontsize=8)
     return figure
 
@@ -111,4 +111,4 @@ def _curve(axis, steps, values, color, label) -> None:
     means = np.round([np.nanmean(part) for part in values], 6)
     axis.plot(steps, means, color=color, lw=1, alpha=0.3)
     axis.plot(steps, smooth(means), color=color, lw=2, label=label)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    whole_steps(axis)
