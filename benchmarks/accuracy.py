@@ -28,7 +28,6 @@ from lib.rewards import recipe_rewards
 from lib.runs import Run, hushed, open_run, read_json, read_jsonl, run_folder, write_json
 from lib.suite import read_arguments
 from lib.tasks import make_rows
-from lib.training.run import make_trainer, save_trained, train
 
 EVALUATIONS = ("base", "trained")
 
@@ -43,7 +42,7 @@ def main(arguments: list[str]) -> int:
         run = open_run(config)
         with hushed(run):
             check_inputs(config, run)
-            comparison = improve(config, run)
+        comparison = improve(config, run)
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2
@@ -56,14 +55,18 @@ def main(arguments: list[str]) -> int:
 
 def improve(config: Config, run: Run) -> dict:
     """Base against trained, as `lib.evaluation.comparison.compare`."""
+    # It imports torch, whose libraries `open_run` has asked for silence.
+    from lib.training.run import make_trainer, save_trained, train
+
     task, training, problems, examples = load_problems(config)
     rows, tests = (
         make_rows(some, config.prompt_format, config.shots, examples)
         for some in (training, problems)
     )
     rewards, weights = recipe_rewards(config)
-    policy = load_policy(config)
-    trainer = make_trainer(policy, rows, rewards, weights, config, run)
+    with hushed(run):
+        policy = load_policy(config)
+        trainer = make_trainer(policy, rows, rewards, weights, config, run)
     if trainer.rollouts is None:
         raise BadInput(f"vLLM does not generate in this process: {' '.join(policy.notes)}")
     engine = trainer.rollouts.engine
