@@ -30,6 +30,7 @@ from lib.suite import read_arguments
 from lib.tasks import make_rows
 
 EVALUATIONS = ("base", "trained")
+PATHS = ("output_dir", "data_dir")  # of the machine, and nothing to anyone else
 
 
 def main(arguments: list[str]) -> int:
@@ -111,7 +112,7 @@ def measured(config: Config) -> dict:
         "engines": engines,
         "stages": record.get("finished", {}),
         "comparison": read_json(run.evals / "comparison.json"),
-        "config": record["config"],
+        "config": {key: value for key, value in record["config"].items() if key not in PATHS},
         "versions": record["versions"],
         "python": record["python"],
         "commit": record["commit"],
