@@ -37,8 +37,9 @@ def one_step(config, run):
     return policy, trainer, before
 
 
-def test_full_fine_tuning_moves_all_weights_and_the_reference_follows(run):
-    given = dict(full_finetuning=True, learning_rate=1e-5, beta=0.1)
+@pytest.mark.parametrize("wide", [False, True])
+def test_full_fine_tuning_moves_all_weights_and_the_reference_follows(run, wide):
+    given = dict(full_finetuning=True, learning_rate=1e-5, beta=0.1, cast_lm_head_to_fp32=wide)
     given |= dict(ref_model_sync_steps=1, ref_model_mixup_alpha=1.0)
     config = resolve("ci", SMALL | given, CPU)
     policy, trainer, before = one_step(config, run)

@@ -15,7 +15,7 @@ from lib.config import Config
 from lib.errors import BadInput
 from lib.hardware import cap_gpu_memory, gpu_memory_taken
 from lib.memory import read_shape, settled
-from lib.models import Policy, save_adapter
+from lib.models import Policy, save_adapter, widen_head
 from lib.progress import Progress
 from lib.rewards.calls import Checked
 from lib.runs import Run, read_json, written_whole
@@ -163,6 +163,8 @@ def make_trainer(
         args=arguments,
         train_dataset=Dataset.from_list(fitting),
     )
+    if config.cast_lm_head_to_fp32 and trainer.ref_model is not None:
+        widen_head(trainer.ref_model)  # a model of its own, where all weights are trained
     trainer.run, trainer.rollouts, trainer.shares_prompts = run, rollouts, sharing
     if config.resample:
         trainer.further = FurtherPrompts(
