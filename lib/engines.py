@@ -229,7 +229,8 @@ class TransformersEngine:
     def __init__(self, config: Config, folder: Path):
         from transformers import AutoModelForCausalLM
 
-        from lib.models import load_tokenizer, torch_dtype, widen_head
+        from lib.models import load_tokenizer, torch_dtype
+        from lib.output_layer import widen_head
 
         self.notes: list[str] = []
         device = "cpu" if config.profile == "cpu" else "cuda"

@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,44 +159,14 @@ def load_policy(config: Config) -> Policy:
 
     Import this process's TRL only afterwards: Unsloth patches it.
     """
+    from lib.output_layer import widen_head, without_head_copies
+
     folder = model_folder(config)
     policy = _load(settled(config, read_shape(folder)), folder)
     without_head_copies(policy.model)
     if config.cast_lm_head_to_fp32:
         widen_head(policy.model)
     return policy
-
-
-def without_head_copies(model: Any) -> None:
-    """Keep torch on a CPU from copying the output layer for each sequence of a batch.
-
-    transformers cuts the positions to score out of [B, T, D]. torch takes the product of such a cut
-    and a frozen layer for a batch of products, and in 16 bit copies the layer B times for it: 2 GiB
-    at Qwen2.5-0.5B's size and B = 8, and 18 s on one core where 0.06 s serve.
-    """
-    if model.device.type == "cpu":
-        model.get_output_embeddings().register_forward_pre_hook(_contiguous)
-
-
-def widen_head(model: Any) -> None:
-    """Have the model compute its logits in 32 bit; its weights stay as they are.
-
-    In bf16 a logit of 20 is rounded to eighths, by the trainer otherwise than by the sampler:
-    MiniMax-M1 (arXiv:2506.13585) found training to need this. `completion_scores` heeds `wide`.
-    """
-    head = model.get_output_embeddings()
-    head.wide, head.forward = True, partial(_wide_product, head)
-
-
-def _wide_product(head: Any, hidden: Any) -> Any:
-    import torch
-
-    with torch.autocast(hidden.device.type, enabled=False):
-        return torch.nn.functional.linear(hidden.float(), head.weight.float(), head.bias)
-
-
-def _contiguous(_: Any, inputs: tuple) -> tuple:
-    return tuple(x.contiguous() for x in inputs)
 
 
 def _load(config: Config, folder: Path) -> Policy:

@@ -87,7 +87,7 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
     check_resumable(config, Run(run_folder(config)))
     run = open_run(config)
     recipe = str(find_recipe(options.recipe).resolve())
-    finished = read_json(run.record).get("finished", {}) if options.resume else {}
+    finished = run.recorded().get("finished", {}) if options.resume else {}
     left = [name for name in chain if name not in finished]
     with templates(left, config, run) as ready:
         check_inputs(config, run)

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from lib.models import widen_head
+from lib.output_layer import widen_head
 from lib.training.lean_layers import make_lean
 from lib.training.oom import split_rows
 from lib.training.sampler_correction import sampling_ratio

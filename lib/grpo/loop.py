@@ -30,7 +30,8 @@ from lib.grpo.lora import add_lora, lora_parameters, without_lora
 from lib.grpo.samples import engine_samples, read_completions
 from lib.grpo.settings import check_settings
 from lib.grpo.steps import describe, describe_rewards, learning_rate, step_rows
-from lib.models import load_tokenizer, lora_targets, model_folder, without_head_copies
+from lib.models import load_tokenizer, lora_targets, model_folder
+from lib.output_layer import without_head_copies
 from lib.preflight import score
 from lib.progress import Progress
 from lib.runs import Run, append_jsonl

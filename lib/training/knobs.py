@@ -27,7 +27,7 @@ LEFT: dict[str, dict[str, Any]] = {
     ),
     "only for models of mixed experts": dict(router_aux_loss_coef=None),
     "dropout is the adapter's, lora_dropout": dict(disable_dropout=False),
-    "lib.models does it, also in vLLM, and casts no weight that stays": dict(
+    "lib.output_layer does it, and vLLM; no weight is cast for good": dict(
         cast_lm_head_to_fp32=False
     ),
     "follows from micro_batch and prompts_per_step": dict(generation_batch_size=None),

@@ -15,7 +15,8 @@ from lib.config import Config
 from lib.errors import BadInput
 from lib.hardware import cap_gpu_memory, gpu_memory_taken
 from lib.memory import read_shape, settled
-from lib.models import Policy, save_adapter, widen_head
+from lib.models import Policy, save_adapter
+from lib.output_layer import widen_head
 from lib.progress import Progress
 from lib.rewards.calls import Checked
 from lib.runs import Run, read_json, written_whole

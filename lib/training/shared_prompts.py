@@ -20,6 +20,7 @@ from torch.amp import custom_bwd, custom_fwd
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from lib.output_layer import operands
 from lib.training.token_logps import TokenLogps, plain_logps, trained_head
 
 ATTENTION = "shared_prompt"
@@ -284,8 +285,8 @@ def completion_scores(
     hidden_MD = hidden_ND[packed.before_M]
     head = causal.get_output_embeddings()
     score = trained_head if head.weight.requires_grad or entropy_gradient else TokenLogps.apply
-    with _in_its_width(head, hidden_MD) as operands:
-        logps_M, entropies_M = score(*operands, packed.targets_M, temperature)
+    with operands(head, hidden_MD) as both:
+        logps_M, entropies_M = score(*both, packed.targets_M, temperature)
     places = (packed.rows_M, packed.columns_M)
     if value_head is not None:
         values_BC = values_BC.index_put(places, value_head(hidden_MD))
@@ -294,16 +295,6 @@ def completion_scores(
         entropies_BC.index_put(places, entropies_M),
         values_BC,
     )
-
-
-@contextmanager
-def _in_its_width(head: Any, hidden_MD: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Hidden states and the output layer, in 32 bit where `lib.models.widen_head` asked for it."""
-    if getattr(head, "wide", False):
-        with torch.autocast(hidden_MD.device.type, enabled=False):
-            yield hidden_MD.float(), head.weight.float()
-    else:
-        yield hidden_MD, head.weight
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import numpy as np
 from lib.browser import read_rollouts
 from lib.config import Config
 from lib.errors import first_line
-from lib.runs import Run, hushed, read_json
+from lib.runs import Run, hushed
 
 PROJECT = "grpo"  # WANDB_PROJECT names another
 
@@ -264,7 +264,7 @@ def has_wandb_key() -> bool:
 
 def _run_id(run: Run) -> str:
     """The same for every notebook of a run, and not for another run of its name."""
-    created = read_json(run.record)["created"] if run.record.is_file() else ""
+    created = run.recorded().get("created", "")
     return hashlib.sha256(f"{run.folder}{created}".encode()).hexdigest()[:16]
 
 
