@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from lib.output_layer import is_wide
 from lib.runs import Run, append_jsonl
 from lib.training.dynamic_sampling import DynamicSampling
 from lib.training.oom import SmallerPasses, split_rows
@@ -124,11 +125,12 @@ def trainer_class() -> type:
                 self._old_comes_later = False
                 return input_ids.new_zeros(1), None, None
             if not self.shares_prompts:
-                if input_ids.is_cuda:
+                # TRL's own way takes the output layer's weights for a Triton kernel: a CPU does not
+                # run it, and it would pass over a wide layer.
+                if input_ids.is_cuda and not is_wide(plain.get_output_embeddings()):
                     return super()._get_per_token_logps_and_entropies(
                         model, *batch, *others, **options
                     )
-                # TRL's own way runs a Triton kernel, which a CPU does not.
                 return *plain_logps(plain, *batch, self.temperature, bonus), None
             with self._mixed_precision(plain):
                 logps_BC, entropies_BC, _ = completion_scores(
