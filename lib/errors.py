@@ -9,7 +9,17 @@ class BadInput(ValueError):
 
     Its text is one sentence that names what is wrong and where, and says what
     to do. Notebooks and the runner show that sentence and no traceback.
+
+    >>> BadInput("Tesla T4 has no bf16: set precision to fp16.", key="no-bf16").key
+    'no-bf16'
+
+    Attributes:
+        key: names the kind of error for programs and tests; it stays where the sentence changes.
     """
+
+    def __init__(self, sentence: str, key: str = ""):
+        super().__init__(sentence)
+        self.key = key
 
 
 class Stopped(BadInput):
