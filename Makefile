@@ -7,6 +7,9 @@ VENV := .venv/bin
 .venv/.ready: requirements-cpu.txt tools/setup.sh
 	PYTHON=$(PYTHON) bash tools/setup.sh
 
+.venv/.dev: .venv/.ready requirements-dev.txt
+	PYTHON=$(PYTHON) bash tools/setup.sh dev
+
 .PHONY: setup demo test lint lock gpu-check clean
 setup: .venv/.ready
 
@@ -17,17 +20,18 @@ demo: setup
 	$(VENV)/python -m lib.suite demo
 
 # In a process's own folder, so that nothing is left and no run is touched.
-test: setup lint
+test: lint
 	$(VENV)/python -m pytest -n 2 --dist loadfile tests
 	rm -rf outputs/.test
 	GRPO_RECIPE=ci GRPO_OUTPUT_DIR=outputs/.test $(VENV)/python -m pytest \
 		--nbmake --nbmake-timeout=900 notebooks
 	rm -rf outputs/.test
 
-lint: setup
+lint: .venv/.dev
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/nbstripout --verify --keep-id --extra-keys metadata.papermill notebooks/*.ipynb
+	if grep -q importlinter pyproject.toml; then $(VENV)/lint-imports --no-cache; fi
 
 # Runs the suite in small on the GPU that is here; writes benchmarks/results/.
 gpu-check:

@@ -1,13 +1,17 @@
 """The locks are what pyproject.toml asks for, and name no address."""
 
+import ast
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
 from lib.config import ROOT
-from tools.lock import LOCKS, digest, header
+from tools.lock import LOCKS, USER, digest, header
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -25,13 +29,54 @@ def test_lock_was_made_from_this_pyproject(name):
     )
 
 
-@pytest.mark.parametrize(("name", "extra"), LOCKS.items())
-def test_lock_meets_every_requirement(name, extra):
-    wanted = PROJECT["dependencies"] + PROJECT["optional-dependencies"][extra]
-    locked = pins(name)
+@pytest.mark.parametrize(("name", "extras"), LOCKS.items())
+def test_lock_meets_every_requirement(name, extras):
+    wanted = list(PROJECT["dependencies"])
+    for extra in extras:
+        wanted += PROJECT["optional-dependencies"][extra]
+    locked = pins(name) if "dev" not in extras else pins("requirements-cpu.txt") | pins(name)
     for requirement in map(Requirement, wanted):
         version = locked[requirement.name.lower().replace("_", "-")]
         assert requirement.specifier.contains(version), f"{requirement} but {version} in {name}"
+
+
+def test_users_install_no_test_packages():
+    dev = [Requirement(line).name for line in PROJECT["optional-dependencies"]["dev"]]
+    for name in ("requirements.txt", "requirements-cpu.txt"):
+        assert not (set(dev) - {"packaging"}) & set(pins(name)), name
+    assert not set(pins("requirements-cpu.txt")) & set(pins("requirements-dev.txt"))
+
+
+def test_the_gpu_lock_has_what_4_bit_needs_and_nothing_for_another_torch():
+    locked = pins("requirements.txt")
+    assert {"bitsandbytes", "vllm-bnb-plugin"} <= set(locked)
+    assert "xformers" not in locked
+
+
+def test_every_imported_package_is_declared():
+    """What lib imports stands in `dependencies`, or in an extra that users install or ask for."""
+    extras = PROJECT["optional-dependencies"]
+    lines = PROJECT["dependencies"] + [
+        line for extra in ("gpu", "cpu", *USER, "ray") for line in extras[extra]
+    ]
+    declared = {Requirement(line).name.lower().replace("_", "-") for line in lines}
+    provided_by = packages_distributions()
+    for file in (ROOT / "lib").rglob("*.py"):
+        for module in imported(file):
+            names = {n.lower().replace("_", "-") for n in provided_by.get(module, [module])}
+            assert names & declared, f"{file.relative_to(ROOT)} imports {module}: declare it"
+
+
+def imported(file: Path) -> set[str]:
+    """Top-level names of what a file imports that is neither Python's nor the project's."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    tops = {name.partition(".")[0] for name in names}
+    return tops - set(sys.stdlib_module_names) - {"lib", "__future__"}
 
 
 @pytest.mark.parametrize("name", [*LOCKS, "environment.yml"])

@@ -1,9 +1,11 @@
-"""Write requirements.txt, requirements-cpu.txt and environment.yml from pyproject.toml.
+"""Write the locks (requirements*.txt) and environment.yml from pyproject.toml.
 
-Run through `make lock`. The locks are resolved for CPython 3.11 on x86-64
-Linux and hold for 3.12 and 3.13 too: every pin has a wheel or a pure source
-there. They name no address; each starts with a digest of what it was made
-from, by which `tests/test_locks.py` notices that pyproject.toml has moved on.
+Run through `make lock`; what is locked already stays where pyproject.toml
+still allows it (`make lock LOCK_ARGS=--upgrade` moves on). The locks are
+resolved for CPython 3.11 on x86-64 Linux and hold for 3.12 and 3.13 too: every
+pin has a wheel or a pure source there. They name no address; each starts with
+a digest of what it was made from, by which `tests/test_locks.py` notices that
+pyproject.toml has moved on.
 """
 
 import hashlib
@@ -15,7 +17,13 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCKS = {"requirements.txt": "gpu", "requirements-cpu.txt": "cpu"}
+USER = ("gguf", "serve")
+LOCKS = {  # file: the extras in it
+    "requirements.txt": ("gpu", *USER),
+    "requirements-cpu.txt": ("cpu", *USER),
+    # What `make test` adds to the CPU lock: nothing that is in there already.
+    "requirements-dev.txt": ("cpu", *USER, "ray", "dev"),
+}
 ENVIRONMENT = """\
 {header}
 # The locks are complete: install them without resolving again.
@@ -50,28 +58,44 @@ def header(root: Path = ROOT) -> str:
     return f"# Made by `make lock` from pyproject.toml ({digest(root)}); edit that file instead."
 
 
-def compile_lock(extra: str, excludes: list[str]) -> str:
-    """Pinned requirements of one extra, as uv resolves them."""
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as unwanted:
-        unwanted.write("\n".join(excludes))
-        unwanted.flush()
+def resolve(extras: tuple[str, ...], pins: list[str]) -> list[str]:
+    """Pinned requirements of some extras, as uv resolves them, near to `pins`."""
+    locks = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["locks"]
+    with tempfile.TemporaryDirectory() as folder:
+        out, unwanted = Path(folder, "lock.txt"), Path(folder, "unwanted.txt")
+        out.write_text("\n".join(pins))
+        unwanted.write_text("\n".join(locks[f"{extras[0]}-excludes"]))
         command = [
-            *("uv", "pip", "compile", "-q", "pyproject.toml", "--extra", extra),
+            *("uv", "pip", "compile", "-q", "pyproject.toml", "-o", str(out)),
+            *(f"--extra={extra}" for extra in extras),
             *("--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28"),
             *("--no-header", "--no-annotate", "--no-emit-index-url", "--no-emit-find-links"),
-            *("--excludes", unwanted.name),
+            *("--excludes", str(unwanted)),
         ]
-        if extra == "cpu":
+        if extras[0] == "cpu":
             command += sys.argv[1:]  # e.g. --torch-backend cpu, or --find-links
-        return subprocess.run(command, cwd=ROOT, check=True, text=True, stdout=-1).stdout
+        elif "--upgrade" in sys.argv:
+            command += ["--upgrade"]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        return out.read_text().splitlines()
+
+
+def read(name: str) -> list[str]:
+    """The pins of a lock."""
+    file = ROOT / name
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def main() -> None:
-    locks = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["locks"]
-    for name, extra in LOCKS.items():
-        pins = compile_lock(extra, locks["cpu-excludes"] if extra == "cpu" else [])
-        (ROOT / name).write_text(f"{header()}\n{pins}")
-        print(f"{name}: {len(pins.splitlines())} packages")
+    old = read("requirements-cpu.txt") + read("requirements-dev.txt")
+    everything = resolve(LOCKS["requirements-dev.txt"], old)
+    for name, extras in LOCKS.items():
+        pins = resolve(extras, read(name) if extras[0] == "gpu" else everything)
+        if "dev" in extras:
+            pins = [pin for pin in everything if pin not in read("requirements-cpu.txt")]
+        (ROOT / name).write_text("\n".join([header(), *pins]) + "\n")
+        print(f"{name}: {len(pins)} packages")
     (ROOT / "environment.yml").write_text(ENVIRONMENT.format(header=header()))
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Create .venv with the locked CPU stack. Needs Python 3.11+ and a package
-# index; bootstraps uv with pip where it is missing.
+# Create .venv with the locked CPU stack: `setup.sh` what a user needs, and
+# `setup.sh dev` what tests add to it. Needs Python 3.11+ and a package index;
+# bootstraps uv with pip where it is missing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -25,7 +26,13 @@ torch=(--torch-backend cpu)
 if compgen -G "${links:-/nowhere}/torch-*+cpu-*.whl" > /dev/null; then
     torch=(--find-links "$links")
 fi
-"$uv" pip install --python .venv/bin/python --no-deps "${torch[@]}" -r requirements-cpu.txt
+install() { "$uv" pip install --python .venv/bin/python --no-deps "${torch[@]}" -r "$1"; }
+if [ "${1:-}" = dev ]; then
+    install requirements-dev.txt
+    touch .venv/.dev
+    exit
+fi
+install requirements-cpu.txt
 # `import lib` then works from any folder: papermill runs a notebook in its caller's.
 site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
 pwd > "$site/grpo-notebooks.pth"
