@@ -4,7 +4,7 @@
     tasks/       data sets become problems, problems become prompts
     rewards/     what a completion is paid: by rule, or by a learned reward model
     training/    GRPO by TRL's trainer, made faster, resumable and watchable
-    grpo/        GRPO and its variants in the open, as 07_grpo_from_scratch tells them
+    scratch/        GRPO and its variants in the open, as 07_grpo_from_scratch tells them
     evaluation/  answers to held-out problems, and the statistics of a difference
     plots/       figures and widgets
 

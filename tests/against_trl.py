@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from lib.config import Config, resolve
-from lib.grpo import Batch, Totals, completion_logps, grpo_loss
-from lib.grpo.baselines import loss_config
 from lib.models import embedded_folder
+from lib.scratch import Batch, Totals, completion_logps, grpo_loss
+from lib.scratch.baselines import loss_config
 from tests.conftest import CPU
 
 LOSSES = {

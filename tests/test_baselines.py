@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from lib.config import resolve
 from lib.errors import BadInput
-from lib.grpo import Batch, Totals, group_advantages, grpo_loss
-from lib.grpo.baselines import (
+from lib.scratch import Batch, Totals, group_advantages, grpo_loss
+from lib.scratch.baselines import (
     ValueHead,
     gae,
     kl_penalty,

@@ -17,15 +17,15 @@ from lib.evaluation.compare_runs import (
 )
 from lib.evaluation.crossed import crossed_difference
 from lib.evaluation.stats import paired_difference
-from lib.grpo.variants import (
+from lib.plots.runs import differences_figure, learning_curves
+from lib.runs import Run, append_jsonl, discard, open_run, read_json, read_jsonl, write_json
+from lib.scratch.variants import (
     base_config,
     evaluation_name,
     is_finished,
     run_variants,
     variant_configs,
 )
-from lib.plots.runs import differences_figure, learning_curves
-from lib.runs import Run, append_jsonl, discard, open_run, read_json, read_jsonl, write_json
 from tests.conftest import CPU
 
 TWO = {"variants": {"grpo": {}, "rloo": {"algorithm": "rloo"}}, "seeds": [0, 1]}

@@ -19,7 +19,8 @@ from lib.errors import BadInput
 from lib.evaluation.comparison import greedy_answers, score_names
 from lib.evaluation.crossed import crossed_difference
 from lib.evaluation.stats import Difference
-from lib.grpo.variants import (
+from lib.runs import Run, read_json, read_jsonl, run_folder
+from lib.scratch.variants import (
     BASE,
     NOT_SETTINGS,
     base_config,
@@ -27,7 +28,6 @@ from lib.grpo.variants import (
     is_finished,
     variant_configs,
 )
-from lib.runs import Run, read_json, read_jsonl, run_folder
 
 Arms = Mapping[str, Sequence[Run]]
 

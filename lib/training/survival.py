@@ -7,7 +7,7 @@ with torch's weights_only), the step, and what callbacks export (`ExportableStat
 
 On a CPU the resumed run's rewards and adapter are those of a run that was not stopped.
 
-`survived` and `need_number` serve the loop of `lib.grpo.loop`, too.
+`survived` and `need_number` serve the loop of `lib.scratch.loop`, too.
 """
 
 import errno

@@ -1,4 +1,4 @@
-"""What a step of `lib.grpo.loop` takes (its prompts, its learning rate) and what it logs."""
+"""What a step of `lib.scratch.loop` takes (its prompts, its learning rate) and what it logs."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lib.config import Config
-from lib.grpo import Batch, k3, policy_ratio
+from lib.scratch import Batch, k3, policy_ratio
 
 
 def step_rows(rows: Sequence[dict], config: Config, step: int) -> tuple[list[dict], int]:

@@ -1,4 +1,4 @@
-"""What `lib.grpo.loop` has sampled: by an engine, and as texts."""
+"""What `lib.scratch.loop` has sampled: by an engine, and as texts."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,8 +9,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lib.config import Config
 from lib.engines import VllmEngine
-from lib.grpo.lora import live_weights
 from lib.sampling import Completion, training_sampling
+from lib.scratch.lora import live_weights
 
 
 def engine_samples(
@@ -21,7 +21,7 @@ def engine_samples(
     config: Config,
     step: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `lib.grpo.sample`, by an engine, which is handed the policy's weights first."""
+    """As `lib.scratch.sample`, by an engine, which is handed the policy's weights first."""
     engine.hand_over(live_weights(model))
     asked = replace(training_sampling(config, config.num_generations, step), logprobs=True)
     prompts = [

@@ -6,7 +6,7 @@
     grpo_loss(logps_BT, batch, step, config).backward()
 
 Read it downwards: advantages, ratio, clipping, KL, the weight of a token, the loss; then
-sampling and scoring with a model. `lib.grpo.loop` does it step after step.
+sampling and scoring with a model. `lib.scratch.loop` does it step after step.
 
 Shapes: N prompts in a step, G completions of each, B = N·G completions, S tokens of the
 longest prompt (padded on the left), T of the longest completion (padded on the right), V
@@ -131,7 +131,7 @@ class Batch:
         sampled_logps_BT: as the sampler saw them, token by token.
         old_logps_BT: of the same policy as the loss computes them; None until the first update.
         ref_logps_BT: under the reference (the base model); None where beta is 0.
-        old_values_BT, returns_BT: PPO's, of `lib.grpo.baselines`.
+        old_values_BT, returns_BT: PPO's, of `lib.scratch.baselines`.
     """
 
     prompts_NS: Tensor

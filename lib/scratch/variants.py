@@ -1,10 +1,10 @@
 """Train every variant of a recipe with every seed, and measure each on held-out problems.
 
-    python -m lib.grpo.variants variants                # what is not there yet
-    python -m lib.grpo.variants variants --part 0 2     # every second run, as for two machines
+    python -m lib.scratch.variants variants                # what is not there yet
+    python -m lib.scratch.variants variants --part 0 2     # every second run, as for two machines
 
 A recipe's `variants` names settings that differ, `seeds` the seeds. All of them have the same
-model, problems, prompts, sampling and number of completions, the loop of `lib.grpo.loop`, and a
+model, problems, prompts, sampling and number of completions, the loop of `lib.scratch.loop`, and a
 run folder of their own, `<run>/<variant>_<seed>/`; `<run>/base/` is the untrained model. A run
 that is finished is not repeated, unless its settings have changed; one that was stopped goes on.
 """
@@ -23,12 +23,12 @@ from lib.config import Config, resolve
 from lib.engines import START_ERRORS, TransformersEngine, VllmEngine, no_vllm
 from lib.errors import BadInput, Stopped
 from lib.evaluation import evaluate
-from lib.grpo.lora import live_weights
 from lib.hardware import GIB
 from lib.models import model_folder
 from lib.process import give_back_freed_memory, peak_memory
 from lib.rewards import recipe_rewards
 from lib.runs import Run, hushed, open_run, read_json, run_folder
+from lib.scratch.lora import live_weights
 from lib.tasks.prompts import make_rows
 
 BASE = "base"
@@ -126,7 +126,7 @@ def start_engine(config: Config, folder: Path) -> Any:
 def learn(config: Config, rows: list[dict], run: Run, engine: Any) -> Any:
     """One run of the loop; returns the model. Its time and its memory go to the run's record,
     where it was not stopped in between."""
-    from lib.grpo.loop import Learner
+    from lib.scratch.loop import Learner
 
     rewards, weights = recipe_rewards(config)
     samples = engine if isinstance(engine, VllmEngine) and config.rollout_engine == "vllm" else None
@@ -172,7 +172,7 @@ class PeakMemory:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lib.grpo.variants", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lib.scratch.variants", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("recipe", help="a name in notebooks/recipes, or a file")
     parser.add_argument("--part", nargs=2, type=int, default=(0, 1), metavar=("I", "N"))

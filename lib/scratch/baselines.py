@@ -8,16 +8,16 @@ their advantages otherwise, so that a difference in learning is one of the basel
     ppo        what a value head expects, token by token (arXiv:1707.06347)
 
 In all three the KL to the reference is a part of the reward, as their authors have it; in GRPO
-it is a part of the loss. Shapes are those of `lib.grpo`.
+it is a part of the loss. Shapes are those of `lib.scratch`.
 """
 
 import torch
 from torch import Tensor, nn
 
 from lib.config import Config
-from lib.grpo import Batch, Totals, group_advantages
+from lib.scratch import Batch, Totals, group_advantages
 
-# The loss that each takes from `lib.grpo`. RLOO's and REINFORCE's action is the whole
+# The loss that each takes from `lib.scratch`. RLOO's and REINFORCE's action is the whole
 # completion: its probabilities' ratio counts once, and every completion the same.
 WHOLE = {"loss_type": "grpo", "importance_sampling_level": "completion", "beta": 0.0}
 LOSS = {
@@ -29,7 +29,7 @@ LOSS = {
 
 
 def loss_config(config: Config) -> Config:
-    """The configuration with the loss settings of its algorithm, for `lib.grpo.grpo_loss`."""
+    """The configuration with the loss settings of its algorithm, for `lib.scratch.grpo_loss`."""
     return config.model_copy(update=LOSS[config.algorithm])
 
 

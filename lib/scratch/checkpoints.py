@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file, save_file
 
-from lib.grpo.lora import load_lora, save_lora
-from lib.grpo.steps import step_rows
 from lib.runs import Run, discard, read_json, write_json, written_whole
+from lib.scratch.lora import load_lora, save_lora
+from lib.scratch.steps import step_rows
 
 if TYPE_CHECKING:
-    from lib.grpo.loop import Learner
+    from lib.scratch.loop import Learner
 
 KEPT = 2  # the latest so many
 

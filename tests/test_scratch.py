@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from lib.config import ROOT, resolve
 from lib.errors import BadInput, Stopped
-from lib.grpo import (
+from lib.runs import Run, read_jsonl
+from lib.scratch import (
     STD_FLOOR,
     Batch,
     Totals,
@@ -23,8 +24,8 @@ from lib.grpo import (
     policy_ratio,
     sample,
 )
-from lib.grpo.loop import Learner
-from lib.grpo.lora import (
+from lib.scratch.loop import Learner
+from lib.scratch.lora import (
     add_lora,
     load_lora,
     lora_layers,
@@ -33,8 +34,7 @@ from lib.grpo.lora import (
     save_lora,
     without_lora,
 )
-from lib.grpo.steps import learning_rate, step_rows
-from lib.runs import Run, read_jsonl
+from lib.scratch.steps import learning_rate, step_rows
 from tests.conftest import CPU
 
 LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo")
@@ -461,7 +461,7 @@ def test_ppo_trains_its_value_head_beside_the_policy_and_resumes(whole, tmp_path
 
 
 def test_sharing_a_prompt_changes_nothing(whole):
-    """The quick way through the packed row, and the one of `lib.grpo`, token by token."""
+    """The quick way through the packed row, and the one of `lib.scratch`, token by token."""
     batches, _ = whole.rollouts()
     assert whole.shares
     with torch.no_grad():

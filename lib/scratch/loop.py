@@ -1,9 +1,10 @@
-"""The loop around `lib.grpo`: sample, reward, compare, update, keep; and go on after a kill.
+"""The loop around `lib.scratch`: sample, reward, compare, update, keep; and go on after a kill.
 
     learner = Learner(config, rows, rewards, weights, run)
     learner.train()      # leaves run.adapter, train_log.jsonl, rollouts/ and checkpoints/
 
-The policy is the base model with LoRA (`lib.grpo.lora`); the reference is the same model without.
+The policy is the base model with LoRA (`lib.scratch.lora`); the reference is the same model
+without it.
 """
 
 import time
@@ -17,25 +18,25 @@ from lib.checks import check_fills_a_step, check_resumable, fresh_checkpoints
 from lib.config import Config
 from lib.engines import VllmEngine
 from lib.errors import BadInput
-from lib.grpo import Batch, Totals, completion_logps, grpo_loss, sample
-from lib.grpo.baselines import ValueHead, loss_config, set_advantages, value_loss
-from lib.grpo.checkpoints import (
-    keep_adapter,
-    last_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-    step_of,
-)
-from lib.grpo.lora import add_lora, lora_parameters, without_lora
-from lib.grpo.samples import engine_samples, read_completions
-from lib.grpo.settings import check_settings
-from lib.grpo.steps import describe, describe_rewards, learning_rate, step_rows
 from lib.models import load_tokenizer, lora_targets, model_folder
 from lib.output_layer import without_head_copies
 from lib.preflight import score
 from lib.progress import Progress
 from lib.runs import Run, append_jsonl
 from lib.sampling import Completion, chat_text
+from lib.scratch import Batch, Totals, completion_logps, grpo_loss, sample
+from lib.scratch.baselines import ValueHead, loss_config, set_advantages, value_loss
+from lib.scratch.checkpoints import (
+    keep_adapter,
+    last_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    step_of,
+)
+from lib.scratch.lora import add_lora, lora_parameters, without_lora
+from lib.scratch.samples import engine_samples, read_completions
+from lib.scratch.settings import check_settings
+from lib.scratch.steps import describe, describe_rewards, learning_rate, step_rows
 from lib.training.rollouts import rollout_row
 from lib.training.shared_prompts import completion_scores, why_model_refuses
 from lib.training.survival import need_number, survived

@@ -1,4 +1,4 @@
-"""What the loop of `lib.grpo.loop` does in one way only, though a recipe may ask for others."""
+"""What the loop of `lib.scratch.loop` does in one way only, though a recipe may ask for others."""
 
 from lib.config import Config
 from lib.errors import BadInput
