@@ -52,7 +52,7 @@ def make_batches(model, tokenizer) -> tuple[list[Batch], Totals]:
         texts = (asked["input_ids"], asked["attention_mask"])
         texts += (said["input_ids"], said["attention_mask"])
         with torch.no_grad():
-            logps_BT, _ = completion_logps(model, *texts, temperature=0.9)
+            logps_BT, *_ = completion_logps(model, *texts, temperature=0.9)
         noise = 0.3 * torch.randn(2, *logps_BT.shape, generator=draw)
         advantages_B1 = torch.tensor([[1.2], [-0.4], [-0.3]])
         old, ref = logps_BT + noise[0], logps_BT + noise[1]

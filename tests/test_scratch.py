@@ -24,7 +24,7 @@ from lib.scratch import (
     policy_ratio,
     sample,
 )
-from lib.scratch.loop import Learner
+from lib.scratch.loop import Learner, step_rows
 from lib.scratch.lora import (
     add_lora,
     load_lora,
@@ -34,7 +34,6 @@ from lib.scratch.lora import (
     save_lora,
     without_lora,
 )
-from lib.scratch.steps import learning_rate, step_rows
 from tests.conftest import CPU
 
 LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo")
@@ -248,7 +247,7 @@ def sampled(model, prompts):
 
 def test_logps_are_transformers_with_and_without_padding(model, prompts, sampled):
     tokens_BT, mask_BT, sampled_BT = sampled
-    ours_BT, entropy_BT = completion_logps(model, *prompts, tokens_BT, mask_BT, 0.9)
+    ours_BT, entropy_BT, _ = completion_logps(model, *prompts, tokens_BT, mask_BT, 0.9)
     # The sampler's are the same, token by token from the cache.
     torch.testing.assert_close(sampled_BT * mask_BT, ours_BT * mask_BT, rtol=0, atol=1e-4)
     for i in range(4):
@@ -303,7 +302,7 @@ def test_logps_are_vllms(embedded, model, prompts, tmp_path):
         for prompt, (said, theirs) in zip(ids, answers, strict=True):
             texts = [x for row in (prompt, said) for x in ([row], [[1] * len(row)])]
             with torch.no_grad():
-                ours_BT, _ = completion_logps(policy, *map(torch.tensor, texts))
+                ours_BT, *_ = completion_logps(policy, *map(torch.tensor, texts))
             torch.testing.assert_close(ours_BT[0], torch.tensor(theirs), rtol=0, atol=tolerance)
 
 
@@ -431,11 +430,11 @@ def test_what_stops_a_run_is_said_and_resumed_it_is_the_run_that_was_not_stopped
     made.rewards = [lambda **_: 1 / 0]
     with pytest.raises(Stopped, match=r"failed with ZeroDivisionError .*Step 2 is kept"):
         made.train()
-    made.rewards, read = [length], made.read
-    made.read = lambda *batch: [part * float("nan") for part in read(*batch)]
+    made.rewards, logps = [length], made.logps
+    made.logps = lambda batch: [*(part * float("nan") for part in logps(batch)[:2]), None]
     with pytest.raises(Stopped, match=r"loss of step 3 is no number \(nan\).*Step 2 is kept"):
         made.train()
-    made.read = read
+    made.logps = logps
     made.train()
 
     def told(run: Run) -> list[dict]:
@@ -460,32 +459,16 @@ def test_ppo_trains_its_value_head_beside_the_policy_and_resumes(whole, tmp_path
     assert head.weight.abs().sum() > 0 and torch.equal(head.weight, stored.weight)
 
 
-def test_sharing_a_prompt_changes_nothing(whole):
-    """The quick way through the packed row, and the one of `lib.scratch`, token by token."""
-    batches, _ = whole.rollouts()
-    assert whole.shares
-    with torch.no_grad():
-        packed = whole.read(batches[0])
-        whole.shares = False
-        plain = whole.read(batches[0])
-        whole.shares = True
-    for ours, theirs in zip(packed[:2], plain[:2], strict=True):
-        apart = (ours - theirs)[batches[0].mask_BT.bool()].abs()
-        assert apart.mean() < 0.05 and theirs[batches[0].mask_BT.bool()].abs().mean() > 0.1
-
-
-@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "constant_with_warmup"])
-def test_learning_rates_are_transformers(kind):
-    from transformers import get_scheduler
-
-    warmup = 0 if kind == "constant" else 2
-    config = resolve(None, {"lr_scheduler": kind, "warmup_steps": warmup, "max_steps": 7}, CPU)
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.learning_rate)
-    schedule = get_scheduler(kind, optimizer, warmup, 7)
-    for step in range(7):
-        assert learning_rate(config, step) == pytest.approx(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        schedule.step()
+def test_a_changed_learning_rate_is_in_force_on_resume_and_the_schedule_goes_on(whole, tmp_path):
+    changes = dict(max_steps=4, save_steps=2, num_iterations=1, lr_scheduler="linear")
+    made = learner(tmp_path, "rate", learning_rate=1e-4, **changes)
+    made.stop_asked = False
+    for _ in made.steps():
+        made.stop_asked = made.step == 2
+    again = learner(tmp_path, "rate", learning_rate=2e-4, resume=True, **changes)
+    again.train()
+    rates = [row["learning_rate"] for row in read_jsonl(again.run.train_log)]
+    assert rates == pytest.approx([1e-4, 0.75e-4, 1e-4, 0.5e-4])
 
 
 def test_an_epoch_asks_each_prompt_once_and_the_next_in_another_order():

@@ -16,9 +16,11 @@ Papers: DeepSeekMath (GRPO) arXiv:2402.03300, Dr. GRPO 2503.20783, DAPO 2503.144
 2507.18071, MiniMax-M1 (CISPO) 2506.13585. TRL's GRPOTrainer computes the same numbers.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -177,25 +179,32 @@ def grpo_loss(logps_BT: Tensor, batch: Batch, step: Totals, config: Config) -> T
 
 
 def read_prompts(
-    model: Any, prompts_NS: Tensor, prompt_mask_NS: Tensor, group: int
-) -> tuple[Any, Tensor]:
-    """Read each prompt once for its whole group: the keys and values, and logits_BV of the
-    first completion token. Gradients pass through both."""
+    model: Any, prompts_NS: Tensor, prompt_mask_NS: Tensor, group: int, **options: Any
+) -> Any:
+    """The model's output on each prompt, computed once for its whole group: logits_N1V of the
+    first completion token, and keys and values for each completion. Gradients pass through both.
+    """
     out = model(
         input_ids=prompts_NS,
         attention_mask=prompt_mask_NS,
         position_ids=(prompt_mask_NS.cumsum(1) - 1).clamp(min=0),
         use_cache=True,
         logits_to_keep=1,
+        **options,
     )
     out.past_key_values.batch_repeat_interleave(group)
-    return out.past_key_values, out.logits[:, -1].repeat_interleave(group, 0)
+    return out
 
 
 def read_on(
-    model: Any, cache: Any, prompt_mask_BS: Tensor, tokens_BT: Tensor, mask_BT: Tensor
-) -> Tensor:
-    """logits_BTV after the last of the completions' tokens that the cache has not seen yet."""
+    model: Any,
+    cache: Any,
+    prompt_mask_BS: Tensor,
+    tokens_BT: Tensor,
+    mask_BT: Tensor,
+    **options: Any,
+) -> Any:
+    """The model's output on those of the completions' tokens that the cache has not seen yet."""
     new = cache.get_seq_length() - prompt_mask_BS.shape[1]
     places_BT = prompt_mask_BS.sum(1, keepdim=True) + torch.arange(
         new, tokens_BT.shape[1], device=tokens_BT.device
@@ -206,7 +215,8 @@ def read_on(
         position_ids=places_BT,
         past_key_values=cache,
         use_cache=True,
-    ).logits
+        **options,
+    )
 
 
 @torch.no_grad()
@@ -229,14 +239,16 @@ def sample(
         log-probabilities at the sampling temperature.
     """
     generator = torch.Generator(prompts_NS.device).manual_seed(seed)
-    cache, logits_BV = read_prompts(model, prompts_NS, prompt_mask_NS, group)
+    out = read_prompts(model, prompts_NS, prompt_mask_NS, group)
+    cache, logits_BV = out.past_key_values, out.logits[:, -1].repeat_interleave(group, 0)
     prompt_mask_BS = prompt_mask_NS.repeat_interleave(group, 0)
     tokens_BT, logps_BT = prompt_mask_BS[:, :0], logits_BV[:, :0].float()
     mask_BT = prompt_mask_BS[:, :0]
     writing_B = torch.ones_like(prompt_mask_BS[:, 0])
     while tokens_BT.shape[1] < max_tokens and writing_B.any():
         if tokens_BT.shape[1]:
-            logits_BV = read_on(model, cache, prompt_mask_BS, tokens_BT, mask_BT)[:, -1]
+            out = read_on(model, cache, prompt_mask_BS, tokens_BT, mask_BT)
+            logits_BV = out.logits[:, -1]
         logps_BV = (logits_BV.float() / temperature).log_softmax(-1)
         next_B1 = torch.multinomial(logps_BV.exp(), 1, generator=generator)
         tokens_BT = torch.cat([tokens_BT, next_B1], 1)
@@ -253,15 +265,66 @@ def completion_logps(
     tokens_BT: Tensor,
     mask_BT: Tensor,
     temperature: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """logps_BT of the completions' tokens, and entropy_BT (nats, without gradient) where each
-    was chosen."""
+    value_head: Any = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What the model says to the completions' tokens.
+
+    Args:
+        value_head: reads a value off the last hidden state that each token was chosen from.
+
+    Returns: logps_BT; entropy_BT (nats, without gradient) where each token was chosen; and
+        values_BT, None without a value head.
+    """
     group = len(tokens_BT) // len(prompts_NS)
-    cache, first_BV = read_prompts(model, prompts_NS, prompt_mask_NS, group)
+    options = {"output_hidden_states": True} if value_head else {}
+    first = read_prompts(model, prompts_NS, prompt_mask_NS, group, **options)
     prompt_mask_BS = prompt_mask_NS.repeat_interleave(group, 0)
-    later_BTV = read_on(model, cache, prompt_mask_BS, tokens_BT, mask_BT)[:, :-1]
-    logits_BTV = torch.cat([first_BV[:, None], later_BTV], 1)
+    later = read_on(model, first.past_key_values, prompt_mask_BS, tokens_BT, mask_BT, **options)
+
+    def before_each_token(first_NSX: Tensor, later_BTX: Tensor) -> Tensor:
+        first_B1X = first_NSX[:, -1:].repeat_interleave(group, 0)
+        return torch.cat([first_B1X, later_BTX[:, :-1]], 1)
+
+    logits_BTV = before_each_token(first.logits, later.logits)
     logps_BTV = (logits_BTV.float() / temperature).log_softmax(-1)
     with torch.no_grad():
         entropy_BT = -(logps_BTV.exp() * logps_BTV).sum(-1)
-    return logps_BTV.gather(2, tokens_BT[:, :, None])[:, :, 0], entropy_BT
+    logps_BT, values_BT = logps_BTV.gather(2, tokens_BT[:, :, None])[:, :, 0], None
+    if value_head:
+        states = before_each_token(first.hidden_states[-1], later.hidden_states[-1])
+        values_BT = value_head(states)
+    return logps_BT, entropy_BT, values_BT
+
+
+def describe_rewards(rewards_NG: Tensor, scores: dict[str, Sequence[float]]) -> dict[str, float]:
+    """What is to be logged of a step's rewards, under TRL's names."""
+    std_N = rewards_NG.std(1)
+    means = {f"rewards/{name}/mean": float(np.nanmean(v)) for name, v in scores.items()}
+    return {
+        "reward": rewards_NG.mean().item(),
+        "reward_std": std_N.mean().item(),
+        **means,
+        "frac_reward_zero_std": (std_N < 1e-6).float().mean().item(),
+    }
+
+
+@torch.no_grad()
+def describe(
+    logps_BT: Tensor, entropy_BT: Tensor, batch: Batch, config: Config
+) -> dict[str, float]:
+    """Sums over the tokens of a pass, under the names that TRL gives their means."""
+    mask_BT, level = batch.mask_BT, config.importance_sampling_level
+    ratio_BT = policy_ratio(logps_BT, batch.old_logps_BT, mask_BT, level)
+    low, high = 1 - config.epsilon, 1 + config.epsilon_high
+    if config.loss_type == "cispo":
+        low, high = 0, config.epsilon_high
+    outside_BT = torch.where(batch.advantages_BT > 0, ratio_BT > high, ratio_BT < low)
+    gap_BT = (batch.old_logps_BT - batch.sampled_logps_BT).abs()
+    values = {
+        "entropy": entropy_BT,
+        "clip_ratio/region_mean": outside_BT.float(),
+        "sampling/sampling_logp_difference/mean": gap_BT,
+    }
+    if batch.ref_logps_BT is not None:
+        values["kl"] = k3(logps_BT, batch.ref_logps_BT, mask_BT)
+    return {name: (value * mask_BT).sum().item() for name, value in values.items()}

@@ -1,18 +1,27 @@
-"""The loop around `lib.scratch`: sample, reward, compare, update, keep; and go on after a kill.
+"""The loop around `lib.scratch`: sample, reward, compare, update, save; and resume after a kill.
 
     learner = Learner(config, rows, rewards, weights, run)
     learner.train()      # leaves run.adapter, train_log.jsonl, rollouts/ and checkpoints/
 
 The policy is the base model with LoRA (`lib.scratch.lora`); the reference is the same model
-without it.
+without it. What a step draws depends on the seed and the step alone, so a checkpoint is little:
+
+    checkpoints/lora_epoch{N}_step{S}/adapter_model.safetensors   as peft reads it
+                                      optimizer.safetensors       Adam's two moments and count
+                                      value_head.safetensors      PPO's
+                                      state.json                  step and epoch
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lib.checks import check_fills_a_step, check_resumable, fresh_checkpoints
 from lib.config import Config
@@ -22,35 +31,67 @@ from lib.models import load_tokenizer, lora_targets, model_folder
 from lib.output_layer import without_head_copies
 from lib.preflight import score
 from lib.progress import Progress
-from lib.runs import Run, append_jsonl
-from lib.sampling import Completion, chat_text
-from lib.scratch import Batch, Totals, completion_logps, grpo_loss, sample
-from lib.scratch.baselines import ValueHead, loss_config, set_advantages, value_loss
-from lib.scratch.checkpoints import (
-    keep_adapter,
-    last_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-    step_of,
+from lib.runs import Run, append_jsonl, discard, read_json, write_json, written_whole
+from lib.sampling import Completion, chat_text, training_sampling
+from lib.scratch import (
+    Batch,
+    Totals,
+    completion_logps,
+    describe,
+    describe_rewards,
+    grpo_loss,
+    sample,
 )
-from lib.scratch.lora import add_lora, lora_parameters, without_lora
-from lib.scratch.samples import engine_samples, read_completions
-from lib.scratch.settings import check_settings
-from lib.scratch.steps import describe, describe_rewards, learning_rate, step_rows
+from lib.scratch.baselines import ValueHead, loss_config, set_advantages, value_loss
+from lib.scratch.lora import (
+    add_lora,
+    live_weights,
+    load_lora,
+    lora_parameters,
+    save_lora,
+    without_lora,
+)
 from lib.training.rollouts import rollout_row
-from lib.training.shared_prompts import completion_scores, why_model_refuses
 from lib.training.survival import need_number, survived
+
+KEPT = 2  # checkpoints
+LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo")
+# What this loop does in one way only; the trainer of 03_training does more.
+FIXED = {
+    "top_p": 1.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "min_lr_rate": 0.0,
+    "optim": "adamw_torch",
+    "adam_betas": [0.9, 0.999],
+    "adam_epsilon": 1e-8,
+    "multi_objective_aggregation": "sum_then_normalize",
+    "use_bias_correction_kl": True,
+    "delta": 0.0,
+    "off_policy_mask_threshold": 0.0,
+    "top_entropy_quantile": 1.0,
+    "entropy_coef": 0.0,
+    "entropy_target": 0.0,
+    "load_in_4bit": False,
+    "cast_lm_head_to_fp32": False,
+    "full_finetuning": False,
+    "resample": 0,
+    "drop_dead": False,
+    "curriculum": "none",
+    "sft_steps": 0,
+}
 
 
 class Learner:
     """The policy, its optimizer, and how many optimizer steps it has done.
 
     Attributes:
-        stop_asked: True has it stop when the present batch is done with, with a checkpoint.
-        whole: whether no batch is begun and not finished: then a checkpoint can be gone on from.
+        stop_asked: True stops it, with a checkpoint, once the present batch is done.
+        between_batches: whether no batch is half used: a checkpoint can then be resumed from.
     """
 
-    stop_asked, whole = False, True
+    stop_asked, between_batches = False, True
 
     def __init__(
         self,
@@ -64,15 +105,15 @@ class Learner:
         """
         Args:
             rows: prompt, answer, id and further columns (`lib.tasks.make_rows`).
-            rewards, weights: reward functions in TRL's signature and what each counts.
+            rewards, weights: reward functions in TRL's signature and the weight of each.
             engine: samples, several times faster than the policy itself does on a CPU; it is
-                handed the policy's weights before each step.
+                given the policy's weights before each step.
 
         Raises:
             BadInput: a setting that this loop does not have or that its checkpoints do not fit,
                 or fewer rows than a step takes.
         """
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, get_scheduler
 
         check_settings(config)
         check_fills_a_step(rows, config)
@@ -80,7 +121,7 @@ class Learner:
         self.config, self.rows, self.run, self.engine = config, rows, run, engine
         self.rewards, self.weights = rewards, np.array(weights)
         self.base, self.step, self.tokens = model_folder(config), 0, 0
-        # fp16 would need its loss scaled: fp32 serves, where bf16 cannot be had.
+        # fp16 would need its loss scaled; where there is no bf16, fp32 serves.
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.tokenizer = load_tokenizer(self.base)
         self.model = AutoModelForCausalLM.from_pretrained(self.base, dtype=dtype)
@@ -88,26 +129,18 @@ class Learner:
         torch.manual_seed(config.seed)  # LoRA's A is drawn at random
         layers = lora_targets(config)
         add_lora(self.model, config.lora_r, config.lora_alpha, layers, config.lora_dropout)
-        self.shares = config.shared_prompts and self._can_share()
+        groups = [{"params": lora_parameters(self.model), "lr": config.learning_rate}]
         self.value_head = None
-        trained = [{"params": lora_parameters(self.model), "lr": config.learning_rate}]
         if config.algorithm == "ppo":
             self.value_head = ValueHead(self.model.config.hidden_size).to(self.model.device)
             head = list(self.value_head.parameters())
-            trained.append({"params": head, "lr": config.value_learning_rate})
-        self.optimizer = torch.optim.AdamW(trained, weight_decay=config.weight_decay)
+            groups.append({"params": head, "lr": config.value_learning_rate})
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-
-    def _can_share(self) -> bool:
-        """Whether a prompt can be computed once for its group, without any padding.
-
-        Raises:
-            BadInput: it cannot, and the algorithm needs it.
-        """
-        reason = why_model_refuses(self.model, self.config.max_seq_length)
-        if reason and self.config.algorithm == "ppo":
-            raise BadInput(f"The value head of ppo needs shared_prompts, but {reason}: use rloo.")
-        return not reason
+        schedule = get_scheduler(
+            config.lr_scheduler, self.optimizer, config.warmup_steps, config.max_steps
+        )
+        self.share_of_rate = schedule.lr_lambdas[0]  # of the update after that many
 
     def train(self, watch: Callable[[list[dict]], None] | None = None) -> None:
         """Train, from the run's last checkpoint where `resume` is set; afresh otherwise.
@@ -116,168 +149,160 @@ class Learner:
             watch: called after each step with the log so far, for a live plot.
 
         Raises:
-            Stopped: as `lib.training.survival.survived`; what was done is kept.
+            Stopped: as `lib.training.survival.survived`; the steps done are kept.
         """
         last = last_checkpoint(self.run) if self.config.resume else None
         if last:
-            load_checkpoint(self, last)
-            self.whole = True
+            self.load_checkpoint(last)
         else:
             fresh_checkpoints(self.config, self.run)
         with survived(self, self.run):
-            self._go_on(watch)
-        keep_adapter(self, self.run.adapter)
+            progress = Progress(self.config.max_steps, "training", self.run.progress)
+            progress.update(self.step)
+            for log in self.steps():
+                progress.update(self.step, f"reward {log[-1]['reward']:.2f}")
+                if watch:
+                    watch(log)
+            progress.close()
+        with written_whole(self.run.adapter) as folder:
+            self.save_adapter(folder)
 
-    def _go_on(self, watch: Callable[[list[dict]], None] | None) -> None:
+    def steps(self) -> Iterator[list[dict]]:
+        """Do the steps that are left; yields the log after each."""
         config = self.config
-        # A resumed run repeats the steps after its checkpoint.
-        log = self.run.rewind(self.step)
+        log = self.run.rewind(self.step)  # a resumed run repeats the steps after its checkpoint
         self.tokens = log[-1]["num_tokens"] if log else 0
         begun = time.time() - (log[-1]["seconds"] if log else 0)
-        progress = Progress(config.max_steps, "training", self.run.progress)
-        progress.update(self.step)
         while self.step < config.max_steps and not self.stop_asked:
             before, started = self.step, time.perf_counter()
             torch.manual_seed(config.seed + self.step)  # for dropout: as in a resumed run
-            batches, found = self.rollouts()
-            found["time/rollouts"] = time.perf_counter() - started
+            batches, metrics = self.rollouts()
+            metrics["time/rollouts"] = time.perf_counter() - started
             for _ in range(min(config.num_iterations, config.max_steps - self.step)):
-                row = found | self.update(batches)
+                row = metrics | self.update(batches)
                 row = {"step": self.step, "seconds": time.time() - begun, **row}
                 self.run.log_step(row)
                 log.append(row)
-                progress.update(self.step, f"reward {row['reward']:.2f}")
-                if watch:
-                    watch(log)
-            # Where max_steps ends within a batch there is nothing to go on from.
-            self.whole = self.step % config.num_iterations == 0
+                yield log
+            # Where max_steps ends within a batch there is nothing to resume from.
+            self.between_batches = self.step % config.num_iterations == 0
             due = self.step // config.save_steps > before // config.save_steps
             if due or self.stop_asked:
                 self.keep_last_step()
-        progress.close()
-
-    @property
-    def kept_step(self) -> int | None:
-        last = last_checkpoint(self.run)
-        return step_of(last) if last else None
-
-    def keep_last_step(self) -> None:
-        if self.whole and self.step != (self.kept_step or 0):
-            save_checkpoint(self)
 
     def rollouts(self) -> tuple[list[Batch], dict[str, float]]:
-        """A group of completions for each of the step's prompts, rewarded and compared.
+        """A group of completions for each of the step's prompts, with rewards and advantages.
 
         Returns: the step in passes of whole groups, as near to micro_batch as they come, and
             what is to be logged.
         """
         config = self.config
         rows, _ = step_rows(self.rows, config, self.step)
-        asked = self.tokenizer(
-            [chat_text(self.tokenizer, row["prompt"]) for row in rows],
-            return_tensors="pt",
-            padding=True,
-            add_special_tokens=False,
+        batch, ended_B = self.sample(rows)
+        completions = read_completions(self.tokenizer, batch, ended_B)
+        if config.mask_truncated_completions:
+            batch.mask_BT = batch.mask_BT * ended_B[:, None]
+        groups = max(1, config.micro_batch // config.num_generations)  # in one pass
+        self.score_old_policies(batch, groups)
+        metrics = self.reward(rows, completions, batch)
+        return batch.split(groups), metrics
+
+    def sample(self, rows: Sequence[dict]) -> tuple[Batch, Tensor]:
+        """A group of completions of each row's prompt; ended_B: whether each came to its end."""
+        config = self.config
+        texts = [chat_text(self.tokenizer, row["prompt"]) for row in rows]
+        prompts = self.tokenizer(
+            texts, return_tensors="pt", padding=True, add_special_tokens=False
         ).to(self.model.device)
-        prompts_NS, prompt_mask_NS = asked["input_ids"], asked["attention_mask"]
-        ends = self.model.generation_config.eos_token_id
-        ends = torch.tensor(ends, device=self.model.device)
+        ids_NS, mask_NS = prompts["input_ids"], prompts["attention_mask"]
+        ends = torch.tensor(self.model.generation_config.eos_token_id, device=self.model.device)
         self.model.eval()
         if self.engine:
-            drawn = engine_samples(
-                self.engine, self.model, prompts_NS, prompt_mask_NS, config, self.step
+            self.engine.hand_over(live_weights(self.model))
+            tokens_BT, mask_BT, logps_BT = engine_samples(
+                self.engine, ids_NS, mask_NS, config, self.step
             )
         else:
-            drawn = sample(
-                *(self.model, prompts_NS, prompt_mask_NS, config.num_generations),
-                *(config.max_completion_length, ends, config.temperature, config.seed + self.step),
+            tokens_BT, mask_BT, logps_BT = sample(
+                self.model,
+                ids_NS,
+                mask_NS,
+                group=config.num_generations,
+                max_tokens=config.max_completion_length,
+                ends=ends,
+                temperature=config.temperature,
+                seed=config.seed + self.step,
             )
-        tokens_BT, mask_BT, sampled_BT = drawn
         ended_B = torch.isin(tokens_BT, ends).mul(mask_BT).any(1)
-        answers = read_completions(self.tokenizer, tokens_BT, mask_BT, ended_B)
-        if config.mask_truncated_completions:
-            mask_BT = mask_BT * ended_B[:, None]
-        batch = Batch(prompts_NS, prompt_mask_NS, tokens_BT, mask_BT, sampled_logps_BT=sampled_BT)
-        groups = max(1, config.micro_batch // config.num_generations)  # in one pass
-        self.look_back(batch, groups)
-        found = self.judge(rows, answers, batch)
-        return batch.split(groups), found
+        return Batch(ids_NS, mask_NS, tokens_BT, mask_BT, sampled_logps_BT=logps_BT), ended_B
 
     @torch.no_grad()
-    def look_back(self, batch: Batch, groups: int) -> None:
-        """What the advantages or the loss need of the reference and of the policy so far."""
+    def score_old_policies(self, batch: Batch, groups: int) -> None:
+        """What advantages or loss need of the reference, and of the policy before its update."""
         parts = batch.split(groups)
         if self.config.beta:
             with without_lora(self.model):
-                batch.ref_logps_BT = torch.cat([self.read(part)[0] for part in parts])
+                batch.ref_logps_BT = torch.cat([self.logps(part)[0] for part in parts])
         if self.value_head or (self.config.beta and self.config.algorithm != "grpo"):
-            read = [self.read(part) for part in parts]
-            logps, _, values = zip(*read, strict=True)
-            batch.old_logps_BT, batch.old_values_BT = torch.cat(logps), torch.cat(values)
+            logps, _, values = zip(*(self.logps(part) for part in parts), strict=True)
+            batch.old_logps_BT = torch.cat(logps)
+            batch.old_values_BT = torch.cat(values) if self.value_head else None
 
-    def judge(
-        self, rows: Sequence[dict], answers: Sequence[Completion], batch: Batch
+    def reward(
+        self, rows: Sequence[dict], completions: Sequence[Completion], batch: Batch
     ) -> dict[str, float]:
-        """Reward the completions and set their advantages; writes the rollouts.
+        """Reward the completions and set their advantages; writes `rollouts/`.
 
         Returns: what is to be logged.
         """
-        config, group = self.config, self.config.num_generations
+        group = self.config.num_generations
         rows = [row for row in rows for _ in range(group)]
-        scores = score(self.rewards, rows, answers)
+        scores = score(self.rewards, rows, completions)
         totals_B = np.nansum(np.array(list(scores.values())) * self.weights[:, None], axis=0)
         rewards_B = torch.tensor(totals_B, dtype=torch.float32, device=self.model.device)
-        set_advantages(batch, rewards_B, config)
+        set_advantages(batch, rewards_B, self.config)
         lengths_B = batch.mask_BT.sum(1).clamp(min=1)
         means_B = (batch.advantages_BT * batch.mask_BT).sum(1) / lengths_B
+        truncated = [completion.finish_reason == "length" for completion in completions]
         append_jsonl(
             self.run.rollouts / f"step_{self.step + 1:05d}.jsonl",
             [
                 rollout_row(
-                    *(self.step + 1, row, answer.text),
-                    *({name: values[i] for name, values in scores.items()}, self.weights),
-                    *(means_B[i].item(), len(answer.token_ids), answer.finish_reason == "length"),
+                    self.step + 1,
+                    row,
+                    completion.text,
+                    rewards={name: values[i] for name, values in scores.items()},
+                    weights=self.weights,
+                    advantage=means_B[i].item(),
+                    tokens=len(completion.token_ids),
+                    truncated=truncated[i],
                 )
-                for i, (row, answer) in enumerate(zip(rows, answers, strict=True))
+                for i, (row, completion) in enumerate(zip(rows, completions, strict=True))
             ],
         )
-        cut = [answer.finish_reason == "length" for answer in answers]
+        # As TRL counts: each completion with its prompt.
+        self.tokens += int(batch.prompt_mask_NS.sum()) * group + int(batch.mask_BT.sum())
         return describe_rewards(rewards_B.view(-1, group), scores) | {
-            "completions/mean_length": float(np.mean([len(a.token_ids) for a in answers])),
-            "completions/clipped_ratio": float(np.mean(cut)),
-            "num_tokens": self._count(batch),
+            "completions/mean_length": float(np.mean([len(c.token_ids) for c in completions])),
+            "completions/clipped_ratio": float(np.mean(truncated)),
+            "num_tokens": self.tokens,
         }
 
-    def _count(self, batch: Batch) -> int:
-        """Tokens of all prompts (one a completion) and completions so far, as TRL counts them."""
-        prompts = int(batch.prompt_mask_NS.sum()) * self.config.num_generations
-        self.tokens += prompts + int(batch.mask_BT.sum())
-        return self.tokens
-
-    def read(self, batch: Batch, wanted_B: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """logps_BT and entropy_BT of the completions, and values_BT; 0 without a value head.
-
-        Args:
-            wanted_B: completions that are False may be left out.
-        """
-        temperature = self.config.temperature
-        texts = (batch.prompts_NS, batch.prompt_mask_NS, batch.tokens_BT, batch.mask_BT)
-        if not self.shares:
-            logps_BT, entropy_BT = completion_logps(self.model, *texts, temperature)
-            return logps_BT, entropy_BT, torch.zeros_like(logps_BT)
-        group = self.config.num_generations
-        ids_BT, mask_BT = (
-            torch.cat([prompts.repeat_interleave(group, 0), completions], 1)
-            for prompts, completions in (texts[::2], texts[1::2])
-        )
-        length = batch.tokens_BT.shape[1]
-        return completion_scores(
-            *(self.model, ids_BT, mask_BT, length, temperature), wanted_B, self.value_head
+    def logps(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """logps_BT and entropy_BT of the completions, and values_BT with a value head."""
+        return completion_logps(
+            self.model,
+            batch.prompts_NS,
+            batch.prompt_mask_NS,
+            batch.tokens_BT,
+            batch.mask_BT,
+            self.config.temperature,
+            self.value_head,
         )
 
     def update(self, batches: Sequence[Batch]) -> dict[str, float]:
         """One optimizer step on the whole step's completions, pass by pass; what to log."""
-        config, loss_settings = self.config, loss_config(self.config)
+        config = loss_config(self.config)
         step = Totals(
             completions=sum(len(batch.mask_BT) for batch in batches),
             tokens=sum(int(batch.mask_BT.sum()) for batch in batches),
@@ -285,40 +310,160 @@ class Learner:
         )
         self.model.train()
         self.optimizer.zero_grad()
-        sums: dict[str, float] = {}
-        read = 0  # tokens
+        sums: dict[str, float] = {"loss": 0.0}
+        tokens = 0
         for batch in batches:
             # Without a KL term a completion without advantage moves nothing.
-            wanted_B = (batch.advantages_BT != 0).any(1) | bool(loss_settings.beta)
-            logps_BT, entropy_BT, values_BT = self.read(batch, wanted_B)
+            if not (config.beta or batch.advantages_BT.any()):
+                continue
+            logps_BT, entropy_BT, values_BT = self.logps(batch)
             if batch.old_logps_BT is None:
                 # The policy has not moved since it sampled: the ratio begins at exactly 1.
                 batch.old_logps_BT = logps_BT.detach()
-            seen = describe(logps_BT.detach(), entropy_BT, batch, loss_settings, wanted_B)
-            read += int(batch.mask_BT[wanted_B].sum())
-            loss = grpo_loss(logps_BT, batch, step, loss_settings)
-            seen["loss"] = loss.item()
+            metrics = describe(logps_BT.detach(), entropy_BT, batch, config)
+            tokens += int(batch.mask_BT.sum())
+            loss = grpo_loss(logps_BT, batch, step, config)
+            metrics["loss"] = loss.item()
             if self.value_head:
                 off = value_loss(values_BT, batch, step, config.value_clip)
-                seen["value_loss"] = off.item()
+                metrics["value_loss"] = off.item()
                 loss = loss + off
             need_number("loss", loss.item(), self.step + 1)
             loss.backward()
-            for name, total in seen.items():
+            for name, total in metrics.items():
                 sums[name] = sums.get(name, 0.0) + total
-        whole = ("loss", "value_loss")
-        found = {name: v if name in whole else v / max(read, 1) for name, v in sums.items()}
-        return found | self._move()
+        means = {
+            name: total if name in ("loss", "value_loss") else total / max(tokens, 1)
+            for name, total in sums.items()
+        }
+        return means | self.move()
 
-    def _move(self) -> dict[str, float]:
+    def move(self) -> dict[str, float]:
         """The optimizer's step, and what to log of it."""
-        rate, norms = learning_rate(self.config, self.step), []
-        for group, initial in zip(self.optimizer.param_groups, self.rates, strict=True):
-            clip = torch.nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm)
-            norms.append(clip.item())
+        share, norms = self.share_of_rate(self.step), []
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            norm = torch.nn.utils.clip_grad_norm_(group["params"], self.config.max_grad_norm)
+            norms.append(float(norm))
             need_number("gradient", norms[-1], self.step + 1)
-            group["lr"] = initial * rate / self.config.learning_rate
-        self.whole = False
+            group["lr"] = rate * share
+        self.between_batches = False
         self.optimizer.step()
         self.step += 1
-        return {"grad_norm": norms[0], "learning_rate": rate}
+        return {"grad_norm": norms[0], "learning_rate": self.rates[0] * share}
+
+    # --- checkpoints ------------------------------------------------------------------------
+
+    @property
+    def kept_step(self) -> int | None:
+        last = last_checkpoint(self.run)
+        return _step_of(last) if last else None
+
+    def keep_last_step(self) -> None:
+        if self.between_batches and self.step != (self.kept_step or 0):
+            self.save_checkpoint()
+
+    def save_adapter(self, folder: Path) -> None:
+        save_lora(self.model, folder, str(self.base))
+        self.tokenizer.save_pretrained(folder)
+
+    def save_checkpoint(self) -> Path:
+        """Write the state; returns its folder. Checkpoints but the latest two are deleted."""
+        _, epoch = step_rows(self.rows, self.config, self.step)
+        path = self.run.checkpoints / f"lora_epoch{epoch}_step{self.step}"
+        state = {
+            f"{i}.{key}": value
+            for i, entry in self.optimizer.state_dict()["state"].items()
+            for key, value in entry.items()
+        }
+        with written_whole(path) as folder:
+            self.save_adapter(folder)
+            save_file(state, folder / "optimizer.safetensors")
+            if self.value_head:
+                save_file(self.value_head.state_dict(), folder / "value_head.safetensors")
+            write_json(folder / "state.json", {"step": self.step, "epoch": epoch})
+        for old in checkpoints(self.run)[:-KEPT]:
+            discard(old)
+        return path
+
+    def load_checkpoint(self, folder: Path) -> None:
+        """Restore adapter, optimizer and step."""
+        load_lora(self.model, folder)
+        if self.value_head:
+            self.value_head.load_state_dict(load_file(folder / "value_head.safetensors"))
+        state: dict[int, dict] = {}
+        for name, value in load_file(folder / "optimizer.safetensors").items():
+            i, key = name.split(".")
+            state.setdefault(int(i), {})[key] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        self.step, self.between_batches = read_json(folder / "state.json")["step"], True
+
+
+def check_settings(config: Config) -> None:
+    """Raises BadInput where the recipe asks for what this loop does not do."""
+    for key, value in FIXED.items():
+        if getattr(config, key) != value:
+            raise BadInput(
+                f"GRPO from scratch knows {key} {value!r} only and the recipe says "
+                f"{getattr(config, key)!r}: change it, or train with 03_training."
+            )
+    if config.loss_type not in LOSSES:
+        raise BadInput(
+            f"GRPO from scratch has no loss_type {config.loss_type!r}: choose one of "
+            f"{', '.join(LOSSES)}, or train with 03_training."
+        )
+
+
+def step_rows(rows: Sequence[dict], config: Config, step: int) -> tuple[list[dict], int]:
+    """The prompts of an optimizer step, and its epoch, which shuffles them anew."""
+    per_epoch = len(rows) // config.prompts_per_step
+    epoch, place = divmod(step // config.num_iterations, per_epoch)
+    order = np.random.default_rng([config.seed, epoch]).permutation(len(rows))
+    start = place * config.prompts_per_step
+    return [rows[i] for i in order[start : start + config.prompts_per_step]], epoch
+
+
+def engine_samples(
+    engine: VllmEngine, prompts_NS: Tensor, prompt_mask_NS: Tensor, config: Config, step: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `lib.scratch.sample`, by an engine that has the policy's weights."""
+    sampling = replace(training_sampling(config, config.num_generations, step), logprobs=True)
+    prompts = [
+        ids[mask.bool()].tolist() for ids, mask in zip(prompts_NS, prompt_mask_NS, strict=True)
+    ]
+    completions = [c for group in engine.complete(prompts, sampling) for c in group]
+
+    def padded(rows: list) -> Tensor:
+        parts = [torch.tensor(row, device=prompts_NS.device) for row in rows]
+        return pad_sequence(parts, batch_first=True)  # with 0, which the mask leaves out
+
+    return (
+        padded([c.token_ids for c in completions]),
+        padded([[1] * len(c.token_ids) for c in completions]),
+        padded([c.logprobs for c in completions]),
+    )
+
+
+def read_completions(tokenizer, batch: Batch, ended_B: Tensor) -> list[Completion]:
+    """The texts, and whether each came to its end."""
+    lengths, tokens = batch.mask_BT.sum(1).tolist(), batch.tokens_BT.tolist()
+    return [
+        Completion(
+            tokenizer.decode(ids[:n], skip_special_tokens=True),
+            tuple(ids[:n]),
+            "stop" if ended else "length",
+        )
+        for ids, n, ended in zip(tokens, lengths, ended_B.tolist(), strict=True)
+    ]
+
+
+def checkpoints(run: Run) -> list[Path]:
+    """The run's checkpoints, oldest first."""
+    return sorted(run.checkpoints.glob("lora_epoch*_step*"), key=_step_of)
+
+
+def last_checkpoint(run: Run) -> Path | None:
+    return next(reversed(checkpoints(run)), None)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("step")[2])
