@@ -86,6 +86,29 @@ def test_turned_knobs_are_in_force_and_train(run):
     assert moved and all("lora_" in name for name in moved)
 
 
+def test_a_step_that_no_reward_can_judge_is_one_without_signal(run):
+    """As where every gold of its prompts is unreadable; a resumed run gets past it, too."""
+    rows = [
+        {"prompt": [{"role": "user", "content": "Say a number."}], "id": str(i), "answer": ""}
+        for i in range(2)
+    ]
+
+    def unsure(completions, trainer_state, **_):
+        judged = trainer_state.global_step > 0
+        return [float(i % 2) if judged else None for i, _ in enumerate(completions)]
+
+    config = resolve("ci", SMALL, CPU)
+    policy = load_policy(config)
+    before = {n: p.detach().clone() for n, p in policy.model.named_parameters()}
+    train(make_trainer(policy, rows, [unsure], [1.0], config, run), config, run)
+    [row] = read_jsonl(run.train_log)
+    assert row["reward"] is None and row["frac_reward_zero_std"] == 1.0 and row["grad_norm"] == 0
+    assert all(torch.equal(p, before[n]) for n, p in policy.model.named_parameters())
+    config = resolve("ci", SMALL | {"max_steps": 2, "resume": True}, CPU)
+    train(make_trainer(policy, rows, [unsure], [1.0], config, run), config, run)
+    assert [r["frac_reward_zero_std"] for r in read_jsonl(run.train_log)] == [1.0, 0.0]
+
+
 @pytest.mark.parametrize("key", ["loss_type", "beta", "scale_rewards", "num_iterations"])
 def test_what_unsloth_changes_silently_is_stated(key, ci_config, run):
     assert grpo_arguments(ci_config, run)[key] == getattr(ci_config, key)

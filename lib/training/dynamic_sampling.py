@@ -133,9 +133,17 @@ class DynamicSampling:
             batch = super()._generate_and_score_completions(self._handed.rows)
         finally:
             self._handed = None
+        # TRL counts a group that no reward could judge as one with signal.
+        unjudged_B = self._handed_rewards().isnan().all(1)
+        share = unjudged_B.view(-1, self._group).all(1).float().mean().item()
+        if self.model.training:
+            self._metrics["train"]["frac_reward_zero_std"][-1] += share
         if self.further:
             self._note_signal(drawn)
         return batch
+
+    def _handed_rewards(self) -> torch.Tensor:
+        return self.every.take(self.chosen).rewards_BR
 
     def _sample(self, rows: list[dict]) -> Groups:
         """Generated and scored as TRL does it."""

@@ -245,7 +245,10 @@ def _step_log(config: Config, run: Run, watch: Callable[[list[dict]], None] | No
             row = {"step": state.global_step, "seconds": time.time() - self.started, **logs}
             run.log_step(row)
             self.rows.append(row)
-            self.progress.update(state.global_step, f"reward {logs['reward']:.2f}")
+            reward = logs["reward"]  # None: no reward could judge any completion of this step
+            self.progress.update(
+                state.global_step, "no reward" if reward is None else f"reward {reward:.2f}"
+            )
             if watch:
                 watch(self.rows)
 
