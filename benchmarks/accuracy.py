@@ -19,11 +19,10 @@ from lib.checks import check_inputs, load_problems
 from lib.config import Config, resolve
 from lib.errors import BadInput
 from lib.evaluation import evaluate
-from lib.evaluation.comparison import compare
+from lib.evaluation.compare import HEADER, compare, comparison_rows
 from lib.hardware import detect_hardware
 from lib.memory import estimate, read_shape
 from lib.models import live_weights, load_policy, model_folder
-from lib.report import HEADER, comparison_rows
 from lib.rewards import recipe_rewards
 from lib.runs import Run, hushed, open_run, read_json, read_jsonl, run_folder, write_json
 from lib.suite import read_arguments
@@ -55,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
 
 def improve(config: Config, run: Run) -> dict:
-    """Base against trained, as `lib.evaluation.comparison.compare`."""
+    """Base against trained, as `lib.evaluation.compare.compare`."""
     # It imports torch, whose libraries `open_run` has asked for silence.
     from lib.training.run import make_trainer, save_trained, train
 

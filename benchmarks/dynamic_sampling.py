@@ -35,7 +35,6 @@ from lib.browser import read_rollouts, rollout_steps  # noqa: E402
 from lib.checks import load_problems  # noqa: E402
 from lib.config import Config, resolve  # noqa: E402
 from lib.engines import VllmEngine  # noqa: E402
-from lib.evaluation.stats import mean_with_error  # noqa: E402
 from lib.hardware import detect_hardware  # noqa: E402
 from lib.models import live_weights, load_policy  # noqa: E402
 from lib.preflight import keep, preflight, score  # noqa: E402
@@ -49,6 +48,7 @@ from lib.runs import (  # noqa: E402
     write_json,
 )
 from lib.sampling import training_sampling  # noqa: E402
+from lib.stats import mean_with_error  # noqa: E402
 from lib.tasks.prompts import make_rows  # noqa: E402
 from lib.training.curriculum import choose_rows  # noqa: E402
 from lib.training.further_prompts import ALIKE  # noqa: E402

@@ -10,7 +10,7 @@ stands in `lib.sampling`.
 """
 
 import gc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from lib.hardware import cap_gpu_memory
 from lib.sampling import Completion, Messages, Sampling, chat_text
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has kernels for
-Finished = Callable[[int, list[Completion]], None]
+Answers = Iterator[tuple[int, list[Completion]]]  # a prompt's index, and its completions
 
 
 class Engine(Protocol):
@@ -27,15 +27,15 @@ class Engine(Protocol):
     Attributes:
         notes: sentences to show, such as why vLLM is not used.
         takes_adapters: whether setting `adapter` makes it answer with that adapter.
-        finished: called during `generate` with a prompt's index and its completions, as soon as
-            they are there, in whatever order; None where nobody watches.
     """
 
     name: str
     notes: list[str]
     takes_adapters: bool
     adapter: Path | None
-    finished: Finished | None
+
+    def stream(self, prompts: Sequence[Messages], sampling: Sampling) -> Answers:
+        """All prompts at once, so that the engine stays full; each as soon as it is answered."""
 
     def generate(self, prompts: Sequence[Messages], sampling: Sampling) -> list[list[Completion]]:
         """n completions for each prompt, in the prompts' order."""
@@ -65,17 +65,9 @@ def make_engine(config: Config, folder: Path, adapters: bool = False) -> Engine:
         return engine
 
 
-def ask(
-    engine: Engine, prompts: Sequence[Messages], sampling: Sampling, finished: Finished
-) -> list[list[Completion]]:
-    """All prompts at once, so that the engine stays full; `finished` hears of each as it comes."""
-    if not prompts:
-        return []
-    engine.finished = finished
-    try:
-        return engine.generate(prompts, sampling)
-    finally:
-        engine.finished = None
+def in_order(answers: Answers) -> list[list[Completion]]:
+    """What a stream yields, in the prompts' order."""
+    return [completions for _, completions in sorted(answers, key=lambda answer: answer[0])]
 
 
 # What vLLM raises where it does not fit the machine; anything else is a fault of ours.
@@ -103,7 +95,7 @@ class VllmEngine:
 
         self.notes: list[str] = []
         self.adapter: Path | None = None
-        self.finished: Finished | None = None
+        self._waiting: list[str] = []  # requests that an interrupted stream left
         on_gpu = config.profile != "cpu"
         # On a CPU an adapter costs a factor of seven, merged weights nothing.
         self.takes_adapters = adapters and on_gpu
@@ -138,17 +130,26 @@ class VllmEngine:
         self.tokenizer = self.llm.get_tokenizer()
 
     def generate(self, prompts, sampling):
+        return in_order(self.stream(prompts, sampling))
+
+    def stream(self, prompts, sampling):
         texts = [chat_text(self.tokenizer, prompt) for prompt in prompts]
-        return self.complete(self.tokenizer(texts, add_special_tokens=False)["input_ids"], sampling)
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        yield from self._stream_tokens(ids, sampling)
 
     def complete(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling
     ) -> list[list[Completion]]:
         """As `generate`, from prompts in tokens."""
+        return in_order(self._stream_tokens(prompts, sampling))
+
+    def _stream_tokens(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Answers:
+        """vLLM's own loop in `LLM.generate`, which returns nothing before its end."""
         import numpy as np
         import torch
         from vllm import SamplingParams
 
+        self.llm.llm_engine.abort_request(self._waiting)
         # What an earlier call left came from other weights, or rounds otherwise than all of a
         # prompt at once: the same seed shall give the same samples.
         self.llm.reset_prefix_cache()
@@ -169,28 +170,12 @@ class VllmEngine:
         )
         requests = [{"prompt_token_ids": list(ids)} for ids in prompts]
         first = self.llm.request_counter.counter
+        self._waiting = [str(first + i) for i in range(len(requests))]
         self.llm.enqueue(requests, params, use_tqdm=False, lora_request=self._lora_request())
-        try:
-            found = self._collect(first)
-        except BaseException:  # an interrupted cell must not leave its requests to the next one
-            waiting = [str(first + i) for i in range(len(requests))]
-            self.llm.llm_engine.abort_request(waiting)
-            raise
-        return [found[index] for index in range(len(requests))]
-
-    def _collect(self, first: int) -> dict[int, list[Completion]]:
-        """Run the engine until all requests are done; a request's number less `first` is its place.
-
-        `LLM.generate` is this loop too, but tells nothing before its end.
-        """
-        found: dict[int, list[Completion]] = {}
         while self.llm.llm_engine.has_unfinished_requests():
             for output in self.llm.llm_engine.step():
-                index = int(output.request_id) - first
-                found[index] = [_from_vllm(out) for out in output.outputs]
-                if self.finished:
-                    self.finished(index, found[index])
-        return found
+                yield int(output.request_id) - first, [_from_vllm(out) for out in output.outputs]
+        self._waiting = []
 
     def hand_over(self, weights):
         self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=weights))
@@ -224,7 +209,6 @@ class TransformersEngine:
     batch_with_logprobs = 8  # each of their tokens then keeps a whole vocabulary of numbers
     takes_adapters = False
     adapter = None
-    finished: Finished | None = None
 
     def __init__(self, config: Config, folder: Path):
         from transformers import AutoModelForCausalLM
@@ -248,6 +232,9 @@ class TransformersEngine:
         return engine
 
     def generate(self, prompts, sampling):
+        return in_order(self.stream(prompts, sampling))
+
+    def stream(self, prompts, sampling):
         import torch
 
         torch.manual_seed(sampling.seed)
@@ -258,9 +245,7 @@ class TransformersEngine:
             done = len(flat) // n
             flat += self._batch(wanted[start : start + size], sampling)
             for index in range(done, len(flat) // n):
-                if self.finished:
-                    self.finished(index, flat[index * n : (index + 1) * n])
-        return [flat[i : i + n] for i in range(0, len(flat), n)]
+                yield index, flat[index * n : (index + 1) * n]
 
     def _batch(self, prompts: Sequence[Messages], sampling: Sampling) -> list[Completion]:
         import torch

@@ -9,14 +9,13 @@ prompt earn the same, their advantages are zero and the step is lost.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lib.config import Config
-from lib.engines import Engine, ask
+from lib.engines import Engine, in_order
 from lib.errors import BadInput
 from lib.progress import Progress
 from lib.rewards.calls import Checked
@@ -128,15 +127,14 @@ def _sample(
     engine: Engine, rows: Sequence[dict], config: Config, progress_file: Path | None
 ) -> list[list[Completion]]:
     """A group for each row, and progress while they come."""
-    progress, done = Progress(len(rows), "sampling the base model", progress_file), count(1)
-    progress.update(0)
+    progress = Progress(len(rows), "sampling the base model", progress_file)
     sampling = training_sampling(config, config.num_generations)
-    found = ask(
-        *(engine, [row["prompt"] for row in rows], sampling),
-        finished=lambda *_: progress.update(next(done)),
-    )
+    answers = []
+    for answer in engine.stream([row["prompt"] for row in rows], sampling):
+        progress.update(len(answers))
+        answers.append(answer)
     progress.close()
-    return found
+    return in_order(answers)
 
 
 def score(

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import Config
-from lib.evaluation.comparison import interval_text, is_share, verdict
+from lib.evaluation.compare import HEADER, comparison_rows, verdict
 from lib.runs import Run, read_json
 
 HEAD = """<!doctype html>
@@ -32,27 +32,6 @@ PAGE = (
 </body></html>
 """
 )
-
-
-def comparison_rows(table: dict[str, dict[str, Any]]) -> list[list[str]]:
-    """The comparison as text: metric, before, after, difference, interval, problems."""
-    rows = []
-    for name, row in table.items():
-        form = "{:.1%}" if is_share(row) else "{:.2f}"
-        rows.append(
-            [
-                name.replace("_", " "),
-                form.format(row["before"]),
-                form.format(row["after"]),
-                form.replace(":", ":+").format(row["difference"]),
-                interval_text(row),
-                str(row["problems"]),
-            ]
-        )
-    return rows
-
-
-HEADER = ["metric", "before", "after", "difference", "95 % interval", "problems"]
 
 
 def text_table(header: list[str], rows: list[list[str]]) -> str:

@@ -4,6 +4,7 @@
     python -m lib.suite demo -p max_steps 2 -p eval_problems 16
     python -m lib.suite demo --only 04 05
     python -m lib.suite demo --resume
+    python -m lib.suite regrade demo    # every number of its evaluation from the stored answers
 
 The first failure stops the run and is shown; `--resume` goes on there. Ctrl-C stops it, too:
 training ends its step and keeps it; a second one stops at once. Exit code 0: all done; 1: a
@@ -32,6 +33,7 @@ import yaml
 from lib.checks import check_inputs, check_resumable
 from lib.config import ROOT, Config, find_recipe, resolve
 from lib.errors import BadInput
+from lib.evaluation import regrade
 from lib.kernels import Provisioner, Template, templates
 from lib.progress import duration
 from lib.report import write_report
@@ -54,6 +56,8 @@ IN_WORDS = ("BadInput", "Stopped")  # errors that are a sentence for the user
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["regrade"]:
+        return regrade.main(arguments[1:])
     try:
         code = run_recipe(*read_arguments(arguments))
     except BadInput as error:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from lib import stats
 from lib.config import ROOT, resolve
 from lib.engines import TransformersEngine, make_engine
 from lib.errors import BadInput
-from lib.evaluation import evaluate, stats, tracked
+from lib.evaluation import candidate_name, evaluate, tracked
 from lib.evaluation.breakdowns import (
     add_rewards,
     by_difficulty,
@@ -20,11 +21,18 @@ from lib.evaluation.breakdowns import (
     calibration,
     calibration_error,
     curves_of_k,
+    outcomes,
     side_by_side,
 )
-from lib.evaluation.comparison import changes, compare, outcomes, summarize, verdict
-from lib.evaluation.harness import harness_scores
-from lib.evaluation.judging import judge, regrade
+from lib.evaluation.compare import (
+    LENIENTLY,
+    changes,
+    compare,
+    comparison_rows,
+    summarize,
+    verdict,
+)
+from lib.evaluation.regrade import check, main, regrade
 from lib.export import become_trained, find_candidate, merged_weights
 from lib.runs import (
     Run,
@@ -33,9 +41,11 @@ from lib.runs import (
     read_json,
     read_jsonl,
     write_json,
+    write_jsonl,
 )
 from lib.sampling import Sampling
 from lib.tasks import get_task, make_rows
+from lib.tasks.judging import harness_scores, judge
 from lib.tasks.problems import Problem
 from tests.conftest import CPU
 
@@ -54,14 +64,14 @@ def config(tmp_path_factory):
 # Engines
 
 
-def test_each_answer_is_told_as_it_comes_and_all_are_returned_in_order(config, embedded, engine):
-    for asked in (engine, TransformersEngine(config, embedded)):
-        told = {}
-        asked.finished = told.__setitem__
-        found = asked.generate(QUESTIONS, Sampling(n=2, temperature=1.0, max_tokens=4))
-        asked.finished = None
-        assert [told[index] for index in range(len(QUESTIONS))] == found
-        assert [len(answers) for answers in found] == [2] * len(QUESTIONS)
+def test_each_answer_comes_as_soon_as_it_is_there_and_all_in_order(config, embedded, engine):
+    for each in (engine, TransformersEngine(config, embedded)):
+        sampling = Sampling(n=2, temperature=1.0, max_tokens=4)
+        streamed = dict(each.stream(QUESTIONS, sampling))
+        answers = each.generate(QUESTIONS, sampling)
+        assert [streamed[index] for index in range(len(QUESTIONS))] == answers
+        assert [len(completions) for completions in answers] == [2] * len(QUESTIONS)
+        assert list(each.stream([], sampling)) == []
 
 
 def test_log_probabilities_of_both_engines_agree(config, embedded, engine):
@@ -80,16 +90,12 @@ def test_log_probabilities_of_both_engines_agree(config, embedded, engine):
 
 
 def test_an_interrupted_generation_leaves_nothing_to_the_next(engine):
-    def interrupt(index, answers):
-        raise KeyboardInterrupt
-
     before = engine.generate(QUESTIONS, Sampling(max_tokens=4))
-    engine.finished = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        engine.generate(QUESTIONS, Sampling(n=2, temperature=1.0, max_tokens=4))
-    engine.finished = None
-    assert not engine.llm.llm_engine.has_unfinished_requests()
+    stream = engine.stream(QUESTIONS, Sampling(n=2, temperature=1.0, max_tokens=64))
+    next(stream)  # and no more: an exception's traceback would hold the stream like this
+    assert engine.llm.llm_engine.has_unfinished_requests()
     assert engine.generate(QUESTIONS, Sampling(max_tokens=4)) == before
+    assert not engine.llm.llm_engine.has_unfinished_requests()
 
 
 def test_without_vllm_transformers_generates_and_says_so(config, embedded, monkeypatch):
@@ -219,12 +225,12 @@ def test_a_killed_evaluation_goes_on_where_it_stopped(config, run, engine, embed
     assert 3 <= len(left) < 24
     assert not (run.evals / "base.json").exists()
 
-    asked, generate = [], engine.generate
-    engine.generate = lambda prompts, sampling: (
-        asked.append(len(prompts)) or generate(prompts, sampling)
+    asked, stream = [], engine.stream
+    engine.stream = lambda prompts, sampling: (
+        asked.append(len(prompts)) or stream(prompts, sampling)
     )
     records = small_evaluation(engine, config, run, model=embedded)
-    del engine.generate
+    del engine.stream
     assert len(records) == 8 * (1 + config.eval_samples)
     assert records[: len(left)] == left and sum(asked) < 16
     assert read_jsonl(log) == records  # in order, whatever came first
@@ -282,7 +288,7 @@ def test_regrading_needs_no_model_and_takes_other_rules(tmp_path):
     other = [Problem(problems[0].id, "", str(gold + 1))]
     assert not any(r["lenient"] for r in regrade(records, other, task, "answer"))
     program = (
-        "import sys; from lib.evaluation.judging import regrade; from lib.tasks import get_task; "
+        "import sys; from lib.evaluation.regrade import regrade; from lib.tasks import get_task; "
         "from lib.runs import read_jsonl; from pathlib import Path; "
         "t = get_task('small_sums', {'largest': 9}); "
         "print(len(regrade(read_jsonl(Path(sys.argv[1])), t.load('test'), t, None))); "
@@ -303,7 +309,13 @@ def answer(id, text, kind="greedy", sample=0, tokens=5, reason="stop", **more) -
     verdicts = judge(get_task("small_sums"), SUM, text, reason == "length", "answer")
     return {
         **{"pass": kind, "id": str(id), "sample": sample, "question": SUM.question},
-        **{"completion": text, "expected": "3", "tokens": tokens, "finish_reason": reason},
+        **{
+            "completion": text,
+            "expected": "3",
+            "kind": "number",
+            "tokens": tokens,
+            "finish_reason": reason,
+        },
         **{"cluster": None, "level": None, **verdicts, **more},
     }
 
@@ -328,31 +340,90 @@ PAIR = ("base", "trained")
 @pytest.mark.parametrize(
     ("before", "after", "sentences"),
     [
-        ([WRONG] * 20, [WRONG] * 8 + [RIGHT] * 12, ["is better", "not the format alone"]),
-        ([BARE] * 20, [BARE] * 8 + [RIGHT] * 12, ["is better", "may be of format only"]),
+        ([WRONG] * 20, [WRONG] * 8 + [RIGHT] * 12, ["is better", "+60.0 points"]),
+        ([BARE] * 20, [BARE] * 8 + [RIGHT] * 12, ["is better", "What it gained is the format"]),
         ([RIGHT] * 12 + [WRONG] * 8, [WRONG] * 20, ["The trained model is worse"]),
-        ([WRONG] * 20, [WRONG] * 18 + [RIGHT] * 2, ["No difference", "would be missed"]),
-        # All of three fixed: no spread, but an exact test of 3 against 0 says p = 0.25.
-        ([WRONG] * 3, [RIGHT] * 3, ["No difference", "no error can be told"]),
-        ([WRONG], [RIGHT], ["No difference", "interval not to be had", "tells no error"]),
-        ([RIGHT], [RIGHT], ["No difference", "interval not to be had"]),
+        (
+            [WRONG] * 20,
+            [WRONG] * 18 + [RIGHT] * 2,
+            ["cannot be told", "5.0 points takes"],
+        ),
+        (
+            [WRONG] * 16,
+            [WRONG] * 16,
+            ["cannot be told", "none changed: at most 15.4 points"],
+        ),
+        # All of three fixed: an exact test of 3 against 0 says p = 0.25.
+        ([WRONG] * 3, [RIGHT] * 3, ["cannot be told", "3 held-out problems show no gain"]),
+        ([WRONG], [RIGHT], ["cannot be told", "interval n/a", "gives no error"]),
+        ([RIGHT], [RIGHT], ["cannot be told", "interval n/a"]),
     ],
 )
 def test_the_verdict_claims_what_can_be_claimed(before, after, sentences, run, ci_config):
-    table = compared(run, ci_config, greedy(*before), greedy(*after))
-    said = verdict(table)
+    if before == [BARE] * 20:  # enough of them to say that leniently nothing changed
+        before, after = before * 10, after * 10
+    said = verdict(compared(run, ci_config, greedy(*before), greedy(*after)))
     assert all(sentence in said for sentence in sentences), said
     assert f"on {len(before)} held-out problems" in said and "one training run" in said
 
 
+# A row's verdict: (interval, p_value). The last two say nothing, each for a reason of its own.
+ROWS = {
+    "better": ((0.02, 0.13), 0.01),
+    "worse": ((-0.119, -0.011), 0.03),
+    "no difference": ((-0.02, 0.03), 0.6),
+    "cannot be told": ((-0.2, 0.1), 0.4),
+}
+
+
+@pytest.mark.parametrize("lenient", ROWS)
+@pytest.mark.parametrize("strict", ROWS)
+def test_every_pair_of_strict_and_lenient_verdicts_has_its_sentence(strict, lenient):
+    rows = {
+        f"greedy_{name}": {
+            **{"before": 0.34, "after": 0.34 + sum(ROWS[word][0]) / 2, "problems": 200},
+            **{"difference": sum(ROWS[word][0]) / 2, "stderr": 0.03 if name == "strict" else 0.028},
+            **{"interval_95": ROWS[word][0], "p_value": ROWS[word][1]},
+        }
+        for name, word in (("strict", strict), ("lenient", lenient))
+    }
+    said = verdict(rows)
+    assert LENIENTLY[strict, lenient].partition("{}")[0] in said
+    assert f"graded leniently 34.0% → {rows['greedy_lenient']['after']:.1%}" in said
+    if lenient in ("better", "worse") and strict != lenient:
+        assert f"But it got {lenient} at the answers" in said
+    if lenient == "cannot be told":
+        assert (
+            "told"
+            in said.partition("graded leniently")[0].rpartition(". ")[2]
+            + said.partition("graded leniently")[2]
+        )
+
+
+def test_a_lenient_fall_under_a_strict_gain_is_said(run, ci_config):
+    """34.0 → 27.5 % leniently while strictly 15.0 → 22.5 %: it got worse at the answers."""
+    before = [RIGHT] * 30 + [BARE] * 38 + [WRONG] * 132
+    after = [RIGHT] * 30 + [RIGHT] * 15 + [BARE] * 10 + [WRONG] * 145
+    rows = compared(run, ci_config, greedy(*before), greedy(*after))
+    assert rows["greedy_strict"]["verdict"] == "better"
+    assert rows["greedy_lenient"]["verdict"] == "worse"
+    assert "But it got worse at the answers: graded leniently 34.0% → 27.5%" in verdict(rows)
+
+
+def test_what_can_only_be_zero_is_no_row(run, ci_config):
+    records = greedy(WRONG, RIGHT)
+    assert "greedy_strict_match" not in compared(run, ci_config, records, records)
+    hashes = ci_config.model_copy(update={"prompt_format": "hashes"})
+    assert "greedy_strict_match" in summarize(records, hashes)["scores"]
+
+
 def test_one_sampled_problem_is_compared_drawn_and_reported(run, ci_config):
     from lib.plots import comparison_bars, curves_of_k_figure, groups_figure
-    from lib.report import comparison_rows
 
     one = [answer(0, WRONG), *(answer(0, t, "sampled", i) for i, t in enumerate((RIGHT, WRONG)))]
     table = compared(run, ci_config, one, one)
     assert table["pass@2_strict"]["interval_95"] is None
-    assert {row[4] for row in comparison_rows(table)} == {"not to be had"}
+    assert {row[4] for row in comparison_rows(table)} == {"n/a"}
     summary = summarize(one, ci_config.model_copy(update={"eval_k": [2]}))
     assert summary["scores"]["pass@2_strict"]["interval_95"] is None
     assert summary["scores"]["greedy_strict"]["interval_95"] == stats.wilson_interval(0, 1)
@@ -376,7 +447,7 @@ def test_a_summary_counts_outcomes_apart_with_wilson_intervals(ci_config):
     assert outcomes(records, records)[0] == ("right", 3, 3)
     families = [record | {"cluster": f"{i // 2}"} for i, record in enumerate(records)]
     assert summarize(families, ci_config)["scores"]["greedy_lenient"]["interval_95"] == (
-        stats.mean_with_error([1, 1, 0, 0, 0, 1], [0, 0, 1, 1, 2, 2]).interval
+        stats.mean_with_error([1, 1, 0, 0, 0, 1], [0, 0, 1, 1, 2, 2], (0, 1)).interval
     )
 
 
@@ -387,7 +458,7 @@ def test_figures_have_the_names_that_dashboards_show(ci_config):
     assert values == {
         **{"eval/pass@1": 1.0, "eval/pass@1_lenient": 1.0, "eval/format": 1.0},
         **{"eval/pass@2": 1.0, "eval/pass@2_lenient": 1.0, "eval/truncated": 0.0},
-        **{"eval/strict_match": 0.0, "eval/flexible_extract": 1.0},
+        **{"eval/flexible_extract": 1.0},
     }
 
 
@@ -538,16 +609,98 @@ def test_the_harness_scores_by_hand():
     assert harness_scores("no number", "18") == {"strict_match": False, "flexible_extract": False}
 
 
-def test_figures_reach_the_tracker(run, ci_config):
-    pytest.importorskip("lib.training.tracking")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+# Names, and proof
 
-    from lib.evaluation import track
 
-    config = ci_config.model_copy(update={"report_to": ["tensorboard"], "eval_samples": 0})
-    write_json(run.evals / "base.json", summarize(greedy(RIGHT, WRONG), config))
-    track(run, config, "base", step=3)
-    [events] = {path.parent for path in run.folder.rglob("*tfevents*")}
-    read = EventAccumulator(str(events)).Reload()
-    [event] = read.Scalars("eval/pass@1")
-    assert (event.step, event.value) == (3, 0.5)
+def test_a_candidates_answers_overwrite_no_other_file(run, tmp_path):
+    assert candidate_name(run.adapter, run) == "trained"
+    names = ("base", "trained", "Comparison", "validation", "side_base", "v1.5", ".hidden", "a b")
+    assert [candidate_name(tmp_path / name, run) for name in names] == [
+        *("candidate_base", "candidate_trained", "candidate_Comparison", "candidate_validation"),
+        *("candidate_side_base", "v1.5", "hidden", "a_b"),
+    ]
+    (tmp_path / "base.gguf").touch()
+    assert candidate_name(tmp_path / "base.gguf", run) == "candidate_base"
+
+
+@pytest.fixture
+def proved(run, ci_config) -> Path:
+    """The evaluations of a run, as they are written."""
+    protocol = {"task": "small_sums", "task_config": {"largest": 9}, "prompt_format": "answer"}
+    sides = {"base": [WRONG, RIGHT, BARE, SILENT] * 5, "trained": [RIGHT, RIGHT, BARE, WRONG] * 5}
+    for name, texts in sides.items():
+        records = greedy(*texts)
+        records += [answer(i, text, "sampled", n) for i, text in enumerate(texts) for n in (0, 1)]
+        append_jsonl(run.evals / f"{name}.jsonl", records)
+        write_json(run.evals / f"{name}.json", {"protocol": protocol})
+    compare(run, ci_config.model_copy(update={"eval_k": [1, 2]}), *PAIR)
+    return run.evals
+
+
+def test_every_number_comes_from_the_stored_answers(proved, capsys):
+    assert check(proved)[0] == []
+    assert main([str(proved.parent)]) == 0
+    # strict, lenient, pass@1 and pass@2 of both, format, flexible extract; 7 numbers each
+    assert "56 numbers in 8 scores computed from 120 stored answers" in capsys.readouterr().out
+
+
+def test_a_forged_number_is_named(proved, capsys):
+    rows = read_json(proved / "comparison.json")
+    rows["pass@2_lenient"]["after"] = 0.99
+    write_json(proved / "comparison.json", rows)
+    assert main([str(proved)]) == 1
+    said = capsys.readouterr().out
+    assert "pass@2_lenient, after: 0.99 is written, the answers give 0.75" in said
+    assert "SHA-256" not in said
+
+
+def test_forged_answers_are_named(proved):
+    records = read_jsonl(proved / "trained.jsonl")
+    records[3] |= {"completion": RIGHT}
+    write_jsonl(proved / "trained.jsonl", records)
+    complaints = " ".join(check(proved)[0])
+    assert "trained.jsonl is not the file that comparison.json was made of" in complaints
+    assert (
+        "trained.jsonl: 1 answers are graded differently now (strict; the first is 3" in complaints
+    )
+    assert "greedy_strict, after: 0.5 is written, the answers give 0.55" in complaints
+    assert "base.jsonl" not in complaints
+
+
+def test_regrading_a_run_needs_no_torch_and_takes_an_address(proved):
+    """In a process in which torch cannot be imported; the second time through a web server."""
+    import threading
+    from functools import partial
+    from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+    program = (
+        "import builtins, sys\nimport_module = builtins.__import__\n"
+        "def refuse(name, *args, **kwargs):\n"
+        "    if name.split('.')[0] in ('torch', 'transformers', 'vllm'): raise ImportError(name)\n"
+        "    return import_module(name, *args, **kwargs)\n"
+        "builtins.__import__ = refuse\n"
+        "from lib.suite import main; sys.exit(main(['regrade', sys.argv[1]]))"
+    )
+    handler = partial(SimpleHTTPRequestHandler, directory=str(proved.parent))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for source in (proved.parent, f"http://127.0.0.1:{server.server_port}/"):
+            command = [sys.executable, "-c", program, str(source)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            assert "each as it is written" in done.stdout
+        server.shutdown()
+
+
+def test_an_address_names_no_file_outside_its_folder(proved, capsys):
+    from lib.evaluation.regrade import _fetched
+
+    rows = read_json(proved / "comparison.json")
+    for row in rows.values():
+        row["answers"] = {"../../secret.jsonl": ""}
+    write_json(proved / "comparison.json", rows)
+    with pytest.raises(BadInput) as error:
+        _fetched(proved.parent.as_uri(), proved)
+    assert error.value.key == "outside"
+    assert main(["nowhere"]) == 2
+    assert "run 04_pass_at_k_eval" in capsys.readouterr().out

@@ -7,8 +7,8 @@ import pytest
 from lib.config import resolve
 from lib.errors import BadInput
 from lib.evaluation import evaluate
-from lib.evaluation.comparison import compare, verdict
-from lib.evaluation.judging import regrade
+from lib.evaluation.compare import compare, verdict
+from lib.evaluation.regrade import regrade
 from lib.models import Policy, embedded_folder, load_policy, model_folder
 from lib.runs import read_json, read_jsonl
 from lib.tasks import get_task, make_rows, sample_problems

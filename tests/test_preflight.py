@@ -27,11 +27,9 @@ class Scripted:
     def __init__(self, *groups):
         self.groups = groups
 
-    def generate(self, prompts, sampling):
-        return [
-            [Completion(text, tuple(text.encode()), "stop") for text in group]
-            for group in self.groups[: len(prompts)]
-        ]
+    def stream(self, prompts, sampling):
+        for index, group in enumerate(self.groups[: len(prompts)]):
+            yield index, [Completion(text, tuple(text.encode()), "stop") for text in group]
 
 
 def run_preflight(*groups, **parameters):

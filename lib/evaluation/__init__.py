@@ -2,25 +2,24 @@
 
     records = evaluate(engine, problems, rows, task, config, run, "base")
 
-An evaluation has a greedy pass and, where `eval_samples` asks for it, samples
-for pass@k. Each answer is a line of `evals/<name>.jsonl`. How it is judged (and
-judged again, without the model) stands in `lib.evaluation.judging`, what the answers of two
-models add up to in `lib.evaluation.comparison`.
+An evaluation has a greedy pass and, where `eval_samples` asks for it, samples for pass@k. Each
+answer is graded as it comes and is a line of `evals/<name>.jsonl`. What the answers of two models
+add up to stands in `lib.evaluation.compare`; how a log is graded again without the model in
+`lib.evaluation.regrade`.
 """
 
 import json
 import time
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lib.checks import load_problems, side_config
 from lib.config import Config
-from lib.engines import Engine, ask
+from lib.engines import Engine
 from lib.evaluation.breakdowns import add_rewards
-from lib.evaluation.comparison import is_judged, summarize
-from lib.evaluation.judging import judge
+from lib.evaluation.compare import compare, is_judged, summarize
 from lib.progress import Progress
 from lib.runs import (
     Run,
@@ -32,8 +31,10 @@ from lib.runs import (
     write_jsonl,
 )
 from lib.sampling import Completion, Sampling, prompt_hash
-from lib.tasks import Problem, Task
-from lib.tasks.prompts import get_format
+from lib.tasks import Problem, Task, get_format, make_rows
+from lib.tasks.judging import judge
+
+TAKEN = ("base", "validation", "comparison", "side_comparison", "side_by_side")  # in `evals/`
 
 
 def samplings(config: Config) -> dict[str, Sampling]:
@@ -51,6 +52,21 @@ def samplings(config: Config) -> dict[str, Sampling]:
     return passes
 
 
+def candidate_name(candidate: Path, run: Run) -> str:
+    """What the answers of a model other than the base are called in `evals/`.
+
+    "trained" is the run's own adapter. A folder that has the name of another file there, as
+    "base" or "comparison", becomes "candidate_base".
+    """
+    if candidate == run.adapter:
+        return "trained"
+    name = candidate.stem if candidate.is_file() else candidate.name
+    taken = {*TAKEN, "trained"}
+    safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in name).lstrip(".")
+    free = safe and safe.casefold() not in taken and not safe.casefold().startswith("side_")
+    return safe if free else f"candidate_{safe}"
+
+
 def evaluate(
     engine: Engine,
     problems: Sequence[Problem],
@@ -63,82 +79,70 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Every answer of the model in the engine, as records; writes the log and its summary.
 
+    An interrupted evaluation with the same prompts, protocol and weights is resumed: missing
+    answers are generated.
+
     Args:
         problems, rows: the held-out problems and their prompts, in the same order.
         name: of the evaluation: `evals/<name>.jsonl` and `.json`.
         model: the files of the model measured.
-
-    A log that an interrupted evaluation of the same prompts, protocol and files left is gone on
-    with: what it lacks is asked, the samples then drawn anew.
     """
     protocol = _protocol(config, prompt_hash([row["prompt"] for row in rows]))
     records = _resume(run, name, {**protocol, "model": _fingerprint(model)})
-    tag, passes = get_format(config.prompt_format).answer_tag, samplings(config)
+    log, tag = run.evals / f"{name}.jsonl", get_format(config.prompt_format).answer_tag
+    by_id, passes = {problem.id: problem for problem in problems}, samplings(config)
     total = sum(sampling.n for sampling in passes.values()) * len(rows)
-    log = AnswerLog(run, name, records, task, tag, total)
-    by_id = {problem.id: problem for problem in problems}
-    started = time.perf_counter()
+    progress = Progress(total, f"evaluating {name}", run.progress)
+    progress.update(len(records))
+    started, judging = time.perf_counter(), 0.0
     for kind, sampling in passes.items():
         done = {record["id"] for record in records if record["pass"] == kind}
         left = [row for row in rows if row["id"] not in done]
-        asked = [by_id[row["id"]] for row in left]
-        ask(engine, [row["prompt"] for row in left], sampling, partial(log.keep, kind, asked))
-    if not is_judged(log.records):  # what it earns is then all that can be told
-        log.records = add_rewards(log.records, rows, config)
-    log.close(order=[(kind, row["id"]) for kind in passes for row in rows])
-    summary = summarize(log.records, config) | {
+        for index, answers in engine.stream([row["prompt"] for row in left], sampling):
+            began = time.perf_counter()
+            problem = by_id[left[index]["id"]]
+            graded = [_record(task, problem, kind, i, a, tag) for i, a in enumerate(answers)]
+            append_jsonl(log, graded)
+            records += graded
+            progress.update(len(records))
+            judging += time.perf_counter() - began
+    if not is_judged(records):  # what it earns is then all that can be said
+        records = add_rewards(records, rows, config)
+    place = {row["id"]: i for i, row in enumerate(rows)}
+    records.sort(key=lambda r: (r["pass"] != "greedy", place[r["id"]], r["sample"]))
+    write_jsonl(log, records)
+    progress.close()
+    summary = summarize(records, config) | {
         "name": name,
         "model": run.shown(model) if model else None,
         "engine": engine.name,
         "seconds": round(time.perf_counter() - started, 1),
-        "seconds_judging": round(log.seconds, 3),
+        "seconds_judging": round(judging, 3),
         "protocol": protocol,
         "versions": installed_versions(),
     }
     write_json(run.evals / f"{name}.json", summary)
-    return log.records
+    return records
 
 
-class AnswerLog:
-    """`evals/<name>.jsonl` while it grows: each answer is graded and written as it comes.
-
-    Attributes:
-        records: its lines; those given at the beginning are there already.
-        seconds: spent on grading and writing.
-    """
-
-    def __init__(
-        self, run: Run, name: str, records: list[dict], task: Task, tag: str | None, total: int
-    ):
-        self.file, self.records, self.task, self.tag = (
-            run.evals / f"{name}.jsonl",
-            records,
-            task,
-            tag,
-        )
-        self.progress, self.seconds = Progress(total, f"evaluating {name}", run.progress), 0.0
-        self.progress.update(len(records))
-
-    def keep(
-        self, kind: str, asked: Sequence[Problem], index: int, answers: Sequence[Completion]
-    ) -> None:
-        """The answers to one of the problems asked."""
-        started = time.perf_counter()
-        fresh = [
-            _record(self.task, asked[index], kind, i, answer, self.tag)
-            for i, answer in enumerate(answers)
-        ]
-        append_jsonl(self.file, fresh)
-        self.records += fresh
-        self.progress.update(len(self.records))
-        self.seconds += time.perf_counter() - started
-
-    def close(self, order: Sequence[tuple[str, str]]) -> None:
-        """Bring the log into the order of (pass, problem's id), whatever came first."""
-        place = {key: i for i, key in enumerate(order)}
-        self.records.sort(key=lambda r: (place[r["pass"], r["id"]], r["sample"]))
-        write_jsonl(self.file, self.records)
-        self.progress.close()
+def _record(
+    task: Task, problem: Problem, kind: str, sample: int, completion: Completion, tag: str | None
+) -> dict[str, Any]:
+    truncated = completion.finish_reason == "length"
+    return {
+        "pass": kind,
+        "id": problem.id,
+        "sample": sample,
+        "question": problem.question,
+        "completion": completion.text,
+        "expected": problem.answer,
+        "kind": problem.kind,
+        "tokens": len(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+        "cluster": problem.meta.get("cluster"),
+        "level": problem.meta.get("level"),
+        **judge(task, problem, completion.text, truncated, tag),
+    }
 
 
 def _protocol(config: Config, digest: str) -> dict[str, Any]:
@@ -178,23 +182,26 @@ def _resume(run: Run, name: str, begun: dict) -> list[dict]:
     return records
 
 
-def _record(
-    task: Task, problem: Problem, kind: str, sample: int, completion: Completion, tag: str | None
-) -> dict[str, Any]:
-    truncated = completion.finish_reason == "length"
-    return {
-        "pass": kind,
-        "id": problem.id,
-        "sample": sample,
-        "question": problem.question,
-        "completion": completion.text,
-        "expected": problem.answer,
-        "tokens": len(completion.token_ids),
-        "finish_reason": completion.finish_reason,
-        "cluster": problem.meta.get("cluster"),
-        "level": problem.meta.get("level"),
-        **judge(task, problem, completion.text, truncated, tag),
-    }
+# What training for one thing does to another: a second task, asked before and after.
+#
+#     side_task: {task: small_sums, task_config: {largest: 9}, prompt_format: answer, shots: 1}
+#
+# A policy that learns to please a reward may forget what it could do. The side task is never
+# trained on; its answers are right or wrong.
+
+
+def ask_side_task(engine: Engine, config: Config, run: Run, name: str, model: Path) -> None:
+    """Evaluate the model in the engine on the side task: `evals/side_<name>.jsonl`."""
+    side = side_config(config)
+    task, _, problems, examples = load_problems(side)
+    rows = make_rows(problems, side.prompt_format, side.shots, examples)
+    evaluate(engine, problems, rows, task, side, run, f"side_{name}", model)
+
+
+def compare_side_task(run: Run, config: Config, before: str, after: str) -> dict[str, Any]:
+    """Paired differences on the side task; `evals/side_comparison.json`."""
+    names = (f"side_{before}", f"side_{after}")
+    return compare(run, side_config(config), *names, to="side_comparison")
 
 
 def tracked(summary: dict[str, Any]) -> dict[str, float]:
@@ -209,11 +216,3 @@ def tracked(summary: dict[str, Any]) -> dict[str, float]:
         name = name.replace("greedy_", "pass@1_" if name in right else "").removesuffix("_strict")
         values[f"eval/{name}"] = score["mean"]
     return values
-
-
-def track(run: Run, config: Config, name: str, step: int) -> None:
-    """Send a finished evaluation's figures to what `report_to` names, at a step of training."""
-    if config.report_to:
-        from lib.training.tracking import log_metrics
-
-        log_metrics(run, config, tracked(read_json(run.evals / f"{name}.json")), step)

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from lib import stats
 from lib.answers import normalize_number
 from lib.config import Config
-from lib.evaluation import stats
-from lib.evaluation.comparison import changes, clusters_of, greedy_answers
+from lib.evaluation.compare import changes, clusters_of, greedy_records
 from lib.preflight import score
 from lib.rewards import recipe_rewards
 from lib.sampling import Completion
+from lib.stats import rate
 
 
 def samples_of(records: Sequence[dict]) -> list[list[dict]]:
@@ -78,17 +79,9 @@ def curves_of_k(records: Sequence[dict]) -> dict[str, list[stats.Estimate]]:
         both = list(zip(paid, rights, strict=True))
         by_k["best-of-k"] = [[stats.best_of_k(p, r, k) for p, r in both] for k in ks]
     return {
-        name: [stats.mean_with_error(values, clusters) for values in rows]
+        name: [stats.mean_with_error(values, clusters, (0, 1)) for values in rows]
         for name, rows in by_k.items()
     }
-
-
-def rate(rights: Sequence[bool]) -> dict[str, Any] | None:
-    """A share of right answers with its Wilson interval; None of nothing."""
-    if not rights:
-        return None
-    low, high = stats.wilson_interval(int(sum(rights)), len(rights))
-    return {"rate": sum(rights) / len(rights), "low": low, "high": high, "answers": len(rights)}
 
 
 # How often the base model's samples are right, as a measure of difficulty.
@@ -108,7 +101,7 @@ def by_difficulty(before: Sequence[dict], after: Sequence[dict]) -> list[dict[st
 
     Returns: a row a group: group, before, after (each as `rate`); none without levels or samples.
     """
-    a, b = greedy_answers(before), greedy_answers(after)
+    a, b = greedy_records(before), greedy_records(after)
     if all(record["level"] is not None for record in a.values()):
         group_of = {id: f"level {record['level']}" for id, record in a.items()}
         names = sorted(set(group_of.values()))
@@ -138,7 +131,7 @@ def by_length(
 
     Returns: rows as `by_difficulty`'s; the bounds, in tokens, are quantiles over both models.
     """
-    answers = [list(greedy_answers(records).values()) for records in (before, after)]
+    answers = [list(greedy_records(records).values()) for records in (before, after)]
     lengths = [record["tokens"] for side in answers for record in side]
     tops = np.unique(np.quantile(lengths, np.linspace(0, 1, groups + 1)[1:], method="higher"))
     rows, low = [], min(lengths)
@@ -185,7 +178,7 @@ def calibration_error(rows: Sequence[dict]) -> float:
 
 def side_by_side(before: Sequence[dict], after: Sequence[dict]) -> list[dict[str, Any]]:
     """Each problem's greedy answers of both models, and what changed: fixed, broken first."""
-    a, b = greedy_answers(before), greedy_answers(after)
+    a, b = greedy_records(before), greedy_records(after)
     return [
         {
             "change": change,
@@ -200,3 +193,12 @@ def side_by_side(before: Sequence[dict], after: Sequence[dict]) -> list[dict[str
         for change, ids in changes(before, after).items()
         for id in ids
     ]
+
+
+def outcomes(before: Sequence[dict], after: Sequence[dict]) -> list[tuple[str, int, int]]:
+    """How many greedy answers ended in which way, before and after."""
+    counts = [
+        Counter(record["outcome"] for record in greedy_records(records).values())
+        for records in (before, after)
+    ]
+    return [(name, counts[0][name], counts[1][name]) for name in sorted({*counts[0], *counts[1]})]

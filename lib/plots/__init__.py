@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from lib.evaluation import stats
-from lib.evaluation.comparison import is_share
+from lib import stats
+from lib.evaluation.compare import is_share
 from lib.memory import Estimate
 from lib.preflight import Preflight
 
@@ -119,7 +119,7 @@ def groups_figure(panels: dict[str, Sequence[dict]]) -> Figure:
 
 
 def _whiskers(xs: Sequence[float], rates: Sequence[dict]) -> dict[str, Any]:
-    """Where to draw the intervals of rates (`lib.evaluation.breakdowns.rate`), for `errorbar`."""
+    """Where to draw the intervals of rates (`lib.stats.rate`), for `errorbar`."""
     middle = np.array([rate["rate"] for rate in rates])
     # A rate of 0 or 1 lies on its interval's bound, but for rounding.
     below = np.maximum(0, middle - [rate["low"] for rate in rates])

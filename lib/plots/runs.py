@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from lib.evaluation.compare_runs import batches_log
+from lib.evaluation.runs import batches_log
 from lib.plots import BLUE, GREY, ORANGE, STYLE, bounds
 from lib.plots.curves import smooth
 from lib.runs import Run, read_jsonl

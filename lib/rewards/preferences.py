@@ -18,7 +18,7 @@ import numpy as np
 from lib.checks import load_problems
 from lib.config import Config
 from lib.errors import BadInput
-from lib.evaluation.breakdowns import rate
+from lib.stats import rate
 from lib.tasks import Problem, sample_problems
 from lib.tasks.prompts import PromptFormat, get_format, make_rows
 

@@ -17,12 +17,12 @@ import numpy as np
 
 from lib.config import Config
 from lib.errors import BadInput
-from lib.evaluation.breakdowns import rate
 from lib.models import lora_targets, model_folder
 from lib.progress import Progress
 from lib.rewards.model import RECORD, RewardModel, chat_ids
 from lib.rewards.preferences import Pair, accuracy, attacks, length_correlation
 from lib.runs import Run, write_json, written_whole
+from lib.stats import rate
 
 RIDGE = 1.0  # for hidden states of length 1; from 0.3 to 3 it made little difference
 
@@ -223,7 +223,7 @@ def attack_rows(model: RewardModel, pairs: Sequence[Pair]) -> list[dict[str, Any
     """How answers made to fool it fare (`lib.rewards.preferences.attacks`).
 
     Returns: a row an attack: answer, mean reward, and how often it beats the preferred answer
-    (as `lib.evaluation.breakdowns.rate`).
+    (as `lib.stats.rate`).
     """
     others = [*pairs[1:], pairs[0]]
     tried = [attacks(pair, other) for pair, other in zip(pairs, others, strict=True)]

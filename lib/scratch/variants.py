@@ -23,62 +23,21 @@ from lib.config import Config, resolve
 from lib.engines import START_ERRORS, TransformersEngine, VllmEngine, no_vllm
 from lib.errors import BadInput, Stopped
 from lib.evaluation import evaluate
+from lib.evaluation.runs import (
+    BASE,
+    base_config,
+    evaluation_name,
+    is_begun,
+    is_finished,
+    variant_configs,
+)
 from lib.hardware import GIB
 from lib.models import model_folder
 from lib.process import give_back_freed_memory, peak_memory
 from lib.rewards import recipe_rewards
-from lib.runs import Run, hushed, open_run, read_json, run_folder
+from lib.runs import Run, hushed, open_run
 from lib.scratch.lora import live_weights
 from lib.tasks.prompts import make_rows
-
-BASE = "base"
-NOT_SETTINGS = ("name", "run", "output_dir", "resume", "variants", "seeds", "runs", "by_profile")
-
-
-def variant_configs(config: Config) -> dict[str, Config]:
-    """Run name → configuration: in the recipe's order, each variant with all seeds.
-
-    Raises:
-        BadInput: no variants or seeds, or settings that do not work.
-    """
-    if not (config.variants and config.seeds):
-        raise BadInput("There is nothing to compare: give the recipe `variants` and `seeds`.")
-    common = config.model_dump() | {"variants": {}, "seeds": []}
-    return {
-        f"{name}_{seed}": resolve(
-            None,
-            {**common, **changes, "seed": seed, "run": f"{config.run_name}/{name}_{seed}"},
-        )
-        for name, changes in config.variants.items()
-        for seed in config.seeds
-    }
-
-
-def base_config(config: Config) -> Config:
-    """Of the untrained model's folder."""
-    changes = {"variants": {}, "seeds": [], "run": f"{config.run_name}/{BASE}"}
-    return config.model_copy(update=changes)
-
-
-def evaluation_name(run: Run) -> str:
-    """What its model's answers are called in `evals/`."""
-    return BASE if run.folder.name == BASE else "trained"
-
-
-def is_finished(config: Config) -> bool:
-    """Whether the run was trained with these settings and measured."""
-    run = Run(run_folder(config))
-    return (run.evals / f"{evaluation_name(run)}.json").is_file() and is_begun(config)
-
-
-def is_begun(config: Config) -> bool:
-    """Whether the run's folder is there, made with these settings."""
-    run = Run(run_folder(config))
-    if not run.record.is_file():
-        return False
-    stored, wanted = read_json(run.record)["config"], config.model_dump(mode="json")
-    keys = (stored.keys() & wanted.keys()) - set(NOT_SETTINGS)  # newer keys are at their defaults
-    return all(stored[key] == wanted[key] for key in keys)
 
 
 def run_variants(config: Config, part: int = 0, parts: int = 1) -> Iterator[str]:

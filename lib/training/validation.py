@@ -11,11 +11,11 @@ from typing import Any
 
 from lib.config import Config
 from lib.engines import Engine, TransformersEngine
-from lib.evaluation.judging import judge
 from lib.models import Policy, live_weights, write_adapter
 from lib.runs import Run, append_jsonl, discard, read_json, write_json, written_whole
 from lib.sampling import Sampling
 from lib.tasks import Problem, Task, sample_problems
+from lib.tasks.judging import judge
 from lib.tasks.prompts import get_format
 
 

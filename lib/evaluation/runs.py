@@ -14,22 +14,64 @@ from typing import Any
 
 import numpy as np
 
-from lib.config import ROOT, Config
+from lib.config import ROOT, Config, resolve
 from lib.errors import BadInput
-from lib.evaluation.comparison import greedy_answers, score_names
-from lib.evaluation.crossed import crossed_difference
-from lib.evaluation.stats import Difference
+from lib.evaluation.compare import greedy_records, is_reward, score_names
 from lib.runs import Run, read_json, read_jsonl, run_folder
-from lib.scratch.variants import (
-    BASE,
-    NOT_SETTINGS,
-    base_config,
-    evaluation_name,
-    is_finished,
-    variant_configs,
-)
+from lib.stats import MARGIN, Difference, crossed_difference, holm, points, verdict_word
 
 Arms = Mapping[str, Sequence[Run]]
+BASE = "base"
+NOT_SETTINGS = ("name", "run", "output_dir", "resume", "variants", "seeds", "runs", "by_profile")
+
+
+def variant_configs(config: Config) -> dict[str, Config]:
+    """Run name → configuration: in the recipe's order, each variant with all seeds.
+
+    Raises:
+        BadInput: no variants or seeds, or settings that do not work.
+    """
+    if not (config.variants and config.seeds):
+        raise BadInput(
+            "There is nothing to compare: give the recipe `variants` and `seeds`.",
+            "nothing-to-compare",
+        )
+    common = config.model_dump() | {"variants": {}, "seeds": []}
+    return {
+        f"{name}_{seed}": resolve(
+            None,
+            {**common, **changes, "seed": seed, "run": f"{config.run_name}/{name}_{seed}"},
+        )
+        for name, changes in config.variants.items()
+        for seed in config.seeds
+    }
+
+
+def base_config(config: Config) -> Config:
+    """Of the untrained model's folder."""
+    changes = {"variants": {}, "seeds": [], "run": f"{config.run_name}/{BASE}"}
+    return config.model_copy(update=changes)
+
+
+def evaluation_name(run: Run) -> str:
+    """What its model's answers are called in `evals/`."""
+    return BASE if run.folder.name == BASE else "trained"
+
+
+def is_finished(config: Config) -> bool:
+    """Whether the run was trained with these settings and measured."""
+    run = Run(run_folder(config))
+    return (run.evals / f"{evaluation_name(run)}.json").is_file() and is_begun(config)
+
+
+def is_begun(config: Config) -> bool:
+    """Whether the run's folder is there, made with these settings."""
+    run = Run(run_folder(config))
+    if not run.record.is_file():
+        return False
+    stored, wanted = read_json(run.record)["config"], config.model_dump(mode="json")
+    keys = (stored.keys() & wanted.keys()) - set(NOT_SETTINGS)  # newer keys are at their defaults
+    return all(stored[key] == wanted[key] for key in keys)
 
 
 def find_arms(config: Config) -> dict[str, list[Run]]:
@@ -53,7 +95,9 @@ def _run(name: str, config: Config) -> Run:
     for folder in (Path(name).expanduser(), ROOT / config.output_dir / name, ROOT / name):
         if (folder / "run.json").is_file():
             return Run(folder.resolve())
-    raise BadInput(f"There is no run {name}: name folders that hold a run.json in `runs`.")
+    raise BadInput(
+        f"There is no run {name}: name folders that hold a run.json in `runs`.", "no-run"
+    )
 
 
 def differing_settings(arms: Arms) -> list[dict[str, Any]]:
@@ -68,17 +112,21 @@ def differing_settings(arms: Arms) -> list[dict[str, Any]]:
     return rows
 
 
-def answers(run: Run, score: str | None = None) -> dict[tuple[str, str], float]:
-    """Problem (id and question) → the score of the greedy answer of the run's model.
+def evaluated(run: Run) -> list[dict]:
+    """The greedy answers of the run's model.
 
     Raises:
         BadInput: the run was not evaluated.
     """
     log = run.need(run.evals / f"{evaluation_name(run)}.jsonl", made_by="04_pass_at_k_eval")
-    records = read_jsonl(log)
+    return list(greedy_records(read_jsonl(log)).values())
+
+
+def scores_by_problem(run: Run, score: str | None = None) -> dict[tuple[str, str], float]:
+    """Problem (id and question) → the score of the greedy answer of the run's model."""
+    records = evaluated(run)
     score = score or score_names(records)[0]
-    found = greedy_answers(records).values()
-    return {(record["id"], record["question"]): float(record[score]) for record in found}
+    return {(record["id"], record["question"]): float(record[score]) for record in records}
 
 
 def pairs_of(before: Sequence[Run], after: Sequence[Run]) -> list[tuple[Run, Run]]:
@@ -88,15 +136,20 @@ def pairs_of(before: Sequence[Run], after: Sequence[Run]) -> list[tuple[Run, Run
     seeds = [
         {read_json(run.record)["config"]["seed"]: run for run in arm} for arm in (before, after)
     ]
-    return [(run, seeds[1][seed]) for seed, run in seeds[0].items() if seed in seeds[1]]
+    pairs = [(run, seeds[1][seed]) for seed, run in seeds[0].items() if seed in seeds[1]]
+    if not pairs:
+        raise BadInput("Two arms have no seed in common: train both with the same.", "no-shared")
+    return pairs
 
 
 def difference(before: Sequence[Run], after: Sequence[Run], score: str | None = None) -> Difference:
     """How much better the second arm is, over the seeds it was run with and shared problems."""
-    pairs = [(answers(a, score), answers(b, score)) for a, b in pairs_of(before, after)]
+    pairs = [[scores_by_problem(run, score) for run in pair] for pair in pairs_of(before, after)]
     shared = [key for key in pairs[0][0] if all(key in a and key in b for a, b in pairs)]
     if len(shared) < 2:
-        raise BadInput("The runs share no held-out problems: evaluate them on the same task.")
+        raise BadInput(
+            "The runs share no held-out problems: evaluate them on the same task.", "no-shared"
+        )
     return crossed_difference(np.array([[b[key] - a[key] for key in shared] for a, b in pairs]))
 
 
@@ -110,13 +163,14 @@ def compare_arms(arms: Arms, against: Sequence[str] = ()) -> list[dict[str, Any]
         BadInput: fewer than two arms, or arms that share no problems.
     """
     if len(arms) < 2:
-        raise BadInput("There is nothing to compare: give two runs at least.")
+        raise BadInput("There is nothing to compare: give two runs at least.", "nothing-to-compare")
     against = list(against or list(arms)[:2])
     rows = []
     for name, runs in arms.items():
-        means = [float(np.mean(list(answers(run).values()))) for run in runs]
+        share = not is_reward(score_names(evaluated(runs[0]))[0])
+        means = [float(np.mean(list(scores_by_problem(run).values()))) for run in runs]
         row = {"arm": name, "seeds": len(runs), "accuracy": float(np.mean(means))}
-        row["lowest"], row["highest"] = min(means), max(means)
+        row["lowest"], row["highest"], row["share"] = min(means), max(means), share
         for other in against:
             if other != name:
                 row[f"to {other}"] = vars(difference(arms[other], runs))
@@ -168,17 +222,24 @@ def accuracy_rows(compared: Sequence[dict]) -> list[dict[str, str]]:
     others = [key for row in compared for key in row if key.startswith("to ")]
     rows = []
     for row in compared:
-        shown = {"arm": row["arm"], "seeds": row["seeds"], "accuracy": f"{row['accuracy']:.1%}"}
-        shown["over seeds"] = f"{row['lowest']:.1%} to {row['highest']:.1%}"
+        shown = {"arm": row["arm"], "seeds": row["seeds"], "accuracy": _figure(row, "accuracy")}
+        shown["over seeds"] = f"{_figure(row, 'lowest')} to {_figure(row, 'highest')}"
         for other in dict.fromkeys(others):
-            shown[other] = _difference_text(row[other]) if other in row else ""
+            shown[other] = _difference_text(row, other) if other in row else ""
         rows.append(shown)
     return rows
 
 
-def _difference_text(found: Mapping[str, Any]) -> str:
-    low, high = found["interval"] or (float("nan"), float("nan"))
-    return f"{found['difference']:+.1%} ({low:+.1%} to {high:+.1%})"
+def _figure(row: Mapping[str, Any], key: str) -> str:
+    return f"{row[key]:.1%}" if row["share"] else f"{row[key]:.2f}"
+
+
+def _difference_text(row: Mapping[str, Any], other: str) -> str:
+    paired = row[other]
+    low, high = paired["interval"] or (float("nan"), float("nan"))
+    if row["share"]:
+        return f"{points(paired['difference'])} ({100 * low:+.1f} to {100 * high:+.1f})"
+    return f"{paired['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
 
 
 def cost_rows(compared: Sequence[dict]) -> list[dict[str, Any]]:
@@ -187,31 +248,27 @@ def cost_rows(compared: Sequence[dict]) -> list[dict[str, Any]]:
     return [row | {key: round(row[key]) for key in ("steps", "tokens")} for row in costs]
 
 
-def sentences(compared: Sequence[dict], alpha: float = 0.05) -> list[str]:
+CLAIMS = {"better": "is better than", "worse": "is worse than"}
+
+
+def sentences(compared: Sequence[dict]) -> list[str]:
     """What may be claimed of each arm against the last one compared with, and what not.
 
-    Of many comparisons some look significant by chance: p-values are Holm's (1979).
+    The rule is `lib.stats.verdict_word`'s. Of many comparisons some look significant by chance:
+    p-values are Holm's (1979).
     """
     other = next(key for key in reversed(compared[-1]) if key.startswith("to "))
     rows = [row for row in compared if other in row and row["arm"] != BASE]
-    adjusted = holm(
+    p_values = holm(
         [1.0 if row[other]["p_value"] is None else row[other]["p_value"] for row in rows]
     )
-    found = []
-    for row, p in zip(rows, adjusted, strict=True):
-        claim = "cannot be told apart from"
-        if p < alpha:
-            claim = "is better than" if row[other]["difference"] > 0 else "is worse than"
-        text = _difference_text(row[other])
-        found.append(f"{row['arm']} {claim} {other.removeprefix('to ')}: {text}, p = {p:.2f}.")
-    return found
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down p-values: the i-th smallest of m counts (m − i + 1) times (i from 1)."""
-    order, highest = np.argsort(p_values), 0.0
-    found = [0.0] * len(p_values)
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        found[i] = highest
-    return found
+    claims = []
+    for row, p in zip(rows, p_values, strict=True):
+        margin = MARGIN if row["share"] else None
+        word = verdict_word(row[other]["interval"], p, margin)
+        claim = CLAIMS.get(word, "cannot be told apart from")
+        if word.startswith("no difference"):
+            claim = f"makes {word} to"
+        name = other.removeprefix("to ")
+        claims.append(f"{row['arm']} {claim} {name}: {_difference_text(row, other)}, p = {p:.2f}.")
+    return claims

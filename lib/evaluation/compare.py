@@ -1,0 +1,338 @@
+"""What the answers of two evaluations add up to: scores, paired differences, a verdict.
+
+    comparison = compare(run, config, "base", "trained")
+    verdict(comparison)     # "The trained model is better (greedy strict): …"
+
+The records are those that `lib.evaluation` logs, a line an answer. How a difference is put into
+words stands in one place, `lib.stats.verdict_word`.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lib import stats
+from lib.config import Config
+from lib.errors import BadInput
+from lib.runs import Run, read_json, read_jsonl, write_json
+from lib.stats import points
+from lib.tasks.judging import HARNESS_SCORES, asks_for_hashes
+
+Rows = dict[str, dict[str, Any]]  # score → before, after, difference, interval_95, …
+
+GRADES = ("strict", "lenient", "format")
+TEXT_SCORES = ("rouge1", "rougeL", "words", "characters")
+COUNTS = ("words", "characters")  # no shares of anything
+
+
+def is_judged(records: Sequence[dict]) -> bool:
+    """Whether the answers are right or wrong; a summary is neither."""
+    return "strict" in records[0]
+
+
+def score_names(records: Sequence[dict], prompt_format: str = "plain") -> tuple[str, ...]:
+    """What is scored: grades (and, for numbers, the harness' two), or a text's measures.
+
+    A text's are "reward", what it earns, "rewards/…" for each reward that is only watched, and
+    its likeness to the gold. What can only be zero is left out: strict_match where the prompt
+    does not ask for "####".
+    """
+    if not is_judged(records):
+        return tuple(name for name in records[0] if is_reward(name)) + TEXT_SCORES
+    harness = HARNESS_SCORES if asks_for_hashes(prompt_format) else HARNESS_SCORES[1:]
+    return GRADES + tuple(name for name in harness if name in records[0])
+
+
+def is_reward(score: str) -> bool:
+    return score == "reward" or score.startswith("rewards/")
+
+
+def scores_of(records: Sequence[dict], kind: str, score: str) -> dict[str, list[float]]:
+    """Per problem the given score of each of its samples, in one pass ("greedy", "sampled")."""
+    scores: dict[str, list[float]] = {}
+    for record in records:
+        if record["pass"] == kind:
+            scores.setdefault(record["id"], []).append(float(record[score]))
+    return scores
+
+
+def greedy_records(records: Sequence[dict]) -> dict[str, dict]:
+    """The record of each problem's greedy answer, by the problem's id."""
+    return {record["id"]: record for record in records if record["pass"] == "greedy"}
+
+
+def clusters_of(records: Sequence[dict]) -> list[str] | None:
+    """One label a problem, in the order of the greedy pass; None where there are no families."""
+    labels = [record["cluster"] for record in greedy_records(records).values()]
+    return None if None in labels else labels
+
+
+def summarize(records: Sequence[dict], config: Config) -> dict[str, Any]:
+    """Mean, error and interval of each score, outcomes counted apart, and pass@k.
+
+    A rate that stands alone (right or wrong, once a problem) has its Wilson interval; families
+    of problems and other scores have Student's t.
+    """
+    clusters = clusters_of(records)
+    summary: dict[str, Any] = {"scores": {}, "outcomes": {}, "truncated": {}}
+    for score in score_names(records, config.prompt_format):
+        greedy = [values[0] for values in scores_of(records, "greedy", score).values()]
+        rate = clusters is None and set(greedy) <= {0.0, 1.0}
+        summary["scores"][f"greedy_{score}"] = _shown(greedy, clusters, rate, score)
+        sampled = scores_of(records, "sampled", score)
+        if sampled and score in GRADES[:2]:
+            for k in config.eval_k:
+                rates = [stats.pass_at_k(len(v), int(sum(v)), k) for v in sampled.values()]
+                summary["scores"][f"pass@{k}_{score}"] = _shown(rates, clusters, False, score)
+    for kind in dict.fromkeys(record["pass"] for record in records):
+        answers = [record for record in records if record["pass"] == kind]
+        summary["outcomes"][kind] = dict(Counter(record["outcome"] for record in answers))
+        cut = sum(record["finish_reason"] == "length" for record in answers)
+        summary["truncated"][kind] = {
+            "mean": cut / len(answers),
+            "interval_95": stats.wilson_interval(cut, len(answers)),
+            "answers": len(answers),
+        }
+    summary["tokens"] = sum(record["tokens"] for record in records)
+    return summary
+
+
+def _shown(
+    values: Sequence[float], clusters: list[str] | None, rate: bool, score: str
+) -> dict[str, Any]:
+    within = None if is_reward(score) or score in COUNTS else (0.0, 1.0)
+    estimate = stats.mean_with_error(values, clusters, within)
+    interval = stats.wilson_interval(int(sum(values)), len(values)) if rate else estimate.interval
+    return {
+        "mean": estimate.mean,
+        "stderr": estimate.stderr,
+        "interval_95": interval,
+        "problems": len(values),
+    }
+
+
+def compare(run: Run, config: Config, before: str, after: str, to: str = "comparison") -> Rows:
+    """Paired differences between two evaluations of the same problems; `evals/<to>.json`.
+
+    Each row names the files of answers that it is made of, with their digests (SHA-256), by which
+    `lib.evaluation.regrade` tells files that have been changed since.
+
+    Raises:
+        BadInput: the two were not asked the same prompts in the same way.
+    """
+    summaries = [read_json(run.evals / f"{name}.json") for name in (before, after)]
+    if summaries[0]["protocol"] != summaries[1]["protocol"]:
+        raise BadInput(
+            f"{before} and {after} of {run.shown(run.evals)} were not evaluated in the same way "
+            f"(prompts, sampling or seed differ): run 04_pass_at_k_eval again for both.",
+            key="protocol",
+        )
+    logs = [run.evals / f"{name}.jsonl" for name in (before, after)]
+    a, b = (read_jsonl(log) for log in logs)
+    rows = compare_records(a, b, config.eval_k, config.prompt_format)
+    files = {log.name: digest(log) for log in logs}
+    write_json(run.evals / f"{to}.json", {k: row | {"answers": files} for k, row in rows.items()})
+    return read_json(run.evals / f"{to}.json")
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def compare_records(
+    before: Sequence[dict], after: Sequence[dict], eval_k: Sequence[int], prompt_format: str
+) -> Rows:
+    """The rows of a comparison, from the answers alone."""
+    clusters, rows = clusters_of(before), {}
+    for score in score_names(before, prompt_format):
+        greedy = [scores_of(records, "greedy", score) for records in (before, after)]
+        firsts = [[scores[id][0] for id in greedy[0]] for scores in greedy]
+        rows[f"greedy_{score}"] = _row(*firsts, clusters, score)
+        sampled = [scores_of(records, "sampled", score) for records in (before, after)]
+        if sampled[0] and score in GRADES[:2]:
+            counts = [[scores[id] for id in sampled[0]] for scores in sampled]
+            for k in eval_k:
+                rates = [
+                    [stats.pass_at_k(len(rights), int(sum(rights)), k) for rights in side]
+                    for side in counts
+                ]
+                rows[f"pass@{k}_{score}"] = _row(*rates, clusters, score)
+    return rows
+
+
+def _row(
+    before: Sequence[float], after: Sequence[float], clusters: list[str] | None, score: str
+) -> dict[str, Any]:
+    paired = stats.paired_difference(before, after, clusters)
+    share = not is_reward(score) and score not in COUNTS
+    row = {
+        "before": float(np.mean(before)),
+        "after": float(np.mean(after)),
+        "difference": paired.difference,
+        "stderr": paired.stderr,
+        "interval_95": paired.interval,
+        "problems": len(before),
+        "p_value": paired.p_value,
+        "test": paired.test,
+        "verdict": stats.verdict_word(
+            paired.interval, paired.p_value, stats.MARGIN if share else None
+        ),
+        "share": share,
+    }
+    return row if paired.fixed is None else row | {"fixed": paired.fixed, "broken": paired.broken}
+
+
+def changes(before: Sequence[dict], after: Sequence[dict]) -> dict[str, list[str]]:
+    """Problems by what happened to their greedy strict answer: fixed, broken, both, neither.
+
+    A text counts as right where it shares more than half of the gold's words (ROUGE-1).
+    """
+    score = "strict" if is_judged(before) else "rouge1"
+    a, b = greedy_records(before), greedy_records(after)
+    groups: dict[str, list[str]] = {"fixed": [], "broken": [], "both": [], "neither": []}
+    for id in a:
+        was, is_now = a[id][score] > 0.5, b[id][score] > 0.5
+        name = ("both" if is_now else "broken") if was else ("fixed" if is_now else "neither")
+        groups[name].append(id)
+    return groups
+
+
+# In words
+
+
+BETTER, WORSE, NONE, CANNOT = "better", "worse", "no difference", "cannot be told"
+
+# What the lenient grades add to the strict ones: (strict, lenient) → a sentence.
+LENIENTLY = {
+    (BETTER, BETTER): "It is not the format alone: {}.",
+    (BETTER, WORSE): "But it got worse at the answers: {}. What it gained is the format.",
+    (BETTER, NONE): "What it gained is the format: {}, a difference too small to count.",
+    (BETTER, CANNOT): "The gain may be of format alone: {}, from which nothing can be told.",
+    (WORSE, BETTER): "But it got better at the answers: {}. What it lost is the format.",
+    (WORSE, WORSE): "It is not the format alone: {}.",
+    (WORSE, NONE): "What it lost is the format: {}, a difference too small to count.",
+    (WORSE, CANNOT): "The loss may be of format alone: {}, from which nothing can be told.",
+    (NONE, BETTER): "But it got better at the answers, outside the format: {}.",
+    (NONE, WORSE): "But it got worse at the answers, hidden by the format: {}.",
+    (NONE, NONE): "The answers themselves are no different either: {}.",
+    (NONE, CANNOT): "Of the answers themselves nothing can be told: {}.",
+    (CANNOT, BETTER): "But it got better at the answers, outside the format: {}.",
+    (CANNOT, WORSE): "But it got worse at the answers, hidden by the format: {}.",
+    (CANNOT, NONE): "The answers themselves are no different: {}.",
+    (CANNOT, CANNOT): "Nor can it be told of the answers themselves: {}.",
+}
+
+
+def verdict(rows: Rows, metric: str = "greedy_strict") -> str:
+    """What the comparison allows one to claim, and what it does not, in a few sentences."""
+    metric = metric if metric in rows else next(iter(rows))
+    row, name = rows[metric], metric.replace("_", " ")
+    word, reward = _word(row), is_reward(metric.removeprefix("greedy_"))
+    claim = {
+        BETTER: f"The trained model {'earns more' if reward else 'is better'} ({name})",
+        WORSE: f"The trained model {'earns less' if reward else 'is worse'} ({name})",
+        NONE: f"There is {row.get('verdict', word)} ({name})",
+        CANNOT: f"Whether the trained model is better cannot be told ({name})",
+    }[word]
+    change = f"{_figure(row, 'before')} → {_figure(row, 'after')}"
+    sentences = [
+        f"{claim}: {change} on {row['problems']} held-out problems; difference "
+        f"{difference_text(row)}, 95 % interval {interval_text(row)}.",
+        *_about_format(rows, metric, word),
+        *_about_watched(rows, metric),
+        *_about_size(row, word),
+        "It is one training run, one task and one prompt: of others this says nothing.",
+    ]
+    return " ".join(sentences)
+
+
+def _word(row: dict[str, Any]) -> str:
+    """The row's verdict; the bound that "no difference larger than …" names is left out."""
+    margin = stats.MARGIN if is_share(row) else None
+    word = stats.verdict_word(row["interval_95"], row["p_value"], margin)
+    return NONE if word.startswith(NONE) else word
+
+
+def _about_format(rows: Rows, metric: str, word: str) -> list[str]:
+    """Whether what is said strictly holds for the answers, wherever they stand."""
+    strict, lenient = rows[metric], rows.get("greedy_lenient")
+    keys = ("before", "after", "stderr")
+    if metric != "greedy_strict" or lenient is None or all(strict[k] == lenient[k] for k in keys):
+        return []
+    change = (
+        f"graded leniently {_figure(lenient, 'before')} → {_figure(lenient, 'after')} "
+        f"({difference_text(lenient)}, 95 % interval {interval_text(lenient)})"
+    )
+    return [LENIENTLY[word, _word(lenient)].format(change)]
+
+
+def _about_watched(rows: Rows, metric: str) -> list[str]:
+    """What moved that was not trained on: a reward can rise while nothing gets better."""
+    if metric != "greedy_reward":
+        return []
+    watched = [name for name in rows if name.startswith("greedy_rewards/")]
+    moved = [
+        f"{name.removeprefix('greedy_')} {difference_text(rows[name])} "
+        f"({interval_text(rows[name])})"
+        for name in [*watched, "greedy_rougeL", "greedy_words"]
+    ]
+    return [f"That is what it was trained on; what it was not: {', '.join(moved)}."]
+
+
+def _about_size(row: dict[str, Any], word: str) -> list[str]:
+    """What a comparison of this size would have shown, where it cannot tell."""
+    if word != CANNOT:
+        return []
+    if row["stderr"] is None:
+        return ["One problem, or one family of them, gives no error: evaluate more."]
+    if not is_share(row):
+        seen = 2.8 * row["stderr"]  # Miller eq. 10 at 95 % and a power of 80 %
+        return [f"A true difference below about {seen:.2f} would be missed by so many problems."]
+    if not row["stderr"]:
+        return [stats.power_sentence(row["problems"])]
+    # ψ − δ² is the variance of a problem's difference; families of problems widen it.
+    changed = row["problems"] * row["stderr"] ** 2 + row["difference"] ** 2
+    return [stats.power_sentence(row["problems"], changed)]
+
+
+def is_share(row: dict[str, Any]) -> bool:
+    """Whether a row of the comparison is of shares, whose differences are points."""
+    return row.get("share", True)
+
+
+def _figure(row: dict[str, Any], key: str) -> str:
+    return f"{row[key]:.1%}" if is_share(row) else f"{row[key]:.2f}"
+
+
+def difference_text(row: dict[str, Any]) -> str:
+    return points(row["difference"]) if is_share(row) else f"{row['difference']:+.2f}"
+
+
+def interval_text(row: dict[str, Any]) -> str:
+    """The difference's interval in words."""
+    if row["interval_95"] is None:
+        return "n/a"
+    low, high = row["interval_95"]
+    if is_share(row) and row["stderr"] == 0 == row["difference"]:
+        return f"none changed: at most {points(high, '')} either way"
+    return f"{100 * low:+.1f} to {points(high)}" if is_share(row) else f"{low:+.2f} to {high:+.2f}"
+
+
+HEADER = ["metric", "before", "after", "difference", "95 % interval", "problems"]
+
+
+def comparison_rows(rows: Rows) -> list[list[str]]:
+    """The comparison as a table of text, under `HEADER`."""
+    return [
+        [
+            name.replace("_", " "),
+            *(_figure(row, "before"), _figure(row, "after")),
+            *(difference_text(row), interval_text(row)),
+            str(row["problems"]),
+        ]
+        for name, row in rows.items()
+    ]

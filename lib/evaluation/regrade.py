@@ -1,0 +1,193 @@
+"""Every number of a comparison, computed again from the stored answers: no model, no torch.
+
+    python -m lib.suite regrade RUN     # a run's name, its folder, or a folder's http(s) address
+
+Each stored answer is graded by today's rules, each score counted and compared with the one that is
+written. A file of answers that has been changed since the comparison was made is named.
+"""
+
+import json
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lib.config import ROOT
+from lib.errors import BadInput
+from lib.evaluation.compare import compare_records, digest
+from lib.runs import read_json, read_jsonl
+from lib.tasks import Problem, ReasoningGym, Task, get_format, get_task
+from lib.tasks.judging import judge
+
+COMPARISONS = ("comparison", "side_comparison")
+NUMBERS = ("before", "after", "difference", "stderr", "interval_95", "p_value", "problems")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints what was recomputed, and each thing that differs; 1 where one does, else 0."""
+    if len(arguments) != 1:
+        print("Give one run: its name, its folder, or the http(s) address of its folder.")
+        return 2
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            evals = _evals_of(arguments[0], Path(folder))
+            complaints, report = [], []
+            for name in COMPARISONS:
+                if (evals / f"{name}.json").is_file():
+                    wrong, sentence = check(evals, name)
+                    complaints += wrong
+                    report.append(sentence)
+    except BadInput as error:
+        print(error)
+        return 2
+    print(*report, *complaints, sep="\n")
+    return int(bool(complaints))
+
+
+def check(evals: Path, name: str = "comparison") -> tuple[list[str], str]:
+    """What of `<name>.json` is not what the stored answers give, and what was looked at.
+
+    Args:
+        evals: a run's folder of evaluations.
+
+    Raises:
+        BadInput: a file is missing, or its task cannot be made here.
+    """
+    stored = read_json(evals / f"{name}.json")
+    prefix = name.removesuffix("comparison")
+    old = {f"{prefix}{side}.jsonl": None for side in ("base", "trained")}
+    files = next(iter(stored.values())).get("answers", old)
+    complaints, logs, protocol = [], [], {}
+    for file, written in files.items():
+        log = evals / file
+        if not log.is_file():
+            raise BadInput(f"There is no {file} in {evals}: its answers are needed.", "no-answers")
+        if written and digest(log) != written:
+            complaints.append(
+                f"{file} is not the file that {name}.json was made of (its SHA-256 differs): it "
+                f"was changed or exchanged afterwards."
+            )
+        protocol = read_json(log.with_suffix(".json"))["protocol"]
+        records = read_jsonl(log)
+        logs.append(_graded_again(records, protocol))
+        complaints += _other_grades(file, records, logs[-1])
+    ks = dict.fromkeys(int(row[5:].split("_")[0]) for row in stored if row.startswith("pass@"))
+    rows = json.loads(json.dumps(compare_records(*logs, list(ks), protocol["prompt_format"])))
+    complaints += _other_numbers(name, stored, rows)
+    answers = sum(map(len, logs))
+    numbers = sum(len([key for key in NUMBERS if key in row]) for row in rows.values())
+    note = "" if complaints else ", each as it is written"
+    if files is old:
+        note = "; it was made by an earlier version, which computed intervals differently"
+    return complaints, (
+        f"{name}.json: {numbers} numbers in {len(rows)} scores computed from {answers:,} stored "
+        f"answers{note}."
+    )
+
+
+def regrade(
+    records: Sequence[dict], problems: Sequence[Problem], task: Task, tag: str | None
+) -> list[dict]:
+    """The same answers graded by other rules, or by those of today, without the model.
+
+    Args:
+        records: of an evaluation: `read_jsonl(run.evals / "base.jsonl")`.
+        problems: those that were asked (and may be more), with the gold answers to grade by.
+        task: whose `grade` decides; another task than the evaluation's brings other rules.
+        tag: what strict looks into; None lets it search free text, as lenient does.
+    """
+    by_id = {problem.id: problem for problem in problems}
+    return [
+        record
+        | judge(
+            task,
+            by_id[record["id"]],
+            record["completion"],
+            record["finish_reason"] == "length",
+            tag,
+        )
+        for record in records
+    ]
+
+
+def _graded_again(records: Sequence[dict], protocol: dict[str, Any]) -> list[dict]:
+    """By the evaluation's own task; its problems are what the records hold of them."""
+    task = get_task(protocol["task"], protocol["task_config"])
+    if isinstance(task, ReasoningGym):  # its scorers look into the generated entry
+        problems = task.load("test")
+    else:
+        problems = [
+            Problem(r["id"], r["question"], r["expected"], {}, r.get("kind", task.kind))
+            for r in records
+        ]
+    return regrade(records, problems, task, get_format(protocol["prompt_format"]).answer_tag)
+
+
+def _other_grades(file: str, stored: Sequence[dict], again: Sequence[dict]) -> list[str]:
+    for score in ("strict", "lenient", "format", "rouge1", "rougeL"):
+        changed = [
+            old
+            for old, new in zip(stored, again, strict=True)
+            if score in new and not _same(old.get(score), new[score])
+        ]
+        if changed:
+            return [
+                f"{file}: {len(changed)} answers are graded differently now ({score}; the first "
+                f"is {changed[0]['id']}, sample {changed[0]['sample']})."
+            ]
+    return []
+
+
+def _other_numbers(name: str, stored: dict, rows: dict) -> list[str]:
+    extra = [f"{name}.json: {row} does not come from the answers." for row in stored.keys() - rows]
+    return extra + [
+        f"{name}.json: {row}, {key}: {stored[row][key]} is written, the answers give {value}."
+        for row, values in rows.items()
+        for key, value in values.items()
+        if row in stored and key in NUMBERS and not _same(stored[row].get(key), value)
+    ]
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
+    if isinstance(a, int | float) and isinstance(b, int | float):
+        return abs(a - b) <= 1e-9
+    return a == b
+
+
+def _evals_of(source: str, download: Path) -> Path:
+    """The evaluations of a run by its name, folder or address (then fetched into `download`)."""
+    if source.startswith(("http://", "https://")):
+        return _fetched(source, download)
+    for folder in (Path(source).expanduser(), ROOT / "outputs" / source, ROOT / source):
+        for evals in (folder / "evals", folder):
+            if (evals / "comparison.json").is_file():
+                return evals
+    raise BadInput(
+        f"There is no evals/comparison.json in {source}: run 04_pass_at_k_eval for it first.",
+        "no-comparison",
+    )
+
+
+def _fetched(address: str, folder: Path) -> Path:
+    """comparison.json and the files it names, by their names under <address>/evals/."""
+
+    def fetch(name: str) -> Path:
+        if Path(name).name != name:
+            raise BadInput(f"{address} names a file outside its folder: {name}.", "outside")
+        try:
+            with urllib.request.urlopen(f"{base}/{name}", timeout=30) as answer:
+                (folder / name).write_bytes(answer.read())
+        except (urllib.error.URLError, TimeoutError) as error:
+            raise BadInput(f"{base}/{name} cannot be fetched: {error}.", "fetch") from error
+        return folder / name
+
+    base = f"{address.rstrip('/').removesuffix('/evals')}/evals"
+    rows = read_json(fetch("comparison.json"))
+    for name in next(iter(rows.values())).get("answers", ("base.jsonl", "trained.jsonl")):
+        fetch(name)
+        fetch(f"{name.removesuffix('.jsonl')}.json")
+    return folder
