@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import unicodedata
 from fractions import Fraction
 from pathlib import Path
 
@@ -268,6 +269,31 @@ def test_any_formula_is_survived(mine, gold):
         assert same_answer(x, y) in (True, False, None)
         assert same_answer(x, x) is not False
     extract_answer(mine, "math")
+
+
+def test_no_unicode_number_or_symbol_raises(monkeypatch):
+    """str.isdigit accepts ② and ⁷, which int and Fraction refuse."""
+    monkeypatch.setattr(symbolic.WORKER, "ask", lambda mine, gold: False)
+    characters = [
+        character
+        for character in map(chr, range(sys.maxunicode + 1))
+        if character.isnumeric() or unicodedata.category(character) in ("Sm", "Sc", "Sk", "No")
+    ]
+    for character in characters:
+        for form in ("{}", r"\boxed{{\frac{}2}}", "x^{} = 1{}", "<answer>1.{}/{},{}</answer>"):
+            text = form.replace("{}", character).replace("{{", "{").replace("}}", "}")
+            for kind in KINDS:
+                grade(text, "B" if kind == "choice" else "5", kind)
+                answers_match(text, text, kind)
+
+
+@pytest.mark.parametrize("kind", ["number", "math"])
+@pytest.mark.parametrize(
+    ("written", "gold"),
+    [("②", "2"), ("⑫", "12"), ("٣", "3"), ("५", "5"), ("１８", "18"), ("𝟗", "9"), ("½", "0.5")],
+)
+def test_a_number_in_other_digits_is_that_number(written, gold, kind):
+    assert grade(written, gold, kind).correct
 
 
 TERMS = st.lists(

@@ -165,7 +165,7 @@ class _Reader(Tokens):
                     result = apply(multiply, result, self.factor())
             elif self.take("/"):
                 result = apply(divide, result, self.factor())
-            elif self.starts_factor() and not self.peek()[0].isdigit():
+            elif self.starts_factor() and not self.peek()[0].isdecimal():
                 other = self.factor()
                 name = result.literal + other.literal if _may_be_name(result, other) else ""
                 result = replace(apply(multiply, result, other), literal=name)
@@ -198,7 +198,7 @@ class _Reader(Tokens):
         if self.depth > MAX_DEPTH:
             raise Unreadable("brackets too deep")
         token = self.next()
-        if token[:1].isdigit() or (token[:1] == "." and len(token) > 1):
+        if token[:1].isdecimal() or (token[:1] == "." and len(token) > 1):
             node = self.number(token)
         elif token == "{":
             node = _listed(self.items(twofold=False))
@@ -230,7 +230,7 @@ class _Reader(Tokens):
     def argument(self) -> Node:
         """What a command applies to: a group or one character (\\frac12)."""
         token = self.peek()
-        if token[:1].isdigit():
+        if token[:1].isdecimal():
             return constant(Fraction(self.cut()), token[0])
         if token == "-":
             self.next()
@@ -249,7 +249,7 @@ class _Reader(Tokens):
         value = Fraction(token.rstrip("."))
         if "." in token and self.take(r"\overline"):  # 0.1\overline{6}
             digits, places = self.subscript(), len(token.partition(".")[2])
-            if not digits.isdigit() or len(digits) > 50:
+            if not digits.isdecimal() or len(digits) > 50:
                 raise Unreadable("an overline over no digits")
             return constant(value + Fraction(int(digits), (10 ** len(digits) - 1) * 10**places))
         if self.peek() == r"\frac" and "." not in token:  # the mixed number 2\frac12
@@ -371,7 +371,7 @@ def _negated(node: Node) -> Node:
     if isinstance(node, Based):
         return replace(node, digits=f"-{node.digits}")
     negative = apply(negate, node)
-    return replace(negative, literal=node.literal) if node.literal[:1].isdigit() else negative
+    return replace(negative, literal=node.literal) if node.literal[:1].isdecimal() else negative
 
 
 def _may_be_name(*nodes: Node) -> bool:

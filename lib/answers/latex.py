@@ -19,8 +19,9 @@ _UNICODE = str.maketrans(
         "∓": r"\mp ", "×": "*", "·": "*", "⋅": "*", "÷": "/", "∪": r"\cup ", "∩": r"\cap ",
         "∈": r"\in ", "√": r"\sqrt ", "≈": r"\approx ", "°": r"^\circ ", "∅": r"\emptyset ",
         "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "ω": r"\omega ", "φ": r"\phi ",
-        "λ": r"\lambda ", "…": r"\ldots ", "ℝ": "R", "∖": r"\setminus ", "²": "^2", "³": "^3",
-        "⁴": "^4", "⁵": "^5", "⁻": "^-", "∠": " ", "€": " ", "£": " ", "¥": " ", "%": " ",
+        "λ": r"\lambda ", "…": r"\ldots ", "ℝ": "R", "∖": r"\setminus ",
+        **{chr(0x2080 + n): f"_{n}" for n in range(10)},
+        "∠": " ", "€": " ", "£": " ", "¥": " ", "%": " ",
     }
 )  # fmt: skip
 

@@ -9,6 +9,7 @@ possessive, so that the time is linear in the text.
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from fractions import Fraction
 from functools import lru_cache
@@ -19,8 +20,14 @@ MAX_EXPONENT = 400  # 1e999999999 would fill the memory
 # --- characters, LaTeX and markdown around a number ---------------------------------------------
 
 _VULGAR = "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
+_RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻"
+_LOWERED = "₀₁₂₃₄₅₆₇₈₉"
 _PLAIN = str.maketrans(
     {
+        # ٣ and ② are 3 and 2: str.isdigit accepts them, int and Fraction not all of them.
+        **{c: str(unicodedata.digit(c)) for c in map(chr, range(128, sys.maxunicode + 1))
+           if c.isdigit() and c not in _RAISED + _LOWERED},
+        **{chr(c): str(int(unicodedata.numeric(chr(c)))) for c in range(0x2460, 0x249C)},  # ①⑴⒈
         **{c: " " + unicodedata.normalize("NFKC", c).replace("⁄", "/") for c in _VULGAR},
         **{chr(c): chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)},  # full-width ASCII
         **{chr(c): " " for c in range(0x2000, 0x200B)},
@@ -28,9 +35,11 @@ _PLAIN = str.maketrans(
         **dict.fromkeys("\0\u200b\u200e\u200f\u2060\ufeff", ""),
         **dict.fromkeys("−–‒﹣", "-"),
         **dict.fromkeys("⁄∕", "/"),
-        "’": "'",
+        "’": "'", "٫": ".", "٬": ",",
     }
-)
+)  # fmt: skip
+_SUPERSCRIPT = re.compile(f"[{_RAISED}]+")
+_TO_LINE = str.maketrans(_RAISED, "0123456789+-")
 # A thin or fixed space between digits is a thousands separator even in running text.
 _FIXED_SPACE = re.compile("(?<=\\d)[\u00a0\u2007\u2009\u202f](?=\\d{3}(?!\\d))")
 
@@ -39,6 +48,7 @@ def plain_characters(text: str) -> str:
     """The text with full-width digits, typographic minus signs, spaces and ½ made plain ASCII."""
     if text.isascii():
         return text.replace("\0", "")
+    text = _SUPERSCRIPT.sub(lambda m: f"^{{{m[0].translate(_TO_LINE)}}}", text)
     return _FIXED_SPACE.sub(",", text).translate(_PLAIN)
 
 
