@@ -31,7 +31,7 @@ CORPUS = [
     json.loads(line)
     for line in (Path(__file__).parent / "data" / "answers_corpus.jsonl").read_text().splitlines()
 ]
-KINDS = ("number", "math", "choice")
+KINDS = ("number", "math", "choice", "text")
 
 
 # --- the corpus ---------------------------------------------------------------------------------
@@ -127,7 +127,9 @@ def test_extract_answer_gives_the_answer_as_it_stands():
 
 
 def test_an_unknown_kind_is_a_users_mistake():
-    with pytest.raises(BadInput, match="'numbr' is no kind of answer; use number, math, choice"):
+    with pytest.raises(
+        BadInput, match="'numbr' is no kind of answer; use number, math, choice, text"
+    ):
         grade("18", "18", "numbr")
 
 

@@ -33,9 +33,10 @@ from typing import Literal, get_args
 from lib.answers import numerals
 from lib.answers.equality import is_list, same_math
 from lib.answers.extraction import bare_answer, find_answer, inside_tags, tagged_answer
+from lib.answers.readers import is_arithmetic, plain_words
 from lib.errors import BadInput
 
-Kind = Literal["number", "math", "choice"]
+Kind = Literal["number", "math", "choice", "text"]
 
 normalize_number = numerals.normalize_number
 
@@ -105,4 +106,8 @@ def _same(mine: str, gold: str, kind: Kind) -> bool | None:
     """Whether two bare answers are the same; None where that could not be decided in time."""
     if kind == "choice":
         return mine == gold
-    return numerals.same_number(mine, gold) if kind == "number" else same_math(mine, gold)
+    if kind == "text":
+        return plain_words(mine) == plain_words(gold)
+    if kind == "math":
+        return same_math(mine, gold)
+    return numerals.same_number(mine, gold) or (is_arithmetic(mine) and same_math(mine, gold))

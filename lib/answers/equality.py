@@ -7,7 +7,9 @@ answer "5" is not.
 
 from __future__ import annotations
 
+import math
 import re
+from dataclasses import replace
 from collections.abc import Iterable
 
 from lib.answers.expressions import read_answer
@@ -31,6 +33,7 @@ from lib.answers.values import (
     subtract,
 )
 
+_INTEGER_NAME = re.compile(r"(?<![A-Za-z\\])[kmn](?![A-Za-z])|(?<=\\pi)\s?[kmn]\b")
 _LETTERS = re.compile(r"[A-Za-z][A-Za-z\s.'-]*")
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z\s.,;:!?'-]*")
@@ -51,6 +54,10 @@ def same_math(mine: str, gold: str) -> bool | None:
             return read_number(answer) == other
     x, y = read_answer(a), read_answer(b)
     if x is not None and y is not None:
+        if _is_angle(a, b) or _is_angle(b, a):
+            return same_answer(read_answer(a, radians=True), read_answer(b, radians=True))
+        if _renamed(a, b) != a and same_answer(read_answer(_renamed(a, b)), y):
+            return True
         if has_percent(mine) != has_percent(gold) and _same_per_cent(x, y, has_percent(mine)):
             return True
         verdict = same_answer(x, y)
@@ -59,6 +66,19 @@ def same_math(mine: str, gold: str) -> bool | None:
     if any(node is None and _WORDS.fullmatch(text) for node, text in ((x, a), (y, b))):
         return False
     return symbolically_equal(a.replace(ROW, r"\\"), b.replace(ROW, r"\\"))
+
+
+def _is_angle(one: str, other: str) -> bool:
+    """Whether one is in degrees and the other in radians, a multiple of π."""
+    return r"\circ" in one and r"\pi" in other and r"\circ" not in other
+
+
+def _renamed(mine: str, gold: str) -> str:
+    """nπ with the gold's k, where either counts a family of solutions by one letter."""
+    names = [set(map(str.strip, _INTEGER_NAME.findall(text))) for text in (mine, gold)]
+    if r"\pi" not in gold or len(names[0]) != 1 or len(names[1]) != 1 or names[0] == names[1]:
+        return mine
+    return _INTEGER_NAME.sub(f" {names[1].pop()} ", mine)
 
 
 def is_list(answer: str) -> bool:
@@ -77,9 +97,18 @@ def _same_per_cent(mine: Node, gold: Node, mine_is_percent: bool) -> bool:
         return False
     percent, other = (mine, gold) if mine_is_percent else (gold, mine)
     try:
-        return same_value(apply(divide, percent, constant(100)), other) is True
+        hundredth = apply(divide, percent, constant(100))
+        hundredth = replace(hundredth, literal=_hundredth(percent.literal))
+        pair = (hundredth, other) if mine_is_percent else (other, hundredth)
+        return same_value(*pair) is True
     except Unreadable:
         return False
+
+
+def _hundredth(literal: str) -> str:
+    """33.3 as 0.333: how many digits the percentage gives."""
+    digits, _, decimals = literal.partition(".")
+    return f"0.{digits.zfill(2)}{decimals}" if digits.isdecimal() else ""
 
 
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
@@ -87,6 +116,10 @@ _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 
 def same_answer(mine: Node, gold: Node) -> bool | None:
     """Whether ``mine`` is the answer ``gold``."""
+    if isinstance(gold, Union) or (isinstance(gold, Sequence) and gold.open in ("(", "[")):
+        mine = _as_region(mine)
+    elif isinstance(mine, Union) or (isinstance(mine, Sequence) and mine.open in ("(", "[")):
+        gold = _as_region(gold)
     if isinstance(mine, Relation) or isinstance(gold, Relation):
         return _same_relation(mine, gold)
     if isinstance(mine, Value) and isinstance(gold, Value):
@@ -177,7 +210,7 @@ def _solved(relation: Relation) -> tuple[Node, Node] | None:
 def _same_relation(mine: Node, gold: Node) -> bool | None:
     if not isinstance(gold, Relation):
         if not _is_equation(mine):
-            return None
+            return same_answer(interval, gold) if (interval := _as_interval(mine)) else None
         return same_answer((_solved(mine) or mine.sides)[-1], gold)
     if not isinstance(mine, Relation):
         if not _is_equation(gold):
@@ -233,10 +266,32 @@ def _same_inequality(mine: Relation, gold: Relation) -> bool | None:
 
 
 def _as_interval(relation: Relation) -> Node | None:
-    """a < x ≤ b as (a, b]."""
+    """a < x ≤ b as (a, b], and x < b as (-∞, b)."""
     chain = _ascending(relation)
     brackets = {"<": "()", r"\le": "[]"}
-    if len(chain.signs) != 2 or not brackets.keys() >= set(chain.signs):
+    if not brackets.keys() >= set(chain.signs):
         return None
-    low, high = (brackets[sign] for sign in chain.signs)
-    return Sequence(low[0], (chain.sides[0], chain.sides[2]), high[1])
+    sides, signs = chain.sides, chain.signs
+    if len(signs) == 1 and _is_name(sides[0]):
+        sides, signs = (constant(-math.inf), *sides), ("<", *signs)
+    elif len(signs) == 1 and _is_name(sides[1]):
+        sides, signs = (*sides, constant(math.inf)), (*signs, "<")
+    if len(signs) != 2 or not _is_name(sides[1]):
+        return None
+    return Sequence(brackets[signs[0]][0], (sides[0], sides[2]), brackets[signs[1]][1])
+
+
+def _as_region(node: Node) -> Node:
+    """x < -1 or x > 2 as a union, x > 2 and x < 5 as (2, 5): which is meant, the bounds say."""
+    if not isinstance(node, Sequence) or node.open or len(node.items) != 2:
+        return node
+    parts = [_as_interval(item) if isinstance(item, Relation) else None for item in node.items]
+    if None in parts:
+        return node
+    parts.sort(key=lambda part: part.items[0].points != (-math.inf,))
+    (below, upper), (lower, above) = (part.items for part in parts)
+    if below.points == (-math.inf,) and above.points == (math.inf,):
+        gap = apply(subtract, upper, lower).points[0]
+        if upper.is_constant and lower.is_constant and not isinstance(gap, complex) and gap > 0:
+            return Sequence(parts[1].open, (lower, upper), parts[0].close)
+    return Union(tuple(parts))

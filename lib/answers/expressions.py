@@ -61,25 +61,28 @@ _PLAIN_WORDS = {*FUNCTIONS, "sqrt", "pi", "infinity", "inf", "oo"}
 
 
 @lru_cache(maxsize=16384)
-def read_answer(answer: str) -> Node | None:
-    """The meaning of an answer in one spelling (`lib.answers.latex`); None outside the grammar."""
+def read_answer(answer: str, radians: bool = False) -> Node | None:
+    """The meaning of an answer in one spelling (`lib.answers.latex`); None outside the grammar.
+
+    A degree sign is only read under a sine or its kin, or where ``radians`` asks for it.
+    """
     if len(answer) > MAX_LENGTH:
         return None
     try:
-        return _Reader(answer).answer()
-    except Unreadable:
+        return _Reader(answer, radians).answer()
+    except (Unreadable, ValueError, ArithmeticError):
         return None
 
 
 class _Reader(Tokens):
     """Recursive descent over the tokens of one answer."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, radians: bool):
         super().__init__(text)
         self.depth = 0
         self.upper = True  # what \pm means in this pass over an item: plus, or minus
         self.saw_pm = False
-        self.in_angle = False
+        self.in_angle = radians
         self.in_bars = False
 
     # --- lists and relations

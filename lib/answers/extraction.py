@@ -22,9 +22,12 @@ from lib.answers.readers import (
     last_formula,
     last_letter,
     last_number,
+    last_words,
     letter_in,
+    nothing_else,
     number_in,
     without_prose,
+    words_in,
 )
 
 MAX_TRIES = 50  # boxes or phrases that are looked at, from the last one back
@@ -35,6 +38,7 @@ _READERS = {
     "number": (number_in, last_number),
     "math": (formula_in, last_formula),
     "choice": (letter_in, last_letter),
+    "text": (words_in, last_words),
 }
 
 
@@ -56,7 +60,8 @@ def find_answer(text: str | None, kind: str, lists: bool = False) -> Found:
             answer = read(place, where)
             if answer is not None:
                 return (answer, where) if answer else (None, None)
-    answer = last(text)
+    bare = nothing_else(text, kind)
+    answer = last(text) if bare is None else bare
     return (answer, "last") if answer else (None, None)
 
 

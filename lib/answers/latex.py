@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from lib.answers.numerals import BOLD, plain_characters
+from lib.answers.numerals import BOLD, SCALES, plain_characters
 
 ROW = "\x01"  # what stands for the end of a row, which LaTeX writes as two backslashes
 
@@ -19,7 +19,7 @@ _UNICODE = str.maketrans(
         "∓": r"\mp ", "×": "*", "·": "*", "⋅": "*", "÷": "/", "∪": r"\cup ", "∩": r"\cap ",
         "∈": r"\in ", "√": r"\sqrt ", "≈": r"\approx ", "°": r"^\circ ", "∅": r"\emptyset ",
         "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "ω": r"\omega ", "φ": r"\phi ",
-        "λ": r"\lambda ", "…": r"\ldots ", "ℝ": "R", "∖": r"\setminus ",
+        "λ": r"\lambda ", "…": r"\ldots ", "∖": r"\setminus ",
         **{chr(0x2080 + n): f"_{n}" for n in range(10)},
         "∠": " ", "€": " ", "£": " ", "¥": " ", "%": " ",
     }
@@ -34,7 +34,7 @@ _SPELLINGS = [
         (r"\\(?:begin|end)\{(?:align|equation|gather)(?:ed)?\*?\}", " "),
         (r"\\(?:left|right)\.", " "),
         (r"\\(?:left|right|[bB]igg?[lrm]?)END", " "),
-        (r"\\(?:displaystyle|textstyle|limits|q?quad|rm|bf|it)END", " "),
+        (r"\\(?:displaystyle|textstyle|limits|rm|bf|it)END|\\q?quad", " "),
         (r"\\[,!;:> ]|~|\\[()\[\]]|\\?\$|\\%|`", " "),
         (BOLD, " "),
         (r"\\(?:boldsymbol|math(?:bf|it|sf|tt|bb|cal|frak)|bold|bm|vec|overrightarrow)END", " "),
@@ -61,10 +61,31 @@ _SPELLINGS = [
     )
 ]
 
+# Before anything else: the real line, the integer that a family of solutions counts by, quotes.
+_REALS = re.compile(
+    r"(?:ℝ|\\mathbb\s?\{?\s?R\s?\}?|\\(?:R|reals)(?![A-Za-z]))(?!\s?[\^_\\])"
+    r"|^\W{0,3}(?:\\text\w*\{)?(?:all|any)\ (?:the\ )?real(?:s|\ numbers?)(?:\ [a-z])?\W*$",
+    re.I,
+)
+_INTEGERS = re.compile(
+    r"[\s,;.(]{0,9}(?:\\(?:quad|text\w*\s?\{\s?(?:where|for|with|and)?\s?\}|[,;! ])\s?)*"
+    r"(?:\b(?:where|for|with)\s)?\$?\\?\(?(?<![A-Za-z\\])[a-z]\s?\$?"
+    r"(?:(?:\\in|∈)\s?(?:\\mathbb\s?\{?\s?[ZN]\s?\}?|ℤ|ℕ|\\Z|Z|\\text\w*\{\s?integers?\s?\})"
+    r"|\s?(?:\\text\w*\{\s?)?(?:is|are)\s(?:an(?:y)?\s)?integers?)[})\s.$]*$"
+)
+_QUOTED = re.compile(r"""(['"`])(?!\1)(.*)\1""", re.DOTALL)
+_SCALE = re.compile(
+    r"(?<=[\d}.)])[\s~]*(?:\\[,;: ]\s*)*(?:\\(?:text\w*|mathrm|mbox)\s?\{\s*)?"
+    r"(hundred|thousand|million|billion|trillion)(?![A-Za-z])\s*(?:[A-Za-z ]*\})?",
+    re.I,
+)
+_DEGREES = re.compile(r"(?<=[\d}])\s?(?:\\text\w*\s?\{\s?)?degrees?(?![A-Za-z])\s?\}?")
+_BUILDER = re.compile(r"\\\{\s?[a-zA-Z]\s?(?:\\in\s?[^|:]*)?(?:\\mid|:|\|)(.*)\\\}")
 _TEXT = re.compile(
     r"\\(?:text(?:bf|it|rm|normal|sf|up)?|mbox|hbox|mathrm) ?\{([^{}]*)\}( ?\^ ?\{?[23]\}?)?"
 )
 _JOINER = re.compile(r"(?<![A-Za-z\\])(?:and/or|and|or)(?![A-Za-z])")
+_ENDS_JOINING = re.compile(r"^[A-Za-z ]{0,40}\b(?:and|or)$")
 _NOT_A_UNIT = re.compile(r"\d|\b(?:or|and|if|when)\b")
 _UNIT = re.compile(
     r"""(?<=[\d)}\].])
@@ -82,6 +103,7 @@ _UNIT = re.compile(
 # A comma before three digits is a thousands separator, but in brackets it may be a list's.
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z]{2}|[(){}\[\]])")
+_COMPARES = re.compile(r"[<>]|\\[lgn]e(?![a-z])")
 _OUTER = " ,;:=_" + ROW
 
 
@@ -91,6 +113,8 @@ def _words(match: re.Match[str]) -> str:
     before = match.string[: match.start()].rstrip()
     if _JOINER.fullmatch(words.strip(" ,")):
         return " , "
+    if match.string[match.end() :].lstrip()[:1].isdigit() and _ENDS_JOINING.search(words):
+        return " , "  # 6 \\text{ cats and } 2
     after_value = before[-1:].isdigit() or before[-1:] in (")", "}", "]", ".", "!")
     if after_value and words not in ("e", "i"):
         return f" {words} " if _NOT_A_UNIT.search(words) else " "
@@ -100,7 +124,11 @@ def _words(match: re.Match[str]) -> str:
 @lru_cache(maxsize=16384)
 def one_spelling(latex: str) -> str:
     """The answer in the one spelling that ``lib.answers.expressions`` reads."""
-    text = plain_characters(latex).translate(_UNICODE)
+    text = _REALS.sub(r"(-\\infty ,\\infty )", _INTEGERS.sub("", plain_characters(latex.strip())))
+    text = _SCALE.sub(lambda m: f" * 10^{{{SCALES[m[1].lower()]}}}", text.translate(_UNICODE))
+    text = _DEGREES.sub(r"^\\circ ", text)
+    if quoted := _QUOTED.fullmatch(text.strip(" .")):
+        text = quoted[2]
     if "\\begin" not in text:
         text = _ESCAPED_TWICE.sub(r"\\", text)
     text = " ".join(text.replace("\\\\", ROW).split())
@@ -109,4 +137,6 @@ def one_spelling(latex: str) -> str:
     text = " ".join(_JOINER.sub(",", _TEXT.sub(_words, text)).split())
     if not any(bracket in text for bracket in "([{"):
         text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
-    return _UNIT.sub(" ", text).strip(_OUTER).rstrip(".\\").strip(_OUTER)
+    text = _UNIT.sub(" ", text).strip(_OUTER).rstrip(".\\").strip(_OUTER)
+    builder = _BUILDER.fullmatch(text)
+    return builder[1].strip(_OUTER) if builder and _COMPARES.search(builder[1]) else text

@@ -28,17 +28,18 @@ _PLAIN = str.maketrans(
         **{c: str(unicodedata.digit(c)) for c in map(chr, range(128, sys.maxunicode + 1))
            if c.isdigit() and c not in _RAISED + _LOWERED},
         **{chr(c): str(int(unicodedata.numeric(chr(c)))) for c in range(0x2460, 0x249C)},  # ①⑴⒈
-        **{c: " " + unicodedata.normalize("NFKC", c).replace("⁄", "/") for c in _VULGAR},
+        **{c: unicodedata.normalize("NFKC", c).replace("⁄", "/") for c in _VULGAR},
         **{chr(c): chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)},  # full-width ASCII
         **{chr(c): " " for c in range(0x2000, 0x200B)},
         **dict.fromkeys("\u00a0\u202f\u205f\u3000", " "),
         **dict.fromkeys("\0\u200b\u200e\u200f\u2060\ufeff", ""),
         **dict.fromkeys("−–‒﹣", "-"),
-        **dict.fromkeys("⁄∕", "/"),
-        "’": "'", "٫": ".", "٬": ",",
+        **dict.fromkeys("⁄∕", "/"), **dict.fromkeys("‘’", "'"), **dict.fromkeys("“”„", '"'),
+        "٫": ".", "٬": ",",
     }
 )  # fmt: skip
 _SUPERSCRIPT = re.compile(f"[{_RAISED}]+")
+_BEFORE_VULGAR = re.compile(rf"(?<=\w)(?=[{_VULGAR}])")  # 2½ is 2 1/2
 _TO_LINE = str.maketrans(_RAISED, "0123456789+-")
 # A thin or fixed space between digits is a thousands separator even in running text.
 _FIXED_SPACE = re.compile("(?<=\\d)[\u00a0\u2007\u2009\u202f](?=\\d{3}(?!\\d))")
@@ -49,7 +50,7 @@ def plain_characters(text: str) -> str:
     if text.isascii():
         return text.replace("\0", "")
     text = _SUPERSCRIPT.sub(lambda m: f"^{{{m[0].translate(_TO_LINE)}}}", text)
-    return _FIXED_SPACE.sub(",", text).translate(_PLAIN)
+    return _FIXED_SPACE.sub(",", _BEFORE_VULGAR.sub(" ", text)).translate(_PLAIN)
 
 
 BOLD = r"(?<![\w)])\*\*(?=\S)|(?<=\S)\*\*(?![\w(])"  # and not the power in 9**9
@@ -65,7 +66,10 @@ _UNWRAP = [
     (re.compile(r"\\[dtc]?frac ?(\d) ?\{?(\d{1,40})\}?"), r" \1/\2"),
     (re.compile(r" ?(?:\\times|\\cdot|[×·*xX]) ?10 ?(?:\^|\*\*) ?"
                 r"(?:\{ ?([+-]?\d{1,5}) ?\}|([+-]?\d{1,5}))"), r"e\1\2"),
+    (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "*"),
+    (re.compile(r"\\div(?![A-Za-z])"), "/"),
     (re.compile(r"\\([%$#&])"), r"\1"),
+    (re.compile(r" {2,}"), " "),
 ]  # fmt: skip
 
 
@@ -83,19 +87,19 @@ def unwrap(text: str) -> str:
 _CURRENCY = r"(?:(?:US|AU?|CA?|HK)?\$|[€£¥₹₽₩₪₫฿¢]|(?:USD|EUR|GBP|JPY|INR|CNY|Rs\.?)(?![A-Za-z]))"
 _WHOLE = r"(?:\d{1,3}(?:,\d{3}){1,12}(?!\d)|\d{1,2}(?:,\d{2}){1,9},\d{3}(?!\d)|\d++)"
 _DECIMAL = rf"(?:{_WHOLE}(?:\.\d++)?|\.\d++)"
-_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _QUANTITY = rf"""
     (?P<sign>[-+]?)GAP(?:{_CURRENCY}{{1,2}}\ ?)?(?P<inner>[-+]?)GAP
     (?P<value>{_DECIMAL})
     (?:\ ?/\ ?(?P<below>{_DECIMAL})
       |\ (?:and\ )?(?P<top>\d{{1,9}})\ ?/\ ?(?P<bottom>\d{{1,9}})
       |[eE](?P<exponent>[+-]?\d{{1,5}}))?
-    (?:\ (?P<scale>{"|".join(_SCALES)})\b)?"""
+    (?:\ ?(?P<scale>(?i:{"|".join(SCALES)}))\b)?"""
 _NUMBER = re.compile(_QUANTITY.replace("GAP", r"\ ?"), re.VERBOSE)
 # In running text a number stands free: not part of a word (H2O, x2), of a label (#12), a time
 # (3:30) or a power, and its minus sign touches no number or bracket (5-3 is a 5 and a 3).
 _FREE = re.compile(
-    r"(?<![A-Za-z\d_^\\#])(?<!\*\*)(?<!\d[.:])(?!(?<=[)\]}])-)"
+    r"(?<![A-Za-z\d_^\\#])(?<!\*\*)(?<!\^\{)(?<!\d[.:])(?!(?<=[)\]}])-)"
     + _QUANTITY.replace("GAP", "")
     + r"(?!:\d|\ ?\^|\ ?\*\*)",
     re.VERBOSE,
@@ -109,10 +113,15 @@ _UNIT = re.compile(
 )
 _NO_UNIT = re.compile(r"[ .%]*+")
 _ADORNMENT = " *_`\"':;=≈("
-_SPACED = re.compile(r"(?<![\d.,/])\d{1,3}(?:[ ']\d{3})+(?![\d/])(?! \d)")
+_SPACED = re.compile(r"(?<![\d.,/#])(?<!\d )[1-9]\d{0,2}(?:( |')\d{3})(?:\1\d{3})*(?![\d/])(?! \d)")
 _EUROPEAN = re.compile(
     r"(?<![\d.,])(?:\d{1,3}(?:\.\d{3})+,\d+|\d+,(?:\d\d?|\d{4,})|0,\d{3}|\d{1,3}(?:\.\d{3}){2,})"
     r"(?![\d,.]*\d)"
+)
+# In running text 12,75 is one number, unless it stands in a bracket or a list.
+_EUROPEAN_IN_TEXT = re.compile(
+    r"(?<![\d.,(\[{|;-])(?<!, )(?:\d{1,3}(?:\.\d{3})+,\d{1,2}|\d{1,7},\d{1,2})"
+    r"(?![\d,.]*\d|\s?[,;)\]}|]|\s(?:and|or)\b)"
 )
 _ON_THE_HOUR = re.compile(r"(?<![\d:])(\d{1,2}):00(?![\d:])")  # 2:00 pm answers "at what hour?"
 _SIMPLE = re.compile(r"-?\d{1,40}(?:\.\d{1,40})?")
@@ -136,7 +145,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
         value /= below
     elif match["top"]:
         value += int(match["top"]) / below
-    value *= Fraction(10) ** (exponent + _SCALES.get(match["scale"], 0))
+    value *= Fraction(10) ** (exponent + SCALES.get((match["scale"] or "").lower(), 0))
     return -value if (match["sign"] == "-") != (match["inner"] == "-") else value
 
 
@@ -190,13 +199,32 @@ def _decimal(value: Fraction) -> str:
 
 
 def same_number(mine: str, gold: str) -> bool:
-    """Whether two texts are the same number: exactly, or 25% and 0.25."""
+    """Whether two texts are the same number: exactly, 25% and 0.25, or 3/7 for the gold 0.429."""
     a, b = read_number(mine), read_number(gold)
     if a is None or b is None or a == b:
         return a is not None and a == b
-    if has_percent(mine) == has_percent(gold):
+    if has_percent(mine) != has_percent(gold):
+        a, b = (a, 100 * b) if has_percent(mine) else (100 * a, b)
+    return a == b or rounds_to(a, gold, b)
+
+
+def rounds_to(exact: Fraction, gold: str, value: Fraction) -> bool:
+    """Whether a fraction that no decimal can write rounds to a gold of two digits or more.
+
+    >>> rounds_to(Fraction(3, 7), "0.429", Fraction("0.429")), rounds_to(Fraction(37, 2), "19", 19)
+    (True, False)
+    """
+    digits = re.search(r"\d[\d,]*(?:\.(\d+))?|\.(\d+)", gold)
+    if not digits or not (digits[1] or digits[2] or has_percent(gold)) or "/" in gold:
         return False
-    return a == 100 * b if has_percent(mine) else b == 100 * a
+    if len(re.sub(r"\D", "", digits[0]).lstrip("0")) < 2 or is_decimal(exact):
+        return False
+    return abs(exact - value) <= Fraction(1, 2 * 10 ** len(digits[1] or digits[2] or ""))
+
+
+def is_decimal(value: Fraction) -> bool:
+    """Whether a decimal can write a fraction: its divisor has no prime but 2 and 5."""
+    return pow(10, value.denominator.bit_length(), value.denominator) == 0
 
 
 def has_percent(text: str) -> bool:
@@ -211,6 +239,8 @@ def after_number(text: str) -> str | None:
 
 
 def find_numbers(text: str) -> list[str]:
-    """The numbers that stand free in running text, in order, each as it is written there."""
+    """The numbers that stand free in running text, in order, with separators as in 1,234.5."""
     text = _ON_THE_HOUR.sub(r"\1", unwrap(text))
+    text = _EUROPEAN_IN_TEXT.sub(lambda m: m[0].replace(".", "").replace(",", "."), text)
+    text = _SPACED.sub(lambda m: m[0].replace(m[1], ","), text)
     return [match[0].strip() for match in _FREE.finditer(text)]

@@ -9,13 +9,20 @@ or one that is only denied. The ``last_…`` functions have no place to go by.
 from __future__ import annotations
 
 import re
+import unicodedata
+from functools import lru_cache
 
-from lib.answers.numerals import after_number, find_numbers, read_number, unwrap
+from lib.answers.numerals import after_number, find_numbers, plain_characters, read_number, unwrap
 
 MAX_ANSWER = 1000  # characters: what is longer is no answer
 NO_ANSWER = ""
 
 _SENTENCE_END = re.compile(r"\n|(?<!\\)[.!?](?=\s|$|\*|<)|</")
+_WORDS_IN_LATEX = re.compile(r"\\(?:text\w{0,6}|mbox|mathrm)\s?\{[^{}]*+\}")
+_TEXT_END = re.compile(
+    r"(?<!\b[A-Z])(?<!\bMr)(?<!\bDr)(?<!\bSt)(?<!\bMs)(?<!\bMrs)[.!?](?=\s|$|\*|<)|</|\n"
+)
+_NO_LETTERS = re.compile(r"[^A-Za-z]*")
 _FORMULA_END = re.compile(r"\n|(?<!\\)[.!?](?=\s{1,3}[A-Z*\\<]|\s{0,9}$|\*|<)|</")
 
 
@@ -31,11 +38,23 @@ _NUMBERED = re.compile(r"\d+[.):] \S")
 _SECOND = re.compile(
     r"\W{0,9}\b(?:or|and|to)\s(?:[^A-Za-z]{0,9}\d|(?:a )?(?:half|quarter|third))"
     r"|\s?[,;]\s?[\d.]++(?:\W{0,9}$|\s?(?:[,;]|and\b|or\b))"
+    r"|(?:\s[A-Za-z]{1,20}){1,3},?\s(?:and|or|plus|to)\s[^A-Za-z]{0,3}\d"  # 3 apples and 5 pears
+    r"|(?:\s[A-Za-z]{1,20}){1,2},\s\d[\d.]*+(?:\s[A-Za-z]{1,20}){0,2}\W{0,3}$"
 )
+_RANGE = re.compile(
+    r"[^\d=]{0,60}\b(?:between|from)\s[^A-Za-z]{0,3}\d[^A-Za-z]{0,30}\s(?:and|to)\s", re.I
+)
+# Arithmetic and nothing else: 18-20, (5)/(8), \\frac13+\\frac14. What it comes to is compared.
+_SUM = re.compile(r"(?=.*\d[)}\s]*[-+*/^]|.*\\frac)(?:[\d.,+*/^(){}\s-]|\\[dt]?frac)++")
 _JOINED = re.compile(r"\W{0,9}\b(?:or|and|to|plus|minus|times)\b")
 _BRACKETED = re.compile(r"\([^()]*+\)")
 _ARITHMETIC = re.compile(r"[^A-WYZa-wyz=]*=")
 _NOT = re.compile(r"\W{0,9}not\b")
+
+
+def is_arithmetic(text: str) -> bool:
+    text = plain_characters(text[:MAX_ANSWER]).strip(" $.*").replace("\\times", "*")
+    return bool(_SUM.fullmatch(text.replace("\\cdot", "*").replace("\\div", "/")))
 
 
 def number_in(place: str, where: str) -> str | None:
@@ -46,7 +65,11 @@ def number_in(place: str, where: str) -> str | None:
     clause = place.strip() if where != "phrase" else _clause(place)
     if read_number(clause) is not None:
         return clause
+    if is_arithmetic(clause):
+        return clause.rstrip(".")
     clause = unwrap(clause)
+    if _RANGE.match(clause):
+        return NO_ANSWER
     rest = after_number(clause)
     leads = rest is not None
     if where == "hashes" and (not leads or _NUMBERED.match(clause)):
@@ -66,6 +89,33 @@ def number_in(place: str, where: str) -> str | None:
     if _SECOND.match(rest or "") or (not two and _NOT.match(clause)):
         return NO_ANSWER
     return numbers[0] if leads else numbers[-1]
+
+
+_TWO_QUANTITIES = re.compile(
+    r"\W{0,3}\d[\d.,]*+(?:\s[A-Za-z]{1,20}){1,3},?\s(?:and|or)\s\d[\d.,]*+(?:\s[A-Za-z]{1,20}){0,3}\W*"
+)
+_COUNTED = re.compile(r"(?<![A-Za-z\\])(?<=\d)\s[A-Za-z]{2,20}")
+_WORD = re.compile(
+    r"(?<![A-Za-z\\])(?!(?:and|or|pi|sqrt|sin|cos|tan|log|ln|inf|infinity|oo)(?![A-Za-z]))[A-Za-z]{2,}"
+)
+_NAMED = re.compile(r"(?<![\w)}])[A-Za-z](?:_\{?\w\}?|\([a-z]\))?'?\s?=")
+
+
+def nothing_else(text: str, kind: str) -> str | None:
+    """A text that is an answer from its first character to its last, as a whole; else None."""
+    text = text.strip()
+    if kind in ("choice", "text") or len(text) > 200 or "\n" in text:
+        return None
+    if kind == "number":
+        if _TWO_QUANTITIES.fullmatch(text):
+            return NO_ANSWER
+        return text if is_arithmetic(text) else None
+    bare = _WORDS_IN_LATEX.sub("", text)
+    if re.fullmatch(r"(?:all|any) (?:the )?real(?:s| numbers?)\W*", bare, re.I):
+        return text
+    if _WORD.search(_COUNTED.sub("", bare)) or len(_NAMED.findall(text)) != text.count("="):
+        return None
+    return text.strip(" *_") if re.search(r"[\w\\ℝ∞]", bare) or bare != text else None
 
 
 _BOLD = re.compile(r"(?<![\w)])\*\*([^*\n]{1,60})\*\*(?![\w(])")
@@ -95,6 +145,14 @@ _FIRST_LETTER = re.compile(
 _FREE_LETTER = re.compile(
     r"(?<![\w'’\\-])(?P<open>[(\[{] ?)?([A-J])(?:(?P<closed>[)\]}])|(?![\w'’]))"
 )
+# What makes a letter a variable: C = 2\\pi r, A + B. An option may equal its number: C = 15.
+_FORMULA = re.compile(
+    r"[\s*_)}\]]{0,4}(?:[<>+*/^_≤≥≠≈]|\\[a-z]|=(?!\s?\$?\d[\d.,]*+\s?[a-z%$]{0,9}\W{0,3}$))"
+)
+_CHOSEN = re.compile(
+    r"\b(?:is|be|choose|chose|pick|select|say|with|that|think|believe|option|choice|letter|guess)"
+    r"\s[\s*_:(\[]{0,4}([A-J])(?![\w'’])(?!\s(?!because|since|as\b|is\b)[a-z])"
+)
 _ARTICLE = re.compile(r"\s(?!because|since|as\b|is\b|and\b|or\b|for\b|with\b|by\b|which\b)[a-z]")
 _AND_ANOTHER = re.compile(r"[\s)*_}\]]{0,4}(?:,|and|or|&|/)[\s*_]{0,3}\(?[A-J](?![\w'’])")
 _NEGATED = re.compile(
@@ -115,9 +173,15 @@ def letter_in(place: str, where: str) -> str | None:
         if _AND_ANOTHER.match(clause, first.end(1)):
             return NO_ANSWER
         free = first["closed"] is None
-        article = free and first[1] == "A" and _ARTICLE.match(clause, first.end())
+        article = free and first[1] in "AI" and _ARTICLE.match(clause, first.end())
+        equals = clause[first.end(1) :].lstrip(" *_)}").startswith("=")
+        if _FORMULA.match(clause, first.end(1)) or (equals and where == "boxed"):
+            return None
         if not article and not (free and first[1].islower()):
             return first[1].upper()
+        chosen = set(_CHOSEN.findall(clause))
+        if article and chosen:
+            return chosen.pop() if len(chosen) == 1 else NO_ANSWER
     letters = {m[2] for m in _FREE_LETTER.finditer(clause) if m["open"] or m[2] not in "AI"}
     if len(letters) > 1:
         return NO_ANSWER
@@ -133,11 +197,62 @@ def last_letter(text: str) -> str | None:
     alone = _FIRST_LETTER.fullmatch(tail.strip().rpartition("\n")[2].rstrip("*_)]}.$ "))
     if alone:
         return alone[1].upper()
+    first = _FIRST_LETTER.match(tail) if "\n" not in text.strip() and text == tail else None
+    if first and first["closed"] and not _FORMULA.match(tail, first.end(1)):
+        return first[1].upper()  # b. 4
     leading = set(_LINE_LETTER.findall(tail))
     if len(leading) == 1:
         return leading.pop()
     found = [m[2] for m in _FREE_LETTER.finditer(tail) if m["closed"] or m[2] not in "AI"]
     return found[-1] if found else None
+
+
+# --- words: names, places, short phrases --------------------------------------------------------
+
+_TAG = re.compile(r"</?[A-Za-z][^<>\n]{0,40}>")
+_LATEX_TEXT = re.compile(r"\\(?:text\w{0,6}|mbox|mathrm|f?box(?:ed)?) ?\{([^{}]*+)\}")
+_REASON = re.compile(r",?\s(?:because|since|as it|due to)\b.*", re.DOTALL | re.IGNORECASE)
+_LEADING = re.compile(
+    r"(?:so |thus |hence )?(?:(?:it|this|that|he|she|they)\s(?:is|was|are|were)|it's)\s", re.I
+)
+_STATES = re.compile(r".*\b(?:is|are|was|were)\b:?\s", re.DOTALL)
+_ARTICLES = re.compile(r"\b(?:a|an|the)\s+(?=\w)")
+_NOT_PUNCTUATION = re.compile(r"(?<![^\W_])-(?=\d)|(?<=\d)\.(?=\d)|[^\W_]")
+
+
+def words_in(place: str, where: str) -> str | None:
+    """The name or phrase that a place gives, as it is written there."""
+    text = _LATEX_TEXT.sub(r" \1 ", _TAG.sub(" ", place)).strip()
+    if where not in ("tags", "boxed"):
+        text = text.partition("\n")[0]
+        text = _REASON.sub("", _TEXT_END.split(text)[0])
+    text = _LEADING.sub("", text.strip(" \t*_:$"), count=1).strip(" \t\n*_:$")
+    return text if plain_words(text) else None
+
+
+def last_words(text: str) -> str | None:
+    """The last line, or what its last sentence says that something is."""
+    line = _TAG.sub(" ", text[-MAX_ANSWER:]).strip().rpartition("\n")[2]
+    sentence = next((part for part in reversed(_TEXT_END.split(line)) if plain_words(part)), "")
+    stated = _STATES.match(sentence)
+    if stated and len(sentence.split()) > 3:
+        sentence = sentence[stated.end() :] or sentence
+    return words_in(sentence, "last")
+
+
+@lru_cache(maxsize=16384)
+def plain_words(text: str) -> str:
+    """A phrase without what does not count: case, articles, punctuation, spaces.
+
+    >>> plain_words("The  New-York Times.") == plain_words("new york times")
+    True
+    """
+    text = unicodedata.normalize("NFKC", plain_characters(text)).casefold()
+    text = " ".join(_LATEX_TEXT.sub(r" \1 ", _TAG.sub(" ", text)).replace("'s", "s").split())
+    number = read_number(text)
+    if number is not None and _NO_LETTERS.fullmatch(text):
+        return str(number)
+    return "".join(_NOT_PUNCTUATION.findall(_ARTICLES.sub(" ", text)))
 
 
 # --- formulas -----------------------------------------------------------------------------------
@@ -150,7 +265,6 @@ _MATH = re.compile(
 )
 _MONEY = re.compile(r"\d[\d,.]*+(?:\s.*[A-Za-z]{2}|.*[-+*/=]\s?$)", re.DOTALL)
 _LAST_VERB = re.compile(r".*\b(?:is|are|be|equals)\b:?\s?", re.DOTALL)
-_WORDS_IN_LATEX = re.compile(r"\\(?:text\w{0,6}|mbox|mathrm)\s?\{[^{}]*+\}")
 _PROSE = re.compile(r"(?:\b[A-Za-z]{2,}+(?:'[a-z])?[,.:]?\s){2}[A-Za-z]{2}|[^\W\d_a-zA-Zα-ω]{3}")
 
 

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 
+from lib.answers.numerals import is_decimal
+
 POINTS = 4
 MAX_WHOLE_BITS = 50_000  # of an exact whole number: it takes no time to compare
 MAX_FRACTION_BITS = 3_000  # of a fraction, whose every sum takes a greatest common divisor
@@ -215,9 +217,33 @@ def same_value(a: Value, b: Value) -> bool | None:
     verdicts = [_same_number(p, q) for p, q in _columns(a, b)]
     if all(verdicts):
         return True
-    if a.is_constant and b.is_constant and _is_rounding(a, b):
+    if a.is_constant and b.is_constant and (_rounds_to(a, b) or _is_rounding(a, b)):
+        return True
+    if not b.is_constant and all(verdicts[:2]) and _leaves_the_reals(a, b, verdicts):
         return True
     return False if False in verdicts[:2] else None
+
+
+def _leaves_the_reals(a: Value, b: Value, verdicts: list[bool | None]) -> bool:
+    """Whether formulas that agree for positive variables differ only where one has no real value.
+
+    √(1/m) and 1/√m are i/√|m| and -i/√|m| where m is negative.
+    """
+    return all(
+        verdict or (i > 1 and (isinstance(p, complex) or isinstance(q, complex)))
+        for i, (verdict, (p, q)) in enumerate(zip(verdicts, _columns(a, b), strict=True))
+    ) and not any(isinstance(p, complex) for p in a.points[:2])
+
+
+def _rounds_to(mine: Value, gold: Value) -> bool:
+    """Whether a value that no decimal can write rounds to the gold: 3/7 to 0.429, √2 to 1.41."""
+    literal, exact = gold.literal.lstrip("-"), mine.points[0]
+    places = len(literal.partition(".")[2])
+    if not places or len(literal.replace(".", "").lstrip("0")) < 2 or mine.literal[:1].isdigit():
+        return False
+    if isinstance(exact, complex) or (_exact(exact) and is_decimal(exact)):
+        return False
+    return abs(exact - gold.points[0]) <= Fraction(1, 2 * 10**places)
 
 
 def _is_rounding(a: Value, b: Value) -> bool:
