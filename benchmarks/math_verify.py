@@ -20,6 +20,7 @@ import sys
 import time
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,7 +112,7 @@ def golds() -> tuple[list[dict], list[dict]]:
     own = [{"text": r["solution"], "gold": r["answer"], "correct": True} for r in rows]
     others = [
         {"predicted": a["answer"], "gold": b["answer"], "correct": False}
-        for a, b in zip(rows, rows[1:], strict=False)
+        for a, b in pairwise(rows)
         if normalised(a["answer"]) != normalised(b["answer"])
     ]
     return own, others

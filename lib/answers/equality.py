@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import replace
 from collections.abc import Iterable
+from dataclasses import replace
 
 from lib.answers.expressions import read_answer
 from lib.answers.latex import ROW, one_spelling
