@@ -267,6 +267,9 @@ def _same_inequality(mine: Relation, gold: Relation) -> bool | None:
 
 def _as_interval(relation: Relation) -> Node | None:
     """a < x ≤ b as (a, b], and x < b as (-∞, b)."""
+    if relation.signs == (r"\ne",) and _is_name(relation.sides[0]):
+        low, high, value = constant(-math.inf), constant(math.inf), relation.sides[1]
+        return Union((Sequence("(", (low, value), ")"), Sequence("(", (value, high), ")")))
     chain = _ascending(relation)
     brackets = {"<": "()", r"\le": "[]"}
     if not brackets.keys() >= set(chain.signs):
@@ -286,7 +289,7 @@ def _as_region(node: Node) -> Node:
     if not isinstance(node, Sequence) or node.open or len(node.items) != 2:
         return node
     parts = [_as_interval(item) if isinstance(item, Relation) else None for item in node.items]
-    if None in parts:
+    if not all(isinstance(part, Sequence) for part in parts):
         return node
     parts.sort(key=lambda part: part.items[0].points != (-math.inf,))
     (below, upper), (lower, above) = (part.items for part in parts)

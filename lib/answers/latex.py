@@ -32,7 +32,7 @@ _SPELLINGS = [
     for pattern, plain in (
         (r"(?<=\d)(?:\{,\}|,?\\[,!;: ]{1,4}|\{,\\!\}|,~)\ ?(?=\d{3}(?!\d))", ""),  # 12{,}345
         (r"\\(?:begin|end)\{(?:align|equation|gather)(?:ed)?\*?\}", " "),
-        (r"\\(?:left|right)\.", " "),
+        (r"\\(?:left|right)\.|\\middle(?![A-Za-z])", " "),
         (r"\\(?:left|right|[bB]igg?[lrm]?)END", " "),
         (r"\\(?:displaystyle|textstyle|limits|rm|bf|it)END|\\q?quad", " "),
         (r"\\[,!;:> ]|~|\\[()\[\]]|\\?\$|\\%|`", " "),
@@ -63,7 +63,7 @@ _SPELLINGS = [
 
 # Before anything else: the real line, the integer that a family of solutions counts by, quotes.
 _REALS = re.compile(
-    r"(?:ℝ|\\mathbb\s?\{?\s?R\s?\}?|\\(?:R|reals)(?![A-Za-z]))(?!\s?[\^_\\])"
+    r"(?:ℝ|\\mathbb\s?\{?\s?R\s?\}?+|\\(?:R|reals)(?![A-Za-z]))(?!\s?(?:[\^_]|\\(?:setminus|backslash)))"
     r"|^\W{0,3}(?:\\text\w*\{)?(?:all|any)\ (?:the\ )?real(?:s|\ numbers?)(?:\ [a-z])?\W*$",
     re.I,
 )
@@ -73,10 +73,14 @@ _INTEGERS = re.compile(
     r"(?:(?:\\in|∈)\s?(?:\\mathbb\s?\{?\s?[ZN]\s?\}?|ℤ|ℕ|\\Z|Z|\\text\w*\{\s?integers?\s?\})"
     r"|\s?(?:\\text\w*\{\s?)?(?:is|are)\s(?:an(?:y)?\s)?integers?)[})\s.$]*$"
 )
+_FOR_INTEGER = re.compile(
+    r"[\s,;.(]{0,9}(?:\\text\w*\s?\{\s*)?\b(?:for|where|with)\s(?:all|any|some|every|an|each)?\s?integers?"
+    r"\s?\}?\s?[\\($]{0,2}\s?[a-z]\s?[\\)$.}]*$"
+)
 _QUOTED = re.compile(r"""(['"`])(?!\1)(.*)\1""", re.DOTALL)
 _SCALE = re.compile(
-    r"(?<=[\d}.)])[\s~]*(?:\\[,;: ]\s*)*(?:\\(?:text\w*|mathrm|mbox)\s?\{\s*)?"
-    r"(hundred|thousand|million|billion|trillion)(?![A-Za-z])\s*(?:[A-Za-z ]*\})?",
+    r"(?<=[\d}.)])[\s~]*(?:\\[,;: ]\s*)*(?:\\(?:text\w*|mathrm|mbox)\s?\{[\s~]*)?"
+    r"(hundred|thousand|million|billion|trillion)s?(?![A-Za-z])\s*(?:[A-Za-z ]*\})?",
     re.I,
 )
 _DEGREES = re.compile(r"(?<=[\d}])\s?(?:\\text\w*\s?\{\s?)?degrees?(?![A-Za-z])\s?\}?")
@@ -103,7 +107,7 @@ _UNIT = re.compile(
 # A comma before three digits is a thousands separator, but in brackets it may be a list's.
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z]{2}|[(){}\[\]])")
-_COMPARES = re.compile(r"[<>]|\\[lgn]e(?![a-z])")
+_COMPARES = re.compile(r"[<>]|\\(?:[lgn]e|in)(?![a-z])")
 _OUTER = " ,;:=_" + ROW
 
 
@@ -124,7 +128,7 @@ def _words(match: re.Match[str]) -> str:
 @lru_cache(maxsize=16384)
 def one_spelling(latex: str) -> str:
     """The answer in the one spelling that ``lib.answers.expressions`` reads."""
-    text = _REALS.sub(r"(-\\infty ,\\infty )", _INTEGERS.sub("", plain_characters(latex.strip())))
+    text = _REALS.sub(r"(-\\infty ,\\infty )", _FOR_INTEGER.sub("", _INTEGERS.sub("", plain_characters(latex.strip()))))
     text = _SCALE.sub(lambda m: f" * 10^{{{SCALES[m[1].lower()]}}}", text.translate(_UNICODE))
     text = _DEGREES.sub(r"^\\circ ", text)
     if quoted := _QUOTED.fullmatch(text.strip(" .")):

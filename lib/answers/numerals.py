@@ -94,7 +94,7 @@ _QUANTITY = rf"""
     (?:\ ?/\ ?(?P<below>{_DECIMAL})
       |\ (?:and\ )?(?P<top>\d{{1,9}})\ ?/\ ?(?P<bottom>\d{{1,9}})
       |[eE](?P<exponent>[+-]?\d{{1,5}}))?
-    (?:\ ?(?P<scale>(?i:{"|".join(SCALES)}))\b)?"""
+    (?:\ ?(?P<scale>(?i:{"|".join(SCALES)}))s?\b)?"""
 _NUMBER = re.compile(_QUANTITY.replace("GAP", r"\ ?"), re.VERBOSE)
 # In running text a number stands free: not part of a word (H2O, x2), of a label (#12), a time
 # (3:30) or a power, and its minus sign touches no number or bracket (5-3 is a 5 and a 3).
@@ -107,20 +107,20 @@ _FREE = re.compile(
 # What may follow a number that is the whole answer: a unit or some words, no second quantity.
 _UNIT = re.compile(
     rf"""(?!\ ?(?:and|or|to|plus|minus|times)\b)\ ?(?:{_CURRENCY}|%)?
-    (?:\ ?[-,(/]?\ ?[^\W\d_][^\d=+*<>\\^]*+(?:\^?\ ?\{{?[23]\}}?)?|[²³])?
+    (?:\ ?[-,(/]?\ ?[^\W\d_][^\d=+*<>\\^]*+(?:\^\ ?\{{?[23]\}}?|(?<=[A-Za-z])[23])?|[²³])?
     [\ .,;:!?)\]}}'"$%*]*+""",
     re.VERBOSE,
 )
 _NO_UNIT = re.compile(r"[ .%]*+")
 _ADORNMENT = " *_`\"':;=≈("
-_SPACED = re.compile(r"(?<![\d.,/#])(?<!\d )[1-9]\d{0,2}(?:( |')\d{3})(?:\1\d{3})*(?![\d/])(?! \d)")
+_SPACED = re.compile(r"(?<![\d.,/#])(?<!\d )[1-9]\d{0,2}(?:( |')\d{3})(?:\1\d{3})*(?![\d/]|-[A-Za-z]| \d)")
 _EUROPEAN = re.compile(
     r"(?<![\d.,])(?:\d{1,3}(?:\.\d{3})+,\d+|\d+,(?:\d\d?|\d{4,})|0,\d{3}|\d{1,3}(?:\.\d{3}){2,})"
     r"(?![\d,.]*\d)"
 )
 # In running text 12,75 is one number, unless it stands in a bracket or a list.
 _EUROPEAN_IN_TEXT = re.compile(
-    r"(?<![\d.,(\[{|;-])(?<!, )(?:\d{1,3}(?:\.\d{3})+,\d{1,2}|\d{1,7},\d{1,2})"
+    r"(?<![\d.,(\[{|;-])(?<!, )(?:\d{1,3}(?:\.\d{3})+,\d{1,2}|\d{1,7},\d{1,2}|\d{1,3}(?:\.\d{3}){2,})"
     r"(?![\d,.]*\d|\s?[,;)\]}|]|\s(?:and|or)\b)"
 )
 _ON_THE_HOUR = re.compile(r"(?<![\d:])(\d{1,2}):00(?![\d:])")  # 2:00 pm answers "at what hour?"

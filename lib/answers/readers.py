@@ -41,6 +41,7 @@ _SECOND = re.compile(
     r"|(?:\s[A-Za-z]{1,20}){1,3},?\s(?:and|or|plus|to)\s[^A-Za-z]{0,3}\d"  # 3 apples and 5 pears
     r"|(?:\s[A-Za-z]{1,20}){1,2},\s\d[\d.]*+(?:\s[A-Za-z]{1,20}){0,2}\W{0,3}$"
 )
+_TERM = re.compile(r"\s?[-+]\s?\$?\d")
 _RANGE = re.compile(
     r"[^\d=]{0,60}\b(?:between|from)\s[^A-Za-z]{0,3}\d[^A-Za-z]{0,30}\s(?:and|to)\s", re.I
 )
@@ -79,13 +80,18 @@ def number_in(place: str, where: str) -> str | None:
     if "=" in outside and (not leads or _ARITHMETIC.match(outside)):
         sides = outside.split("=")
         stated = {read_number(side) for side in sides} - {None}  # 16 = 17 = 18 are guesses
-        numbers = (find_numbers(sides[-1]) if len(stated) < 2 else []) or numbers
+        if len(stated) < 2:
+            read = read_number(sides[-1]) is not None or not stated
+            one = sides[-1] if read else next(side for side in sides if read_number(side))
+            numbers = find_numbers(one) or numbers
         leads = True
     if not numbers:
         return None
     two = len({read_number(number) for number in numbers}) > 1
     if where in ("tags", "boxed") and (two or _JOINED.match(rest or "")):
         return NO_ANSWER
+    if "=" not in clause and _TERM.match(rest or ""):
+        return NO_ANSWER  # 18-20 eggs
     if _SECOND.match(rest or "") or (not two and _NOT.match(clause)):
         return NO_ANSWER
     return numbers[0] if leads else numbers[-1]
@@ -96,7 +102,8 @@ _TWO_QUANTITIES = re.compile(
 )
 _COUNTED = re.compile(r"(?<![A-Za-z\\])(?<=\d)\s[A-Za-z]{2,20}")
 _WORD = re.compile(
-    r"(?<![A-Za-z\\])(?!(?:and|or|pi|sqrt|sin|cos|tan|log|ln|inf|infinity|oo)(?![A-Za-z]))[A-Za-z]{2,}"
+    r"(?<![A-Za-z\\])(?!(?:and|or|pi|sqrt|sin|cos|tan|log|ln|inf|infinity|oo)(?![A-Za-z]))"
+    r"(?:[A-Za-z]{3,}|(?:am|an|as|at|be|by|he|if|in|is|it|me|my|no|of|on|so|to|up|us|we)(?![A-Za-z]))"
 )
 _NAMED = re.compile(r"(?<![\w)}])[A-Za-z](?:_\{?\w\}?|\([a-z]\))?'?\s?=")
 
@@ -139,8 +146,8 @@ def last_number(text: str) -> str | None:
 # --- letters ------------------------------------------------------------------------------------
 
 _FIRST_LETTER = re.compile(
-    r"(?:(?:option|choice|letter)\s)?(?:\\(?:text\w{0,6}|math\w{2}|boxed)|[\s*_`$({\[\\]){0,9}"
-    r"([A-Ja-j])(?:(?P<closed>[)\]}.:,]|\s?$|[*_]{2})|(?![\w'’]))"
+    r"(?:(?:option|choice|letter)\s)?(?:\\(?:text\w{0,6}|math\w{2}|boxed)|[\s*_`$({\[\\'\"“‘]){0,9}"
+    r"([A-Ja-j])(?:(?P<closed>[)\]}.:,]|\s?$|[*_]{2}|['\"”’](?!\w))|(?![\w'’]))"
 )
 _FREE_LETTER = re.compile(
     r"(?<![\w'’\\-])(?P<open>[(\[{] ?)?([A-J])(?:(?P<closed>[)\]}])|(?![\w'’]))"
@@ -150,7 +157,8 @@ _FORMULA = re.compile(
     r"[\s*_)}\]]{0,4}(?:[<>+*/^_≤≥≠≈]|\\[a-z]|=(?!\s?\$?\d[\d.,]*+\s?[a-z%$]{0,9}\W{0,3}$))"
 )
 _CHOSEN = re.compile(
-    r"\b(?:is|be|choose|chose|pick|select|say|with|that|think|believe|option|choice|letter|guess)"
+    r"\b(?:is|be|it['’]s|choose|chose|pick|select|say|with|that|think|believe|option|choice|letter"
+    r"|guess)"
     r"\s[\s*_:(\[]{0,4}([A-J])(?![\w'’])(?!\s(?!because|since|as\b|is\b)[a-z])"
 )
 _ARTICLE = re.compile(r"\s(?!because|since|as\b|is\b|and\b|or\b|for\b|with\b|by\b|which\b)[a-z]")
@@ -185,7 +193,8 @@ def letter_in(place: str, where: str) -> str | None:
     letters = {m[2] for m in _FREE_LETTER.finditer(clause) if m["open"] or m[2] not in "AI"}
     if len(letters) > 1:
         return NO_ANSWER
-    return letters.pop() if letters else None
+    letters = letters or set(_CHOSEN.findall(clause))
+    return letters.pop() if len(letters) == 1 else None
 
 
 def last_letter(text: str) -> str | None:
@@ -198,12 +207,13 @@ def last_letter(text: str) -> str | None:
     if alone:
         return alone[1].upper()
     first = _FIRST_LETTER.match(tail) if "\n" not in text.strip() and text == tail else None
-    if first and first["closed"] and not _FORMULA.match(tail, first.end(1)):
+    if first and first["closed"] and not re.search(r"[(\[][A-J][)\]]", tail[first.end() :]):
         return first[1].upper()  # b. 4
     leading = set(_LINE_LETTER.findall(tail))
     if len(leading) == 1:
         return leading.pop()
     found = [m[2] for m in _FREE_LETTER.finditer(tail) if m["closed"] or m[2] not in "AI"]
+    found = found or _CHOSEN.findall(tail)
     return found[-1] if found else None
 
 

@@ -99,7 +99,7 @@ def apply(operation: Callable[..., Number], *values: object) -> Value:
     if not all(isinstance(value, Value) for value in values):
         raise Unreadable("arithmetic on what is not a number")
     try:
-        return Value(tuple(_tame(operation(*column)) for column in _columns(*values)))
+        return Value(tuple(_tame(operation(*column), column) for column in _columns(*values)))
     except (ArithmeticError, ValueError, TypeError) as error:
         raise Unreadable(str(error)) from None
 
@@ -122,14 +122,15 @@ def _too_large(number: int | Fraction, times: int = 1) -> bool:
     return bits * times > (MAX_WHOLE_BITS if number.denominator == 1 else MAX_FRACTION_BITS)
 
 
-def _tame(number: Number) -> Number:
+def _tame(number: Number, arguments: tuple[Number, ...]) -> Number:
     if _exact(number):
         if _too_large(number):
             raise Unreadable("a number of thousands of digits")
     elif cmath.isnan(number):
         raise Unreadable("not a number")
     elif isinstance(number, complex) and number.imag == 0:
-        return number.real
+        if not any(isinstance(argument, complex) for argument in arguments):
+            return number.real  # else it stays known that a root had no real value
     return number
 
 
