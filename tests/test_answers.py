@@ -184,7 +184,7 @@ def test_every_solution_of_math_grades_itself_right(data_dir):
 def test_no_gold_answer_of_math_is_taken_for_its_neighbour(data_dir, monkeypatch):
     """Consecutive answers differ, and nearly all are told apart without math_verify."""
     asked = []
-    monkeypatch.setattr("lib.answers.equality.symbolically_equal", lambda *pair: asked.append(pair))
+    monkeypatch.setattr("lib.answers.math.symbolically_equal", lambda *pair: asked.append(pair))
     golds = [row["answer"] for row in _rows(data_dir, "math/train.jsonl") if row["answer"]]
     equal = {
         (mine, gold)
@@ -262,9 +262,8 @@ def test_any_text_is_survived_and_graded_alike_twice(text, gold):
 @given(NASTY, NASTY)
 @settings(max_examples=300, deadline=None)
 def test_any_formula_is_survived(mine, gold):
-    from lib.answers.equality import same_answer
-    from lib.answers.expressions import read_answer
-    from lib.answers.latex import one_spelling
+    from lib.answers.formulas import read_answer
+    from lib.answers.math import one_spelling, same_answer
 
     x, y = read_answer(one_spelling(mine)), read_answer(one_spelling(gold))
     if x is not None and y is not None:

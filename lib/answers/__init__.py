@@ -31,8 +31,8 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lib.answers import numerals
-from lib.answers.equality import is_list, same_math
 from lib.answers.extraction import bare_answer, find_answer, inside_tags, tagged_answer
+from lib.answers.math import is_list, same_math
 from lib.answers.readers import is_arithmetic, plain_words
 from lib.errors import BadInput
 

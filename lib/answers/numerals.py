@@ -113,14 +113,17 @@ _UNIT = re.compile(
 )
 _NO_UNIT = re.compile(r"[ .%]*+")
 _ADORNMENT = " *_`\"':;=≈("
-_SPACED = re.compile(r"(?<![\d.,/#])(?<!\d )[1-9]\d{0,2}(?:( |')\d{3})(?:\1\d{3})*(?![\d/]|-[A-Za-z]| \d)")
+_SPACED = re.compile(
+    r"(?<![\d.,/#])(?<!\d )[1-9]\d{0,2}(?:( |')\d{3})(?:\1\d{3})*(?![\d/]|-[A-Za-z]| \d)"
+)
 _EUROPEAN = re.compile(
     r"(?<![\d.,])(?:\d{1,3}(?:\.\d{3})+,\d+|\d+,(?:\d\d?|\d{4,})|0,\d{3}|\d{1,3}(?:\.\d{3}){2,})"
     r"(?![\d,.]*\d)"
 )
 # In running text 12,75 is one number, unless it stands in a bracket or a list.
 _EUROPEAN_IN_TEXT = re.compile(
-    r"(?<![\d.,(\[{|;-])(?<!, )(?:\d{1,3}(?:\.\d{3})+,\d{1,2}|\d{1,7},\d{1,2}|\d{1,3}(?:\.\d{3}){2,})"
+    r"(?<![\d.,(\[{|;-])(?<!, )"
+    r"(?:\d{1,3}(?:\.\d{3})+,\d{1,2}|\d{1,7},\d{1,2}|\d{1,3}(?:\.\d{3}){2,})"
     r"(?![\d,.]*\d|\s?[,;)\]}|]|\s(?:and|or)\b)"
 )
 _ON_THE_HOUR = re.compile(r"(?<![\d:])(\d{1,2}):00(?![\d:])")  # 2:00 pm answers "at what hour?"

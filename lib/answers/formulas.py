@@ -1,52 +1,241 @@
-"""The grammar of mathematical answers: LaTeX or plain text to values, lists, intervals, relations.
+"""Mathematical answers, LaTeX or plain text, read to values, lists, intervals and relations.
 
-``read_answer(r"x = \\frac12, y \\in [0, 2\\pi)")`` gives the nodes of ``lib.answers.values``,
-evaluated while they are read. What is outside of the grammar (sums, integrals, prose) gives None.
+``read_answer(r"x = \\frac12, y \\in [0, 2\\pi)")`` evaluates while it reads. A formula with
+variables is evaluated at four fixed points: each variable gets a number that depends on its name
+alone, positive at the first two points and of either sign at the others (so that √x² is |x| and
+not x). Two different formulas hardly ever agree at such points (Schwartz 1980, Zippel 1979).
+Numbers stay exact until a root, an angle or a logarithm makes floats of them. What is outside of
+the grammar (sums, integrals, factorials, absolute values, prose) gives None.
 """
 
 from __future__ import annotations
 
+import cmath
 import math
-from dataclasses import replace
+import operator
+import re
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
-from lib.answers.latex import ROW
-from lib.answers.tokens import Tokens
-from lib.answers.values import (
-    FUNCTIONS,
-    INVERSES,
-    Based,
-    Matrix,
-    Node,
-    Relation,
-    Sequence,
-    Union,
-    Unreadable,
-    Value,
-    add,
-    apply,
-    binomial,
-    constant,
-    divide,
-    factorial,
-    multiply,
-    negate,
-    power,
-    root,
-    subtract,
-    symbol,
-)
+from lib.answers.numerals import is_decimal
 
+Number = int | Fraction | float | complex
+
+POINTS = 4
 MAX_LENGTH = 1000  # characters of an answer
 MAX_DEPTH = 40  # brackets within brackets
 MAX_ITEMS = 100  # of a list
+MAX_WHOLE_BITS = 50_000  # of an exact whole number: it takes no time to compare
+MAX_FRACTION_BITS = 3_000  # of a fraction, whose every sum takes a greatest common divisor
+ROW = "\x01"  # what stands for the end of a row, which LaTeX writes as two backslashes
 
+
+class Unreadable(Exception):
+    """Outside of what is evaluated here; it may still be good mathematics."""
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A formula's value at each of the points; a constant has one point."""
+
+    points: tuple[Number, ...]
+    literal: str = ""  # as written, where the formula is one number or one name
+
+    @property
+    def is_constant(self) -> bool:
+        return len(self.points) == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """(a, b], \\{a, b\\}, a bare list "a, b" (no brackets), a ratio a:b:c, a matrix of rows."""
+
+    open: str  # a bracket, "", ":" or "matrix"
+    items: tuple[Node, ...]
+    close: str
+
+
+@dataclass(frozen=True, slots=True)
+class Union:
+    parts: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """sides[0] signs[0] sides[1] signs[1] …"""
+
+    sides: tuple[Node, ...]
+    signs: tuple[str, ...]
+
+
+Node = Value | Sequence | Union | Relation
+
+
+# --- arithmetic ---------------------------------------------------------------------------------
+
+
+def constant(number: Number, literal: str = "") -> Value:
+    return Value((number,), literal)
+
+
+def symbol(name: str) -> Value:
+    """A variable."""
+    seeds = [zlib.crc32(f"{name} at {i}".encode()) for i in range(POINTS)]
+    sizes = [Fraction(101 + seed % 1009, 307) for seed in seeds]
+    signs = (1, 1, -1, 1 if seeds[-1] & 4096 else -1)
+    return Value(tuple(sign * size for sign, size in zip(signs, sizes, strict=True)), name)
+
+
+def apply(operation: Callable[..., Number], *values: object) -> Value:
+    """The operation at each point. Raises Unreadable where it has no finite, tame result."""
+    if not all(isinstance(value, Value) for value in values):
+        raise Unreadable("arithmetic on what is not a number")
+    try:
+        return Value(tuple(_tame(operation(*column), column) for column in _columns(*values)))
+    except (ArithmeticError, ValueError, TypeError) as error:
+        raise Unreadable(str(error)) from None
+
+
+def _columns(*values: Value) -> zip[tuple[Number, ...]]:
+    width = max(len(value.points) for value in values)
+    return zip(*(value.points * (width // len(value.points)) for value in values), strict=True)
+
+
+def _exact(*numbers: Number) -> bool:
+    return all(isinstance(number, int | Fraction) for number in numbers)
+
+
+def _too_large(number: int | Fraction, times: int = 1) -> bool:
+    bits = max(number.numerator.bit_length(), number.denominator.bit_length())
+    return bits * times > (MAX_WHOLE_BITS if number.denominator == 1 else MAX_FRACTION_BITS)
+
+
+def _tame(number: Number, arguments: tuple[Number, ...]) -> Number:
+    if _exact(number):
+        if _too_large(number):
+            raise Unreadable("a number of thousands of digits")
+    elif cmath.isnan(number):
+        raise Unreadable("not a number")
+    elif complex not in map(type, arguments) and isinstance(number, complex) and not number.imag:
+        return number.real  # after a root without a real value it stays complex, which tells
+    return number
+
+
+def divide(a: Number, b: Number) -> Number:
+    return Fraction(a) / Fraction(b) if _exact(a, b) else a / b
+
+
+def power(base: Number, exponent: Number) -> Number:
+    if _exact(exponent) and exponent.denominator == 1:
+        if _exact(base):
+            if _too_large(base, abs(int(exponent))):
+                raise Unreadable("a huge power")
+            return Fraction(base) ** int(exponent)
+        if abs(exponent) < 100:
+            return base ** int(exponent)
+    if exponent == Fraction(1, 2):
+        return root(base, 2)
+    return complex(base) ** complex(exponent)
+
+
+def root(radicand: Number, degree: Number) -> Number:
+    """The real root of a real number where there is one."""
+    if isinstance(radicand, complex) or degree not in range(2, 64):
+        return complex(radicand) ** (1 / complex(degree))
+    n = int(degree)
+    if radicand < 0 and n % 2:
+        return -root(-radicand, n)
+    if radicand < 0:
+        return 1j * root(-radicand, n) if n == 2 else complex(radicand) ** (1 / n)
+    return math.sqrt(radicand) if n == 2 else float(radicand) ** (1 / n)
+
+
+FUNCTIONS: dict[str, Callable[[complex], complex]] = {
+    "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "sinh": cmath.sinh,
+    "cosh": cmath.cosh, "tanh": cmath.tanh, "arcsin": cmath.asin, "arccos": cmath.acos,
+    "arctan": cmath.atan, "exp": cmath.exp, "ln": cmath.log, "log": cmath.log10,
+    "sec": lambda x: 1 / cmath.cos(x), "csc": lambda x: 1 / cmath.sin(x),
+    "cot": lambda x: 1 / cmath.tan(x),
+}  # fmt: skip
+INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
+
+
+# --- comparing values ---------------------------------------------------------------------------
+
+
+def same_value(mine: Value, gold: Value) -> bool | None:
+    """Whether two formulas are equal; None where rounding or the branch of a root blurs it."""
+    verdicts = [_same_number(p, q) for p, q in _columns(mine, gold)]
+    if all(verdicts):
+        return True
+    if mine.is_constant and gold.is_constant:
+        return True if _rounds_to(mine, gold) or _is_rounding(mine, gold) else verdicts[0]
+    if False in verdicts[:2] or None in verdicts[:2]:
+        return False if False in verdicts[:2] else None
+    return _leaves_the_reals(mine, gold, verdicts) or None
+
+
+def _leaves_the_reals(a: Value, b: Value, verdicts: list[bool | None]) -> bool:
+    """Whether formulas that agree for positive variables differ only where one has no real value.
+
+    √(1/m) and 1/√m are i/√|m| and -i/√|m| where m is negative.
+    """
+    unreal = [isinstance(p, complex) or isinstance(q, complex) for p, q in _columns(a, b)]
+    return not any(unreal[:2]) and all(map(max, map(bool, verdicts), unreal))
+
+
+def _rounds_to(mine: Value, gold: Value) -> bool:
+    """Whether a value that no decimal can write rounds to the gold: 3/7 to 0.429, √2 to 1.41."""
+    exact, places = mine.points[0], len(gold.literal.partition(".")[2])
+    digits = gold.literal.replace(".", "").lstrip("0")
+    if not places or len(digits) < 2 or mine.literal[:1].isdecimal() or isinstance(exact, complex):
+        return False
+    if _exact(exact) and is_decimal(Fraction(exact)):
+        return False
+    return abs(exact - gold.points[0]) <= Fraction(1, 2 * 10**places)
+
+
+def _is_rounding(a: Value, b: Value) -> bool:
+    """Whether one is a decimal of six places or more, and the other's rounding: 0.333333."""
+    places = [len(value.literal.partition(".")[2]) for value in (a, b)]
+    gap = abs(a.points[0] - b.points[0])
+    return max(places) >= 6 and min(places) == 0 and gap <= Fraction(1, 2 * 10 ** max(places))
+
+
+def _same_number(p: Number, q: Number) -> bool | None:
+    if p == q:
+        return True
+    if _exact(p, q):
+        return False
+    try:
+        size, gap = max(abs(p), abs(q)), abs(p - q)
+    except OverflowError:
+        return None
+    if math.isinf(size):
+        return False
+    if gap <= 1e-10 * size or size < 1e-13:
+        return True
+    return False if gap > 1e-7 * size and size > 1e-9 else None
+
+
+# --- the grammar --------------------------------------------------------------------------------
+
+_TOKEN = re.compile(
+    r"""\\begin\s?\{[bpBvV]?matrix\} | \\begin\s?\{array\}(?:\s?\{[lcr|\ ]*\})?
+    | \\end\s?\{(?:[bpBvV]?matrix|array)\}
+    | \\[A-Za-z]+ | \\.
+    | \d+(?:\.\d+)?[eE][+-]?\d{1,3}(?![\d.]) | \d+\.(?=\\overline) | \d+\.\d+ | \.\d+ | \d+
+    | [A-Za-z]+'* | \S""",
+    re.VERBOSE | re.DOTALL,
+)
 _RELATIONS = {"=", "<", ">", r"\le", r"\ge", r"\ne", r"\in", r"\approx"}
 _SIGNS = {"+", "-", r"\pm", r"\mp"}
 _BRACKETS = {"(": ")", "[": "]", r"\{": r"\}"}
-_CLOSERS = {")", "]", r"\}", "}"}
-_ENDS = {"", ",", ";", *_CLOSERS}
+_CLOSERS = {")", "]", r"\}"}
+_ENDS = {"", ",", ";", "}", *_CLOSERS}
 _NAMES = {
     "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "kappa", "lambda", "mu",
     "nu", "xi", "rho", "sigma", "tau", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta",
@@ -56,13 +245,13 @@ _CONSTANTS = {
     "pi": math.pi, "e": math.e, "i": 1j,
     "infty": math.inf, "infinity": math.inf, "inf": math.inf, "oo": math.inf,
 }  # fmt: skip
-_COMMANDS = {*FUNCTIONS, *_NAMES, *_CONSTANTS, "frac", "sqrt", "binom", "overline", "hat"}
+_COMMANDS = {*FUNCTIONS, *_NAMES, *_CONSTANTS, "frac", "sqrt", "overline", "hat"}
 _PLAIN_WORDS = {*FUNCTIONS, "sqrt", "pi", "infinity", "inf", "oo"}
 
 
 @lru_cache(maxsize=16384)
 def read_answer(answer: str, radians: bool = False) -> Node | None:
-    """The meaning of an answer in one spelling (`lib.answers.latex`); None outside the grammar.
+    """The meaning of an answer in one spelling (`lib.answers.math`); None outside the grammar.
 
     A degree sign is only read under a sine or its kin, or where ``radians`` asks for it.
     """
@@ -74,16 +263,41 @@ def read_answer(answer: str, radians: bool = False) -> Node | None:
         return None
 
 
-class _Reader(Tokens):
-    """Recursive descent over the tokens of one answer."""
+class _Reader:
+    """Recursive descent over the tokens of one answer. Past the end the next token is ""."""
 
     def __init__(self, text: str, radians: bool):
-        super().__init__(text)
+        self.tokens = _TOKEN.findall(text)
+        self.at = 0
         self.depth = 0
         self.upper = True  # what \pm means in this pass over an item: plus, or minus
         self.saw_pm = False
         self.in_angle = radians
-        self.in_bars = False
+
+    def peek(self) -> str:
+        return self.tokens[self.at] if self.at < len(self.tokens) else ""
+
+    def next(self) -> str:
+        token = self.peek()
+        self.at += 1
+        return token
+
+    def take(self, token: str) -> bool:
+        is_next = self.peek() == token
+        self.at += is_next
+        return is_next
+
+    def expect(self, token: str) -> None:
+        if not self.take(token):
+            raise Unreadable(f"{self.peek()!r} where {token!r} is due")
+
+    def cut(self) -> str:
+        """Takes the first character of the next token, and leaves the others."""
+        token = self.next()
+        if len(token) > 1:
+            self.at -= 1
+            self.tokens[self.at] = token[1:]
+        return token[:1]
 
     # --- lists and relations
 
@@ -99,21 +313,21 @@ class _Reader(Tokens):
 
     def items(self, twofold: bool = True) -> list[Node]:
         """What commas separate. With ``twofold``, an item with \\pm in it gives two."""
-        outer, found = self.saw_pm, []
+        outer, items = self.saw_pm, []
         while self.peek() not in _ENDS - {","}:
             if self.take(","):
                 continue
             start, self.saw_pm = self.at, False
-            found.append(self.relation())
-            if self.peek() not in _ENDS or len(found) > MAX_ITEMS:
+            items.append(self.relation())
+            if self.peek() not in _ENDS or len(items) > MAX_ITEMS:
                 raise Unreadable(f"{self.peek()!r} after an item")
             if twofold and self.saw_pm and self.upper:
                 self.at, self.upper = start, False
-                found.append(self.relation())
+                items.append(self.relation())
                 self.upper = True
             outer |= self.saw_pm and not twofold
         self.saw_pm = outer
-        return found
+        return items
 
     def relation(self) -> Node:
         sides, signs = [self.union()], []
@@ -124,8 +338,8 @@ class _Reader(Tokens):
             return sides[-1]
         if r"\approx" in signs:  # x ≈ 5 is x = 5, but what has an exact value (1/3 ≈ 0.33) is that
             first = 0 if isinstance(sides[0], Value) and sides[0].is_constant else 1
-            kept = max(signs.index(r"\approx"), first)
-            sides, signs = sides[: kept + 1], ["="] * kept
+            last = max(signs.index(r"\approx"), first)
+            sides, signs = sides[: last + 1], ["="] * last
         if signs:
             return Relation(tuple(sides), tuple(signs))
         while self.take(":"):
@@ -145,7 +359,7 @@ class _Reader(Tokens):
     def sum(self) -> Node:
         total = self.product()
         while self.peek() in _SIGNS:
-            operation = subtract if self.minus() else add
+            operation = operator.sub if self.minus() else operator.add
             total = apply(operation, total, self.product())
         return total
 
@@ -165,13 +379,13 @@ class _Reader(Tokens):
                 if self.take("*"):
                     result = self.raised(result, self.factor())
                 else:
-                    result = apply(multiply, result, self.factor())
+                    result = apply(operator.mul, result, self.factor())
             elif self.take("/"):
                 result = apply(divide, result, self.factor())
             elif self.starts_factor() and not self.peek()[0].isdecimal():
                 other = self.factor()
                 name = result.literal + other.literal if _may_be_name(result, other) else ""
-                result = replace(apply(multiply, result, other), literal=name)
+                result = replace(apply(operator.mul, result, other), literal=name)
             else:
                 return result
 
@@ -179,22 +393,22 @@ class _Reader(Tokens):
         token = self.peek()
         if token[:1] == "\\" and token[1:2].isalpha():
             return token[1:] in _COMMANDS
-        if token == "|":
-            return not self.in_bars
         return token in ("(", "[", "{") or token[:1].isalnum()
 
     def factor(self) -> Node:
         minus = self.peek() in _SIGNS and self.minus()
         result = self.primary()
-        while self.peek() in ("!", "^"):
-            if self.next() == "!":
-                result = apply(factorial, result)
-            elif self.take(r"\circ"):
+        while self.take("^"):
+            if self.take(r"\circ"):
                 if self.in_angle:
-                    result = apply(multiply, result, constant(math.pi / 180))
+                    result = apply(operator.mul, result, constant(math.pi / 180))
             else:
                 result = self.raised(result, self.exponent())
-        return _negated(result) if minus else result
+        if not minus:
+            return result
+        negative = apply(operator.neg, result)
+        is_number = result.literal[:1].isdecimal()
+        return replace(negative, literal=result.literal) if is_number else negative
 
     def primary(self) -> Node:
         self.depth += 1
@@ -208,8 +422,6 @@ class _Reader(Tokens):
             self.expect("}")
         elif token in _BRACKETS:
             node = self.bracket(token)
-        elif token == "|":
-            node = self.bars()
         elif token[:1].isalpha():
             node = self.letters(token)
         elif token[:1] == "\\":
@@ -235,9 +447,8 @@ class _Reader(Tokens):
         token = self.peek()
         if token[:1].isdecimal():
             return constant(Fraction(self.cut()), token[0])
-        if token == "-":
-            self.next()
-            return apply(negate, self.argument())
+        if self.take("-"):
+            return apply(operator.neg, self.argument())
         if token[:1].isalpha() and token not in _PLAIN_WORDS:
             return self.name(self.cut())
         return self.primary()
@@ -245,8 +456,8 @@ class _Reader(Tokens):
     # --- what stands alone
 
     def number(self, token: str) -> Node:
-        if self.take("_"):
-            return Based(token, self.subscript())
+        if self.take("_"):  # 101_2 is a way to write a number, not its value
+            return symbol(f"{token}_{self.subscript()}")
         if len(token) > 400:
             raise Unreadable("a number of hundreds of digits")
         value = Fraction(token.rstrip("."))
@@ -258,8 +469,9 @@ class _Reader(Tokens):
         if self.peek() == r"\frac" and "." not in token:  # the mixed number 2\frac12
             part = self.primary()
             first = part.points[0]
-            mixed = part.is_constant and isinstance(first, Fraction) and 0 < first < 1
-            return apply(add if mixed else multiply, constant(value), part)
+            if part.is_constant and isinstance(first, Fraction) and 0 < first < 1:
+                return constant(value + first)
+            return apply(operator.mul, constant(value), part)
         return constant(value, token)
 
     def subscript(self) -> str:
@@ -293,20 +505,11 @@ class _Reader(Tokens):
         while self.take(";"):
             items += self.items(twofold=False)
         closer = self.next()
-        if not items or closer not in _CLOSERS - {"}"}:
+        if not items or closer not in _CLOSERS:
             raise Unreadable("brackets that are empty or stay open")
         if len(items) == 1 and closer == _BRACKETS[opener] and opener != r"\{":
             return items[0]
         return Sequence(opener[-1], tuple(items), closer[-1])
-
-    def bars(self) -> Node:
-        if self.in_bars:
-            raise Unreadable("bars within bars")
-        self.in_bars = True
-        inner = self.sum()
-        self.expect("|")
-        self.in_bars = False
-        return replace(apply(abs, inner), literal=f"abs {inner.literal}" * _may_be_name(inner))
 
     def command(self, name: str) -> Node:
         if name.startswith("begin"):
@@ -315,8 +518,6 @@ class _Reader(Tokens):
             above, below = self.argument(), self.argument()
             ratio = f"{above.literal}/{below.literal}" if _may_be_name(above, below) else ""
             return replace(apply(divide, above, below), literal=ratio)
-        if name == "binom":
-            return apply(binomial, self.argument(), self.argument())
         if name == "sqrt":
             degree: Node = constant(2)
             if self.take("["):
@@ -350,10 +551,11 @@ class _Reader(Tokens):
             return self.factor()
         result = self.factor()
         while self.starts_factor() and self.peek().lstrip("\\") not in {*FUNCTIONS, "("}:
-            result = apply(multiply, result, self.factor())
+            result = apply(operator.mul, result, self.factor())
         return result
 
     def matrix(self) -> Node:
+        """A matrix is a sequence of its rows, which are sequences."""
         rows: list[list[Node]] = [[]]
         while not self.peek().startswith(r"\end"):
             if self.take(ROW):
@@ -361,20 +563,14 @@ class _Reader(Tokens):
             elif not self.take("&"):
                 rows[-1].append(self.sum())
         self.next()
-        return Matrix(tuple(tuple(row) for row in rows if row))
+        lines = (Sequence("matrix", tuple(row), "") for row in rows if row)
+        return Sequence("matrix", tuple(lines), "")
 
 
 def _listed(items: list[Node]) -> Node:
     if not items:
         raise Unreadable("nothing there")
     return items[0] if len(items) == 1 else Sequence("", tuple(items), "")
-
-
-def _negated(node: Node) -> Node:
-    if isinstance(node, Based):
-        return replace(node, digits=f"-{node.digits}")
-    negative = apply(negate, node)
-    return replace(negative, literal=node.literal) if node.literal[:1].isdecimal() else negative
 
 
 def _may_be_name(*nodes: Node) -> bool:

@@ -1,0 +1,403 @@
+r"""Whether two mathematical answers mean the same: True, False, or None where it cannot tell.
+
+First the notation is brought to one spelling (``\dfrac12``, ``½`` and ``\frac{1}{2}`` read
+alike), then the meaning is compared (`lib.answers.formulas` reads it), and what is outside of that
+grammar goes to math_verify (`lib.answers.symbolic`). Order matters in tuples, points, intervals and
+matrices, and not in sets and plain lists. The gold answer sets the form: for the gold "5" the
+answer "x = 5" is right, for the gold "x + y = 5" the answer "5" is not.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+
+from lib.answers.formulas import (
+    ROW,
+    Node,
+    Relation,
+    Sequence,
+    Union,
+    Value,
+    apply,
+    constant,
+    divide,
+    read_answer,
+    same_value,
+)
+from lib.answers.numerals import BOLD, SCALES, has_percent, plain_characters, read_number
+from lib.answers.symbolic import symbolically_equal
+
+# --- one spelling: only notation that carries no value goes -------------------------------------
+
+_UNICODE = str.maketrans(
+    {
+        "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ",
+        "∓": r"\mp ", "×": "*", "·": "*", "⋅": "*", "÷": "/", "∪": r"\cup ", "∩": r"\cap ",
+        "∈": r"\in ", "√": r"\sqrt ", "≈": r"\approx ", "°": r"^\circ ", "∅": r"\emptyset ",
+        "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "ω": r"\omega ", "φ": r"\phi ",
+        "λ": r"\lambda ", "…": r"\ldots ", "∖": r"\setminus ",
+        **{chr(0x2080 + n): f"_{n}" for n in range(10)},
+        "∠": " ", "€": " ", "£": " ", "¥": " ", "%": " ",
+    }
+)  # fmt: skip
+
+# Each line: what is written, and how it is written here. No name is the start of another (\left
+# and \leftarrow), since a name ends where its letters end.
+_SPELLINGS = [
+    (re.compile(pattern.replace("END", r"(?![A-Za-z])")), plain)
+    for pattern, plain in (
+        (r"(?<=\d)(?:\{,\}|,?\\[,!;: ]{1,4}|\{,\\!\}|,~)\ ?(?=\d{3}(?!\d))", ""),  # 12{,}345
+        (r"\\(?:begin|end)\{(?:align|equation|gather)(?:ed)?\*?\}", " "),
+        (r"\\(?:left|right)\.|\\middle(?![A-Za-z])", " "),
+        (r"\\(?:left|right|[bB]igg?[lrm]?)END", " "),
+        (r"\\(?:displaystyle|textstyle|limits|rm|bf|it)END|\\q?quad", " "),
+        (r"\\[,!;:> ]|~|\\[()\[\]]|\\?\$|\\%|`", " "),
+        (BOLD, " "),
+        (r"\\(?:boldsymbol|math(?:bf|it|sf|tt|bb|cal|frak)|bold|bm|vec|overrightarrow)END", " "),
+        (r"\\(?:f?box|boxed|angle|triangle)END|^\s?\\approxEND", " "),
+        (r"\\operatorname\*?\ ?\{([a-zA-Z]+)\}", r"\\\1 "),
+        (r"\\[dtc]fracEND", r"\\frac"),
+        (r"\\leq(?:q|slant)?END|<=", r"\\le "),
+        (r"\\geq(?:q|slant)?END|>=", r"\\ge "),
+        (r"\\neqEND|!=|\\not\ ?=", r"\\ne "),
+        (r"\\ltEND", "<"),
+        (r"\\gtEND", ">"),
+        (r"\\(?:times|cdot|ast)END", "*"),
+        (r"\\divEND", "/"),
+        (r"\\lbraceEND", r"\\{"),
+        (r"\\rbraceEND", r"\\}"),
+        (r"\\[lr]?vertEND", "|"),
+        (r"\\lbrackEND", "["),
+        (r"\\rbrackEND", "]"),
+        (r"\\var(?=theta|phi|epsilon)", r"\\"),
+        (r"\\varnothingEND|\\\{\s?\\\}", r"\\emptyset "),
+        (r"\\(?:backslash|smallsetminus)END", r"\\setminus "),
+        (r"\^\s?\{\s?\\circ\s?\}|\\degreeEND", r"^\\circ "),
+    )
+]
+
+_REALS = re.compile(
+    r"(?:ℝ|\\mathbb\s?\{?\s?R\s?\}?+|\\(?:R|reals)(?![A-Za-z]))"
+    r"(?!\s?(?:[\^_]|\\(?:setminus|backslash)))"
+    r"|^\W{0,3}(?:\\text\w*\{)?(?:all|any)\ (?:the\ )?real(?:s|\ numbers?)(?:\ [a-z])?\W*$",
+    re.IGNORECASE,
+)
+# What names the integer of a family of solutions: ", n \\in \\mathbb{Z}", "for integer n".
+_INTEGERS = re.compile(
+    r"[\s,;.(]{0,9}(?:\\(?:quad|text\w*\s?\{\s?(?:where|for|with|and)?\s?\}|[,;! ])\s?)*"
+    r"(?:\b(?:where|for|with)\s)?\$?\\?\(?(?<![A-Za-z\\])[a-z]\s?\$?"
+    r"(?:(?:\\in|∈)\s?(?:\\mathbb\s?\{?\s?[ZN]\s?\}?|ℤ|ℕ|\\?Z|\\text\w*\{\s?integers?\s?\})"
+    r"|\s?(?:\\text\w*\{\s?)?(?:is|are)\s(?:an(?:y)?\s)?integers?)[})\s.$]*$"
+    r"|[\s,;.(]{0,9}(?:\\text\w*\s?\{\s*)?\b(?:for|where|with)\s(?:all|any|some|every|an|each)?"
+    r"\s?integers?\s?\}?\s?[\\($]{0,2}\s?[a-z]\s?[\\)$.}]*$"
+)
+_SCALE = re.compile(
+    r"(?<=[\d}.)])[\s~]*(?:\\[,;: ]\s*)*(?:\\(?:text\w*|mathrm|mbox)\s?\{[\s~]*)?"
+    rf"({'|'.join(SCALES)})s?(?![A-Za-z])\s*(?:[A-Za-z ]*\}})?",
+    re.IGNORECASE,
+)
+_DEGREES = re.compile(r"(?<=[\d}])\s?(?:\\text\w*\s?\{\s?)?degrees?(?![A-Za-z])\s?\}?")
+_QUOTED = re.compile(r"""(['"`])(?!\1)(.*)\1""", re.DOTALL)
+_BUILDER = re.compile(r"\\\{\s?[a-zA-Z]\s?(?:\\in\s?[^|:]*)?(?:\\mid|:|\|)(.*)\\\}")
+_TEXT = re.compile(
+    r"\\(?:text(?:bf|it|rm|normal|sf|up)?|mbox|hbox|mathrm) ?\{([^{}]*)\}( ?\^ ?\{?[23]\}?)?"
+)
+_JOINER = re.compile(r"(?<![A-Za-z\\])(?:and/or|and|or)(?![A-Za-z])")
+_ENDS_JOINING = re.compile(r"^[A-Za-z ]{0,40}\b(?:and|or)$")
+_NOT_A_UNIT = re.compile(r"\d|\b(?:or|and|if|when)\b")
+_UNIT = re.compile(
+    r"""(?<=[\d)}\].])
+    (?:\ [mglshLV]                     # 5 m, but 5m has a variable
+      |\ ?(?:(?:sq(?:uare|\.)?|cubic|cu\.?)\ ?)?
+       (?:degrees?|rad(?:ians?)?|dollars?|cents?|euros?|pounds?|lbs?|ounces?|oz|pct
+         |(?:centi|milli|kilo)?(?:met(?:er|re)s?|lit(?:er|re)s?|grams?)|[ckm]m|[km]g|ml
+         |mi(?:les?)?|mph|feet|foot|ft|in(?:ch(?:es)?)?|yards?|yd|tons?|gallons?
+         |sec(?:onds?)?|min(?:utes?)?|(?:hou|h)rs?|days?|weeks?|months?|years?
+         |units?|ways?|square|[ap]\.?m\.?|[A-Za-z]{4,30}))
+    (?:\ ?(?:\^\ ?\{?\ ?[23]\ ?\}?|squared|cubed|(?:per|/)\ ?[A-Za-z]{1,30})){0,3}
+    (?=\ ?(?:,|$))""",
+    re.VERBOSE,
+)
+# A comma before three digits is a thousands separator, but in brackets it may be a list's.
+_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+_ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z]{2}|[(){}\[\]])")
+_COMPARES = re.compile(r"[<>]|\\(?:[lgn]e|in)(?![a-z])")
+_OUTER = " ,;:=_" + ROW
+
+
+def _words(match: re.Match[str]) -> str:
+    """What \\text{…} says: a joiner is a comma, letters right after a value are its unit and go."""
+    words, power = match[1].strip(), match[2] or ""
+    before = match.string[: match.start()].rstrip()
+    if _JOINER.fullmatch(words.strip(" ,")):
+        return " , "
+    if match.string[match.end() :].lstrip()[:1].isdigit() and _ENDS_JOINING.search(words):
+        return " , "  # 6 \\text{ cats and } 2
+    after_value = before[-1:].isdigit() or before[-1:] in (")", "}", "]", ".", "!")
+    if after_value and words not in ("e", "i"):
+        return f" {words} " if _NOT_A_UNIT.search(words) else " "
+    return f" {words}{power} "
+
+
+@lru_cache(maxsize=16384)
+def one_spelling(latex: str) -> str:
+    """The answer in the one spelling that `read_answer` reads."""
+    text = _INTEGERS.sub("", plain_characters(latex.strip()))
+    text = _REALS.sub(r"(-\\infty ,\\infty )", text).translate(_UNICODE)
+    text = _SCALE.sub(lambda m: f" * 10^{{{SCALES[m[1].lower()]}}}", text)
+    text = _DEGREES.sub(r"^\\circ ", text)
+    if quoted := _QUOTED.fullmatch(text.strip(" .")):
+        text = quoted[2]
+    if "\\begin" not in text:
+        text = _ESCAPED_TWICE.sub(r"\\", text)
+    text = " ".join(text.replace("\\\\", ROW).split())
+    for pattern, plain in _SPELLINGS:
+        text = pattern.sub(plain, text)
+    text = " ".join(_JOINER.sub(",", _TEXT.sub(_words, text)).split())
+    if not any(bracket in text for bracket in "([{"):
+        text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
+    text = _UNIT.sub(" ", text).strip(_OUTER).rstrip(".\\").strip(_OUTER)
+    builder = _BUILDER.fullmatch(text)
+    return builder[1].strip(_OUTER) if builder and _COMPARES.search(builder[1]) else text
+
+
+# --- comparing ----------------------------------------------------------------------------------
+
+_LETTERS = re.compile(r"[A-Za-z][A-Za-z\s.'-]*")
+_DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
+_PROSE = re.compile(r"[A-Za-z][A-Za-z\s.,;:!?'-]*")
+_INTEGER_NAME = re.compile(r"(?<![A-Za-z\\])[kmn](?![A-Za-z])|(?<=\\pi)\s?[kmn]\b")
+_FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
+_BRACKETS = {"<": "()", r"\le": "[]"}
+
+
+def same_math(mine: str, gold: str) -> bool | None:
+    """Whether two answers as written mean the same; None where math_verify ran out of time."""
+    a, b = one_spelling(mine), one_spelling(gold)
+    if mine == gold or "".join(a.split()) == "".join(b.split()):
+        return True
+    if _LETTERS.fullmatch(a) and _LETTERS.fullmatch(b) and _bare_letters(a) == _bare_letters(b):
+        return True
+    numbers = [read_number(answer, units=False) for answer in (a, b)]
+    if numbers[0] is not None and numbers[0] == numbers[1]:
+        return True
+    for answer, other in ((a, numbers[1]), (b, numbers[0])):
+        if other is not None and _DECIMAL_COMMA.fullmatch(answer):  # 1,5 beside 1.5 is no list
+            return read_number(answer) == other
+    x, y = read_answer(a), read_answer(b)
+    if x is not None and y is not None:
+        verdict = _same_reading(a, b, x, y, has_percent(mine) - has_percent(gold))
+        if verdict is not None:
+            return verdict
+    if any(node is None and _PROSE.fullmatch(text) for node, text in ((x, a), (y, b))):
+        return False
+    return symbolically_equal(a.replace(ROW, r"\\"), b.replace(ROW, r"\\"))
+
+
+def _same_reading(a: str, b: str, x: Node, y: Node, percent: int) -> bool | None:
+    """The verdict on what was read; ``percent``: 1 where mine alone has the sign, -1 the gold."""
+    if _is_angle(a, b) or _is_angle(b, a):
+        return same_answer(read_answer(a, radians=True), read_answer(b, radians=True))
+    if percent and isinstance(x, Value) and isinstance(y, Value):
+        pair = (_hundredth(x), y) if percent > 0 else (x, _hundredth(y))
+        if same_value(*pair):
+            return True
+    renamed = _renamed(a, b)
+    if renamed != a and (other := read_answer(renamed)) and same_answer(other, y):
+        return True
+    return same_answer(x, y)
+
+
+def is_list(answer: str) -> bool:
+    """Whether an answer as written is a plain list or a set."""
+    node = read_answer(one_spelling(answer))
+    return isinstance(node, Sequence) and node.open in ("", "{")
+
+
+def _bare_letters(text: str) -> str:
+    return re.sub(r"[\W_]", "", text).lower()
+
+
+def _is_angle(one: str, other: str) -> bool:
+    """Whether one is in degrees and the other in radians, a multiple of π."""
+    return r"\circ" in one and r"\pi" in other and r"\circ" not in other
+
+
+def _renamed(mine: str, gold: str) -> str:
+    """nπ with the gold's k, where either counts a family of solutions by one letter."""
+    names = [set(map(str.strip, _INTEGER_NAME.findall(text))) for text in (mine, gold)]
+    if r"\pi" not in gold or len(names[0]) != 1 or len(names[1]) != 1 or names[0] == names[1]:
+        return mine
+    return _INTEGER_NAME.sub(f" {names[1].pop()} ", mine)
+
+
+def _hundredth(percent: Value) -> Value:
+    """33.3 as 0.333, with as many digits in its literal."""
+    digits, _, decimals = percent.literal.partition(".")
+    literal = f"0.{digits.zfill(2)}{decimals}" if digits.isdecimal() else ""
+    return replace(apply(divide, percent, constant(100)), literal=literal)
+
+
+def same_answer(mine: Node, gold: Node) -> bool | None:
+    """Whether ``mine`` is the answer ``gold``."""
+    mine, gold = _as_region(mine, gold), _as_region(gold, mine)
+    if isinstance(mine, Relation) or isinstance(gold, Relation):
+        return _same_relation(mine, gold)
+    if isinstance(mine, Value) and isinstance(gold, Value):
+        return _same_but_for_base(mine, gold) or same_value(mine, gold)
+    if isinstance(mine, Sequence) and isinstance(gold, Sequence):
+        return _same_sequence(mine, gold)
+    if isinstance(mine, Union) and isinstance(gold, Union):
+        return _unordered(mine.parts, gold.parts) or None  # [0, 2] is also [0, 1] ∪ [1, 2]
+    for one, other in ((mine, gold), (gold, mine)):
+        if isinstance(one, Value) and isinstance(other, Sequence) and len(other.items) == 1:
+            return same_answer(one, other.items[0])
+        if isinstance(one, Value) and isinstance(other, Sequence | Union):
+            return False
+    return None
+
+
+def _same_but_for_base(a: Value, b: Value) -> bool:
+    """Whether one is 12_5 and the other 12, in a question that names the base."""
+    (one, _, base), (other, _, base_too) = (value.literal.partition("_") for value in (a, b))
+    return one == other and one[:1].isdecimal() and bool(base) != bool(base_too)
+
+
+def _all(verdicts: Iterable[bool | None]) -> bool | None:
+    verdicts = list(verdicts)
+    if False in verdicts:
+        return False
+    return None if None in verdicts else True
+
+
+def _ordered(mine: tuple[Node, ...], gold: tuple[Node, ...]) -> bool | None:
+    return len(mine) == len(gold) and _all(map(same_answer, mine, gold))
+
+
+def _unordered(mine: Iterable[Node], gold: Iterable[Node]) -> bool | None:
+    """Whether two sets are the same: each item of either is an item of the other."""
+    table = [[same_answer(item, other) for other in gold] for item in mine]
+    return _all(
+        True if True in verdicts else None if None in verdicts else False
+        for verdicts in (*table, *zip(*table, strict=True))
+    )
+
+
+def _same_sequence(mine: Sequence, gold: Sequence) -> bool | None:
+    if (mine.open == "matrix") != (gold.open == "matrix"):
+        mine, gold = _as_tuple(mine), _as_tuple(gold)
+    kinds = {mine.open, gold.open}
+    if kinds <= {"", "{"}:
+        return _unordered(mine.items, gold.items)
+    same_brackets = (mine.open, mine.close) == (gold.open, gold.close)
+    if same_brackets or "" in kinds or (len(gold.items) > 2 and kinds == {"(", "["}):
+        return _ordered(mine.items, gold.items)
+    return None if "{" in kinds or ":" in kinds else False
+
+
+def _as_tuple(node: Sequence) -> Sequence:
+    """A vector without its direction."""
+    rows = node.items if node.open == "matrix" else ()
+    if len(rows) == 1 or (rows and all(len(row.items) == 1 for row in rows)):
+        return Sequence("(", tuple(cell for row in rows for cell in row.items), ")")
+    return node
+
+
+# --- equations, inequalities, intervals ---------------------------------------------------------
+
+
+def _is_name(node: Node) -> bool:
+    """Whether a side only names what the other side gives: x, f(x), (x, y)."""
+    if isinstance(node, Sequence):
+        return all(_is_name(item) for item in node.items)
+    return isinstance(node, Value) and node.literal[:1].isalpha()
+
+
+def _is_equation(node: Node) -> bool:
+    return isinstance(node, Relation) and set(node.signs) == {"="}
+
+
+def _solved(relation: Relation) -> tuple[Node, Node] | None:
+    """The name and the value of x = 5, 5 = x or x = 2 + 3 = 5; None for another equation."""
+    first, last = relation.sides[0], relation.sides[-1]
+    if _is_name(first):
+        return first, last
+    return (last, first) if _is_name(last) else None
+
+
+def _same_relation(mine: Node, gold: Node) -> bool | None:
+    if not isinstance(gold, Relation):
+        if not _is_equation(mine):
+            return None
+        return same_answer((_solved(mine) or mine.sides)[-1], gold)
+    if not isinstance(mine, Relation):
+        solved = _is_equation(gold) and _solved(gold)
+        return same_answer(mine, solved[1]) if solved else False if _is_equation(gold) else None
+    a, b = _ascending(mine), _ascending(gold)
+    if a.signs == b.signs and _ordered(a.sides, b.sides):
+        return True
+    if _is_equation(mine) and _is_equation(gold):
+        a, b = _solved(mine), _solved(gold)
+        if a and b and (same_answer(a[0], b[0]) or _is_formula(a[1], b[1])):
+            return same_answer(a[1], b[1])
+    return None
+
+
+def _is_formula(*nodes: Node) -> bool:
+    """Whether a right side is a formula with variables, so that y = 2x may be f(x) = 2x."""
+    return all(
+        isinstance(node, Value) and not node.is_constant and not node.literal for node in nodes
+    )
+
+
+def _ascending(relation: Relation) -> Relation:
+    """The same chain written with < and ≤."""
+    if relation.signs[0] in (">", r"\ge"):
+        signs = tuple(_FLIPPED.get(sign, sign) for sign in reversed(relation.signs))
+        return Relation(tuple(reversed(relation.sides)), signs)
+    return relation
+
+
+def _as_region(node: Node, other: Node) -> Node:
+    """Inequalities beside an interval or a union as what they say of the real line.
+
+    x < -1 or x > 2 is a union, x > 2 and x < 5 is (2, 5): which is meant, the bounds say.
+    """
+    if not isinstance(other, Union) and getattr(other, "open", "") not in ("(", "["):
+        return node
+    if isinstance(node, Relation):
+        return _as_interval(node) or node
+    if not isinstance(node, Sequence) or node.open or len(node.items) != 2:
+        return node
+    parts = [_as_interval(item) if isinstance(item, Relation) else None for item in node.items]
+    if not all(isinstance(part, Sequence) for part in parts):
+        return node
+    parts.sort(key=lambda part: part.items[0].points != (-math.inf,))
+    (below, upper), (lower, above) = (part.items for part in parts)
+    if below.points == (-math.inf,) and above.points == (math.inf,):
+        ends = [lower.points[0], upper.points[0]]
+        if not any(isinstance(end, complex) for end in ends) and ends[0] < ends[1]:
+            return Sequence(parts[1].open, (lower, upper), parts[0].close)
+    return Union(tuple(parts))
+
+
+def _as_interval(relation: Relation) -> Node | None:
+    """a < x ≤ b as (a, b], x < b as (-∞, b), x ≠ b as (-∞, b) ∪ (b, ∞)."""
+    low, high = constant(-math.inf), constant(math.inf)
+    chain = _ascending(relation)
+    sides, signs = chain.sides, chain.signs
+    if signs == (r"\ne",) and _is_name(sides[0]):
+        return Union((Sequence("(", (low, sides[1]), ")"), Sequence("(", (sides[1], high), ")")))
+    if len(signs) == 1 and _is_name(sides[0]):
+        sides, signs = (low, *sides), ("<", *signs)
+    elif len(signs) == 1 and _is_name(sides[1]):
+        sides, signs = (*sides, high), (*signs, "<")
+    if len(signs) != 2 or not _BRACKETS.keys() >= set(signs) or not _is_name(sides[1]):
+        return None
+    if not isinstance(sides[0], Value) or not isinstance(sides[2], Value):
+        return None
+    return Sequence(_BRACKETS[signs[0]][0], (sides[0], sides[2]), _BRACKETS[signs[1]][1])
