@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from lib import answers  # noqa: E402
+from lib.answers import formulas, math  # noqa: E402
 from lib.answers.numerals import read_number  # noqa: E402
 from lib.answers.symbolic import symbolically_equal  # noqa: E402
 
@@ -54,14 +55,35 @@ def normalised(answer: str) -> str:
     return "".join(re.sub(r"\\frac(\d)(\d)", r"\\frac{\1}{\2}", answer).split())
 
 
+def unreadable(*arguments, **options):
+    raise formulas.Unreadable
+
+
+# What is left out, where it stands, and what takes its place.
+PARTS = {
+    "values": (math, "same_value", lambda a, b: None),
+    "functions": (formulas._Reader, "function", unreadable),
+    "matrices": (formulas._Reader, "matrix", unreadable),
+    "lists and brackets": (math, "_same_sequence", lambda a, b: None),
+    "order of sets": (math, "_unordered", lambda a, b: None),
+    "equations": (math, "_same_relation", lambda a, b: None),
+    "inequalities as intervals": (math, "_as_region", lambda node, other: node),
+    "percent": (math, "has_percent", lambda text: False),
+    "degrees and radians": (math, "_is_angle", lambda a, b: False),
+    "families of solutions": (math, "_renamed", lambda mine, gold: mine),
+    "golds of few digits": (formulas, "_rounds_to", lambda a, b: False),
+    "math_verify": (math, "symbolically_equal", lambda a, b: False),
+}
+
+
 @contextmanager
-def comparing(function):
-    """`lib.answers` with another comparison of mathematics."""
-    before, answers.same_math = answers.same_math, function
+def replaced(owner, name, function):
+    before = getattr(owner, name)
+    setattr(owner, name, function)
     try:
         yield
     finally:
-        answers.same_math = before
+        setattr(owner, name, before)
 
 
 def verdict(case: dict) -> bool:
@@ -75,7 +97,7 @@ def verdicts(cases: list[dict], function=None) -> tuple[list[bool], float]:
     symbolically_equal("x + y", "y")  # no start of its process is counted
     symbolically_equal.cache_clear()
     start = time.perf_counter()
-    with comparing(function or answers.same_math):
+    with replaced(answers, "same_math", function or answers.same_math):
         result = [verdict(case) for case in cases]
     return result, 1000 * (time.perf_counter() - start) / len(cases)
 
@@ -103,6 +125,17 @@ def compared(cases: list[dict]) -> dict:
         for case in flips[:200]
     ]
     return row
+
+
+def without_each_part(cases: list[dict]) -> dict[str, int]:
+    """How many verdicts of the corpus turn wrong where one part of the suite's own is left out."""
+    wrong = {}
+    for part, patch in PARTS.items():
+        formulas.read_answer.cache_clear()
+        with replaced(*patch):
+            wrong[part] = sum(verdict(case) is not case["correct"] for case in cases)
+    formulas.read_answer.cache_clear()
+    return wrong
 
 
 def golds() -> tuple[list[dict], list[dict]]:
@@ -146,6 +179,8 @@ def main() -> None:
     for name, cases in sets.items():
         report[name] = compared(cases)
         print(name, json.dumps({k: v for k, v in report[name].items() if k != "flips"}))
+    report["wrong_without"] = without_each_part(sets["corpus"])
+    print("wrong without", json.dumps(report["wrong_without"]))
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -55,6 +56,27 @@ def test_corpus(case):
     else:
         same = answers_match(case["predicted"], case["gold"], case["kind"])
         assert same is case["correct"]
+
+
+def _examples():
+    """The pairs of the table in docs/grading.md: answer, gold, kind, equal."""
+    table = (ROOT / "docs" / "grading.md").read_text(encoding="utf-8")
+    for line in table.splitlines():
+        cells = line.split(" | ")
+        if len(cells) == 4 and cells[1] in KINDS:
+            for mine, sign, gold in re.findall(r"`([^`]+)` ([=≠]) `([^`]+)`", cells[2]):
+                yield mine, gold, cells[1], sign == "="
+
+
+@pytest.mark.parametrize(("mine", "gold", "kind", "equal"), _examples())
+def test_the_table_of_what_counts_as_equal_holds(mine, gold, kind, equal):
+    assert answers_match(mine, gold, kind) is equal
+    for tags in ("answer", None):
+        assert grade(f"<answer>{mine}</answer>", gold, kind, tags).correct is equal
+
+
+def test_every_kind_is_in_the_table():
+    assert {kind for _, _, kind, _ in _examples()} == set(KINDS)
 
 
 # --- the public functions -----------------------------------------------------------------------

@@ -3,23 +3,10 @@
     >>> grade("6 + 12 = 18, so she makes $18.00.", "#### 18", "number").correct
     True
 
-Three kinds: ``number`` (GSM8K), ``math`` (MATH, NuminaMath), ``choice`` (AQuA). Strict grading
-looks only inside the last complete ``<answer>…</answer>``; lenient grading does its best on free
-text (``lib.answers.extraction`` says where it looks). Where projects differ, this is what holds
-here:
-
-| point | here |
-|---|---|
-| percent | the sign may be dropped or carried out: 10% equals 10, and 0.1; but 10 is not 0.1 |
-| units, currency | dropped on both sides: $18, 18 dollars and 18 eggs are 18 |
-| 0.333 and 1/3 | not equal: values are exact; math: from six decimals on a decimal may be rounded |
-| rounding | none: 18.5 is not 19; 18, 18.0 and 18.00 are one number |
-| several \\boxed | the last one; where the gold is a list, those that "and" or a comma joins |
-| several tag pairs | the last complete one, and none that stands in the <think> section |
-| order | matters in tuples, points, intervals, matrices; not in sets and plain lists |
-| x = 5 | for the gold 5 it is right, and 5 for the gold x = 5; y = 5 for the gold x = 5 is not |
-| two numbers where one is due | inside tags or a box no answer; "not 5 but 6" is 6 |
-| 1,234 | one number; in brackets, (1,234), two |
+Four kinds: ``number`` (GSM8K), ``math`` (MATH, NuminaMath), ``choice`` (AQuA), ``text`` (names and
+short phrases). Strict grading looks only inside the last complete ``<answer>…</answer>``; lenient
+grading does its best on free text (``lib.answers.extraction`` says where it looks).
+``docs/grading.md`` has the table of what counts as equal, and why.
 
 An answer costs microseconds: numbers, fractions, roots, intervals, lists, equations and matrices
 are compared here, exactly or by value. What is left goes to math_verify (``lib.answers.symbolic``).

@@ -289,7 +289,7 @@ def _unordered(mine: Iterable[Node], gold: Iterable[Node]) -> bool | None:
 
 def _same_sequence(mine: Sequence, gold: Sequence) -> bool | None:
     if (mine.open == "matrix") != (gold.open == "matrix"):
-        mine, gold = _as_tuple(mine), _as_tuple(gold)
+        mine, gold = _as_tuple(mine, gold), _as_tuple(gold, mine)
     kinds = {mine.open, gold.open}
     if kinds <= {"", "{"}:
         return _unordered(mine.items, gold.items)
@@ -299,11 +299,11 @@ def _same_sequence(mine: Sequence, gold: Sequence) -> bool | None:
     return None if "{" in kinds or ":" in kinds else False
 
 
-def _as_tuple(node: Sequence) -> Sequence:
-    """A vector without its direction."""
+def _as_tuple(node: Sequence, other: Sequence) -> Sequence:
+    """A vector without its direction, in the brackets of the other one."""
     rows = node.items if node.open == "matrix" else ()
     if len(rows) == 1 or (rows and all(len(row.items) == 1 for row in rows)):
-        return Sequence("(", tuple(cell for row in rows for cell in row.items), ")")
+        return replace(other, items=tuple(cell for row in rows for cell in row.items))
     return node
 
 
