@@ -81,7 +81,9 @@ def grade(text: str | None, gold: str | None, kind: Kind, tags: str | None = Non
 
 def _known(kind: Kind) -> Kind:
     if kind not in get_args(Kind):
-        raise BadInput(f"{kind!r} is no kind of answer; use {', '.join(get_args(Kind))}")
+        raise BadInput(
+            f"{kind!r} is no kind of answer; use {', '.join(get_args(Kind))}", key="kind"
+        )
     return kind
 
 

@@ -146,7 +146,9 @@ def _words(match: re.Match[str]) -> str:
 @lru_cache(maxsize=16384)
 def one_spelling(latex: str) -> str:
     """The answer in the one spelling that `read_answer` reads."""
-    text = _INTEGERS.sub("", plain_characters(latex.strip()))
+    text = plain_characters(latex.strip())
+    if "\\in" in text or "∈" in text or "nteger" in text:
+        text = _INTEGERS.sub("", text)
     text = _REALS.sub(r"(-\\infty ,\\infty )", text).translate(_UNICODE)
     text = _SCALE.sub(lambda m: f" * 10^{{{SCALES[m[1].lower()]}}}", text)
     text = _DEGREES.sub(r"^\\circ ", text)

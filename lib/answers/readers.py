@@ -82,7 +82,9 @@ def number_in(place: str, where: str) -> str | None:
         stated = {read_number(side) for side in sides} - {None}  # 16 = 17 = 18 are guesses
         if len(stated) < 2:
             read = read_number(sides[-1]) is not None or not stated
-            one = sides[-1] if read else next(side for side in sides if read_number(side))
+            one = (
+                sides[-1] if read else next(side for side in sides if read_number(side) is not None)
+            )
             numbers = find_numbers(one) or numbers
         leads = True
     if not numbers:
@@ -225,7 +227,7 @@ _REASON = re.compile(r",?\s(?:because|since|as it|due to)\b.*", re.DOTALL | re.I
 _LEADING = re.compile(
     r"(?:so |thus |hence )?(?:(?:it|this|that|he|she|they)\s(?:is|was|are|were)|it's)\s", re.I
 )
-_STATES = re.compile(r".*\b(?:is|are|was|were)\b:?\s", re.DOTALL)
+_STATES = re.compile(r".*\b(?:is|are|was|were|it['’]s|say|think|believe|guess)\b:?\s", re.DOTALL)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\s+(?=\w)")
 _NOT_PUNCTUATION = re.compile(r"(?<![^\W_])-(?=\d)|(?<=\d)\.(?=\d)|[^\W_]")
 
