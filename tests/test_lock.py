@@ -1,0 +1,114 @@
+"""One process at a time writes into a run's folder, wherever it was started."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from lib.config import ROOT
+from lib.errors import BadInput
+from lib.lock import hold, release
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from lib.errors import BadInput
+from lib.lock import hold
+try:
+    hold(Path(sys.argv[1]))
+except BadInput as error:
+    print(error.key, error, flush=True)
+    sys.exit(2)
+print("has it", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+def holder(folder, seconds=60) -> subprocess.Popen:
+    command = [sys.executable, "-c", HOLDER, str(folder), str(seconds)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def place(tmp_path):
+    yield tmp_path / "demo"
+    release()
+
+
+def test_a_second_process_is_refused_by_the_firsts_number(place):
+    first = holder(place)
+    assert first.stdout.readline() == "has it\n"
+    with pytest.raises(BadInput, match=f"process {first.pid} since") as refused:
+        hold(place)
+    assert refused.value.key == "run-in-use"
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    hold(place)  # a lock ends with its process
+
+
+def test_of_many_that_start_at_once_one_has_it(place):
+    started = [holder(place, 3) for _ in range(4)]
+    said = [each.communicate()[0] for each in started]
+    assert [text.startswith("has it") for text in said].count(True) == 1
+    assert sum("run-in-use" in text for text in said) == 3
+
+
+def test_a_copy_of_a_run_and_a_lock_from_elsewhere_are_free(place, tmp_path):
+    first = holder(place)
+    first.stdout.readline()
+    other = tmp_path / "copied" / "demo"
+    other.parent.mkdir()
+    shutil.copy(tmp_path / ".demo.lock", other.parent / ".demo.lock")
+    hold(other)
+    first.kill()
+
+
+def test_children_may_write_where_their_runner_does(place):
+    hold(place)
+    assert holder(place, 0).communicate()[0] == "has it\n"
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    release()
+    assert holder(place, 0).communicate()[0] == "has it\n"
+
+
+OPEN = "from pathlib import Path\nfrom lib.lock import hold\nhold(Path({folder!r}))"
+
+
+def notebook(*cells: str):
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+
+
+def test_a_notebooks_cells_have_it_while_they_run(place):
+    place.mkdir()
+    slow = "import time; from pathlib import Path; Path('busy').touch(); time.sleep(8)"
+    client = NotebookClient(
+        notebook(OPEN.format(folder=str(place)), slow),
+        resources={"metadata": {"path": str(place.parent)}},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    with client.setup_kernel(env={**os.environ, "PYTHONPATH": str(ROOT)}):
+        client.execute_cell(client.nb.cells[0], 0)
+        taken = holder(place, 0).communicate()[0]
+        assert "run-in-use" in taken
+        time.sleep(4)
+        first = holder(place)  # the notebook is open, and idle
+        assert first.stdout.readline() == "has it\n"
+        with pytest.raises(CellExecutionError, match="is being written by another process"):
+            client.execute_cell(client.nb.cells[1], 1)
+        assert not (place.parent / "busy").exists()
+        first.kill()
+        first.wait()
+        client.execute_cell(client.nb.cells[1], 1)
+        place.rename(place.with_name("demo.aside"))
+        with pytest.raises(CellExecutionError, match="restart this notebook"):
+            client.execute_cell(client.nb.cells[1], 1)
