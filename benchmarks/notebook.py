@@ -23,9 +23,9 @@ from papermill.iorw import load_notebook_node  # noqa: E402
 from papermill.parameterize import parameterize_notebook  # noqa: E402
 
 from lib.config import resolve  # noqa: E402
+from lib.execute import NOTEBOOKS, run_notebook  # noqa: E402
 from lib.hardware import detect_hardware  # noqa: E402
 from lib.runs import installed_versions, open_run, read_jsonl, write_json  # noqa: E402
-from lib.suite import NOTEBOOKS, run_notebook  # noqa: E402
 
 NAME = "03_training"
 

@@ -61,8 +61,15 @@ def _take(folder: Path) -> None:
     if folder in _files:
         return
     path = folder.with_name(f".{folder.name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a+", encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise BadInput(
+            f"{path.parent} cannot be written to ({error.strerror}): set output_dir to a folder "
+            f"of yours.",
+            key="output-dir",
+        ) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

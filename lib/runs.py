@@ -35,7 +35,7 @@ from lib.config import ROOT, Config
 from lib.errors import BadInput, first_line
 from lib.hardware import GIB, detect_hardware
 from lib.lock import hold, made_anew
-from lib.process import collect_less, keep_byte_code, keep_freed_memory
+from lib.process import collect_less, keep_byte_code
 
 # Loggers that warn of what is no fault here: compiled parts for hardware that is not there.
 CHATTY = (
@@ -441,7 +441,6 @@ def quiet_process(run: Run) -> None:
         # What a user has set stays; what an earlier run of this process set does not.
         if os.environ.get(key) == _SET.get(key):
             os.environ[key] = _SET[key] = value
-    keep_freed_memory()
     keep_byte_code()
     collect_less()
     for name in CHATTY:

@@ -110,7 +110,7 @@ def configure(options: argparse.Namespace, given: dict[str, Any]) -> Config:
     return with_own_name(config, recipe)
 
 
-def choose_notebooks(config: Config, only: list[str] | None) -> list[str]:
+def choose_notebooks(config: Config, only: list[str] | None = None) -> list[str]:
     """The notebooks of a recipe in order; a learned reward is trained before it is looked at.
 
     Args:

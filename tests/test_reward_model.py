@@ -22,7 +22,7 @@ from lib.rewards.preferences import (
     reliability,
 )
 from lib.runs import Run, read_json
-from lib.suite import CHAIN, REWARD_MODEL, chain_of
+from lib.suite import CHAIN, REWARD_MODEL, choose_notebooks
 from tests.conftest import CPU
 
 # --- pairs --------------------------------------------------------------------------------------
@@ -213,10 +213,10 @@ def test_the_output_layer_is_fitted_to_what_the_lower_layers_tell(config, embedd
 
 
 def test_a_recipe_with_a_learned_reward_trains_it_first(config, tmp_path):
-    assert chain_of(config) == (CHAIN[0], REWARD_MODEL, *CHAIN[1:])
+    assert choose_notebooks(config) == [CHAIN[0], REWARD_MODEL, *CHAIN[1:]]
     functions, weights = recipe_rewards(config)
     assert [type(f) for f in functions] == [LearnedReward, GoldReward] and weights == [1.0, 0.0]
-    assert chain_of(resolve("ci", {}, CPU)) == CHAIN
+    assert choose_notebooks(resolve("ci", {}, CPU)) == list(CHAIN)
     with pytest.raises(BadInput, match="no reward model in nowhere"):
         build_rewards({"reward_model": {"path": "nowhere"}})
 

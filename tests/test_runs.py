@@ -1,26 +1,34 @@
 """The run folder survives a kill, and says what is missing."""
 
+import argparse
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from lib.config import ROOT
+from lib import suite
+from lib.config import ROOT, resolve
 from lib.errors import BadInput
 from lib.progress import Progress, duration
 from lib.runs import (
     Run,
     append_jsonl,
+    begin_training,
     discard,
     open_run,
     put_back,
     quiet_process,
     read_json,
     read_jsonl,
+    run_folder,
     write_json,
     written_whole,
 )
@@ -140,14 +148,15 @@ def test_duration():
     assert [duration(s) for s in (8.3, 95, 3720)] == ["8 s", "1 min 35 s", "1 h 2 min"]
 
 
-def test_progress_tells_the_time_left_and_leaves_no_file(tmp_path, monkeypatch):
-    file, clock = tmp_path / "progress.json", iter(range(0, 1000, 10))
-    monkeypatch.setattr("lib.progress.time.time", lambda: next(clock))
+def test_progress_tells_the_time_left_and_leaves_no_file(tmp_path):
+    file = tmp_path / "progress.json"
     progress = Progress(5, "training", file)
     progress.update(1)
+    time.sleep(0.6)  # it writes no oftener than twice a second
     progress.update(2, "reward 0.50")
-    line = json.loads(file.read_text())["line"]
-    assert line.startswith("training: 2 of 5, ") and line.endswith("left (reward 0.50)")
+    shown = json.loads(file.read_text())
+    assert re.fullmatch(r"training: 2 of 5 \[00:0\d<00:0\d, reward 0.50\]", shown["line"])
+    assert 1 < shown["seconds_left"] < 30  # of 3 steps, of which one has taken 0.6 s
     progress.close()
     assert not file.exists()
 
@@ -166,3 +175,134 @@ def test_a_second_run_of_a_process_keeps_to_its_own_folder(tmp_path, monkeypatch
         quiet_process(Run(tmp_path / name))
         assert os.environ["TRACKIO_DIR"] == str(tmp_path / name / "trackio")
     assert os.environ["WANDB_SILENT"] == "false", "what a user has set stays"
+
+
+def configure(tmp_path, *words: str, **given):
+    """The configuration as the runner makes it."""
+    return suite.configure(
+        argparse.Namespace(recipe="ci", resume="--resume" in words),
+        {"output_dir": str(tmp_path), "profile": "cpu"} | given,
+    )
+
+
+def trained(config, weight: float = 1.0) -> Run:
+    """A run folder as 03 and 04 leave it."""
+    run = open_run(config)
+    begin_training(config, run)
+    write_adapter(run, weight)
+    run.log_step({"step": 1})
+    write_json(run.evals / "comparison.json", {})
+    run.report.write_text("<html><body>better</body></html>")
+    run.made("evals", "report")
+    run.note(finished={"01_setup": {}, "03_training": {}})
+    return run
+
+
+def write_adapter(run: Run, weight: float) -> None:
+    from safetensors.numpy import save_file
+
+    with written_whole(run.adapter) as beside:
+        save_file({"a": np.full(4, weight)}, beside / "adapter_model.safetensors")
+
+
+def test_parameters_that_make_another_training_give_a_name_of_their_own(tmp_path):
+    def name(*words, **given):
+        return configure(tmp_path, *words, **given).run_name
+
+    assert name() == name(seed=0) == name(eval_problems=4, micro_batch=4) == "ci"
+    assert name(seed=1) == "ci-seed1" and name(seed=2, max_steps=3) == "ci-max_steps3-seed2"
+    assert name(seed=1, run="mine") == "mine"
+    rewards = [name(rewards={"correctness": weight}) for weight in (1.0, 2.0)]
+    assert len(set(rewards)) == 2 and all(re.fullmatch(r"ci-[0-9a-f]{8}", n) for n in rewards)
+    # A run goes on in the folder that it has.
+    open_run(configure(tmp_path))
+    assert name("--resume", max_steps=9) == "ci" and name(max_steps=9) == "ci-max_steps9"
+    open_run(configure(tmp_path, max_steps=9))
+    assert name("--resume", max_steps=9) == "ci-max_steps9"
+
+
+def test_a_run_made_with_these_values_before_they_had_a_name_is_kept_to(tmp_path):
+    open_run(configure(tmp_path, run="ci", max_steps=9))
+    assert configure(tmp_path, max_steps=9).run_name == "ci"
+    assert configure(tmp_path, max_steps=8).run_name == "ci-max_steps8"
+
+
+def test_a_training_begun_anew_puts_aside_all_that_was_made_of_the_last(tmp_path):
+    config = configure(tmp_path)
+    run = trained(config)
+    again = configure(tmp_path, run="ci", max_steps=1)
+    open_run(again)
+    assert run.recorded()["config"]["max_steps"] == 2, "the record is of what was trained"
+    begin_training(again, run)
+    [aside] = (run.folder / "previous").iterdir()
+    old = Run(aside)
+    assert old.adapter.is_dir() and old.report.is_file() and old.evals.is_dir()
+    assert old.recorded()["config"]["max_steps"] == 2
+    assert not (run.adapter.exists() or run.report.exists() or run.evals.exists())
+    assert run.recorded()["config"]["max_steps"] == 1
+    assert list(run.recorded()["finished"]) == ["01_setup"]
+    begin_training(again, run)  # nothing to put aside
+    assert len(list((run.folder / "previous").iterdir())) == 1
+
+
+def test_putting_aside_can_be_killed(tmp_path, monkeypatch):
+    run, renamed = trained(configure(tmp_path)), []
+
+    class Killed(BaseException):
+        pass
+
+    def dies_at_the_third(path, target, rename=Path.rename):
+        renamed.append(path)
+        if len(renamed) == 3:
+            raise Killed
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "rename", dies_at_the_third)
+        run.put_aside_training()
+    aside = Run(run.put_aside_training())
+    assert aside.adapter.is_dir() and aside.evals.is_dir() and aside.train_log.is_file()
+    assert not (run.folder / "previous" / ".begun").exists()
+
+
+def test_a_page_of_an_earlier_adapter_says_so(tmp_path):
+    config = configure(tmp_path)
+    run = trained(config)
+    assert run.stale() == [] and "earlier" not in run.report.read_text()
+    shutil.copytree(run.folder, tmp_path / "copied")  # on another machine, with other times
+    assert Run(tmp_path / "copied").stale() == []
+    write_adapter(run, 2.0)
+    assert run.stale() == ["evals", "report"]
+    for _ in range(2):
+        open_run(config)
+        assert run.report.read_text().count("earlier adapter") == 1
+
+
+def test_where_no_run_can_be_written_is_told_before_anything_is(tmp_path):
+    (tmp_path / "file").touch()
+    for output_dir, run, key in (
+        (tmp_path / "file", "", "output-dir"),
+        (tmp_path / "file" / "deeper", "", "output-dir"),
+        ("/proc", "x", "output-dir"),
+        (tmp_path, "../x", "run-name"),
+        (tmp_path, "/x", "run-name"),
+        (tmp_path, "~", "run-name"),
+    ):
+        with pytest.raises(BadInput) as error:
+            open_run(resolve("ci", {"output_dir": str(output_dir), "run": run}))
+        assert error.value.key == key
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_home_is_understood(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run_folder(resolve("ci", {"output_dir": "~/runs"})) == tmp_path / "runs" / "ci"
+
+
+def test_text_is_utf8_in_every_locale(tmp_path):
+    code = "import sys; from pathlib import Path; from lib.runs import write_json;"
+    code += "write_json(Path(sys.argv[1]), {'a': '\\u00fc \\u2192'})"
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    path = tmp_path / "a.json"
+    subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, env=environment, check=True)
+    assert read_json(path) == {"a": "ü →"}

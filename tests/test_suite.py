@@ -20,7 +20,10 @@ from lib.runs import Run, read_json, read_jsonl, run_folder
 from lib.suite import CHAIN, main
 from tests.conftest import CPU, SMALL
 
-ONE_STEP = ["-p", "max_steps", "1", "-p", "eval_problems", "4", "-p", "eval_samples", "0"]
+ONE_STEP = [
+    *("-p", "run", "ci", "-p", "max_steps", "1"),
+    *("-p", "eval_problems", "4", "-p", "eval_samples", "0"),
+]
 
 
 def suite(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
@@ -41,6 +44,10 @@ def suite(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.C
         (["ci", "-p", "prompt_format", "thinks"], "There is no prompt format 'thinks'"),
         (["ci", "-p", "eval_problems", "1000"], "1000 problems are asked for"),
         (["ci", "--only", "9"], "names no notebook"),
+        (["ci", "-p", "run", ""], "names no folder"),
+        (["ci", "-p", "run", "@home"], "is no YAML"),
+        (["ci", "-p", "rewards", "{a: "], "is no YAML"),
+        (["ci", "-p", "run", "../elsewhere"], "names a folder under output_dir"),
         (["smollm2-135m_gsm8k", "-p", "data_dir", "nowhere"], "There is no data folder nowhere"),
     ],
 )
@@ -121,7 +128,7 @@ def test_a_failure_stops_the_run_and_resume_goes_on_there(tmp_path, embedded):
 def test_resume_is_told_to_the_training_alone(tmp_path, monkeypatch):
     asked = {}
 
-    def told(name, run, parameters, template):
+    def told(name, run, parameters, watch):
         asked[name] = parameters.get("resume")
         return 0
 
@@ -158,7 +165,8 @@ def test_a_recipe_that_the_checkpoints_do_not_fit_is_told_at_once(tmp_path):
 def test_ctrl_c_ends_the_step_and_leaves_no_kernel(tmp_path):
     given = SMALL | {"output_dir": str(tmp_path), "ignore_preflight": True, "max_steps": 500}
     asked = [word for key, value in given.items() for word in ("-p", key, json.dumps(value))]
-    command = [sys.executable, "-m", "lib.suite", "ci", "--only", "03", *asked, "--resume"]
+    command = [sys.executable, "-m", "lib.suite", "ci", "--only", "03", "-p", "run", "ci", *asked]
+    command += ["--resume"]
     runner = subprocess.Popen(
         command,
         cwd=ROOT,
@@ -186,24 +194,13 @@ def test_ctrl_c_ends_the_step_and_leaves_no_kernel(tmp_path):
 def test_a_kernel_that_is_killed_is_told(tmp_path, run, monkeypatch, capsys):
     import nbformat
 
-    from lib.suite import run_notebook
+    from lib.execute import run_notebook
 
     cells = [nbformat.v4.new_code_cell("import os; os.kill(os.getpid(), 9)")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "03_training.ipynb")
-    monkeypatch.setattr("lib.suite.NOTEBOOKS", tmp_path)
+    monkeypatch.setattr("lib.execute.NOTEBOOKS", tmp_path)
     assert run_notebook("03_training", run, {}) == 1
     assert "03_training stopped: its kernel ended (it was interr" in capsys.readouterr().err
-
-
-def test_an_earlier_run_is_kept(tmp_path):
-    (tmp_path / "ci").mkdir()
-    (tmp_path / "ci" / "run.json").write_text('{"mine": 1}')
-    from lib.config import resolve
-    from lib.suite import _put_aside
-
-    _put_aside(resolve("ci", {"output_dir": str(tmp_path)}))
-    [kept] = tmp_path.glob("ci.*")
-    assert json.loads((kept / "run.json").read_text()) == {"mine": 1}
 
 
 def test_papermill_with_a_recipe_file_from_any_folder(tmp_path):

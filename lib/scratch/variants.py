@@ -10,6 +10,7 @@ that is finished is not repeated, unless its settings have changed; one that was
 """
 
 import argparse
+import gc
 import sys
 import time
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ from lib.evaluation.runs import (
 )
 from lib.hardware import GIB
 from lib.models import model_folder
-from lib.process import give_back_freed_memory, peak_memory
+from lib.process import peak_memory
 from lib.rewards import recipe_rewards
 from lib.runs import Run, hushed, open_run
 from lib.scratch.lora import live_weights
@@ -111,7 +112,7 @@ class PeakMemory:
 
     def __init__(self, on_gpu: bool):
         self.on_gpu = on_gpu
-        give_back_freed_memory()
+        gc.collect()
         if on_gpu:
             import torch
 

@@ -5,6 +5,7 @@ its share of what the whole pass's loss is a mean over, so the optimizer step st
 one that was asked for.
 """
 
+import gc
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,6 @@ from lib.config import Config
 from lib.errors import BadInput
 from lib.hardware import GIB, detect_hardware, free_memory
 from lib.memory import advice, estimate, settled, shape_of
-from lib.process import give_back_freed_memory
 
 # "you tried to allocate 8589934592 bytes" (processor), "Tried to allocate 2.00 GiB" (CUDA)
 ASKED = re.compile(r"tried to allocate ([\d.]+) ?(bytes|KiB|MiB|GiB)", re.IGNORECASE)
@@ -91,7 +91,7 @@ class SmallerPasses:
             # A backward that broke off has left part of its gradient.
             model.zero_grad()
             passes = [*self._earlier_passes(), inputs]
-            give_back_freed_memory()
+            gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         if self.rows_at_once:
