@@ -31,7 +31,6 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lib.browser import read_rollouts, rollout_steps  # noqa: E402
 from lib.checks import load_problems  # noqa: E402
 from lib.config import Config, resolve  # noqa: E402
 from lib.engines import VllmEngine  # noqa: E402
@@ -39,12 +38,14 @@ from lib.hardware import detect_hardware  # noqa: E402
 from lib.models import live_weights, load_policy  # noqa: E402
 from lib.preflight import keep, preflight, score  # noqa: E402
 from lib.rewards import recipe_rewards  # noqa: E402
-from lib.runs import (  # noqa: E402
+from lib.runs import (  # noqa: E402  # noqa: E402
     Run,
     hushed,
     installed_versions,
     open_run,
     read_json,
+    read_rollouts,
+    rollout_steps,
     write_json,
 )
 from lib.sampling import training_sampling  # noqa: E402

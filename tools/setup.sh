@@ -26,7 +26,8 @@ torch=(--torch-backend cpu)
 if compgen -G "${links:-/nowhere}/torch-*+cpu-*.whl" > /dev/null; then
     torch=(--find-links "$links")
 fi
-install() { "$uv" pip install --python .venv/bin/python --no-deps "${torch[@]}" -r "$1"; }
+echo "Installing the locked packages into .venv: about 3 GB, half a minute where they are cached ..."
+install() { "$uv" pip install -q --python .venv/bin/python --no-deps "${torch[@]}" -r "$1"; }
 if [ "${1:-}" = dev ]; then
     install requirements-dev.txt
     touch .venv/.dev

@@ -68,7 +68,7 @@ def pays_figure(rollouts: Sequence[Sequence[dict]], paid: Sequence[str]) -> Figu
     The cheapest ways of gaming stand beside: length, and saying the same again.
 
     Args:
-        rollouts: each step's rows (`lib.browser.read_rollouts`).
+        rollouts: each step's rows (`lib.runs.read_rollouts`).
         paid: the names of the rewards that the policy earns.
     """
     steps = [rows[0]["step"] for rows in rollouts]

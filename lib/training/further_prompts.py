@@ -4,8 +4,7 @@ import random
 from collections.abc import Collection, Iterable, Sequence
 from itertools import groupby
 
-from lib.browser import read_rollouts, rollout_steps
-from lib.runs import Run
+from lib.runs import Run, read_rollouts, rollout_steps
 
 ALIKE = 1e-6  # totals no further apart are the same
 

@@ -20,10 +20,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lib.browser import read_rollouts
 from lib.config import Config
 from lib.errors import first_line
-from lib.runs import Run, hushed
+from lib.runs import Run, hushed, read_rollouts
 
 PROJECT = "grpo"  # WANDB_PROJECT names another
 

@@ -1,0 +1,110 @@
+"""The page of a run: what a reader finds in it, without a network."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from lib.config import resolve
+from lib.evaluation.breakdowns import side_by_side
+from lib.evaluation.compare import compare_records
+from lib.report import write_answers, write_report
+from lib.runs import append_jsonl, open_run, write_json
+from tests.conftest import CPU
+
+
+def record(number: int, right: bool) -> dict:
+    answer = number if right else number + 1
+    return {
+        **{"pass": "greedy", "id": f"{number:032x}", "sample": 0, "tokens": 5, "cluster": None},
+        **{"question": f"What is {number} + 0?", "expected": str(number), "level": None},
+        "completion": f"<answer>{answer}</answer>",
+        **{"finish_reason": "stop", "extracted": str(answer), "format": True},
+        **{"strict": right, "lenient": right, "outcome": "right" if right else "wrong"},
+    }
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A run that fixed twelve of its thirty problems and broke one."""
+    config = resolve("ci", {"output_dir": str(tmp_path), "profile": "cpu"}, CPU)
+    run = open_run(config)
+    before = [record(i, i < 6) for i in range(30)]
+    after = [record(i, 0 < i < 18) for i in range(30)]
+    for name, records in (("base", before), ("trained", after)):
+        append_jsonl(run.evals / f"{name}.jsonl", records)
+        write_json(run.evals / f"{name}.json", {"tokens": 150, "protocol": {"task": "small_sums"}})
+    write_json(run.evals / "comparison.json", compare_records(before, after, [], "answer"))
+    for step in (1, 2):
+        run.log_step({"step": step, "seconds": 2.0 * step, "reward": step / 4, "num_tokens": 900})
+    write_answers(run, side_by_side(before, after))
+    return run, config
+
+
+class Page(HTMLParser):
+    def __init__(self, text: str):
+        super().__init__()
+        self.links, self.ids, self.headings, self._in = [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.links += [given[key] for key in ("href", "src") if key in given]
+        self.ids.append(given.get("id"))
+        self._in = tag
+
+    def handle_data(self, data):
+        if self._in == "h2" and data.strip():
+            self.headings.append(data.strip())
+
+
+def test_the_page_begins_with_the_verdict_and_links_to_the_answers(finished):
+    run, config = finished
+    said = write_report(run, config)
+    assert "greedy strict" in said and "The trained model is better" in said
+    text = run.report.read_text()
+    page = Page(text)
+    assert text.index("The trained model is better") < text.index("<h2>")
+    assert page.headings == [
+        "Before and after",
+        "For the better: 12 answers",
+        "For the worse: 1 answer",
+        "10 answers at random",
+        "Cost",
+        "What was run",
+    ]
+    assert "+36.7 points" in text and "150 tokens" not in text and ">300<" in text
+    answers = Page((run.evals / "side_by_side.html").read_text())
+    to_answers = [link for link in page.links if link.startswith("evals/side_by_side.html#")]
+    assert len(to_answers) == 5 + 1 + 10
+    assert {link.partition("#")[2] for link in to_answers} <= set(answers.ids)
+    for link in page.links:
+        assert (run.folder / link.partition("#")[0]).exists(), link
+    assert "http" not in text + (run.evals / "side_by_side.html").read_text()
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_answers_are_numbered_and_can_be_chosen_by_what_changed(finished):
+    run, _ = finished
+    text = (run.evals / "side_by_side.html").read_text()
+    assert f"{7:032x}" not in text
+    assert "&lt;answer&gt;7&lt;/answer&gt;" in text
+    assert len(re.findall(r'class="pair fixed"', text)) == 12
+    assert '<option value="broken">For the worse (1)</option>' in text
+
+
+def test_what_is_off_is_in_the_page(finished):
+    run, config = finished
+    form = {"form": "q4_k_m", "accuracy": 0.5, "stops_equal": False, "difference": -0.1}
+    rows = [form | {"form": "policy", "stops_equal": None, "difference": None}, form]
+    write_json(run.evals / "certificate.json", {"rows": rows, "verdict": "1 faults: <eos>."})
+    write_json(run.folder / "alarms.json", [{"sentence": "The reward was flat."}])
+    run.adapter.mkdir()
+    (run.adapter / "adapter_model.safetensors").write_bytes(b"one")
+    run.made("evals")
+    (run.adapter / "adapter_model.safetensors").write_bytes(b"two")
+    write_report(run, config)
+    text = run.report.read_text()
+    assert "1 faults: &lt;eos&gt;." in text and "DIFFERS" in text and "-10.0 points" in text
+    assert "While it trained: The reward was flat." in text
+    assert "Made from an earlier adapter" in text
