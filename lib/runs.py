@@ -21,7 +21,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -73,6 +73,7 @@ OF_TRAINING = (
     *("train_log.jsonl", "rollouts", "checkpoints", "best", "adapter", "alarms.json"),
     *("merged", "gguf", "evals", "report.html", "live.html"),
 )
+BEFORE_EVALUATION = ("validation", "certificate", ".")
 BEFORE_TRAINING = ("memory", "preflight", "reward_model")
 # Keys that do not make another training: where it lies, what it runs on, how it is measured.
 UNNAMED = (
@@ -136,8 +137,12 @@ class Run:
 
     def stale(self) -> list[str]:
         """What was made from another adapter than the one that is there now."""
-        now = self.model_id()
-        return [what for what, of in self.recorded().get("made", {}).items() if of != now]
+        now, made = self.model_id(), self.recorded().get("made", {})
+        return [
+            what
+            for what, of in made.items()
+            if of != now and getattr(self, what, self.folder / what).exists()
+        ]
 
     def mark_stale(self) -> None:
         """Say so at the top of the page, where it no longer fits."""
@@ -156,21 +161,39 @@ class Run:
         left = [path for path in map(self.folder.joinpath, OF_TRAINING) if path.exists()]
         left += [p for p in self.figures.glob("*.png") if not p.name.startswith(BEFORE_TRAINING)]
         left += self.notebooks.glob("*.html")
-        begun = self.folder / "previous" / ".begun"
-        if not (begun.is_dir() or any(p.exists() for p in (self.train_log, self.adapter))):
+        if not (self._begun.is_dir() or self.train_log.exists() or self.adapter.exists()):
             return None
-        for path in left:
+        return self._move_to_previous(left, still_good=("01", "02"))
+
+    def put_aside_evaluation(self, name: str) -> Path | None:
+        """Move an evaluation that is about to be done in another way, and what was made from it,
+        to `previous/<time>/`; with that of "base" go all."""
+        names = ["comparison.json", "side_by_side.html", f"{name}.json", f"{name}.jsonl"]
+        left = [self.evals / each for each in names]
+        if name == "base":
+            left = [p for p in self.evals.glob("*") if not p.name.startswith(BEFORE_EVALUATION)]
+        left = [path for path in (*left, self.report) if path.exists()]
+        return self._move_to_previous(left, still_good=("01", "02", "03", "05")) if left else None
+
+    @property
+    def _begun(self) -> Path:
+        return self.folder / "previous" / ".begun"
+
+    def _move_to_previous(self, paths: Iterable[Path], still_good: Sequence[str]) -> Path:
+        begun = self._begun
+        begun.mkdir(parents=True, exist_ok=True)
+        if self.record.is_file() and not (begun / "run.json").exists():
+            shutil.copy2(self.record, begun)
+        finished = self.recorded().get("finished", {})
+        self.note(finished={k: v for k, v in finished.items() if k.startswith(tuple(still_good))})
+        for path in paths:
             place = begun / path.relative_to(self.folder)
             place.parent.mkdir(parents=True, exist_ok=True)
             path.rename(place)
-        if self.record.is_file():
-            shutil.copy2(self.record, begun)
         aside = begun.with_name(time.strftime("%Y%m%d-%H%M%S"))
         while aside.exists():
             aside = aside.with_name(f"{aside.name}+")
         begun.rename(aside)
-        finished = self.recorded().get("finished", {})
-        self.note(made={}, finished={k: v for k, v in finished.items() if k[:2] in ("01", "02")})
         return aside
 
     def log_step(self, row: dict) -> None:

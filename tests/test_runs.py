@@ -245,6 +245,17 @@ def test_a_training_begun_anew_puts_aside_all_that_was_made_of_the_last(tmp_path
     assert len(list((run.folder / "previous").iterdir())) == 1
 
 
+def test_an_evaluation_made_in_another_way_is_kept(tmp_path):
+    run = trained(configure(tmp_path))
+    for name in ("base.json", "trained.jsonl", "validation.jsonl", "certificate.json"):
+        (run.evals / name).touch()
+    aside = Run(run.put_aside_evaluation("base"))
+    assert sorted(os.listdir(aside.evals)) == ["base.json", "comparison.json", "trained.jsonl"]
+    assert sorted(os.listdir(run.evals)) == ["certificate.json", "validation.jsonl"]
+    assert aside.report.is_file() and run.adapter.is_dir()
+    assert run.put_aside_evaluation("base") is None
+
+
 def test_putting_aside_can_be_killed(tmp_path, monkeypatch):
     run, renamed = trained(configure(tmp_path)), []
 

@@ -203,6 +203,23 @@ def test_a_kernel_that_is_killed_is_told(tmp_path, run, monkeypatch, capsys):
     assert "03_training stopped: its kernel ended (it was interr" in capsys.readouterr().err
 
 
+def test_notebooks_run_with_this_python_whatever_kernels_there_are(tmp_path, run, monkeypatch):
+    import nbformat
+
+    from lib.execute import run_notebook
+
+    spec = tmp_path / "kernels" / "python3" / "kernel.json"
+    spec.parent.mkdir(parents=True)
+    spec.write_text('{"argv": ["/bin/false"], "display_name": "another", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    cells = [nbformat.v4.new_code_cell("import sys; print(sys.executable)")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01_setup.ipynb")
+    monkeypatch.setattr("lib.execute.NOTEBOOKS", tmp_path)
+    assert run_notebook("01_setup", run, {}) == 0
+    assert sys.executable in (run.notebooks / "01_setup.ipynb").read_text()
+    assert os.environ["JUPYTER_PATH"] == str(tmp_path)
+
+
 def test_papermill_with_a_recipe_file_from_any_folder(tmp_path):
     """`papermill notebook out -f recipe.yaml`, and an error that is one sentence."""
     command = [

@@ -171,6 +171,9 @@ def _resume(run: Run, name: str, begun: dict) -> list[dict]:
     log, beginning = run.evals / f"{name}.jsonl", run.evals / f".{name}.begun.json"
     finished = (run.evals / f"{name}.json").is_file()
     same = beginning.is_file() and read_json(beginning) == json.loads(json.dumps(begun))
+    aside = run.put_aside_evaluation(name) if finished and not same else None
+    if aside:
+        print(f"An evaluation made in another way is kept in {run.shown(aside)}")
     records = read_jsonl(log) if same and not finished else []
     # A kill may have cut the log within one problem's samples.
     samples = Counter((record["pass"], record["id"]) for record in records)

@@ -217,9 +217,11 @@ def save_trained(policy: Policy, config: Config, run: Run) -> str:
     """Write `adapter/`: the last one, or with `keep: best` the best in validation; says which."""
     if config.keep == "last":
         save_adapter(policy, run.adapter)
+        run.mark_stale()
         return f"the adapter of step {config.max_steps}, the last"
     with written_whole(run.adapter) as beside:
         shutil.copytree(run.best, beside, dirs_exist_ok=True)
+    run.mark_stale()
     best = read_json(run.best / "validation.json")
     return f"the adapter of step {best['step']}, the best in validation ({best['score']:.1%})"
 
