@@ -231,9 +231,13 @@ class Run:
             )
 
 
+def output_folder(config: Config) -> Path:
+    return (ROOT / Path(config.output_dir).expanduser()).resolve()
+
+
 def run_folder(config: Config) -> Path:
     """Where the configuration's run lies, whether or not it is there yet."""
-    return (ROOT / Path(config.output_dir).expanduser()).resolve() / config.run_name
+    return output_folder(config) / config.run_name
 
 
 def with_own_name(config: Config, recipe: Config | None) -> Config:

@@ -29,7 +29,16 @@ from lib.lock import hold
 from lib.progress import duration
 from lib.report import write_report
 from lib.rewards import learned_rewards
-from lib.runs import UNNAMED, Run, check_place, open_run, put_aside, run_folder, with_own_name
+from lib.runs import (
+    UNNAMED,
+    Run,
+    check_place,
+    open_run,
+    output_folder,
+    put_aside,
+    run_folder,
+    with_own_name,
+)
 
 CHAIN = (
     "01_setup",
@@ -81,10 +90,7 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
     left = [name for name in chain if name not in finished]
     print(header(config, run, chain, left, aside), flush=True)
     parameters = {"recipe": str(find_recipe(options.recipe).resolve()), **given}
-    parameters |= {
-        "run": config.run_name,
-        "output_dir": str(run_folder(config).parents[config.run_name.count("/")]),
-    }
+    parameters |= {"run": config.run_name, "output_dir": str(output_folder(config))}
     for name in left:
         resumes = {"resume": True} if options.resume and name == "03_training" else {}
         watch = Watch(name, (chain.index(name) + 1, len(chain)), left, config, run)

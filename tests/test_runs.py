@@ -317,3 +317,9 @@ def test_text_is_utf8_in_every_locale(tmp_path):
     path = tmp_path / "a.json"
     subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, env=environment, check=True)
     assert read_json(path) == {"a": "ü →"}
+
+
+def test_the_source_of_a_function_can_be_shown():
+    from lib.notebook import show
+
+    assert "def duration(seconds: float)" in show(duration).data

@@ -220,6 +220,34 @@ def test_notebooks_run_with_this_python_whatever_kernels_there_are(tmp_path, run
     assert os.environ["JUPYTER_PATH"] == str(tmp_path)
 
 
+RUNNER = """
+import sys
+from pathlib import Path
+import lib.execute
+from lib.runs import Run
+lib.execute.NOTEBOOKS = Path(sys.argv[1])
+sys.exit(lib.execute.run_notebook("01_setup", Run(Path(sys.argv[2])), {}))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_kernel_is_left_when_the_runner_ends(tmp_path, run, number):
+    import nbformat
+
+    code = f"import time; open({str(tmp_path / 'busy')!r}, 'w'); time.sleep(300)"
+    cells = [nbformat.v4.new_code_cell(code)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01_setup.ipynb")
+    command = [sys.executable, "-c", RUNNER, str(tmp_path), str(run.folder)]
+    runner = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
+    while not (tmp_path / "busy").exists():
+        assert runner.poll() is None
+        time.sleep(0.1)
+    kernels = psutil.Process(runner.pid).children(recursive=True)
+    runner.send_signal(number)
+    assert runner.wait(20) == (-number if number == signal.SIGKILL else 128 + number)
+    assert kernels and psutil.wait_procs(kernels, timeout=10)[1] == []
+
+
 def test_papermill_with_a_recipe_file_from_any_folder(tmp_path):
     """`papermill notebook out -f recipe.yaml`, and an error that is one sentence."""
     command = [

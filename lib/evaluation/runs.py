@@ -17,7 +17,7 @@ import numpy as np
 from lib.config import ROOT, Config, resolve
 from lib.errors import BadInput
 from lib.evaluation.compare import greedy_records, is_reward, score_names
-from lib.runs import Run, read_json, read_jsonl, run_folder
+from lib.runs import Run, output_folder, read_json, read_jsonl, run_folder
 from lib.stats import MARGIN, Difference, crossed_difference, holm, points, verdict_word
 
 Arms = Mapping[str, Sequence[Run]]
@@ -92,7 +92,7 @@ def find_arms(config: Config) -> dict[str, list[Run]]:
 
 def _run(name: str, config: Config) -> Run:
     """A run by its name under output_dir, or by its path."""
-    for folder in (Path(name).expanduser(), ROOT / config.output_dir / name, ROOT / name):
+    for folder in (Path(name).expanduser(), output_folder(config) / name, ROOT / name):
         if (folder / "run.json").is_file():
             return Run(folder.resolve())
     raise BadInput(
