@@ -173,7 +173,10 @@ class Config(BaseModel):
     runs: list[str] = []  # folders under output_dir to compare; []: those of the variants
 
     # --- export ------------------------------------------------------------
-    push_to_hub: str = ""  # repository to push the merged model to; needs HF_TOKEN
+    gguf: list[str] = ["f16", "q8_0", "q4_k_m"]  # files for llama.cpp and Ollama; []: none
+    certificate_problems: int = Field(64, gt=0)  # held out, that each exported form answers
+    push_to_hub: str = ""  # repository to push to; needs HF_TOKEN
+    push_form: Literal["adapter", "merged", "gguf"] = "merged"  # what is pushed
 
     def origin(self, key: str) -> str:
         """Where the key's value comes from: default, profile …, recipe …, or parameter."""

@@ -1,22 +1,18 @@
-"""From an adapter to a model of its own: merge, save, and check that it is the same.
+"""From an adapter to a model of its own: merge, save, and check the weights.
 
-state = merged_weights(folder, adapter)     # name → tensor, for `Engine.hand_over`
-save_merged(folder, adapter, run.merged)    # 16-bit safetensors with tokenizer
-logprob_gaps(models, rows, folder)          # how far models lie apart
+state = merged_weights(folder, adapter)         # name → tensor, for `Engine.hand_over`
+save_merged(model, folder, run.merged)          # 16-bit safetensors with tokenizer
+weight_faults(folder, adapter, run.merged)      # tensors that are not W + s·B·A
 """
 
-import itertools
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lib.config import ROOT, Config
-from lib.engines import Engine, TransformersEngine
+from lib.engines import Engine
 from lib.errors import BadInput
-from lib.models import load_tokenizer, model_folder
+from lib.models import model_folder
 from lib.runs import Run, read_json, written_whole
-from lib.sampling import Sampling, chat_text
 
 
 def is_adapter(folder: Path) -> bool:
@@ -122,11 +118,11 @@ def become_trained(engine: Engine, base: Path, trained: Path, dtype: Any = None)
         engine.hand_over(merged_weights(base, trained, dtype).items())
 
 
-def save_merged(base: Path, trained: Path, folder: Path) -> Path:
-    """Write the merged model with its tokenizer as safetensors.
+def save_merged(model: Any, base: Path, folder: Path) -> None:
+    """Write a merged model with its base's tokenizer as fp16 safetensors, all of it or nothing.
 
-    Merged in 32 bit and kept in fp16, whose steps are an eighth of bf16's: an adapter's
-    product is small against the weights, and rounding to bf16 loses part of it.
+    Merge in 32 bit: an adapter's product is small against the weights, and fp16, whose steps are
+    an eighth of bf16's, keeps more of it.
 
     Raises:
         BadInput: a weight that fp16 cannot hold.
@@ -134,105 +130,100 @@ def save_merged(base: Path, trained: Path, folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer
 
-    model = load_merged(base, trained, torch.float32).to(torch.float16)
+    from lib.export.hub import write_templates
+
+    model = model.to(torch.float16)
     if not all(weight.isfinite().all() for weight in model.parameters()):
-        raise BadInput("A merged weight is too large for fp16: keep the adapter and its base.")
+        raise BadInput(
+            "A merged weight is too large for fp16: keep the adapter and its base.", key="fp16"
+        )
     with written_whole(folder) as beside:
         model.save_pretrained(beside)
         AutoTokenizer.from_pretrained(base).save_pretrained(beside)
-    return folder
+        write_templates(beside)
 
 
-def load_rounded(base: Path, trained: Path) -> Any:
-    """The merged model as bf16 would keep it, in 32 bit like `load_adapted`."""
-    import torch
-
-    return load_merged(base, trained, torch.float32).to(torch.bfloat16).float().eval()
-
-
-def load_adapted(base: Path, trained: Path | None = None) -> Any:
-    """A model in 32 bit as transformers (and, with an adapter, peft) runs it: nothing merged."""
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    dtype = torch.float32
-    if trained and not is_adapter(trained):
-        base, trained = trained, None
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
-    return PeftModel.from_pretrained(model, trained).eval() if trained else model.eval()
-
-
-def greedy_answers(model: Any, folder: Path, rows: Sequence[dict], config: Config) -> list[str]:
-    """What a loaded model says to each row's prompt; the tokenizer is the folder's."""
-    sampling = Sampling(max_tokens=config.completion_tokens, seed=config.seed)
-    prompts = [row["prompt"] for row in rows]
-    engine = TransformersEngine.around(model, load_tokenizer(folder))
-    found = engine.generate(prompts, sampling)
-    return [answer.text for [answer] in found]
-
-
-def logprob_gaps(
-    models: dict[str, Any], rows: Sequence[dict], answers: Sequence[str], folder: Path
-) -> list[dict]:
-    """How far the models' log-probabilities of the same answers lie apart, pair by pair.
+def load_policy_as_trained(config: Config, base: Path, trained: Path | None) -> Any:
+    """The policy as training saw it, nothing merged: on its 4-bit base where it had one.
 
     Args:
-        rows, answers: prompts, and what to score after each, token by token.
-        folder: of the tokenizer.
-
-    Returns: per pair the mean and the largest absolute difference, in nats a token.
+        trained: the adapter or, after full fine-tuning, the model; None for the base alone.
     """
-    from transformers import AutoTokenizer
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    prompts = [chat_text(tokenizer, row["prompt"]) for row in rows]
-    scored = {
-        name: _answer_logprobs(model, tokenizer, prompts, answers) for name, model in models.items()
-    }
-    gaps = []
-    for a, b in itertools.combinations(scored, 2):
-        gap = (scored[a] - scored[b]).abs()
-        gaps.append({"pair": f"{a} – {b}", "mean": gap.mean().item(), "largest": gap.max().item()})
-    return gaps
+    from lib.models import torch_dtype
+
+    settings: dict[str, Any] = dict(dtype=torch.float32)
+    if config.load_in_4bit:
+        four_bit = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch_dtype(config)
+        )
+        settings = dict(dtype=torch_dtype(config), quantization_config=four_bit, device_map={"": 0})
+    if trained and not is_adapter(trained):
+        base, trained = trained, None
+    model = AutoModelForCausalLM.from_pretrained(base, **settings)
+    return (PeftModel.from_pretrained(model, trained) if trained else model).eval()
 
 
-def _answer_logprobs(
-    model: Any, tokenizer: Any, prompts: Sequence[str], answers: Sequence[str]
-) -> Any:
-    """The log-probability of each answer's tokens and its end, all answers in one row."""
+def weight_faults(base: Path, trained: Path, merged: Path) -> list[str]:
+    """Tensors of `merged/` that are not W + s·B·A, each with how far off it is.
+
+    Rounding to the file's precision is allowed for, and a tenth of what the adapter adds.
+    """
     import torch
 
-    found = []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        asked = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        said = tokenizer(answer + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
-        ids = torch.tensor([asked + said], device=model.device)
-        with torch.inference_mode():
-            logits = model(input_ids=ids).logits[0, len(asked) - 1 : -1].float()
-        found.append(torch.log_softmax(logits, -1).gather(-1, ids[0, len(asked) :, None])[:, 0])
-    return torch.cat(found).cpu()
+    adapter = _adapter_deltas(trained) if is_adapter(trained) else {}
+    base, seen, faults = base if is_adapter(trained) else trained, set(), []
+    written = dict(tensor_files(merged))
+    for name, file in tensor_files(base):
+        seen.add(name)
+        if name not in written:
+            faults.append(f"{name} is missing")
+            continue
+        weight, there = read_tensor(file, name).float(), read_tensor(written[name], name)
+        a_b_s = adapter.pop(name, None)
+        delta = a_b_s[2] * (a_b_s[1] @ a_b_s[0]) if a_b_s else torch.zeros(())
+        error = (there.float() - (weight + delta).to(there.dtype).float()).norm()
+        if error > 0.1 * delta.norm() + 1e-4 * weight.norm():
+            size = delta.norm() if a_b_s else weight.norm()
+            of = "what the adapter adds" if a_b_s else "its size"
+            faults.append(f"{name} is off by {error / size:.0%} of {of}")
+    return faults + [f"{name} of the adapter has no place in the model" for name in adapter]
 
 
-def push_merged(folder: Path, repository: str) -> str:
-    """Upload the merged model to the Hub (private); the token comes from HF_TOKEN.
+def _adapter_deltas(folder: Path) -> dict[str, tuple]:
+    """weight's name in the base model → (A, B, scale)."""
+    config = read_json(folder / "adapter_config.json")
+    scale = config["lora_alpha"] / config["r"] ** (0.5 if config.get("use_rslora") else 1)
+    tensors = dict(tensor_files(folder))
+    deltas = {}
+    for name in tensors:
+        if name.endswith("lora_A.weight"):
+            other = name.replace("lora_A", "lora_B")
+            a, b = (read_tensor(tensors[n], n).float() for n in (name, other))
+            plain = name.removeprefix("base_model.model.").replace(".lora_A", "")
+            deltas[plain] = (a, b, scale)
+    return deltas
 
-    Raises:
-        BadInput: no token, or the Hub refuses.
-    """
-    from huggingface_hub import HfApi
 
-    if not os.environ.get("HF_TOKEN"):
-        raise BadInput("push_to_hub needs a token: set the environment variable HF_TOKEN.")
-    try:
-        hub = HfApi()
-        hub.create_repo(repository, private=True, exist_ok=True)
-        return str(hub.upload_folder(repo_id=repository, folder_path=folder))
-    except Exception as error:  # refused, no connection, no such owner: one way out
-        raise BadInput(
-            f"{repository} could not be pushed to the Hub ({type(error).__name__}): check the "
-            f"name, the token's rights and the connection; the model is kept in {folder.name}."
-        ) from error
+def tensor_files(folder: Path) -> list[tuple[str, Path]]:
+    """(name, file) of every tensor in a folder's safetensors."""
+    from safetensors import safe_open
+
+    names = []
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as opened:
+            names += [(name, file) for name in opened.keys()]  # noqa: SIM118
+    return names
+
+
+def read_tensor(file: Path, name: str) -> Any:
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        return opened.get_tensor(name)
 
 
 def size_gib(folder: Path) -> float:

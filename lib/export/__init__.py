@@ -1,0 +1,21 @@
+"""Out of the notebook: merge, GGUF, Ollama, the certificate, the Hub, a server."""
+
+from lib.export.merge import (
+    adapter_report,
+    become_trained,
+    find_candidate,
+    is_adapter,
+    merged_weights,
+    save_merged,
+    size_gib,
+)
+
+__all__ = [
+    "adapter_report",
+    "become_trained",
+    "find_candidate",
+    "is_adapter",
+    "merged_weights",
+    "save_merged",
+    "size_gib",
+]

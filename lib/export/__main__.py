@@ -1,0 +1,7 @@
+"""Ask a trained folder a question: python -m lib.export outputs/demo/merged "Calculate 9 + 8." """
+
+import sys
+
+from lib.export.examples import main
+
+main(sys.argv[1:])

@@ -1,0 +1,299 @@
+"""The trained model as a server that the `openai` client talks to, and as a page.
+
+with serve_vllm(base, {"trained": run.adapter}, config) as server:
+    for piece in server.stream([{"role": "user", "content": "Hello"}], model="trained"):
+        print(piece, end="")
+
+Servers listen on 127.0.0.1 only, want a key that is made at each start and is in no command line,
+and end with the block, with the notebook, and where its kernel is killed.
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lib.config import Config
+from lib.errors import BadInput, first_line
+from lib.sampling import Messages
+
+KEY = "GRPO_SERVER_KEY"
+
+
+@dataclass
+class Server:
+    """A server of ours in a process of its own.
+
+    Attributes:
+        engine: "vLLM" or "llama.cpp".
+        models: names to ask for.
+        key: for this start only.
+    """
+
+    engine: str
+    port: int
+    models: list[str]
+    key: str
+    process: subprocess.Popen
+    log: Path
+    _client: Any = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        return f"{self.engine} at {self.url}: {', '.join(self.models)}"  # without the key
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def client(self) -> Any:
+        """An `openai.OpenAI`."""
+        if self._client is None:
+            from openai import OpenAI
+
+            self._client = OpenAI(
+                base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=300
+            )
+        return self._client
+
+    def chat(
+        self, messages: Messages, max_tokens: int, model: str = "", temperature: float = 0.0
+    ) -> Any:
+        """A whole answer, as the API has it.
+
+        Raises:
+            BadInput: what the server refused, or that it is gone.
+        """
+        return self._asked(
+            lambda: self.client.chat.completions.create(
+                model=model or self.models[-1],
+                messages=messages,
+                max_tokens=max_tokens,
+                temperature=temperature,
+            )
+        )
+
+    def stream(
+        self, messages: Messages, max_tokens: int = 512, model: str = "", temperature: float = 0.0
+    ) -> Iterator[str]:
+        """The answer in pieces.
+
+        Raises:
+            BadInput: as `chat`, and where the server ends before the answer does.
+        """
+        pieces = self._asked(
+            lambda: self.client.chat.completions.create(
+                model=model or self.models[-1],
+                messages=messages,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                stream=True,
+            )
+        )
+        finished = False
+        while True:
+            piece = self._asked(lambda: next(pieces, None))
+            if piece is None:
+                break
+            if piece.choices:
+                finished = finished or bool(piece.choices[0].finish_reason)
+                yield piece.choices[0].delta.content or ""
+        if not finished:
+            raise BadInput(
+                f"{self.engine} stopped in the middle of an answer: what is shown is not whole "
+                f"(its log: {self.log}).",
+                key="server-gone",
+            )
+
+    def _asked(self, call: Any) -> Any:
+        import openai
+
+        try:
+            return call()
+        except openai.AuthenticationError as error:
+            raise BadInput(f"{self.engine} does not know this key.", key="server-key") from error
+        except openai.APIStatusError as error:
+            if error.status_code >= 500:
+                raise self._gone(error) from error
+            raise BadInput(
+                f"{self.engine} refuses: {error.message}", key="server-refuses"
+            ) from error
+        except Exception as error:  # a connection that is not there, or breaks
+            raise self._gone(error) from error
+
+    def _gone(self, error: Exception) -> BadInput:
+        return BadInput(
+            f"{self.engine} gave no whole answer ({first_line(error)}): start it again; its log "
+            f"is {self.log}.",
+            key="server-gone",
+        )
+
+    def prompt(self, messages: Messages) -> Any:
+        """The conversation as the server puts it to the model: text (llama.cpp) or ids (vLLM)."""
+        if self.engine == "llama.cpp":
+            return self.post("/apply-template", {"messages": messages})["prompt"]
+        asked = {"messages": messages, "add_generation_prompt": True, "model": self.models[-1]}
+        return self.post("/tokenize", asked)["tokens"]
+
+    def logprobs(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
+        """log p of the answer's tokens, in nats (vLLM)."""
+        asked = {"model": self.models[-1], "prompt": [*prompt, *answer], "max_tokens": 1}
+        asked |= {"temperature": 0, "prompt_logprobs": 0}
+        [choice] = self.post("/v1/completions", asked)["choices"]
+        scored = choice["prompt_logprobs"][len(prompt) :]
+        return [at[str(token)]["logprob"] for at, token in zip(scored, answer, strict=True)]
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=300) as reply:
+            return json.loads(reply.read())
+
+    def close(self) -> None:
+        """End the server and all processes that it started."""
+        for sign, patience in ((signal.SIGTERM, 15), (signal.SIGKILL, 15)):
+            try:
+                os.killpg(self.process.pid, sign)
+                self.process.wait(patience)
+            except ProcessLookupError:
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        with contextlib.suppress(ProcessLookupError):  # what the server's own end left behind
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def __enter__(self) -> "Server":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+def serve_vllm(
+    folder: Path,
+    config: Config,
+    log: Path,
+    adapters: dict[str, Path] | None = None,
+    name: str = "base",
+) -> Server:
+    """`vllm serve` with a model and, beside it under names of their own, adapters.
+
+    Args:
+        folder: the model's safetensors.
+        log: a file for what the server says.
+
+    Raises:
+        BadInput: it does not start, and its last words.
+    """
+    names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
+    command += ["--served-model-name", name, "--dtype", names[config.precision]]
+    command += ["--max-model-len", str(config.max_seq_length)]
+    if adapters:
+        ranks = [
+            json.loads((a / "adapter_config.json").read_text())["r"] for a in adapters.values()
+        ]
+        command += ["--enable-lora", "--max-loras", str(len(adapters))]
+        command += ["--max-lora-rank", str(max(8, *ranks)), "--lora-modules"]
+        command += [f"{name}={path}" for name, path in adapters.items()]
+    if config.profile == "cpu":
+        command += ["--enforce-eager", "--max-num-seqs", "32"]
+    else:
+        command += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
+    port, key = _free_port(), secrets.token_urlsafe(24)
+    command += ["--host", "127.0.0.1", "--port", str(port), "--allowed-origins", "[]"]
+    environment = {"VLLM_API_KEY": key, "VLLM_LOGGING_LEVEL": "WARNING"}
+    process = _start(command, log, environment)
+    server = Server("vLLM", port, [name, *(adapters or {})], key, process, log)
+    return _ready(server, seconds=600)
+
+
+def serve_gguf(file: Path, log: Path, context: int = 2048, slots: int = 8) -> Server:
+    """llama.cpp's server (xllamacpp) with a GGUF file.
+
+    Args:
+        context: tokens of prompt and answer together, for each of `slots` requests at once.
+    """
+    from lib.export.gguf import need_llama_cpp
+
+    need_llama_cpp()
+    port, key = _free_port(), secrets.token_urlsafe(24)
+    command = [sys.executable, "-c", _LLAMA, str(file), str(port), str(context * slots), str(slots)]
+    process = _start(command, log, {KEY: key})
+    return _ready(Server("llama.cpp", port, [file.stem], key, process, log), seconds=120)
+
+
+_LLAMA = f"""
+import os, sys, threading
+import xllamacpp
+file, port, context, slots = sys.argv[1:]
+params = xllamacpp.CommonParams()
+params.model.path, params.port, params.n_ctx = file, int(port), int(context)
+params.n_parallel, params.kv_unified = int(slots), False
+params.hostnames, params.api_keys = ["127.0.0.1"], [os.environ["{KEY}"]]
+params.use_jinja, params.warmup, params.ui, params.cors_origins = True, False, False, ""
+params.cpuparams.n_threads = len(os.sched_getaffinity(0))
+server = xllamacpp.Server(params)
+threading.Event().wait()
+"""
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def _start(command: Sequence[str], log: Path, environment: dict[str, str]) -> subprocess.Popen:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        return subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | environment,
+            start_new_session=True,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+
+
+def _end_with_parent() -> None:
+    """In the new process: be ended where the notebook's kernel is killed (PR_SET_PDEATHSIG)."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _ready(server: Server, seconds: float) -> Server:
+    """Wait until the server answers.
+
+    Raises:
+        BadInput: it ended, or does not answer in time.
+    """
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{server.url}/health", timeout=5):
+                return server
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    server.close()
+    lines = [line for line in server.log.read_text(errors="replace").splitlines() if line.strip()]
+    said = next((line for line in reversed(lines) if "Error" in line), (lines or ["nothing"])[-1])
+    raise BadInput(
+        f"{server.engine} did not start ({said[-300:]}): its log is {server.log}.",
+        key="server-start",
+    )
