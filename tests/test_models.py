@@ -1,7 +1,5 @@
 """Models load, answer alike in every engine, and merge to what the adapter does."""
 
-import os
-
 import pytest
 
 from lib.config import resolve
@@ -152,27 +150,6 @@ def test_merged_weights_in_the_engine_answer_as_the_adapter(config, embedded, ad
         out = model.generate(ids, max_new_tokens=6, do_sample=False)
         said.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
     assert sum(a == b for a, b in zip(trained, said, strict=True)) >= len(said) - 1
-
-
-def test_merged_folder_is_the_adapter_up_to_rounding(config, embedded, adapter, tmp_path):
-    from lib.export import (
-        greedy_answers,
-        load_adapted,
-        load_rounded,
-        logprob_gaps,
-        save_merged,
-    )
-
-    folder = save_merged(embedded, adapter, tmp_path / "merged")
-    rows, answers = [{"prompt": q} for q in QUESTIONS], ["4", "red", "Paris", "Hello there!"]
-    models = {"adapter": load_adapted(embedded, adapter), "merged": load_adapted(folder)}
-    models |= {"bf16": load_rounded(embedded, adapter), "base": load_adapted(embedded)}
-    gaps = {row["pair"]: row["mean"] for row in logprob_gaps(models, rows, answers, folder)}
-    assert gaps["adapter – merged"] < 0.01 < 0.1 < gaps["adapter – base"]
-    assert gaps["adapter – merged"] < gaps["adapter – bf16"] / 4
-    said = {name: greedy_answers(models[name], folder, rows, config) for name in models}
-    assert said["adapter"] == said["merged"] != said["base"]
-    assert not list(folder.glob("*.bin")) and os.listdir(tmp_path) == ["merged"]
 
 
 def test_evaluation_logs_compares_and_resumes(config, run, embedded, adapter, engine, monkeypatch):

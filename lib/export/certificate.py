@@ -23,7 +23,7 @@ from lib.evaluation import stats
 from lib.evaluation.judging import judge
 from lib.export.ollama import DIALOGUES
 from lib.runs import Run, read_json, write_json
-from lib.sampling import Messages, Sampling
+from lib.sampling import Messages, Sampling, chat_text
 from lib.tasks import Problem, Task
 from lib.tasks.prompts import get_format
 
@@ -118,14 +118,10 @@ def measure(
         for problem, (text, _, cut) in zip(problems, answers, strict=bool(answers))
     ]
     said = policy.ids if policy else ids
+    asked = [chat_text(reader, row["prompt"]) for row in rows]
+    asked = reader(asked, add_special_tokens=False)["input_ids"]
     logprobs = form.logprobs and [
-        form.logprobs(
-            reader.apply_chat_template(
-                row["prompt"], tokenize=True, add_generation_prompt=True, return_dict=False
-            ),
-            answer,
-        )
-        for row, answer in zip(rows, said, strict=bool(said))
+        form.logprobs(prompt, answer) for prompt, answer in zip(asked, said, strict=True)
     ]
     return Measured(
         name=form.name,
@@ -167,7 +163,8 @@ def certify(measured: Sequence[Measured], base: str = "base") -> dict[str, Any]:
         base: the name of the untrained model's row, if it is there: a measure of what a real
             difference looks like, with no verdict of its own.
 
-    Returns: {"rows": [...], "verdict": str, "failed": [what is off, a sentence each]}
+    Returns: {"rows": [...], "verdict": str, "failed": [what is off, a sentence each],
+        "limit": nats a token that rounding may explain}
     """
     policy = measured[0]
     gaps = {m.name: _gap(m, policy) for m in measured}
@@ -189,7 +186,7 @@ def certify(measured: Sequence[Measured], base: str = "base") -> dict[str, Any]:
         if failed
         else _summary(rows[1:], base)
     )
-    return {"rows": rows, "verdict": verdict, "failed": failed}
+    return {"rows": rows, "verdict": verdict, "failed": failed, "limit": limit}
 
 
 def _row(form: Measured, policy: Measured, gap: float | None) -> dict[str, Any]:
@@ -283,6 +280,37 @@ def write(run: Run, measured: Sequence[Measured]) -> dict[str, Any]:
     return certificate
 
 
+def readable(certificate: dict[str, Any]) -> list[dict[str, str]]:
+    """The rows as a person reads them: points, and "n/a" where a form cannot be asked."""
+
+    def shown(row: dict[str, Any]) -> dict[str, str]:
+        interval = row["interval_95"]
+        points = "" if row["difference"] is None else f"{row['difference'] * 100:+.1f}"
+        if interval and interval[0] != interval[1]:
+            points += f" ({interval[0] * 100:+.1f} to {interval[1] * 100:+.1f})"
+        return {
+            "form": row["form"],
+            "computed by": row["engine"],
+            "accuracy": _form(row["accuracy"], "{:.1%}"),
+            "points from the policy": points,
+            "nats a token": _form(row["logprob_gap"], "{:.4f}"),
+            "equal answers": _form(row["equal_answers"], "{:.0%}"),
+            **{
+                name: {True: "equal", False: "DIFFERS", None: "n/a"}[row[f"{name}_equal"]]
+                for name in ("template", "tokens", "stops", "weights")
+            },
+            "GiB": _form(row["size_gib"], "{:.2f}"),
+            "tokens/s": _form(row["tokens_per_s"], "{:.0f}"),
+            "verdict": row["verdict"],
+        }
+
+    return [shown(row) for row in certificate["rows"]]
+
+
+def _form(value: float | None, form: str) -> str:
+    return "n/a" if value is None else form.format(value)
+
+
 def measured_before(run: Run) -> list[Measured]:
     """The measurements that 05 has kept, to add further forms to."""
     file = run.need(run.evals / "certificate_answers.json", made_by="05_merge_export")
@@ -305,7 +333,6 @@ def transformers_form(name: str, model: Any, folder: Path, config: Config, **fac
     """A model loaded in transformers (or peft), with the tokenizer of its folder."""
     from lib.engines import TransformersEngine
     from lib.models import load_tokenizer
-    from lib.sampling import chat_text
 
     tokenizer = load_tokenizer(folder)
     engine = TransformersEngine.around(model, tokenizer)
@@ -343,8 +370,6 @@ def _completions(found: Sequence[Sequence[Any]]) -> list[tuple]:
 def vllm_form(name: str, engine: Any, config: Config, **facts: Any) -> Form:
     """vLLM in this process; its adapter, where it takes one, is set on the engine before."""
     from vllm import SamplingParams
-
-    from lib.sampling import chat_text
 
     def logprobs(prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
         [output] = engine.llm.generate(

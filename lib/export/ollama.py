@@ -78,8 +78,8 @@ def go_template(tokenizer: Any, without_bos: bool = False) -> str:
         f"{text['answer']}"
     )
     for name, messages in DIALOGUES.items():
-        if messages[0]["role"] == "system" and parts["first system"] == "":
-            continue  # a template that knows no system text, such as Gemma 2's
+        if messages[0]["role"] == "system" and not knows_system(tokenizer):
+            messages = messages[1:]
         wanted = _rendered(tokenizer, messages)
         if without_bos:
             wanted = wanted.removeprefix(bos)
@@ -110,10 +110,9 @@ def _parts(tokenizer: Any) -> dict[str, str]:
         return [*parts, text]
 
     first, user_assistant, assistant_user, answer = between("user", "assistant", "user")
-    try:
+    first_system = system_user = ""
+    if knows_system(tokenizer):
         first_system, system_user, _ = between("system", "user")
-    except BadInput:
-        first_system = system_user = ""
     return {
         "first user": first,
         "first system": first_system,
@@ -122,6 +121,15 @@ def _parts(tokenizer: Any) -> dict[str, str]:
         "assistant to user": assistant_user,
         "answer": answer,
     }
+
+
+def knows_system(tokenizer: Any) -> bool:
+    """Whether the chat template takes a system text (Gemma 2's does not)."""
+    try:
+        text = _rendered(tokenizer, [{"role": r, "content": _MARKS[r]} for r in ("system", "user")])
+    except BadInput:
+        return False
+    return _MARKS["system"] in text
 
 
 def _rendered(tokenizer: Any, messages: Messages) -> str:
@@ -134,9 +142,10 @@ def _rendered(tokenizer: Any, messages: Messages) -> str:
 
 
 def _go_string(text: str) -> str:
-    """The text as a string of Go's."""
+    """The text as a string of Go's; Ollama drops characters of a Modelfile that do not print."""
     escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
-    return '"' + "".join(escapes.get(c, c) for c in text) + '"'
+    parts = [escapes.get(c) or (c if c.isprintable() else f"\\U{ord(c):08x}") for c in text]
+    return '"' + "".join(parts) + '"'
 
 
 def modelfile(
@@ -156,7 +165,7 @@ def modelfile(
     lines = [f"FROM ./{weights}", f'TEMPLATE """{template}"""']
     if system:
         lines.append(f'SYSTEM """{system}"""')
-    lines += [f"PARAMETER stop {_go_string(stop)}" for stop in stops]
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops]  # read as it stands, no escapes
     lines += [f"PARAMETER {name} {value}" for name, value in (parameters or {}).items()]
     return "\n".join(lines) + "\n"
 
@@ -167,6 +176,8 @@ def write_modelfile(tokenizer: Any, file: Path, stops: Sequence[int], **text: An
     Args:
         stops: ids that end a turn, as the file has them.
     """
+    if text.get("system") and not knows_system(tokenizer):
+        raise BadInput("This chat template takes no system text.", key="go-template")
     template = go_template(tokenizer, without_bos=_adds_bos(file))
     ends = [tokenizer.convert_ids_to_tokens(token) for token in sorted(stops)]
     to = file.with_name("Modelfile")
@@ -232,7 +243,8 @@ def _value(expression: str, scope: dict, names: dict) -> Any:
             return a == b if word == "eq" else a and b
         if word.startswith('"'):
             plain = {"n": "\n", "t": "\t", "r": "\r"}
-            return re.sub(r"\\(.)", lambda m: plain.get(m[1], m[1]), word[1:-1])
+            text = re.sub(r"\\U([0-9a-f]{8})", lambda m: chr(int(m[1], 16)), word[1:-1])
+            return re.sub(r"\\(.)", lambda m: plain.get(m[1], m[1]), text)
         if word.startswith("$."):
             return scope[word[2:]]
         if word.startswith("."):

@@ -212,7 +212,7 @@ def serve_vllm(
         command += ["--enforce-eager", "--max-num-seqs", "32"]
     else:
         command += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
-    port, key = _free_port(), secrets.token_urlsafe(24)
+    port, key = free_port(), secrets.token_urlsafe(24)
     command += ["--host", "127.0.0.1", "--port", str(port), "--allowed-origins", "[]"]
     environment = {"VLLM_API_KEY": key, "VLLM_LOGGING_LEVEL": "WARNING"}
     process = _start(command, log, environment)
@@ -229,7 +229,7 @@ def serve_gguf(file: Path, log: Path, context: int = 2048, slots: int = 8) -> Se
     from lib.export.gguf import need_llama_cpp
 
     need_llama_cpp()
-    port, key = _free_port(), secrets.token_urlsafe(24)
+    port, key = free_port(), secrets.token_urlsafe(24)
     command = [sys.executable, "-c", _LLAMA, str(file), str(port), str(context * slots), str(slots)]
     process = _start(command, log, {KEY: key})
     return _ready(Server("llama.cpp", port, [file.stem], key, process, log), seconds=120)
@@ -250,7 +250,7 @@ threading.Event().wait()
 """
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return sock.getsockname()[1]
@@ -266,11 +266,11 @@ def _start(command: Sequence[str], log: Path, environment: dict[str, str]) -> su
             stdin=subprocess.DEVNULL,
             env=os.environ | environment,
             start_new_session=True,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            preexec_fn=_stop_with_parent if sys.platform == "linux" else None,
         )
 
 
-def _end_with_parent() -> None:
+def _stop_with_parent() -> None:
     """In the new process: be ended where the notebook's kernel is killed (PR_SET_PDEATHSIG)."""
     import ctypes
 

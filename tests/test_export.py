@@ -1,0 +1,344 @@
+"""Every form of the trained model is that model, and a form that is not is named."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from lib.checks import load_problems
+from lib.config import resolve
+from lib.export import certificate as c
+from lib.export.gguf import LlamaCpp, write_gguf
+from lib.export.gguf import weight_faults as gguf_faults
+from lib.export.merge import load_merged, load_policy_as_trained, save_merged, weight_faults
+from lib.export.ollama import DIALOGUES, go_template, modelfile, plain_jinja, render
+from lib.export.serve import serve_gguf
+from lib.models import load_policy, load_tokenizer
+from lib.runs import open_run, read_json, write_json
+from lib.sampling import chat_text
+from lib.tasks import make_rows
+from tests.conftest import CPU
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    given = {"output_dir": str(tmp_path_factory.mktemp("runs")), "profile": "cpu"}
+    return resolve("ci", given | {"backend": "transformers", "precision": "fp32"}, CPU)
+
+
+@pytest.fixture(scope="module")
+def run(config):
+    return open_run(config)
+
+
+def moved_adapter(config, folder, seed):
+    """An adapter that changes what the model says, without training."""
+    import torch
+
+    policy = load_policy(config)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in policy.model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.02)
+    policy.model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def merge(base, adapter, folder):
+    import torch
+
+    save_merged(load_merged(base, adapter, torch.float32), base, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(config, run):
+    return moved_adapter(config, run.adapter, seed=0)
+
+
+@pytest.fixture(scope="module")
+def merged(run, embedded, adapter):
+    return merge(embedded, adapter, run.merged)
+
+
+@pytest.fixture(scope="module")
+def files(run, merged):
+    return write_gguf(merged, run.folder / "gguf")
+
+
+@pytest.fixture(scope="module")
+def ask(config, embedded, adapter):
+    """`measure` with six problems, compared with the policy as trained."""
+    task, _, held_out, examples = load_problems(config)
+    problems = held_out[:6]
+    rows = make_rows(problems, config.prompt_format, config.shots, examples)
+    reader = load_tokenizer(embedded)
+    given = dict(problems=problems, rows=rows, task=task, config=config, reader=reader)
+    model = load_policy_as_trained(config, embedded, adapter)
+    policy = c.measure(c.transformers_form("policy", model, embedded, config), **given)
+    return partial(c.measure, **given, policy=policy)
+
+
+@pytest.fixture(scope="module")
+def base_row(ask, config, embedded):
+    model = load_policy_as_trained(config, embedded, None)
+    return ask(c.transformers_form("base", model, embedded, config))
+
+
+@pytest.fixture(scope="module")
+def merged_row(ask, config, embedded, adapter, merged):
+    model = load_policy_as_trained(config, merged, None)
+    faults = weight_faults(embedded, adapter, merged)
+    return ask(c.transformers_form("merged", model, merged, config, weights=faults))
+
+
+def certified(ask, config, folder, weights, base_row):
+    """The certificate of one merged folder, whole or not."""
+    model = load_policy_as_trained(config, folder, None)
+    form = c.transformers_form("merged", model, folder, config, weights=weights)
+    return c.certify([ask.keywords["policy"], ask(form), base_row])
+
+
+# --- the unchanged model ----------------------------------------------------------------------
+
+
+def test_the_unchanged_model_passes_in_every_form(
+    ask, config, run, merged, files, merged_row, base_row
+):
+    measured = [ask.keywords["policy"], merged_row, base_row]
+    for kind, file in files.items():
+        with serve_gguf(file, run.folder / "serve.log", config.max_seq_length) as server:
+            measured.append(ask(c.gguf_form(kind, file, merged, config, server)))
+    certificate = c.write(run, measured)
+    rows = {row["form"]: row for row in certificate["rows"]}
+    assert certificate["failed"] == []
+    assert rows["merged"]["verdict"] == rows["gguf f16"]["verdict"] == "same"
+    assert rows["merged"]["logprob_gap"] < 0.01 < rows["base"]["logprob_gap"]
+    assert rows["gguf f16"]["logprob_gap"] < rows["gguf q8_0"]["logprob_gap"]
+    assert rows["gguf q8_0"]["logprob_gap"] < rows["gguf q4_k_m"]["logprob_gap"]
+    assert rows["gguf q4_k_m"]["size_gib"] < rows["gguf q8_0"]["size_gib"]
+    for row in certificate["rows"]:
+        for column in ("template_equal", "tokens_equal", "stops_equal", "weights_equal"):
+            assert row[column] is not False, (row["form"], column)
+    c.need_same(certificate)
+    assert c.certify(c.measured_before(run)) == certificate
+    assert len(c.readable(read_json(run.evals / "certificate.json"))) == len(measured)
+
+
+def test_ids_are_equal_before_after_and_in_llama_cpp(embedded, merged, files, data_dir):
+    lines = (data_dir / "gsm8k" / "test.jsonl").read_text().splitlines()[:300]
+    texts = [json.loads(line)["question"] for line in lines]
+    texts += [json.loads(line)["answer"] for line in lines]
+    texts += [*c.OTHER_TEXTS, "<|im_start|>user\nhi<|im_end|>\n", "  7  77", "'s 't I'll 2/5"]
+    before, after = load_tokenizer(embedded), load_tokenizer(merged)
+    llama = LlamaCpp(files["q8_0"], 64)
+    for text in texts:
+        ids = before(text, add_special_tokens=False)["input_ids"]
+        assert ids == after(text, add_special_tokens=False)["input_ids"]
+        assert ids == llama.tokens(text), text
+        assert before.decode(ids) == text
+    llama.close()
+
+
+# --- mutations --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copy(merged, tmp_path):
+    shutil.copytree(merged, tmp_path / "copy", copy_function=os.link)
+    return tmp_path / "copy"
+
+
+def rewrite(file, **changes):
+    values = read_json(file) | changes
+    write_json(file, values)
+
+
+def test_a_swapped_end_token_fails_its_column(ask, config, copy, base_row):
+    rewrite(copy / "generation_config.json", eos_token_id=1)
+    certificate = certified(ask, config, copy, [], base_row)
+    assert certificate["rows"][1]["stops_equal"] is False
+    assert "token 2 does not end" in certificate["verdict"]
+
+
+def test_a_dropped_template_fails_its_column(ask, config, copy, base_row):
+    (copy / "chat_template.jinja").unlink()
+    rewrite(copy / "tokenizer_config.json", chat_template=None)
+    certificate = certified(ask, config, copy, [], base_row)
+    assert certificate["rows"][1]["template_equal"] is False
+    assert "template is missing" in certificate["verdict"]
+
+
+def change_tensors(folder, change):
+    from safetensors.torch import load_file, save_file
+
+    [file] = folder.glob("*.safetensors")
+    tensors = change(load_file(file))
+    file.unlink()  # it may be a link
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+ONE = "model.layers.7.mlp.up_proj.weight"
+
+
+def test_a_zeroed_tensor_is_named(ask, copy, embedded, adapter, merged_row, base_row):
+    change_tensors(copy, lambda tensors: tensors | {ONE: tensors[ONE] * 0})
+    faults = weight_faults(embedded, adapter, copy)
+    assert [fault.split()[0] for fault in faults] == [ONE]
+    row = replace(merged_row, weights=faults)
+    certificate = c.certify([ask.keywords["policy"], row, base_row])
+    assert certificate["rows"][1]["weights_equal"] is False and ONE in certificate["verdict"]
+    with pytest.raises(ValueError) as error:
+        c.need_same(certificate)
+    assert error.value.key == "certificate"
+
+
+@pytest.mark.parametrize("kind", ["f16", "q4_k_m"])
+def test_a_zeroed_tensor_of_a_gguf_file_is_named(merged, files, tmp_path, kind):
+    from gguf import GGUFReader
+
+    file = shutil.copy(files[kind], tmp_path)
+    [tensor] = [t for t in GGUFReader(file, "r+").tensors if t.name == "blk.7.ffn_up.weight"]
+    tensor.data[:] = 0
+    tensor.data.flush()
+    assert [fault.split()[0] for fault in gguf_faults(Path(file), merged)] == [ONE]
+
+
+def without_a_layer(tensors):
+    return {name: w for name, w in tensors.items() if ".layers.3." not in name}
+
+
+def shorter(tensors):
+    return {name: (w[:8] if "lora_A" in name else w[:, :8]) for name, w in tensors.items()}
+
+
+@pytest.mark.parametrize(("change", "number"), [(without_a_layer, 7), (shorter, 210)])
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
+def test_an_adapter_cut_short_is_named(embedded, adapter, tmp_path, change, number):
+    other = shutil.copytree(adapter, tmp_path / "adapter")
+    change_tensors(other, lambda tensors: {k: v.contiguous() for k, v in change(tensors).items()})
+    if change is shorter:
+        rewrite(other / "adapter_config.json", r=8, lora_alpha=16)
+    folder = merge(embedded, other, tmp_path / "merged")
+    assert len(weight_faults(embedded, adapter, folder)) == number
+
+
+def test_another_runs_adapter_fails(ask, config, embedded, adapter, tmp_path, base_row):
+    other = moved_adapter(config, tmp_path / "adapter", seed=1)
+    folder = merge(embedded, other, tmp_path / "merged")
+    certificate = certified(ask, config, folder, [], base_row)  # by what it says alone
+    assert certificate["rows"][1]["logprob_gap"] > certificate["limit"]
+    assert len(weight_faults(embedded, adapter, folder)) == 210
+
+
+def test_a_wrong_pre_tokenizer_fails_its_column(ask, files, tmp_path, base_row):
+    data = files["q8_0"].read_bytes()
+    at = data.index(b"smollm", data.index(b"tokenizer.ggml.pre"))
+    (tmp_path / "wrong.gguf").write_bytes(data[:at] + b"falcon" + data[at + 6 :])
+    llama = LlamaCpp(tmp_path / "wrong.gguf", 64)
+    policy = ask.keywords["policy"]
+    texts = c.probe_texts(ask.keywords["problems"])
+    wrong = replace(policy, name="gguf", tokens=[llama.tokens(text) for text in texts])
+    certificate = c.certify([policy, wrong, base_row])
+    assert certificate["rows"][1]["tokens_equal"] is False
+    assert "tokenizer reads" in certificate["verdict"]
+
+
+# --- verdicts ---------------------------------------------------------------------------------
+
+
+def measured(name, scores, gap=0.0, quantised=True):
+    return c.Measured(
+        name, "x", quantised, [], 1.0, texts=["a"] * len(scores), ids=[[s] for s in scores],
+        scores=scores, tokens_per_s=1.0, logprobs=[[gap]] * len(scores), prompts=None,
+        tokens=None, stops=[2],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("scores", "word"),
+    [
+        ([1.0] * 40, "same answers"),
+        ([0.0] * 20 + [1.0] * 20, "worse by 50.0 points"),
+        ([0.0] + [1.0] * 39, "cannot be told with 40"),
+    ],
+)
+def test_the_verdict_says_what_so_many_problems_can_tell(scores, word):
+    policy = measured("policy", [1.0] * 40, quantised=False)
+    assert word in c.certify([policy, measured("q4", scores, 0.2)])["rows"][1]["verdict"]
+
+
+# --- Ollama -----------------------------------------------------------------------------------
+
+
+class Jinja:
+    """As much of a tokenizer as a chat template needs."""
+
+    bos_token = "<s>"
+
+    def __init__(self, template):
+        from transformers.utils.chat_template_utils import _compile_jinja_template
+
+        self.template = _compile_jinja_template(template)
+
+    def apply_chat_template(self, messages, **_):
+        return self.template.render(
+            messages=messages, add_generation_prompt=True, bos_token="<s>", eos_token="</s>"
+        )
+
+
+def trl_templates():
+    from importlib.util import find_spec
+
+    return sorted((Path(find_spec("trl").origin).parent / "chat_templates").glob("*.jinja"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["qwen2_5", "qwen3", "llama3", "llama3_2", "gemma", "gemma3", "phi3", "lfm2", "deepseekv3"],
+)
+def test_go_renders_the_dialogues_byte_for_byte(name):
+    [file] = [file for file in trl_templates() if file.stem == name]
+    tokenizer = Jinja(file.read_text())
+    template, without = go_template(tokenizer), go_template(tokenizer, without_bos=True)
+    for messages in DIALOGUES.values():
+        if name == "gemma" and messages[0]["role"] == "system":  # which it refuses
+            messages = messages[1:]
+        text = chat_text(tokenizer, messages)
+        assert render(template, messages) == text
+        assert render(without, messages) == text.removeprefix("<s>")
+
+
+def test_a_template_that_go_cannot_have_is_refused():
+    picky = "{% for m in messages %}{{ loop.length }}{{ m.content }}{% endfor %}"
+    with pytest.raises(ValueError) as error:
+        go_template(Jinja(picky))
+    assert error.value.key == "go-template"
+
+
+def test_generation_tags_go_and_the_text_stays():
+    [file] = [file for file in trl_templates() if file.stem == "qwen3_training"]
+    template = file.read_text()
+    assert "generation %}" in template and "generation %}" not in plain_jinja(template)
+    for messages in DIALOGUES.values():
+        assert chat_text(Jinja(plain_jinja(template)), messages) == chat_text(
+            Jinja(template), messages
+        )
+
+
+def test_a_modelfile_has_every_stop():
+    text = modelfile("m.gguf", "T", ["<|im_end|>", '<|end"|>'], 'Say "hi"', {"num_ctx": 8})
+    assert text.splitlines() == [
+        "FROM ./m.gguf",
+        'TEMPLATE """T"""',
+        'SYSTEM """Say "hi""""',
+        'PARAMETER stop "<|im_end|>"',
+        'PARAMETER stop "<|end"|>"',
+        "PARAMETER num_ctx 8",
+    ]

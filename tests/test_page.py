@@ -1,0 +1,119 @@
+"""The Gradio page in a real headless browser, and the folder for a Space."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+
+from lib.export.hub import save_prompt
+from lib.export.page import build, rewards_of, write_space
+from lib.export.serve import free_port
+from lib.runs import read_jsonl
+from lib.tasks import Problem, make_rows
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture
+def samples(ci_config):
+    problem = Problem(id="a", question="What is 2 + 3?", answer="5", kind="number")
+    return make_rows([problem], ci_config.prompt_format)
+
+
+def ask(name, messages):
+    yield "<answer>"
+    yield "<answer>5</answer>" if name == "trained" else "It is 5 < 6"
+
+
+def test_rewards_are_paid_for_samples_alone(ci_config, samples):
+    texts = {"base": "It is 6", "trained": "<answer>5</answer>"}
+    lines = rewards_of(ci_config, samples[0], texts)
+    assert lines and all(base < trained for _, base, trained in lines)
+    assert rewards_of(ci_config, None, texts) == []
+
+
+@pytest.fixture
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM:
+        pytest.skip("no chromium on this machine")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield browser
+        browser.close()
+
+
+def see(browser, address, theme, to):
+    """Ask the first sample on the page, and keep a picture of it."""
+    page = browser.new_page(viewport={"width": 1100, "height": 900}, color_scheme=theme)
+    faults = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(f"{address}?__theme={theme}")
+    page.fill("#question textarea", "What is 2 + 3?")
+    page.click("#ask")
+    page.wait_for_function(
+        "document.querySelector('#paid').innerText.includes('correctness')", timeout=60_000
+    )
+    said = [page.input_value(f"#{name} textarea") for name in ("base", "trained")]
+    page.screenshot(path=to)
+    page.close()
+    assert not faults
+    return said
+
+
+def test_the_page_in_a_browser(ci_config, samples, tmp_path, browser):
+    save_prompt(tmp_path, ci_config.model_copy(update={"shots": 0}), [])
+    page = build(ask, samples, ci_config, tmp_path)
+    _, address, shared = page.launch(
+        server_name="127.0.0.1", share=False, prevent_thread_lock=True, quiet=True
+    )
+    pictures = os.environ.get("GRPO_PICTURES") or tmp_path
+    try:
+        for theme in ("light", "dark"):
+            said = see(browser, address, theme, f"{pictures}/page_{theme}.png")
+            assert said == ["It is 5 < 6", "<answer>5</answer>"]
+    finally:
+        page.close(verbose=False)
+    assert shared is None and address.startswith("http://127.0.0.1:")
+
+
+def test_a_space_is_whole_and_starts(ci_config, run, embedded, tmp_path):
+    from lib.models import load_policy
+
+    config = ci_config.model_copy(update={"backend": "transformers"})
+    load_policy(config).model.save_pretrained(run.adapter)
+    save_prompt(run.adapter, config.model_copy(update={"shots": 0}), [])
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(embedded).save_pretrained(run.adapter)
+    space = write_space(run, config, tmp_path / "space")
+    assert {"app.py", "README.md", "requirements.txt"} <= {p.name for p in space.iterdir()}
+    assert "sdk: gradio" in (space / "README.md").read_text()
+    assert len(read_jsonl(space / "sample_prompts.jsonl")) > 4
+
+    port = free_port()
+    environment = {"BASE_MODEL": str(embedded), "GRADIO_SERVER_PORT": str(port), "PYTHONPATH": ""}
+    environment |= {"GRADIO_ANALYTICS_ENABLED": "False"}
+    log = (tmp_path / "log").open("w")
+    app = subprocess.Popen(
+        [sys.executable, "app.py"], cwd=space, env=os.environ | environment, stdout=log, stderr=log
+    )
+    try:
+        end = time.monotonic() + 120
+        while time.monotonic() < end and app.poll() is None:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as reply:
+                    assert b"gradio" in reply.read()
+                    return
+            except OSError:
+                time.sleep(0.5)
+        pytest.fail((tmp_path / "log").read_text()[-2000:])
+    finally:
+        app.kill()
+        app.wait()

@@ -1,0 +1,166 @@
+"""Servers of ours: what is refused, what is cut off, what is left when they end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+
+import psutil
+import pytest
+
+from lib.config import ROOT
+from lib.export.gguf import write_gguf
+from lib.export.serve import serve_gguf, serve_vllm
+from lib.runs import open_run
+
+HELLO = [{"role": "user", "content": "Count from one upwards."}]
+
+
+@pytest.fixture(scope="module")
+def file(embedded, tmp_path_factory):
+    return write_gguf(embedded, tmp_path_factory.mktemp("gguf") / "gguf", ["q8_0"])["q8_0"]
+
+
+@pytest.fixture(scope="module")
+def start_llama(file, tmp_path_factory):
+    log = tmp_path_factory.mktemp("log") / "serve.log"
+    return partial(serve_gguf, file, log, 256, 4)
+
+
+@pytest.fixture(scope="module")
+def llama(start_llama):
+    with start_llama() as server:
+        yield server
+
+
+def raw(server, body, key=None):
+    """The status and the text of the reply to a body sent as it is."""
+    headers = {"Authorization": f"Bearer {key or server.key}", "Content-Type": "application/json"}
+    address = f"{server.url}/v1/chat/completions"
+    try:
+        request = urllib.request.Request(address, body, headers)
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def holds(server):
+    """What every server of ours must bear, whatever computes in it."""
+    whole = server.chat(HELLO, 8).choices[0]
+    assert whole.finish_reason == "length"
+    assert "".join(server.stream(HELLO, 8)) == whole.message.content
+
+    # Malformed, without a body that is JSON, and with messages that are none.
+    assert raw(server, b"{")[0] in (400, 422, 500)
+    status, text = raw(server, json.dumps({"model": "x", "messages": 3}).encode())
+    assert 400 <= status < 500 and "error" in text
+    # A wrong key.
+    assert raw(server, b"{}", key="wrong")[0] == 401
+    with pytest.raises(ValueError) as error:
+        replace(server, key="wrong", _client=None).chat(HELLO, 4)
+    assert error.value.key == "server-key"
+    # A prompt over the context is refused, not cut.
+    with pytest.raises(ValueError) as error:
+        server.chat([{"role": "user", "content": "one two " * 400}], 4)
+    assert error.value.key == "server-refuses"
+    # A client that goes away in mid-stream leaves room for the next.
+    for _ in range(6):
+        next(server.stream(HELLO, 64))
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(lambda _: server.chat(HELLO, 8), range(6)))
+    assert {a.choices[0].message.content for a in answers} == {whole.message.content}
+
+
+def test_llama_cpp_holds(llama):
+    holds(llama)
+    assert llama.key not in " ".join(psutil.Process(llama.process.pid).cmdline())
+    assert llama.key not in repr(llama)
+    listening = psutil.Process(llama.process.pid).net_connections("tcp")
+    assert {c.laddr.ip for c in listening if c.status == "LISTEN"} == {"127.0.0.1"}
+
+
+def test_half_an_answer_is_not_passed_off_as_whole(start_llama):
+    server = start_llama()
+    pieces = server.stream(HELLO, 200)
+    next(pieces)
+    os.kill(server.process.pid, signal.SIGKILL)
+    with pytest.raises(ValueError) as error:
+        list(pieces)
+    assert error.value.key == "server-gone"
+    with pytest.raises(ValueError) as error:
+        server.chat(HELLO, 4)
+    assert error.value.key == "server-gone"
+    server.close()
+
+
+def test_a_server_that_does_not_start_says_why(tmp_path):
+    (tmp_path / "bad.gguf").write_bytes(b"nothing")
+    with pytest.raises(ValueError) as error:
+        serve_gguf(tmp_path / "bad.gguf", tmp_path / "log")
+    assert error.value.key == "server-start"
+
+
+_KERNEL = """
+import sys, time
+from pathlib import Path
+from lib.export.serve import serve_gguf
+server = serve_gguf(Path(sys.argv[1]), Path(sys.argv[2]), 64, 1)
+print(server.process.pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_no_orphan_where_the_kernel_is_killed(file, tmp_path):
+    command = [sys.executable, "-c", _KERNEL, str(file), str(tmp_path / "log")]
+    kernel = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    server = int(kernel.stdout.readline())
+    assert psutil.pid_exists(server)
+    kernel.kill()
+    kernel.wait()
+    end = time.monotonic() + 20
+    while psutil.pid_exists(server) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(server)
+
+
+@pytest.fixture(scope="module")
+def start_vllm(embedded, tmp_path_factory):
+    from lib.config import resolve
+    from tests.conftest import CPU
+
+    given = {"output_dir": str(tmp_path_factory.mktemp("runs")), "profile": "cpu"}
+    config = resolve("ci", given | {"max_seq_length": 256}, CPU)
+    log = open_run(config).folder / "serve.log"
+    return partial(serve_vllm, embedded, config, log)
+
+
+def test_vllm_holds_and_leaves_nothing_behind(start_vllm):
+    with start_vllm() as server:
+        holds(server)
+        root = psutil.Process(server.process.pid)
+        processes = [root, *root.children(recursive=True)]
+        # The engine killed in mid-stream.
+        engines = [p for p in processes[1:] if p.memory_info().rss > 300 * 2**20]
+        assert engines, [(p.pid, p.name()) for p in processes]
+        pieces = server.stream(HELLO, 200)
+        next(pieces)
+        for engine in engines:
+            engine.kill()
+        with pytest.raises(ValueError) as error:
+            list(pieces)
+        assert error.value.key == "server-gone"
+        with pytest.raises(ValueError) as error:
+            server.chat(HELLO, 4)
+        assert error.value.key == "server-gone"
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    assert not alive
