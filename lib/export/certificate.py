@@ -17,19 +17,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lib import stats
 from lib.config import Config
 from lib.errors import BadInput
-from lib.evaluation import stats
-from lib.evaluation.judging import judge
 from lib.export.ollama import DIALOGUES
 from lib.runs import Run, read_json, write_json
 from lib.sampling import Messages, Sampling, chat_text
 from lib.tasks import Problem, Task
+from lib.tasks.judging import judge
 from lib.tasks.prompts import get_format
 
 ROUNDING = 0.03  # nats a token: what computing in 16 bit may change
 SHARE_OF_TRAINING = 0.1  # … or this share of what training has moved the policy by
-MARGIN = 0.05  # a difference of accuracy that would matter
 OTHER_TEXTS = (
     "naïve café — 中文 12345 3.14",
     "a\n\n b\t  c  ",
@@ -251,19 +250,14 @@ def _faults(form: Measured, policy: Measured, row: dict, limit: float) -> list[s
 
 def _verdict(form: Measured, row: dict) -> str:
     """Same, worse by …, or what this many problems cannot tell."""
-    change, interval = row["difference"], row["interval_95"]
-    if interval and row["p_value"] < 0.05 and interval[0] * interval[1] > 0:
-        return (
-            f"{'worse' if change < 0 else 'better'} by {abs(change) * 100:.1f} points "
-            f"({interval[0] * 100:+.1f} to {interval[1] * 100:+.1f})"
-        )
+    word = stats.verdict_word(row["interval_95"], row.get("p_value"))
+    if word in ("better", "worse"):
+        return f"{word} by {stats.points(abs(row['difference']), '')}"
     if row["logprob_gap"] is not None and not form.quantised:
         return "same"
     if row["equal_answers"] == 1:
         return "same answers"
-    if interval and max(map(abs, interval)) <= MARGIN:
-        return f"same within {MARGIN * 100:.0f} points"
-    return f"cannot be told with {row['problems']} problems"
+    return word + f" with {row['problems']} problems" * (word == "cannot be told")
 
 
 def _summary(rows: Sequence[dict], base: str) -> str:
@@ -286,7 +280,7 @@ def readable(certificate: dict[str, Any]) -> list[dict[str, str]]:
     def shown(row: dict[str, Any]) -> dict[str, str]:
         interval = row["interval_95"]
         points = "" if row["difference"] is None else f"{row['difference'] * 100:+.1f}"
-        if interval and interval[0] != interval[1]:
+        if interval:
             points += f" ({interval[0] * 100:+.1f} to {interval[1] * 100:+.1f})"
         return {
             "form": row["form"],

@@ -12,7 +12,6 @@ from lib.checks import load_problems
 from lib.config import ROOT, Config, resolve
 from lib.engines import TransformersEngine
 from lib.errors import BadInput
-from lib.evaluation.judging import judge
 from lib.export.hub import conversation
 from lib.export.merge import is_adapter, load_merged
 from lib.models import load_tokenizer, model_folder
@@ -20,6 +19,7 @@ from lib.rewards import recipe_rewards
 from lib.runs import read_json, write_jsonl
 from lib.sampling import Sampling
 from lib.tasks import get_format, make_rows
+from lib.tasks.judging import judge
 
 
 def run_config(path: Path) -> Config:
