@@ -15,8 +15,8 @@ from lib.export.hub import (
     push,
     save_prompt,
     write_card,
-    write_templates,
 )
+from lib.export.ollama import write_templates
 from lib.runs import read_json, write_json, write_jsonl
 
 

@@ -108,9 +108,10 @@ def measure(
     except Exception as error:  # a form that cannot answer is a row, not the end of the table
         answers, broken = [], " ".join(str(error).split())[:200] or type(error).__name__
     seconds = time.perf_counter() - started
-    ids = [
-        list(i) if i is not None else reader(text, add_special_tokens=False)["input_ids"]
-        for text, i, _ in answers
+    ids = [None if ids is None else list(ids) for _, ids, _ in answers]
+    lengths = [
+        len(reader(text)["input_ids"]) if i is None else len(i)
+        for i, (text, _, _) in zip(ids, answers, strict=True)
     ]
     judged = [
         judge(task, problem, text, cut, tag)
@@ -131,9 +132,9 @@ def measure(
         texts=[text for text, _, _ in answers],
         ids=ids,
         scores=[float(j.get("strict", j.get("rougeL", 0.0))) for j in judged],
-        tokens_per_s=sum(map(len, ids)) / seconds if answers else None,
+        tokens_per_s=sum(lengths) / seconds if answers else None,
         logprobs=logprobs,
-        prompts=form.prompt and [_or_none(form.prompt, d) for d in DIALOGUES.values()],
+        prompts=form.prompt and [_prompt(form, d, reader) for d in DIALOGUES.values()],
         tokens=form.tokens and [form.tokens(text) for text in probe_texts(problems)],
         stops=None if form.stops is None else sorted(form.stops),
         problems=[problem.id for problem in problems],
@@ -148,11 +149,16 @@ def probe_texts(problems: Sequence[Problem]) -> list[str]:
     )
 
 
-def _or_none(prompt: Callable, messages: Messages) -> Any:
+def _prompt(form: Form, messages: Messages, reader: Any) -> str | None:
+    """A conversation as the form puts it; None where its template refuses it, or is missing."""
     try:
-        return prompt(messages)
+        prompt = form.prompt(messages)
     except Exception:
         return None
+    if isinstance(prompt, str):
+        return prompt
+    text = chat_text(reader, messages)
+    return text if prompt == reader(text, add_special_tokens=False)["input_ids"] else str(prompt)
 
 
 def certify(measured: Sequence[Measured], base: str = "base") -> dict[str, Any]:
@@ -196,8 +202,12 @@ def _row(form: Measured, policy: Measured, gap: float | None) -> dict[str, Any]:
         difference = stats.paired_difference(policy.scores, form.scores)
         row["difference"], row["interval_95"] = difference.difference, difference.interval
         row["p_value"] = difference.p_value
-        equal = sum(a == b for a, b in zip(form.ids, policy.ids, strict=True))
-        row["equal_answers"] = equal / len(form.ids)
+        theirs, ours = (zip(m.ids, m.texts, strict=True) for m in (form, policy))
+        equal = [  # by text, where a server gives no ids
+            text == our_text if ids is None else ids == our_ids
+            for (ids, text), (our_ids, our_text) in zip(theirs, ours, strict=True)
+        ]
+        row["equal_answers"] = sum(equal) / len(equal)
     row["logprob_gap"] = None if form is policy else gap
     row["template_equal"] = _equal(form.prompts, policy.prompts)
     row["tokens_equal"] = _equal(form.tokens, policy.tokens)
@@ -420,6 +430,5 @@ def http_form(name: str, served: Any, config: Config, **facts: Any) -> Form:
         with ThreadPoolExecutor(8) as pool:
             return list(pool.map(one, prompts))
 
-    return Form(
-        name, f"{served.engine} over HTTP", generate, served.logprobs, served.prompt, **facts
-    )
+    logprobs = served.logprobs if served.engine == "vLLM" else None
+    return Form(name, f"{served.engine} over HTTP", generate, logprobs, served.prompt, **facts)

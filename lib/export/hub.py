@@ -15,7 +15,6 @@ from typing import Any
 from lib.config import Config
 from lib.errors import BadInput
 from lib.export.merge import is_adapter
-from lib.export.ollama import plain_jinja
 from lib.models import EMBEDDED
 from lib.runs import Run, read_json, read_jsonl, write_json
 from lib.sampling import Messages
@@ -64,15 +63,6 @@ def conversation(folder: Path, question: str) -> Messages:
         return [{"role": "user", "content": question}]
     last = messages[-1]["content"].replace("{question}", question)
     return [*messages[:-1], {"role": "user", "content": last}]
-
-
-def write_templates(folder: Path) -> None:
-    """The chat template in both places where tools look, without `{% generation %}`."""
-    file, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-    values = read_json(settings)
-    template = plain_jinja(file.read_text("utf-8") if file.is_file() else values["chat_template"])
-    file.write_text(template, encoding="utf-8")
-    write_json(settings, values | {"chat_template": template})
 
 
 def make_portable(adapter: Path, config: Config) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from lib.config import ROOT, Config
 from lib.engines import Engine
 from lib.errors import BadInput
+from lib.export.ollama import write_templates
 from lib.models import model_folder
 from lib.runs import Run, read_json, written_whole
 
@@ -129,8 +130,6 @@ def save_merged(model: Any, base: Path, folder: Path) -> None:
     """
     import torch
     from transformers import AutoTokenizer
-
-    from lib.export.hub import write_templates
 
     model = model.to(torch.float16)
     if not all(weight.isfinite().all() for weight in model.parameters()):

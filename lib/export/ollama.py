@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import BadInput, first_line
+from lib.runs import read_json, write_json
 from lib.sampling import Messages
 
 DIALOGUES: dict[str, Messages] = {
@@ -52,6 +53,15 @@ def plain_jinja(template: str) -> str:
     """
     template = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", template)
     return re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", template)
+
+
+def write_templates(folder: Path) -> None:
+    """The chat template in both places where tools look, without `{% generation %}`."""
+    file, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    values = read_json(settings)
+    template = plain_jinja(file.read_text("utf-8") if file.is_file() else values["chat_template"])
+    file.write_text(template, encoding="utf-8")
+    write_json(settings, values | {"chat_template": template})
 
 
 def go_template(tokenizer: Any, without_bos: bool = False) -> str:
