@@ -114,7 +114,7 @@ def test_the_prompt_goes_with_the_model(adapter):
 
 def test_a_push_is_private_and_the_token_is_in_no_file(adapter, hub):
     assert push(adapter, "owner/name").endswith("/commit/1")
-    assert hub.repository["private"] is True
+    assert hub.repository["visibility"] == "private"
     assert {token for _, token in hub.seen} == {"Bearer hf_secret"}
     assert set(hub.files) == {path.name for path in adapter.iterdir()}
     for name, data in hub.files.items():
