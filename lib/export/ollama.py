@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import BadInput, first_line
+from lib.models import load_tokenizer
 from lib.runs import read_json, write_json
 from lib.sampling import Messages
 
@@ -180,18 +181,17 @@ def modelfile(
     return "\n".join(lines) + "\n"
 
 
-def write_modelfile(tokenizer: Any, file: Path, stops: Sequence[int], **text: Any) -> Path:
-    """A Modelfile beside a GGUF file; `text` as of `modelfile`.
-
-    Args:
-        stops: ids that end a turn, as the file has them.
-    """
+def write_modelfile(merged: Path, file: Path, **text: Any) -> Path:
+    """A Modelfile beside a GGUF file made of `merged`; `text` as of `modelfile`."""
+    tokenizer = load_tokenizer(merged)
     if text.get("system") and not knows_system(tokenizer):
         raise BadInput("This chat template takes no system text.", key="go-template")
     template = go_template(tokenizer, without_bos=_adds_bos(file))
-    ends = [tokenizer.convert_ids_to_tokens(token) for token in sorted(stops)]
+    ends = read_json(merged / "generation_config.json")["eos_token_id"]
+    ends = ends if isinstance(ends, list) else [ends]
+    stops = [tokenizer.convert_ids_to_tokens(token) for token in ends]
     to = file.with_name("Modelfile")
-    to.write_text(modelfile(file.name, template, ends, **text), encoding="utf-8")
+    to.write_text(modelfile(file.name, template, stops, **text), encoding="utf-8")
     return to
 
 
