@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lib.config import resolve
-from lib.export.serve import Server, _ready, free_port, serve_gguf, serve_vllm
+from lib.export.serve import Server, _ready, free_port, serve_gguf, serve_vllm, vllm_command
 from lib.hardware import detect_hardware
 from lib.models import embedded_folder
 from lib.runs import installed_versions, open_run, write_json
@@ -80,8 +80,15 @@ def load(server: Server, clients: int, requests: int, tokens: int) -> dict[str, 
 def plain_vllm(folder: Path, config: Any, log: Path) -> Server:
     """`vllm serve` as its documentation has it, with the same limits."""
     port = free_port()
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
-    command += ["--served-model-name", "base", "--port", str(port), "--host", "127.0.0.1"]
+    command = [
+        *vllm_command(folder),
+        "--served-model-name",
+        "base",
+        "--port",
+        str(port),
+        "--host",
+        "127.0.0.1",
+    ]
     command += ["--dtype", "bfloat16", "--max-model-len", str(config.max_seq_length)]
     command += ["--enforce-eager", "--max-num-seqs", "32"] if config.profile == "cpu" else []
     with log.open("a") as file:

