@@ -80,7 +80,8 @@ def load(server: Server, clients: int, requests: int, tokens: int) -> dict[str, 
 def plain_vllm(folder: Path, config: Any, log: Path) -> Server:
     """`vllm serve` as its documentation has it, with the same limits."""
     port = free_port()
-    command = [
+    command = [*vllm_command(folder), "--served-model-name", "base", "--port", str(port)]
+    command += ["--host", "127.0.0.1"]
         *vllm_command(folder),
         "--served-model-name",
         "base",
