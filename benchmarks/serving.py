@@ -82,14 +82,6 @@ def plain_vllm(folder: Path, config: Any, log: Path) -> Server:
     port = free_port()
     command = [*vllm_command(folder), "--served-model-name", "base", "--port", str(port)]
     command += ["--host", "127.0.0.1"]
-        *vllm_command(folder),
-        "--served-model-name",
-        "base",
-        "--port",
-        str(port),
-        "--host",
-        "127.0.0.1",
-    ]
     command += ["--dtype", "bfloat16", "--max-model-len", str(config.max_seq_length)]
     command += ["--enforce-eager", "--max-num-seqs", "32"] if config.profile == "cpu" else []
     with log.open("a") as file:
