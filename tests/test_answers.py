@@ -178,20 +178,20 @@ def _graded_wrong(golds, kind, form, bare=lambda gold: gold):
 @pytest.mark.parametrize("form", FORMS)
 def test_every_gold_answer_of_gsm8k_grades_itself_right(data_dir, form):
     golds = [row["answer"] for row in _rows(data_dir, "gsm8k/train.jsonl", "gsm8k/test.jsonl")]
-    asked = symbolic.WORKER.asked
+    before = symbolic.WORKER.pairs
     assert len(golds) == 8792
     assert _graded_wrong(golds, "number", form, lambda gold: gold.split("####")[1].strip()) == []
-    assert symbolic.WORKER.asked == asked, "numbers never reach math_verify"
+    assert symbolic.WORKER.pairs == before, "numbers never reach math_verify"
 
 
 @pytest.mark.parametrize("form", sorted(set(FORMS) - {"hashes"}))
 def test_every_gold_answer_of_math_grades_itself_right(data_dir, form):
     rows = _rows(data_dir, "math500/test.jsonl", "math/train.jsonl")
     golds = [row["answer"] for row in rows if row["answer"]]
-    asked = symbolic.WORKER.asked
+    before = symbolic.WORKER.pairs
     assert len(rows) == 7436 and len(golds) == 7434, "two of MATH's rows have no answer"
     assert _graded_wrong(golds, "math", form) == []
-    assert symbolic.WORKER.asked == asked
+    assert symbolic.WORKER.pairs == before
 
 
 def test_every_solution_of_math_grades_itself_right(data_dir):
@@ -376,10 +376,10 @@ HARD = (r"x^2 < 4", r"(-2, 2)")  # outside of the grammar's own comparisons
 
 
 def test_what_is_left_goes_to_math_verify():
-    asked = symbolic.WORKER.asked
+    before = symbolic.WORKER.pairs
     assert not answers_match(r"\{1, 2\}", r"(2, 3)", "math")
     assert answers_match(r"\sum_{k=1}^{n} k", r"\sum_{k=1}^{n} k + 0", "math")
-    assert symbolic.WORKER.asked > asked
+    assert symbolic.WORKER.pairs > before
 
 
 def test_math_verify_answers_from_any_thread():
@@ -413,9 +413,9 @@ def test_a_child_that_was_killed_is_replaced():
     "huge", ["9^{9^{9}}", "9**9**9", "100000!", "2^{99999999}", "5!!", "7" * 300]
 )
 def test_what_is_hopeless_is_not_even_asked(huge):
-    asked = symbolic.WORKER.asked
+    before = symbolic.WORKER.pairs
     assert not answers_match(huge, "x < 5", "math")
-    assert symbolic.WORKER.asked == asked
+    assert symbolic.WORKER.pairs == before
 
 
 def test_a_timed_out_pair_says_so():

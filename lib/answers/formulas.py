@@ -25,8 +25,8 @@ from lib.answers.numerals import is_decimal
 Number = int | Fraction | float | complex
 
 POINTS = 4
-MAX_LENGTH = 1000  # characters of an answer
-MAX_DEPTH = 40  # brackets within brackets
+LONGEST_FORMULA = 1000  # characters of an answer
+DEEPEST_FORMULA = 40  # brackets within brackets
 MAX_ITEMS = 100  # of a list
 MAX_WHOLE_BITS = 50_000  # of an exact whole number: it takes no time to compare
 MAX_FRACTION_BITS = 3_000  # of a fraction, whose every sum takes a greatest common divisor
@@ -255,7 +255,7 @@ def read_answer(answer: str, radians: bool = False) -> Node | None:
 
     A degree sign is only read under a sine or its kin, or where ``radians`` asks for it.
     """
-    if len(answer) > MAX_LENGTH:
+    if len(answer) > LONGEST_FORMULA:
         return None
     try:
         return _Reader(answer, radians).answer()
@@ -412,7 +412,7 @@ class _Reader:
 
     def primary(self) -> Node:
         self.depth += 1
-        if self.depth > MAX_DEPTH:
+        if self.depth > DEEPEST_FORMULA:
             raise Unreadable("brackets too deep")
         token = self.next()
         if token[:1].isdecimal() or (token[:1] == "." and len(token) > 1):

@@ -14,7 +14,7 @@ import unicodedata
 from fractions import Fraction
 from functools import lru_cache
 
-MAX_LENGTH = 400  # characters; a longer text is no number (Python refuses to read 4300 digits)
+LONGEST_NUMBER = 400  # characters; a longer text is no number (Python refuses to read 4300 digits)
 MAX_EXPONENT = 400  # 1e999999999 would fill the memory
 
 # --- characters, LaTeX and markdown around a number ---------------------------------------------
@@ -157,7 +157,7 @@ def _read(text: str, units: bool) -> tuple[Fraction, bool] | None:
     """The value of a text that is one number, and whether it is written as a fraction."""
     if _SIMPLE.fullmatch(text):
         return Fraction(text), False
-    if len(text) > MAX_LENGTH:
+    if len(text) > LONGEST_NUMBER:
         return None
     text = unwrap(text)
     text = _separators(text.strip(_ADORNMENT)) if units else text
@@ -174,8 +174,8 @@ def read_number(text: str, units: bool = True) -> Fraction | None:
     ``units`` lets words follow it ("18 eggs a day") and reads the European decimal comma. A
     percent sign does not change the value.
     """
-    found = _read(text, units)
-    return found and found[0]
+    number = _read(text, units)
+    return number and number[0]
 
 
 def normalize_number(text: str | None) -> str | None:
@@ -184,10 +184,10 @@ def normalize_number(text: str | None) -> str | None:
     Currency, separators, units, percent signs, LaTeX and bold are dropped. A fraction stays one,
     reduced; anything else is a decimal without trailing zeros. None for what is not one number.
     """
-    found = _read(text, True) if isinstance(text, str) else None
-    if found is None:
+    number = _read(text, True) if isinstance(text, str) else None
+    if number is None:
         return None
-    value, is_fraction = found
+    value, is_fraction = number
     return str(value) if is_fraction else _decimal(value)
 
 
@@ -197,8 +197,8 @@ def _decimal(value: Fraction) -> str:
     while value.denominator != 1:
         value, places = value * 10, places + 1
     digits = str(abs(value.numerator)).rjust(places + 1, "0")
-    whole, decimals = digits[: len(digits) - places], digits[len(digits) - places :]
-    return ("-" if value < 0 else "") + whole + (f".{decimals}" if decimals else "")
+    integer, decimals = digits[: len(digits) - places], digits[len(digits) - places :]
+    return ("-" if value < 0 else "") + integer + (f".{decimals}" if decimals else "")
 
 
 def same_number(mine: str, gold: str) -> bool:

@@ -27,8 +27,8 @@ _FORMULA_END = re.compile(r"\n|(?<!\\)[.!?](?=\s{1,3}[A-Z*\\<]|\s{0,9}$|\*|<)|</
 
 
 def _clause(text: str, end: re.Pattern[str] = _SENTENCE_END) -> str:
-    found = end.search(text)
-    return text[: found.start()] if found else text
+    match = end.search(text)
+    return text[: match.start()] if match else text
 
 
 # --- numbers ------------------------------------------------------------------------------------
@@ -214,9 +214,9 @@ def last_letter(text: str) -> str | None:
     leading = set(_LINE_LETTER.findall(tail))
     if len(leading) == 1:
         return leading.pop()
-    found = [m[2] for m in _FREE_LETTER.finditer(tail) if m["closed"] or m[2] not in "AI"]
-    found = found or _CHOSEN.findall(tail)
-    return found[-1] if found else None
+    letters = [m[2] for m in _FREE_LETTER.finditer(tail) if m["closed"] or m[2] not in "AI"]
+    letters = letters or _CHOSEN.findall(tail)
+    return letters[-1] if letters else None
 
 
 # --- words: names, places, short phrases --------------------------------------------------------
@@ -282,17 +282,17 @@ _PROSE = re.compile(r"(?:\b[A-Za-z]{2,}+(?:'[a-z])?[,.:]?\s){2}[A-Za-z]{2}|[^\W\
 
 def _formulas(text: str) -> list[tuple[int, str]]:
     """The stretches of LaTeX in a text, each with where it ends; joined ones are one list."""
-    found: list[tuple[int, str]] = []
+    formulas: list[tuple[int, str]] = []
     for match in _MATH.finditer(text):
         inner = match[match.lastgroup].strip()
         if match.lastgroup == "inline" and _MONEY.match(inner):
             continue  # "$5 and $6"
-        between = text[found[-1][0] : match.start()].strip(" \t\n,;") if found else "."
+        between = text[formulas[-1][0] : match.start()].strip(" \t\n,;") if formulas else "."
         if between in ("", "and", "or"):
-            found[-1] = (match.end(), f"{found[-1][1]}, {inner}")
+            formulas[-1] = (match.end(), f"{formulas[-1][1]}, {inner}")
         else:
-            found.append((match.end(), inner))
-    return found
+            formulas.append((match.end(), inner))
+    return formulas
 
 
 def formula_in(place: str, where: str) -> str | None:

@@ -25,8 +25,8 @@ START_SECONDS = 300.0  # for the import, which counts towards nothing
 WALL_SECONDS = 120.0  # for one pair: only a machine that stands still takes longer
 MEMORY_BYTES = 4 << 30
 
-MAX_LENGTH = 300  # characters of an answer that is worth a parser's time
-MAX_DEPTH = 8  # brackets within brackets
+LONGEST_SIDE = 300  # characters of an answer that is worth a parser's time
+DEEPEST_SIDE = 8  # brackets within brackets
 # What would only run into the limit: towers of powers, huge exponents, factorials and numbers.
 _HUGE = re.compile(
     r"(?:\^|\*\*)\s?[({]{0,2}\s?\d+\s?(?:\^|\*\*)|(?:\^|\*\*)\s?[({]{0,2}\d{4}"
@@ -39,20 +39,23 @@ class Worker:
     """The child process and the only way to talk to it."""
 
     def __init__(self) -> None:
-        self.asked = 0  # pairs, so that tests can see how few they are
+        self.pairs = 0  # how many it was asked, which tests count
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, mine: str, gold: str) -> bool | None:
         """math_verify's verdict; None where it did not come within the limit."""
         with self._lock:
-            self.asked += 1
+            self.pairs += 1
             if self._process is None or self._process.poll() is not None:
                 self._start()
             try:
                 self._process.stdin.write(json.dumps([mine, gold]).encode() + b"\n")
                 self._process.stdin.flush()
                 reply = self._read(WALL_SECONDS)
+            except OSError:  # it was killed after the last look at it
+                self.stop()
+                return None
             except BaseException:  # a Ctrl-C in here would leave an old reply in the pipe
                 self.stop()
                 raise
@@ -120,11 +123,11 @@ def symbolically_equal(mine: str, gold: str) -> bool | None:
 def _is_formula(text: str) -> bool:
     """Whether a text is short, no code, and its brackets close and nest no deeper than usual."""
     depth = deepest = 0
-    for character in text[: MAX_LENGTH + 1]:
+    for character in text[: LONGEST_SIDE + 1]:
         depth += (character in "([{") - (character in ")]}")
         deepest = max(deepest, depth)
-    short = len(text) <= MAX_LENGTH
-    return short and depth == 0 and deepest <= MAX_DEPTH and not _CODE.search(text)
+    short = len(text) <= LONGEST_SIDE
+    return short and depth == 0 and deepest <= DEEPEST_SIDE and not _CODE.search(text)
 
 
 def serve() -> None:
