@@ -156,7 +156,12 @@ def worst_long_completion() -> dict:
     functions, _ = build_rewards(dict.fromkeys(STATED, 1.0), think_tag="think")
     functions += build_rewards({"correctness": 1.0}, tags=None)[0]
     worst = {"ms": -math.inf}
-    for kind, gold in {"number": "18", "math": "\\frac{1}{2}", "choice": "B"}.items():
+    for kind, gold in {
+        "number": "18",
+        "math": "\\frac{1}{2}",
+        "choice": "B",
+        "text": "Paris",
+    }.items():
         columns = {"answer": [gold], "kind": [kind], "completion_ids": [[1] * 5000]}
         for piece in HOSTILE:
             filling = piece * (LONG // len(piece))

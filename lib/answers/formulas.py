@@ -30,6 +30,7 @@ DEEPEST_FORMULA = 40  # brackets within brackets
 MAX_ITEMS = 100  # of a list
 MAX_WHOLE_BITS = 50_000  # of an exact whole number: it takes no time to compare
 MAX_FRACTION_BITS = 3_000  # of a fraction, whose every sum takes a greatest common divisor
+MAX_BINOMIAL = 400
 ROW = "\x01"  # what stands for the end of a row, which LaTeX writes as two backslashes
 
 
@@ -153,6 +154,12 @@ def root(radicand: Number, degree: Number) -> Number:
     return math.sqrt(radicand) if n == 2 else float(radicand) ** (1 / n)
 
 
+def binomial(n: Number, k: Number) -> int:
+    if not _exact(n, k) or n.denominator * k.denominator != 1 or not 0 <= k <= n <= MAX_BINOMIAL:
+        raise Unreadable("a binomial of this")
+    return math.comb(int(n), int(k))
+
+
 FUNCTIONS: dict[str, Callable[[complex], complex]] = {
     "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "sinh": cmath.sinh,
     "cosh": cmath.cosh, "tanh": cmath.tanh, "arcsin": cmath.asin, "arccos": cmath.acos,
@@ -245,7 +252,7 @@ _CONSTANTS = {
     "pi": math.pi, "e": math.e, "i": 1j,
     "infty": math.inf, "infinity": math.inf, "inf": math.inf, "oo": math.inf,
 }  # fmt: skip
-_COMMANDS = {*FUNCTIONS, *_NAMES, *_CONSTANTS, "frac", "sqrt", "overline", "hat"}
+_COMMANDS = {*FUNCTIONS, *_NAMES, *_CONSTANTS, "frac", "binom", "sqrt", "overline", "hat"}
 _PLAIN_WORDS = {*FUNCTIONS, "sqrt", "pi", "infinity", "inf", "oo"}
 
 
@@ -518,6 +525,8 @@ class _Reader:
             above, below = self.argument(), self.argument()
             ratio = f"{above.literal}/{below.literal}" if _may_be_name(above, below) else ""
             return replace(apply(divide, above, below), literal=ratio)
+        if name == "binom":
+            return apply(binomial, self.argument(), self.argument())
         if name == "sqrt":
             degree: Node = constant(2)
             if self.take("["):

@@ -50,7 +50,7 @@ _UNICODE = str.maketrans(
 _SPELLINGS = [
     (re.compile(pattern.replace("END", r"(?![A-Za-z])")), plain)
     for pattern, plain in (
-        (r"(?<=\d)(?:\{,\}|,?\\[,!;: ]{1,4}|\{,\\!\}|,~)\ ?(?=\d{3}(?!\d))", ""),  # 12{,}345
+        (r"(?<=\d)(?:'|\{,\}|,?\\[,!;: ]{1,4}|\{,\\!\}|,~)\ ?(?=\d{3}(?!\d))", ""),  # 12{,}345
         (r"\\(?:begin|end)\{(?:align|equation|gather)(?:ed)?\*?\}", " "),
         (r"\\(?:left|right)\.|\\middle(?![A-Za-z])", " "),
         (r"\\(?:left|right|[bB]igg?[lrm]?)END", " "),
@@ -61,6 +61,7 @@ _SPELLINGS = [
         (r"\\(?:f?box|boxed|angle|triangle)END|^\s?\\approxEND", " "),
         (r"\\operatorname\*?\ ?\{([a-zA-Z]+)\}", r"\\\1 "),
         (r"\\[dtc]fracEND", r"\\frac"),
+        (r"\\[dt]binomEND", r"\\binom"),
         (r"\\leq(?:q|slant)?END|<=", r"\\le "),
         (r"\\geq(?:q|slant)?END|>=", r"\\ge "),
         (r"\\neqEND|!=|\\not\ ?=", r"\\ne "),

@@ -73,9 +73,14 @@ _UNWRAP = [
 ]  # fmt: skip
 
 
+_INLINE = re.compile(r"(?<!\\)\$(-?\d[\d.,]*+)\$(?!\d)")
+
+
 def unwrap(text: str) -> str:
     """The text without the LaTeX and markdown around and inside its numbers, spaces made single."""
     text = " ".join(plain_characters(text).split())
+    if text.count("$") > 1:
+        text = _INLINE.sub(r"\1", text)
     if any(mark in text for mark in "\\*{~`°×^"):
         for pattern, plain in _UNWRAP:
             text = pattern.sub(plain, text)

@@ -12,7 +12,13 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from lib.answers.numerals import after_number, find_numbers, plain_characters, read_number, unwrap
+from lib.answers.numerals import (
+    after_number,
+    find_numbers,
+    plain_characters,
+    read_number,
+    unwrap,
+)
 
 MAX_ANSWER = 1000  # characters: what is longer is no answer
 NO_ANSWER = ""
@@ -41,12 +47,15 @@ _SECOND = re.compile(
     r"|(?:\s[A-Za-z]{1,20}){1,3},?\s(?:and|or|plus|to)\s[^A-Za-z]{0,3}\d"  # 3 apples and 5 pears
     r"|(?:\s[A-Za-z]{1,20}){1,2},\s\d[\d.]*+(?:\s[A-Za-z]{1,20}){0,2}\W{0,3}$"
 )
+_SPAN = re.compile(r"\d\s?-\s?\$?\d")
+_SPAN_AT_END = re.compile(r"\d\s?-\s?\$?\d[\d.,]*+(?:\s[A-Za-z]{1,20}){0,2}\W*$")
 _TERM = re.compile(r"\s?[-+]\s?\$?\d")
 _RANGE = re.compile(
     r"[^\d=]{0,60}\b(?:between|from)\s[^A-Za-z]{0,3}\d[^A-Za-z]{0,30}\s(?:and|to)\s", re.I
 )
 # Arithmetic and nothing else: 18-20, (5)/(8), \\frac13+\\frac14. What it comes to is compared.
 _SUM = re.compile(r"(?=.*\d[)}\s]*[-+*/^]|.*\\frac)(?:[\d.,+*/^(){}\s-]|\\[dt]?frac)++")
+_LATEX_OF_SUM = re.compile(r"\\[()\[\],]|\\(?:left|right)(?![a-z])")
 _JOINED = re.compile(r"\W{0,9}\b(?:or|and|to|plus|minus|times)\b")
 _BRACKETED = re.compile(r"\([^()]*+\)")
 _ARITHMETIC = re.compile(r"[^A-WYZa-wyz=]*=")
@@ -54,8 +63,8 @@ _NOT = re.compile(r"\W{0,9}not\b")
 
 
 def is_arithmetic(text: str) -> bool:
-    text = plain_characters(text[:MAX_ANSWER]).strip(" $.*").replace("\\times", "*")
-    return bool(_SUM.fullmatch(text.replace("\\cdot", "*").replace("\\div", "/")))
+    text = _LATEX_OF_SUM.sub("", plain_characters(text[:MAX_ANSWER]).strip(" $.*"))
+    return bool(_SUM.fullmatch(re.sub(r"\\(?:times|cdot|div)(?![a-z])", "*", text)))
 
 
 def number_in(place: str, where: str) -> str | None:
@@ -92,8 +101,8 @@ def number_in(place: str, where: str) -> str | None:
     two = len({read_number(number) for number in numbers}) > 1
     if where in ("tags", "boxed") and (two or _JOINED.match(rest or "")):
         return NO_ANSWER
-    if "=" not in clause and _TERM.match(rest or ""):
-        return NO_ANSWER  # 18-20 eggs
+    if "=" not in clause and (_TERM.match(rest) if leads else _SPAN.search(outside)):
+        return NO_ANSWER  # 18-20 eggs, about 18-20
     if _SECOND.match(rest or "") or (not two and _NOT.match(clause)):
         return NO_ANSWER
     return numbers[0] if leads else numbers[-1]
@@ -141,7 +150,7 @@ def last_number(text: str) -> str | None:
         part = text if len(text) <= size else text[-size:].partition(" ")[2]
         numbers = find_numbers(part)
         if numbers:
-            return numbers[-1]
+            return None if _SPAN_AT_END.search(plain_characters(tail[-60:])) else numbers[-1]
     return None
 
 
