@@ -48,7 +48,6 @@ _SECOND = re.compile(
     r"|(?:\s[A-Za-z]{1,20}){1,2},\s\d[\d.]*+(?:\s[A-Za-z]{1,20}){0,2}\W{0,3}$"
 )
 _SPAN = re.compile(r"\d\s?-\s?\$?\d")
-_SPAN_AT_END = re.compile(r"\d\s?-\s?\$?\d[\d.,]*+(?:\s[A-Za-z]{1,20}){0,2}\W*$")
 _TERM = re.compile(r"\s?[-+]\s?\$?\d")
 _RANGE = re.compile(
     r"[^\d=]{0,60}\b(?:between|from)\s[^A-Za-z]{0,3}\d[^A-Za-z]{0,30}\s(?:and|to)\s", re.I
@@ -150,7 +149,7 @@ def last_number(text: str) -> str | None:
         part = text if len(text) <= size else text[-size:].partition(" ")[2]
         numbers = find_numbers(part)
         if numbers:
-            return None if _SPAN_AT_END.search(plain_characters(tail[-60:])) else numbers[-1]
+            return numbers[-1]
     return None
 
 
