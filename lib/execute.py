@@ -191,8 +191,8 @@ class Watch:
             line, left = shown["line"], max(left, shown["seconds_left"] or 0)
         total = ""
         if self.several and self.later is not None and self.usual:
-            total = f", about {duration(max(left, 1) + self.later)} left for all"
-        return f"{self.label} ({duration(spent)}) {line}{total}"
+            total = f", {duration(max(left, 1) + self.later)} left for all"
+        return f"{self.label} ({duration(spent)}{total}) {line}"
 
     @staticmethod
     def _show(line: str, last: bool = False) -> None:

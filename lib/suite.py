@@ -100,7 +100,7 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
             return code
     if (run.evals / "comparison.json").is_file():
         print(write_report(run, config))
-    print(whats_next(options.recipe, config, run))
+    print(whats_next(options, config, run))
     return 0
 
 
@@ -197,15 +197,16 @@ def header(config: Config, run: Run, chain: list[str], left: list[str], aside: P
     return "\n".join(lines)
 
 
-def whats_next(recipe: str, config: Config, run: Run) -> str:
+def whats_next(options: argparse.Namespace, config: Config, run: Run) -> str:
     """What to open, and what to try."""
-    again = f"python -m lib.suite {recipe} -p run {config.run_name}"
+    words = [word for key, value in options.parameters for word in ("-p", key, value)]
+    again = shlex.join(["python", "-m", "lib.suite", options.recipe, *words])
     lines = [f"As executed: {run.shown(run.notebooks)}"]
     if (NOTEBOOKS / "08_serving.ipynb").is_file() and run.merged.is_dir():
         lines.append(f"Talk to the model: {again} --only 08")
     lines += [
         f"The same algorithm, written out: {again} --only 07",
-        f"Another seed: python -m lib.suite {recipe} -p seed {config.seed + 1}",
+        f"Another seed, as a run of its own: {again} -p seed {config.seed + 1}",
     ]
     return "\n".join(lines)
 
