@@ -199,14 +199,19 @@ def header(config: Config, run: Run, chain: list[str], left: list[str], aside: P
 
 def whats_next(options: argparse.Namespace, config: Config, run: Run) -> str:
     """What to open, and what to try."""
-    words = [word for key, value in options.parameters for word in ("-p", key, value)]
-    again = shlex.join(["python", "-m", "lib.suite", options.recipe, *words])
+
+    def command(*without: str) -> str:
+        pairs = [each for each in options.parameters if each[0] not in without]
+        words = [word for pair in pairs for word in ("-p", *pair)]
+        return shlex.join(["python", "-m", "lib.suite", options.recipe, *words])
+
+    again = command()
     lines = [f"As executed: {run.shown(run.notebooks)}"]
     if (NOTEBOOKS / "08_serving.ipynb").is_file() and run.merged.is_dir():
         lines.append(f"Talk to the model: {again} --only 08")
     lines += [
         f"The same algorithm, written out: {again} --only 07",
-        f"Another seed, as a run of its own: {again} -p seed {config.seed + 1}",
+        f"Another seed, as a run of its own: {command('seed', 'run')} -p seed {config.seed + 1}",
     ]
     return "\n".join(lines)
 
