@@ -175,6 +175,11 @@ class Run:
         left = [path for path in (*left, self.report) if path.exists()]
         return self._move_to_previous(left, still_good=("01", "02", "03", "05")) if left else None
 
+    def put_aside(self, path: Path) -> None:
+        """Move a file or folder of this run that is about to be made anew to `previous/<time>/`."""
+        if path.exists():
+            self._move_to_previous([path], still_good=("0",))
+
     @property
     def _begun(self) -> Path:
         return self.folder / "previous" / ".begun"

@@ -254,6 +254,8 @@ def test_an_evaluation_made_in_another_way_is_kept(tmp_path):
     assert sorted(os.listdir(run.evals)) == ["certificate.json", "validation.jsonl"]
     assert aside.report.is_file() and run.adapter.is_dir()
     assert run.put_aside_evaluation("base") is None
+    run.put_aside(run.adapter)
+    assert not run.adapter.exists() and len(list((run.folder / "previous").glob("*/adapter"))) == 1
 
 
 def test_putting_aside_can_be_killed(tmp_path, monkeypatch):
