@@ -244,7 +244,8 @@ def save_reward_model(model: RewardModel, held_out: Sequence[Pair], folder: Path
     that the reward will use. Their mean and standard deviation are the reward's zero and unit.
     An earlier model, with which a policy may have been trained, is kept in the run's `previous/`.
     """
-    Run(folder.parent).put_aside(folder)
+    if (folder / RECORD).is_file():
+        Run(folder.parent).put_aside(folder)
     with written_whole(folder) as beside:
         model.model.half().save_pretrained(beside)
         model.tokenizer.save_pretrained(beside)
