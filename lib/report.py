@@ -77,6 +77,7 @@ def write_report(run: Run, config: Config) -> str:
     pairs = _pairs(run)
     pages = [_export(path) for path in sorted(run.notebooks.glob("*.ipynb"))]
     warned = _json(run.folder / "alarms.json", [])
+    certificate = _json(run.evals / "certificate.json", None)
     record, log = run.recorded(), read_jsonl(run.train_log)
     settings = Config.model_construct(**config.model_dump() | record.get("config", {}))
     page = _template().render(
@@ -91,8 +92,9 @@ def write_report(run: Run, config: Config) -> str:
         rows=comparison_rows(table),
         comparison=_figure(run, BEFORE_AFTER[0]),
         comparison_sentence=BEFORE_AFTER[1],
-        certificate=_json(run.evals / "certificate.json", None),
-        cell=_cell,
+        certificate=certificate,
+        certificate_header=CERTIFICATE,
+        certificate_rows=_certificate_rows(certificate["rows"]) if certificate else [],
         examples=random.Random(0).sample(pairs, min(2 * SHOWN, len(pairs))),
         changed={
             CHANGES[kind]: [pair for pair in pairs if pair["change"] == kind]
@@ -217,19 +219,35 @@ def _cost(run: Run, record: dict[str, Any], log: Sequence[dict]) -> list[tuple[s
     return rows
 
 
-def _cell(key: str, value: Any) -> str:
-    """A value of the certificate as a person reads it."""
-    if value is None:
-        return "n/a"
-    if isinstance(value, bool):
-        return "equal" if value else "DIFFERS"
-    if key == "difference":
-        return f"{100 * value:+.1f} points"
-    if key in ("accuracy", "equal_answers"):
-        return f"{value:.1%}"
-    if key == "interval_95":
-        return f"{100 * value[0]:+.1f} to {100 * value[1]:+.1f}"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+CERTIFICATE = ["form", "verdict", "accuracy", "points (95 %)", "nats a token", "same answers"]
+CERTIFICATE += ["template, tokens, stops, weights", "GiB", "tokens/s"]
+
+
+def _certificate_rows(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The rows of `evals/certificate.json` as text, under `CERTIFICATE`."""
+
+    def shown(row: dict[str, Any], key: str, form: str, scale: float = 1) -> str:
+        return "n/a" if row.get(key) is None else form.format(scale * row[key])
+
+    texts = []
+    for row in rows:
+        points = shown(row, "difference", "{:+.1f}", 100)
+        if row.get("interval_95"):
+            low, high = row["interval_95"]
+            points += f" ({100 * low:+.1f} to {100 * high:+.1f})"
+        differ = [key for key in row if key.endswith("_equal") and row[key] is False]
+        texts.append(
+            [
+                *(row["form"], row.get("verdict", ""), shown(row, "accuracy", "{:.1%}"), points),
+                shown(row, "logprob_gap", "{:.3f}"),
+                shown(row, "equal_answers", "{:.0%}"),
+                "DIFFER: " + ", ".join(key.removesuffix("_equal") for key in differ)
+                if differ
+                else "equal",
+                *(shown(row, "size_gib", "{:.2f}"), shown(row, "tokens_per_s", "{:.0f}")),
+            ]
+        )
+    return texts
 
 
 def _export(notebook: Path) -> Path:

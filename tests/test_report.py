@@ -105,6 +105,6 @@ def test_what_is_off_is_in_the_page(finished):
     (run.adapter / "adapter_model.safetensors").write_bytes(b"two")
     write_report(run, config)
     text = run.report.read_text()
-    assert "1 faults: &lt;eos&gt;." in text and "DIFFERS" in text and "-10.0 points" in text
+    assert "1 faults: &lt;eos&gt;." in text and "DIFFER: stops" in text and ">-10.0<" in text
     assert "While it trained: The reward was flat." in text
     assert "Made from an earlier adapter" in text
