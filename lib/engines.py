@@ -80,6 +80,43 @@ def no_vllm(error: Exception) -> str:
     return f"vLLM could not start ({reason}): transformers generates, slower."
 
 
+def engine_arguments(config: Config, folder: Path, adapters: bool = False) -> dict[str, Any]:
+    """What `vllm.LLM` is made with: `LLM(**engine_arguments(config, folder))`.
+
+    Args:
+        adapters: as of `make_engine`; the engine then takes no other weights.
+    """
+    settings: dict[str, Any] = {}
+    on_gpu = config.profile != "cpu"
+    if on_gpu:
+        settings["gpu_memory_utilization"] = cap_gpu_memory(
+            config.gpu_memory_cap, config.gpu_memory_utilization
+        )
+    else:
+        from lib.vllm_cpu import lean_settings
+
+        # A short prompt fills none of the usual blocks of 128, and only full ones are shared.
+        settings |= dict(block_size=32) | lean_settings()
+    if adapters and on_gpu:  # on a CPU an adapter costs a factor of seven, merged weights nothing
+        ranks = (rank for rank in LORA_RANKS if rank >= config.lora_r)
+        settings |= dict(enable_lora=True, max_lora_rank=next(ranks, config.lora_r))
+    if config.cast_lm_head_to_fp32:
+        settings |= dict(hf_overrides={"head_dtype": "float32"})
+    names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+    return dict(
+        model=str(folder),
+        dtype=names[config.precision],
+        max_model_len=config.max_seq_length,
+        max_num_seqs=256,
+        enforce_eager=not on_gpu,  # compiling takes longer than a small evaluation on a CPU
+        enable_prefix_caching=True,
+        seed=config.seed,
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+        **settings,
+    )
+
+
 class VllmEngine:
     """vLLM in this process, on a GPU or (package vllm-cpu) on the processor.
 
@@ -93,41 +130,21 @@ class VllmEngine:
     def __init__(self, config: Config, folder: Path, adapters: bool = False, **settings: Any):
         from vllm import LLM
 
+        self._hold(LLM(**engine_arguments(config, folder, adapters) | settings))
+
+    @classmethod
+    def around(cls, llm: Any) -> "VllmEngine":
+        """An engine on a `vllm.LLM` that is there already, made with `engine_arguments`."""
+        engine = cls.__new__(cls)
+        engine._hold(llm)
+        return engine
+
+    def _hold(self, llm: Any) -> None:
+        self.llm, self.tokenizer = llm, llm.get_tokenizer()
         self.notes: list[str] = []
         self.adapter: Path | None = None
+        self.takes_adapters = llm.llm_engine.vllm_config.lora_config is not None
         self._waiting: list[str] = []  # requests that an interrupted stream left
-        on_gpu = config.profile != "cpu"
-        # On a CPU an adapter costs a factor of seven, merged weights nothing.
-        self.takes_adapters = adapters and on_gpu
-        if on_gpu:
-            settings["gpu_memory_utilization"] = cap_gpu_memory(
-                config.gpu_memory_cap, config.gpu_memory_utilization
-            )
-        else:
-            from lib.vllm_cpu import lean_settings
-
-            # A short prompt fills none of the usual blocks of 128, and only full ones are shared.
-            settings |= dict(block_size=32) | lean_settings()
-        if self.takes_adapters:
-            ranks = (rank for rank in LORA_RANKS if rank >= config.lora_r)
-            settings |= dict(enable_lora=True, max_lora_rank=next(ranks, config.lora_r))
-        if config.cast_lm_head_to_fp32:
-            settings |= dict(hf_overrides={"head_dtype": "float32"})
-        names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-        self.llm = LLM(
-            model=str(folder),
-            dtype=names[config.precision],
-            max_model_len=config.max_seq_length,
-            max_num_seqs=256,
-            # Compiling takes longer than a small evaluation on a CPU.
-            enforce_eager=not on_gpu,
-            enable_prefix_caching=True,
-            seed=config.seed,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            **settings,
-        )
-        self.tokenizer = self.llm.get_tokenizer()
 
     def generate(self, prompts, sampling):
         return in_order(self.stream(prompts, sampling))
