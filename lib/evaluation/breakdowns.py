@@ -18,6 +18,8 @@ from lib.rewards import recipe_rewards
 from lib.sampling import Completion
 from lib.stats import rate
 
+MAJORITY, AGREEMENT = 3, 4  # samples a problem from which a vote, or its share, says something
+
 
 def samples_of(records: Sequence[dict]) -> list[list[dict]]:
     """The sampled answers of each problem, in the problems' order."""
@@ -63,17 +65,17 @@ def add_rewards(records: Sequence[dict], rows: Sequence[dict], config: Config) -
 def curves_of_k(records: Sequence[dict]) -> dict[str, list[stats.Estimate]]:
     """For k = 1 … n samples: pass@k, majority@k and, where rewards are there, best-of-k.
 
-    All strict: a sample that has the answer outside its tags votes for it, and counts as wrong.
+    Of fewer than three samples none can be outvoted, and majority@k is left out. All strict: a
+    sample that has the answer outside its tags votes for it, and counts as wrong.
     """
     problems, clusters = samples_of(records), clusters_of(records)
     ks = range(1, len(problems[0]) + 1)
     rights = [[record["strict"] for record in samples] for samples in problems]
     votes = [[vote(record) for record in samples] for samples in problems]
     both = list(zip(votes, rights, strict=True))
-    by_k = {
-        "pass@k": [[stats.pass_at_k(len(r), sum(r), k) for r in rights] for k in ks],
-        "majority@k": [[stats.majority_at_k(v, r, k) for v, r in both] for k in ks],
-    }
+    by_k = {"pass@k": [[stats.pass_at_k(len(r), sum(r), k) for r in rights] for k in ks]}
+    if len(ks) >= MAJORITY:
+        by_k["majority@k"] = [[stats.majority_at_k(v, r, k) for v, r in both] for k in ks]
     if "reward" in records[0]:
         paid = [[record["reward"] for record in samples] for samples in problems]
         both = list(zip(paid, rights, strict=True))

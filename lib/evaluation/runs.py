@@ -74,6 +74,30 @@ def is_begun(config: Config) -> bool:
     return all(stored[key] == wanted[key] for key in keys)
 
 
+def missing_runs(config: Config) -> dict[str, Config]:
+    """Run name → configuration of those variants, and the base, that are not finished yet."""
+    if config.runs:
+        return {}
+    wanted = {BASE: base_config(config), **variant_configs(config)}
+    return {name: each for name, each in wanted.items() if not is_finished(each)}
+
+
+def planned_seconds(config: Config, missing: Mapping[str, Config]) -> float:
+    """About how long the missing runs take: as long as the finished ones, where there are some.
+
+    Otherwise 0.2 seconds a completion (the embedded model on one core, loading included).
+    """
+    if not missing:
+        return 0.0
+    every = variant_configs(config).items()
+    done = [Run(run_folder(each)) for name, each in every if name not in missing]
+    spent = [read_json(run.record).get("learning", {}).get("seconds") for run in done]
+    spent = [seconds for seconds in spent if seconds]
+    if spent:
+        return float(np.mean(spent)) * len(missing)
+    return sum(0.2 * each.completions_per_step * each.max_steps for each in missing.values())
+
+
 def find_arms(config: Config) -> dict[str, list[Run]]:
     """The runs to compare, base first where there is one: those of `runs`, or of the variants.
 

@@ -15,13 +15,6 @@ from lib.preflight import Preflight
 
 BLUE, ORANGE, GREEN, GREY = "#3b6fb6", "#d9772b", "#4b9b5d", "#8a8a8a"
 MODELS = (GREY, BLUE, ORANGE)  # base, trained, another
-OUTCOMES = {
-    "right": GREEN,
-    "finished": GREEN,
-    "wrong": ORANGE,
-    "unparseable": "#b5543f",
-    "truncated": "#6d4a8d",
-}
 STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -56,7 +49,8 @@ def comparison_bars(table: dict[str, dict[str, Any]]) -> Figure:
             middle, y, xerr=[middle - low, high - middle], fmt="o", color=BLUE, capsize=3
         )
         right.axvline(0, color="black", lw=0.8)
-        right.set_title("paired difference, 95 % interval", loc="left", fontsize=10)
+        right.xaxis.set_major_formatter(plt.FuncFormatter(lambda x, _: f"{100 * x:+.0f}"))
+        right.set_title("paired difference in points, 95 % interval", loc="left", fontsize=10)
     return figure
 
 
@@ -148,21 +142,6 @@ def calibration_figure(found: dict[str, Sequence[dict]]) -> Figure:
         axis.set_xlabel("share of samples that agree with the majority")
         axis.set_ylabel("majority's answer is right (lenient)")
         axis.legend(fontsize=8)
-    return figure
-
-
-def outcomes_figure(rows: Sequence[tuple[str, int, int]]) -> Figure:
-    """How the greedy answers ended, before and after: bars of right, wrong, cut off …"""
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(9, 1.9), layout="constrained")
-        left = np.zeros(2)
-        for outcome, *counts in rows:
-            color = OUTCOMES.get(outcome, GREY)
-            axis.barh(["before", "after"], counts, left=left, color=color, label=outcome)
-            left += counts
-        axis.invert_yaxis()
-        axis.set_xlabel("greedy answers")
-        axis.legend(ncols=5, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 

@@ -1,13 +1,16 @@
 """Figures of several runs: learning curves with bands over seeds, differences with intervals."""
 
+import base64
+import html
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from lib.evaluation.runs import batches_log
+from lib.evaluation.runs import accuracy_rows, batches_log, cost_rows, sentences
 from lib.plots import BLUE, GREY, ORANGE, STYLE, bounds
 from lib.plots.curves import smooth
 from lib.runs import Run, read_jsonl
@@ -74,7 +77,71 @@ def differences_figure(compared: Sequence[Mapping[str, Any]]) -> Figure:
                     axis.plot([low, high], [y, y], color=ORANGE, lw=2)
                     axis.plot(row[other]["difference"], y, "o", color=BLUE)
             axis.axvline(0, color="black", lw=0.8)
-            axis.set_title(f"difference {other}", loc="left", fontsize=10)
-            axis.xaxis.set_major_formatter(plt.FuncFormatter(lambda x, _: f"{x:+.0%}"))
+            axis.set_title(f"difference {other}, in points", loc="left", fontsize=10)
+            axis.xaxis.set_major_formatter(plt.FuncFormatter(lambda x, _: f"{100 * x:+.0f}"))
         axes[0, 0].set_yticks(range(len(compared)), [row["arm"] for row in reversed(compared)])
     return figure
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>
+:root {{ color-scheme: light dark }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto;
+  padding: 0 1rem }}
+table {{ border-collapse: collapse }} div {{ overflow-x: auto }}
+th, td {{ padding: .25rem .8rem; border-bottom: 1px solid #8886; text-align: right }}
+th {{ cursor: pointer }} th:first-child, td:first-child {{ text-align: left }}
+th[aria-sort=ascending]::after {{ content: " ▲" }}
+th[aria-sort=descending]::after {{ content: " ▼" }}
+img {{ max-width: 100%; background: white; border-radius: 4px }}
+</style></head><body><h1>{title}</h1>
+{claims}
+<h2>Held-out accuracy</h2><p>Click on a column to sort by it.</p>{accuracy}
+{figures}<h2>Cost</h2>{cost}
+<script>
+document.querySelectorAll("th").forEach(th => th.onclick = () => {{
+  const column = th.cellIndex, up = th.ariaSort != "descending" ? -1 : 1
+  th.parentNode.querySelectorAll("th").forEach(other => other.ariaSort = null)
+  th.ariaSort = up < 0 ? "descending" : "ascending"
+  const key = row => row.cells[column].textContent, body = th.closest("table").tBodies[0]
+  const by = (a, b) => {{
+    const [x, y] = [parseFloat(key(a)), parseFloat(key(b))]
+    return isNaN(x) || isNaN(y) ? key(a).localeCompare(key(b)) : x - y
+  }}
+  body.append(...[...body.rows].sort((a, b) => up * by(a, b)))
+}})
+</script></body></html>
+"""
+
+
+def write_comparison(run: Run, compared: Sequence[Mapping[str, Any]]) -> Path:
+    """`comparison.html`: claims, figures, and tables that a click on a column sorts; no network."""
+    import pandas as pd
+
+    def table(rows: Sequence[Mapping[str, Any]]) -> str:
+        frame = pd.DataFrame(list(rows), dtype=object)
+        return f"<div>{frame.to_html(index=False, border=0, na_rep='', float_format='%.1f')}</div>"
+
+    figures = ""
+    for name, says in (
+        ("learning_curves", "Reward while each arm trains: mean and range over seeds."),
+        ("differences", "Differences with 95 % intervals: what crosses zero may be chance."),
+    ):
+        file = run.figures / f"{name}.png"
+        if file.is_file():
+            data = base64.b64encode(file.read_bytes()).decode()
+            figures += f'<h2>{says}</h2><img alt="{says}" src="data:image/png;base64,{data}">'
+    page = run.folder / "comparison.html"
+    claims = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences(compared))
+    page.write_text(
+        PAGE.format(
+            title=html.escape(f"{run.folder.name}: runs side by side"),
+            claims=claims,
+            accuracy=table(accuracy_rows(compared)),
+            figures=figures,
+            cost=table(cost_rows(compared)),
+        ),
+        encoding="utf-8",
+    )
+    return page
