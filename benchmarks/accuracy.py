@@ -15,8 +15,9 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
-from lib.checks import check_inputs, load_problems
+from lib.checks import load_problems
 from lib.config import Config, resolve
+from lib.doctor import check_inputs
 from lib.errors import BadInput
 from lib.evaluation import evaluate
 from lib.evaluation.compare import HEADER, compare, comparison_rows

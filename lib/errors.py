@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 
 class BadInput(ValueError):
@@ -26,6 +27,22 @@ class BadInput(ValueError):
         return [str(self)]
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong, in one sentence with what to do; `stops`: the run would fail or be worthless.
+
+    Attributes:
+        key: the kind, as `BadInput.key`.
+    """
+
+    key: str
+    sentence: str
+    stops: bool = True
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
 class Stopped(BadInput):
     """A training that cannot go on, or was asked not to; its text also says what is kept of it."""
 
@@ -41,8 +58,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
     >>> nearest("gsm8", ["gsm8k", "aqua"])
     'did you mean "gsm8k"?'
     """
-    names = sorted(names)
-    close = difflib.get_close_matches(str(name), names, n=1)
+    names, given = sorted(names), str(name).casefold()
+    folded = {each.casefold(): each for each in names}
+    longer = [each for each in folded if len(given) > 3 and each.startswith(given)]
+    close = longer or difflib.get_close_matches(given, folded, n=1)
     if close:
-        return f'did you mean "{close[0]}"?'
+        return f'did you mean "{folded[close[0]]}"?'
+    if len(names) > 40:
+        return "none is like it."
     return f"choose one of {', '.join(names)}." if names else "it has none."

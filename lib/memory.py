@@ -1,12 +1,11 @@
-"""How much memory a run will take, told before it starts.
+"""How much memory a run will take, estimated before it starts.
 
-    need = estimate(config, read_shape(folder), hardware)
-    need.total, need.parts     # GiB, and where they go
+    plan = estimate(config, read_shape(folder), hardware)
+    plan.total, plan.rows()     # GiB, and where they go, each with its formula
 
-A training run holds the most at the end of a pass's forward: everything that stays for
-the whole run, and what backward needs of the pass. The constants were measured; how
-near the sum comes is in benchmarks/results/memory_cpu.json (`benchmarks/memory.py`).
-On a GPU one small model was measured (step_demo_nvidia_h200.json there).
+Training holds the most at the end of a pass's forward: what stays for the whole run, and what
+backward needs of the pass. The formulas are ones that a reader can check, within 25 % of what was
+measured (benchmarks/results/memory_cpu.json; one model on a GPU, step_demo_nvidia_h200.json).
 """
 
 import json
@@ -15,30 +14,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lib.activations import (
-    BYTES,
-    block_bytes,
-    by_unsloth,
-    output_bytes,
-    pass_rows,
-    pass_tokens,
-    width_of,
-)
 from lib.config import Config
 from lib.errors import BadInput
 from lib.hardware import GIB, PROFILE_MEMORY, PROFILES, Hardware, detect_hardware
-from lib.rewards import learned_rewards
-from lib.rewards.model import BATCH, LearnedReward
+from lib.keys import translate
 
-NF4 = 0.5625  # bytes a weight: 4 bits, and a scale in 32 bit for each block of 64
-# As unsloth_zoo's vllm_utils.approximate_vllm_memory_usage counts (a factor of 16/5): some layers
-# of its own 4-bit models stay in 16 bit.
-UNSLOTH_NF4 = 0.625
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+NF4 = 0.625  # bytes a weight: 4 bits, scales, and the layers that stay in 16 bit
 MARGIN = 0.85  # of what there is: the estimate may be 15 % low
-# GiB before a model is loaded.
-CUDA_CONTEXT = 0.6  # not measured here
-PROCESS = 0.9  # Python, torch, transformers, Unsloth and TRL, ready to train
-VLLM = 0.3  # further for vLLM's libraries and engine
+EVALUATION_SHARE = 0.9  # of the card: evaluation and the merge are alone on it
+CUDA_CONTEXT = 0.6  # GiB before a model is loaded; not measured here
+PROCESS = 0.9  # GiB: Python, torch, transformers, Unsloth and TRL, ready to train
+VLLM = 0.3  # GiB more for vLLM's libraries and engine on a CPU
+LOGIT_ROWS = 512  # rows of logits at a time, in the passes that compute them in parts
+# Unsloth's standby replaces the share that was asked: the card's GiB, and the share it makes of it
+# (unsloth_zoo's vllm_utils.load_vllm: tiers of the card's size, times 0.95).
+STANDBY = ((40, 0.925), (25, 0.9), (20, 0.825), (14, 0.8), (10, 0.775), (0, 0.75))
 
 
 @dataclass(frozen=True)
@@ -78,16 +69,12 @@ class ModelShape:
 
     def lora_parameters(self, r: int, targets: str | list[str] = "all-linear") -> int:
         """Weights of an adapter of rank r on these linear layers: r·(in + out) each."""
-        chosen = self.targeted(targets).values()
-        return self.layers * r * sum(i + o for i, o in chosen)
-
-    def targeted(self, targets: str | list[str]) -> dict[str, tuple[int, int]]:
-        """The sizes of the layers that `lora_targets` names."""
         sizes = self.layer_sizes
-        return sizes if targets == "all-linear" else {n: sizes[n] for n in targets if n in sizes}
+        names = sizes if targets == "all-linear" else [n for n in targets if n in sizes]
+        return self.layers * r * sum(sum(sizes[name]) for name in names)
 
     def kv_bytes(self, tokens: int, width: int = 2) -> int:
-        """Keys and values of so many tokens, each number in `width` bytes."""
+        """Keys and values of that many tokens, each number in `width` bytes."""
         return 2 * width * self.layers * self.kv_heads * self.head_dim * tokens
 
 
@@ -108,29 +95,46 @@ SHAPES = {
 
 def read_shape(folder: Path) -> ModelShape:
     """The shape in a model folder's config.json."""
-    return shape_of(json.loads((folder / "config.json").read_text()))
+    return shape_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
-def shape_of(told: dict[str, Any]) -> ModelShape:
-    """The shape that a model's configuration tells."""
-    heads = told["num_attention_heads"]
+def shape_of(settings: dict[str, Any]) -> ModelShape:
+    """The shape in a model's configuration; sizes may stand under text_config, or in GPT-2's names.
+
+    Raises:
+        BadInput: it does not say how large the model is.
+    """
+    text = settings | (settings.get("text_config") or {})
+
+    def size(*names: str) -> int:
+        given = [text[name] for name in names if text.get(name)]
+        if not given:
+            raise BadInput(
+                f"The model's config.json has no {names[0]}, so that its size is not known: "
+                f"choose another model.",
+                key="no-shape",
+            )
+        return given[0]
+
+    hidden, heads = size("hidden_size", "n_embd"), size("num_attention_heads", "n_head")
     return ModelShape(
-        layers=told["num_hidden_layers"],
-        hidden=told["hidden_size"],
-        intermediate=told["intermediate_size"],
+        layers=size("num_hidden_layers", "n_layer"),
+        hidden=hidden,
+        intermediate=text.get("intermediate_size") or text.get("n_inner") or 4 * hidden,
         heads=heads,
-        kv_heads=told.get("num_key_value_heads") or heads,
-        head_dim=told.get("head_dim") or told["hidden_size"] // heads,
-        vocab=told["vocab_size"],
-        tied=told.get("tie_word_embeddings", True),
+        kv_heads=text.get("num_key_value_heads") or heads,
+        head_dim=text.get("head_dim") or hidden // heads,
+        vocab=size("vocab_size"),
+        tied=text.get("tie_word_embeddings", True),
     )
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """GiB by what takes them, and what there is."""
+class MemoryPlan:
+    """GiB by what takes them, how each is computed, and what there is."""
 
     parts: dict[str, float]
+    formulas: dict[str, str]
     available: float
     where: str
 
@@ -142,30 +146,51 @@ class Estimate:
     def fits(self) -> bool:
         return self.total <= self.available
 
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a part, for a table."""
+        return [
+            {"part": part, "GiB": round(gib, 2), "how": self.formulas.get(part, "")}
+            for part, gib in self.parts.items()
+        ]
 
-def estimate(config: Config, shape: ModelShape, hardware: Hardware) -> Estimate:
+
+def by_unsloth(config: Config) -> bool:
+    """Whether Unsloth's GPU kernels and trainer compute the pass."""
+    return config.profile != "cpu" and config.backend != "transformers"
+
+
+def engine_share(config: Config, card: float) -> float:
+    """vLLM's share of a card of that many GiB in training: the recipe's, or what standby makes."""
+    on = os.environ.get("UNSLOTH_VLLM_STANDBY", "0") != "0" and by_unsloth(config)
+    if not on or os.environ.get("UNSLOTH_VLLM_STANDBY_UTIL_OVERRIDE", "0") != "0":
+        return config.vllm_gpu_memory_utilization
+    return 0.95 * next(share for least, share in STANDBY if card >= least)
+
+
+def estimate(config: Config, shape: ModelShape, hardware: Hardware) -> MemoryPlan:
     """What training takes on this hardware, in GiB: of the GPU, or of main memory."""
     config = settled(config, shape, hardware)
     on_gpu = config.profile != "cpu"
     available = hardware.gpu_memory if on_gpu else hardware.memory
-    learning = _learning(config, shape)
-    parts = {
-        "process": CUDA_CONTEXT if on_gpu else PROCESS,
-        "weights": _weights(config, shape, _policy_width(config)) / GIB,
-        **_rollouts(config, shape, available),
-        **_reward_models(config, shape, sum(learning.values())),
+    bytes_and_formulas = {
+        "process": (
+            GIB * (CUDA_CONTEXT if on_gpu else PROCESS),
+            "CUDA's context" if on_gpu else "Python and its libraries",
+        ),
+        "weights": _weights(config, shape, 4 if config.full_finetuning else None),
+        **_generating(config, shape, available),
+        **_reward_models(config, shape),
         **_trained(config, shape),
-        **learning,
+        **_learning(config, shape),
     }
-    return Estimate(parts, available, hardware.gpu if on_gpu else "this machine's memory")
+    parts = {part: size / GIB for part, (size, _) in bytes_and_formulas.items() if size}
+    formulas = {part: formula for part, (_, formula) in bytes_and_formulas.items()}
+    return MemoryPlan(parts, formulas, available, hardware.gpu if on_gpu else "this machine")
 
 
 def settled(config: Config, shape: ModelShape, hardware: Hardware | None = None) -> Config:
-    """The configuration with `gradient_checkpointing: auto` decided.
-
-    It is on where the activations would not fit otherwise, with a margin for the
-    estimate's own error, since it costs a second forward.
-    """
+    """The configuration with `gradient_checkpointing: auto` decided: on where it does not fit
+    otherwise, with a margin for the estimate's own error, since it costs a second forward."""
     if config.gradient_checkpointing != "auto":
         return config
     hardware = hardware or detect_hardware(config.gpu_memory_cap)
@@ -176,120 +201,144 @@ def settled(config: Config, shape: ModelShape, hardware: Hardware | None = None)
     return config.model_copy(update={"gradient_checkpointing": True})
 
 
-def _policy_width(config: Config) -> int:
-    """Bytes of a weight that is not in 4 bit: 32 bit where all of them are trained."""
-    return 4 if config.full_finetuning else BYTES[config.precision]
-
-
-def _weights(config: Config, shape: ModelShape, width: int) -> float:
-    """Bytes of the policy. In 4 bit the embeddings and the output layer stay in 16."""
-    linear = width
+def _weights(config: Config, shape: ModelShape, width: int | None = None) -> tuple[float, str]:
+    """Of the policy. In 4 bit the embeddings and the output layer stay in 16."""
+    width = width or BYTES[config.precision]
+    linear = NF4 if config.load_in_4bit else width
+    formula = f"{shape.parameters / 1e6:.0f} M weights × {width} bytes"
     if config.load_in_4bit:
-        linear = UNSLOTH_NF4 if by_unsloth(config) else NF4
-    return shape.linear * linear + shape.embeddings * width
+        formula = (
+            f"{shape.linear / 1e6:.0f} M × {NF4} bytes + {shape.embeddings / 1e6:.0f} M × {width}"
+        )
+    return shape.linear * linear + shape.embeddings * width, formula
 
 
-def _rollouts(config: Config, shape: ModelShape, available: float) -> dict[str, float]:
-    """GiB that generating holds beside the policy, on top of what a pass leaves unreturned."""
-    weights = _weights(config, shape, BYTES[config.precision]) / GIB
+def _generating(config: Config, shape: ModelShape, available: float) -> dict[str, Any]:
+    """What writing completions holds beside the policy."""
+    width = BYTES[config.precision]
+    weights, formula = _weights(config, shape)
+    length = config.max_seq_length
     if config.rollout_engine != "vllm":
-        tokens = config.completions_per_step * config.max_seq_length
-        cache = shape.kv_bytes(tokens, BYTES[config.precision]) / GIB
-        return {"KV cache": cache}
-    if config.profile != "cpu":
-        # Unsloth trains on the engine's own weights. A group has to fit beside them.
-        share = config.gpu_memory_utilization * available - weights
-        group = shape.kv_bytes(config.num_generations * config.max_seq_length) / GIB
-        second = {} if by_unsloth(config) else {"rollout engine": weights}
-        return second | {"KV cache": max(share, group)}
-    # It keeps embeddings and output layer a second time, packed for its products, and a hand-over
-    # makes both anew; what that took is not given back.
-    packed = 3 * shape.embeddings * BYTES[config.precision] / GIB
-    cache = float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", 1))
-    return {"rollout engine": VLLM + weights + packed, "KV cache": cache}
+        rows = config.completions_per_step
+        cache = shape.kv_bytes(rows * length, width)
+        return {"KV cache": (cache, f"{rows} completions of {length} tokens")}
+    if config.profile == "cpu":
+        # It keeps embeddings and output layer a second time, packed for its products, and a
+        # hand-over makes both anew; what that took is not given back.
+        packed = 3 * shape.embeddings * width
+        cache = float(os.environ.get("VLLM_CPU_KVCACHE_SPACE", 1)) * GIB
+        engine = (VLLM * GIB + weights + packed, "a second copy, its embeddings packed")
+        return {"rollout engine": engine, "KV cache": (cache, "VLLM_CPU_KVCACHE_SPACE")}
+    share = engine_share(config, available)
+    group = shape.kv_bytes(config.num_generations * length)
+    cache = max(share * available * GIB - weights, group)
+    said = {"KV cache": (cache, f"{share:.2f} of the card less the weights, or one group")}
+    # Unsloth trains on the engine's own weights.
+    return said if by_unsloth(config) else {"rollout engine": (weights, formula)} | said
 
 
-def _reward_models(config: Config, shape: ModelShape, learning: float) -> dict[str, float]:
-    """GiB of learned rewards: their weights in 32 bit, and what a pass of theirs takes beyond
-    the `learning` of the policy, which is at another time."""
-    models = [_reward_shape(reward, config, shape) for reward in learned_rewards(config)]
-    if not models:
-        return {}
-    weights = sum(4 * model.parameters for model in models) / GIB
-    scoring = max(_scoring(config, model) for model in models) / GIB
-    return {"reward models": weights + max(0, scoring - learning)}
+def _reward_models(config: Config, shape: ModelShape) -> dict[str, Any]:
+    """Learned rewards, in 32 bit."""
+    from lib.rewards import learned_rewards
 
-
-def _reward_shape(reward: LearnedReward, config: Config, shape: ModelShape) -> ModelShape:
-    if reward.path:
-        base = read_shape(reward.folder())
-    else:
+    weights = 0
+    for reward in learned_rewards(config):
         base = SHAPES.get(config.reward_model_base, shape)
-        base = replace(base, layers=min(config.reward_layers or base.layers, base.layers))
-    return replace(base, tied=True)  # no output layer of that size
+        layers = min(config.reward_layers or base.layers, base.layers)
+        base = read_shape(reward.folder()) if reward.path else replace(base, layers=layers)
+        weights += 4 * replace(base, tied=True).parameters  # no output layer of that size
+    return {"reward models": (weights, f"{weights / 4e6:.0f} M weights × 4 bytes")}
 
 
-def _scoring(config: Config, model: ModelShape) -> float:
-    """Bytes: autocast's 16-bit copies of the linear layers, which it keeps for a pass, and
-    one block's hidden states (in 32 bit, normed, in 16) and the gated MLP's four."""
-    tokens = BATCH * config.max_seq_length
-    return 2 * model.linear + tokens * (10 * model.hidden + 8 * model.intermediate)
-
-
-def _trained(config: Config, shape: ModelShape) -> dict[str, float]:
-    """GiB of what is trained and its Adam state.
-
-    What is trained is in 32 bit; an adapter is computed with in the model's precision.
-    """
-    trained, adapter = shape.parameters, 0
-    if not config.full_finetuning:
-        trained = shape.lora_parameters(config.lora_r, config.lora_targets)
-        adapter = (4 + BYTES[config.precision] % 4) * trained
+def _trained(config: Config, shape: ModelShape) -> dict[str, Any]:
+    """What is trained, in 32 bit, and its optimizer's state."""
+    if config.full_finetuning:
+        count, adapter = shape.parameters, 0
+    else:
+        count = shape.lora_parameters(config.r, config.target_modules)
+        adapter = 6 if config.precision != "fp32" else 4  # computed with in 16 bit
     moments = 2 if "8bit" in config.optim else 8
-    sizes = {"adapter": adapter, "gradients": 4 * trained, "optimizer": moments * trained}
-    return {name: size / GIB for name, size in sizes.items() if size}
+    trained = f"{count / 1e6:.1f} M trained weights"
+    return {
+        "adapter": (adapter * count, f"{trained} × {adapter} bytes"),
+        "gradients": (4 * count, f"{trained} × 4 bytes"),
+        "optimizer": (moments * count, f"{trained} × {moments} bytes"),
+    }
 
 
-def _learning(config: Config, shape: ModelShape) -> dict[str, float]:
-    """GiB that the backward of one pass needs kept, and the output layer beside it.
-
-    With checkpointing a block keeps its input only, and one block at a time is computed
-    again; Unsloth moves the inputs to main memory, but for two.
-    """
-    block, head = block_bytes(config, shape), output_bytes(config, shape)
-    kept = shape.layers * block
-    if config.gradient_checkpointing:
-        layers = 2 if by_unsloth(config) else shape.layers
-        kept = layers * pass_tokens(config) * shape.hidden * width_of(config) + block
-        head = max(0, head - block)  # not at the same time
-    if config.load_in_4bit:  # one layer at a time in 16 bit, in a buffer that stays
-        kept += max(i * o for i, o in shape.layer_sizes.values()) * BYTES[config.precision]
-    return {"activations": kept / GIB, "output layer": head / GIB}
+def pass_tokens(config: Config) -> tuple[int, int]:
+    """Rows of one forward and backward, and its tokens: each prompt once for its group where
+    prompts are shared (not by Unsloth's GPU trainer), else all rows as long as can be."""
+    rows = min(config.per_device_train_batch_size, config.completions_per_step)
+    if by_unsloth(config) or not config.shared_prompts:
+        return rows, rows * config.max_seq_length
+    groups = -(-rows // config.num_generations)
+    prompt = config.max_seq_length - config.max_completion_length
+    return rows, groups * prompt + rows * config.max_completion_length
 
 
-def check_fit(config: Config, shape: ModelShape, hardware: Hardware) -> Estimate:
-    """The estimate.
+def _learning(config: Config, shape: ModelShape) -> dict[str, Any]:
+    """What the backward of one pass needs kept, and the output layer beside it."""
+    rows, tokens = pass_tokens(config)
+    h, m, fast = shape.hidden, shape.intermediate, by_unsloth(config)
+    shared = config.shared_prompts and not fast
+    width = 4 if config.full_finetuning and shared else BYTES[config.precision]
+    # What a token leaves in a block: the norms, queries, keys, values, attention's output and the
+    # gated MLP; Unsloth's kernels compute half of it again.
+    numbers, formula = (5 * h + 2 * m, "5h + 2m") if fast else (9 * h + 5 * m, "9h + 5m")
+    block = tokens * numbers * width
+    kept, said = shape.layers * block, f"{shape.layers} blocks × {tokens} tokens × ({formula})"
+    if config.gradient_checkpointing:  # a block's input, and one block at a time
+        layers = 2 if fast else shape.layers  # Unsloth moves the others to main memory
+        kept = layers * tokens * h * width + block
+        said = f"{layers} blocks' inputs of {tokens} tokens, and one block ({formula})"
+    if config.load_in_4bit:  # one layer at a time in 16 bit
+        kept += h * m * 2
+    logits = rows * config.max_completion_length
+    if fast:  # as unsloth_zoo's fused losses split them
+        logits = min(logits, max(LOGIT_ROWS, -(-logits // 8)))
+        head = 8 * logits * shape.vocab
+    elif shared:
+        head = min(logits, LOGIT_ROWS) * width * shape.vocab
+    else:  # logits, log-probs and exponentials in 32 bit; on a CPU two steps' worth
+        head = 16 * logits * shape.vocab * (2 if config.profile == "cpu" else 1)
+    copies = config.profile == "cpu", config.full_finetuning, 2 * config.cast_lm_head_to_fp32
+    head += sum(copies) * width * shape.vocab * h
+    return {
+        "activations": (kept, f"{said} × {width} bytes"),
+        "output layer": (head, f"{logits} rows of {shape.vocab} logits, or some at a time"),
+    }
+
+
+def check_fit(config: Config, shape: ModelShape, hardware: Hardware) -> MemoryPlan:
+    """The plan of training.
 
     Raises:
         BadInput: it does not fit, with what to change.
     """
     config = settled(config, shape, hardware)
     need = estimate(config, shape, hardware)
-    if need.fits:
-        return need
-    raise BadInput(
-        f"{config.model} needs about {need.total:.1f} GiB to train and {need.where} has "
-        f"{need.available:.1f} GiB: try {', '.join(advice(config))}."
-    )
+    if not need.fits:
+        raise BadInput(
+            f"{config.model} needs about {need.total:.1f} GiB to train and {need.where} has "
+            f"{need.available:.1f} GiB: try {', '.join(advice(config))}.",
+            key="memory",
+        )
+    return need
+
+
+def evaluation_gib(config: Config, shape: ModelShape) -> float:
+    """GiB that evaluation takes at least, alone on the card: 16-bit weights, one sequence."""
+    return (2 * shape.parameters + shape.kv_bytes(config.max_seq_length)) / GIB + CUDA_CONTEXT
 
 
 def advice(config: Config) -> list[str]:
     """Settings that would take less."""
-    smaller = pass_rows(config) // 2
+    smaller = pass_tokens(config)[0] // 2
     choices = {
         "full_finetuning: false": config.full_finetuning,
         "load_in_4bit: true": not config.load_in_4bit and config.profile != "cpu",
-        f"micro_batch: {smaller}": smaller,
+        f"per_device_train_batch_size: {smaller}": smaller,
         "gradient_checkpointing: true": not config.gradient_checkpointing,
         "rollout_engine: transformers": config.rollout_engine == "vllm" and config.profile == "cpu",
         f"max_seq_length below {config.max_seq_length}": True,
@@ -302,17 +351,12 @@ def on_other_hardware(config: Config, shape: ModelShape) -> list[dict[str, str]]
     """What the same recipe would take on each GPU profile: a row a profile."""
     rows = []
     for profile, memory in PROFILE_MEMORY.items():
-        capability = 7.5 if profile == "t4" else 8.0
         special = config.by_profile.get(profile, {})
-        kept = {key: config.origin(key) for key in Config.model_fields}
-        chosen = {
-            key: value
-            for key, value in config.model_dump().items()
-            if kept[key] in ("parameter", f"recipe {config.name}")
-        }
-        values = config.model_dump() | PROFILES[profile] | chosen | special | {"profile": profile}
-        other = config.model_copy(update=values)
-        hardware = Hardware(profile, memory, capability)
+        given = {k: v for k, v in config.given().items() if "recipe on" not in config.origin(k)}
+        other = config.model_copy(
+            update=translate(PROFILES[profile]) | given | translate(special) | {"profile": profile}
+        )
+        hardware = Hardware(profile, memory, 7.5 if profile == "t4" else 8.0)
         other = settled(other, shape, hardware)
         need = estimate(other, shape, hardware)
         rows.append(

@@ -4,6 +4,7 @@
     python -m lib.suite demo -p seed 1                  # a run of its own: outputs/demo-seed1
     python -m lib.suite demo --only 04 05
     python -m lib.suite demo --resume
+    python -m lib.suite doctor demo          # five minutes: what would stop it?
     python -m lib.suite regrade demo    # every number of its evaluation from the stored answers
 
 The first failure stops the run and is shown; `--resume` goes on there. Ctrl-C stops it, too:
@@ -21,8 +22,8 @@ from typing import Any
 
 import yaml
 
-from lib.checks import check_inputs, check_resumable
 from lib.config import RECIPES, Config, find_recipe, resolve
+from lib.doctor import check_inputs
 from lib.errors import BadInput, nearest
 from lib.execute import NOTEBOOKS, Watch, run_notebook, time_of
 from lib.lock import hold
@@ -39,6 +40,7 @@ from lib.runs import (
     run_folder,
     with_own_name,
 )
+from lib.training.checkpoints import check_resumable
 
 CHAIN = (
     "01_setup",
@@ -47,7 +49,8 @@ CHAIN = (
     "04_pass_at_k_eval",
     "05_merge_export",
 )
-COMMANDS = {"regrade": "lib.evaluation.regrade"}  # what else there is, by its first word
+# what else there is, by its first word
+COMMANDS = {"regrade": "lib.evaluation.regrade", "doctor": "lib.doctor"}
 REWARD_MODEL = "06_reward_model"  # in the chain where a recipe's reward is learned
 # Not in the chain: run with --only.
 FURTHER = (REWARD_MODEL, "07_grpo_from_scratch", "08_serving", "09_compare_runs")

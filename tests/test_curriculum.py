@@ -5,8 +5,8 @@ import pytest
 from lib.config import resolve
 from lib.errors import BadInput
 from lib.runs import write_json
+from lib.training.arguments import grpo_arguments
 from lib.training.curriculum import choose_rows
-from lib.training.run import grpo_arguments
 from tests.conftest import CPU
 
 ROWS = [{"id": name} for name in "abcdef"]

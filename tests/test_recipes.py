@@ -7,8 +7,9 @@ each recipe's own.
 import pytest
 import torch
 
-from lib.checks import find_shape, load_problems
+from lib.checks import load_problems
 from lib.config import RECIPES, Config, resolve
+from lib.doctor import find_shape
 from lib.engines import TransformersEngine
 from lib.evaluation import evaluate
 from lib.export import is_adapter
@@ -29,7 +30,8 @@ from lib.runs import Run, read_json, read_jsonl, run_folder
 from lib.tasks import TASKS
 from lib.tasks.problems import StoredTask
 from lib.tasks.prompts import get_format, make_rows
-from lib.training.run import fitting_rows, grpo_arguments, make_trainer, save_trained, train
+from lib.training.arguments import grpo_arguments
+from lib.training.run import fitting_rows, make_trainer, save_trained, train
 from tests.conftest import CPU, L4, SMALL, T4
 
 ALL = sorted(RECIPES.glob("*.yaml"))

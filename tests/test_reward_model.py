@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from lib.checks import load_problems, side_config
-from lib.config import resolve
+from lib.checks import load_problems
+from lib.config import resolve, side_config
 from lib.errors import BadInput
 from lib.rewards import build_rewards, recipe_rewards
 from lib.rewards.model import GoldReward, LearnedReward, RewardModel

@@ -12,12 +12,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lib.checks import check_resumable, fresh_checkpoints
 from lib.config import ROOT, resolve
 from lib.errors import BadInput
 from lib.models import LINEAR_LAYERS
 from lib.runs import Run, read_json, read_jsonl, run_folder
 from lib.suite import CHAIN, main
+from lib.training.checkpoints import check_resumable, fresh_checkpoints
 from tests.conftest import CPU, SMALL
 
 ONE_STEP = [
@@ -72,7 +72,7 @@ def test_missing_data_file_is_named(tmp_path):
 def test_no_disk_space_is_told_before_training(ci_config, run, monkeypatch):
     from collections import namedtuple
 
-    from lib.checks import check_inputs
+    from lib.doctor import check_inputs
     from lib.errors import BadInput
 
     usage = namedtuple("usage", "total used free")
@@ -82,13 +82,13 @@ def test_no_disk_space_is_told_before_training(ci_config, run, monkeypatch):
 
 
 def test_a_gpu_too_small_is_told(tmp_path, run, monkeypatch):
-    from lib.checks import check_inputs
     from lib.config import resolve
+    from lib.doctor import check_inputs
     from lib.errors import BadInput
     from lib.hardware import Hardware
 
     tiny = Hardware("GeForce GTX 1650", 4.0, 7.5, 4, 16.0)
-    monkeypatch.setattr("lib.checks.detect_hardware", lambda cap: tiny)
+    monkeypatch.setattr("lib.doctor.detect_hardware", lambda cap: tiny)
     path = tmp_path / "one.jsonl"
     rows = [json.dumps({"question": f"{i} + 1?", "answer": str(i + 1)}) for i in range(40)]
     path.write_text("\n".join(rows))
@@ -151,14 +151,19 @@ def test_a_recipe_that_the_checkpoints_do_not_fit_is_told_at_once(tmp_path):
     (run.checkpoints / "checkpoint-1").mkdir()
     resumed(max_steps=9, save_steps=7, report_to=["tensorboard"], micro_batch=4, seed=3)
     resumed(lora_targets=LINEAR_LAYERS)  # all-linear, in other words
+    (run.checkpoints / "checkpoint-7").mkdir()
+    resumed(max_steps=7)
+    with pytest.raises(BadInput, match="checkpoint of step 7") as error:
+        resumed(max_steps=5)
+    assert error.value.key == "resume-max-steps"
     check_resumable(resolve("ci", given | {"lora_r": 8}, CPU), run)  # begins anew
     with pytest.raises(BadInput, match=r"were made with full_finetuning False \(now True\): give"):
         resumed(full_finetuning=True)
-    with pytest.raises(BadInput, match=r"lora_targets .* \(now \['q_proj'\]\), model embed"):
+    with pytest.raises(BadInput, match=r"model embedded .*target_modules .* \(now \['q_proj'\]\)"):
         resumed(lora_targets=["q_proj"], model="./another")
     done = suite("ci", "--resume", "-p", "lora_r", "8", "-p", "output_dir", str(tmp_path))
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "ci/checkpoints were made with lora_r 16 (now 8): give the old value" in done.stderr
+    assert "ci/checkpoints were made with r 16 (now 8): give the old value" in done.stderr
     assert "or another `run`" in done.stderr and not list(tmp_path.rglob("*.ipynb"))
 
 

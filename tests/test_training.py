@@ -7,11 +7,10 @@ from lib.config import resolve
 from lib.errors import BadInput
 from lib.models import Policy, load_policy
 from lib.runs import read_jsonl
+from lib.training.arguments import grpo_arguments, in_force
 from lib.training.rollouts import generates_here
 from lib.training.run import (
     fitting_rows,
-    grpo_arguments,
-    in_force,
     make_trainer,
     save_trained,
     train,
@@ -73,12 +72,15 @@ def test_turned_knobs_are_in_force_and_train(run):
     )
     config = resolve("ci", SMALL | given, CPU)
     policy, trainer, before = one_step(config, run)
-    rows = {row["knob"]: row for row in in_force(config, run, trainer)}
+    rows = {row["field"]: row for row in in_force(config, run, trainer)}
     turned = {"sapo_temperature_neg": 1.2, "use_adaptive_entropy": True, "adam_beta2": 0.95}
+    turned |= {"lr_scheduler_kwargs": {"min_lr_rate": 0.1}}
     turned |= {key: given[key] for key in given if key in rows}
-    for knob, value in turned.items():
-        assert (rows[knob]["asked"], rows[knob]["in force"]) == (value, value)
-    assert len(turned) == 10
+    for field, value in turned.items():
+        assert (rows[field]["passed"], rows[field]["in force"]) == (value, value)
+    assert rows["loss_type"]["why"] == "parameter" and "beta" not in rows
+    assert rows["use_cpu"]["why"] == "follows: profile"
+    assert len(turned) == 11
     [row] = read_jsonl(run.train_log)
     # Below its target, the coefficient has gone up by TRL's step.
     assert row["entropy_coef"] == pytest.approx(0.015) and row["grad_norm"] > 0

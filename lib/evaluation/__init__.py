@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.checks import load_problems, side_config
-from lib.config import Config
+from lib.checks import load_problems
+from lib.config import Config, side_config
 from lib.engines import Engine
 from lib.evaluation.breakdowns import add_rewards
 from lib.evaluation.compare import compare, is_judged, summarize

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from lib.config import ROOT, Config, resolve
+from lib.config import ROOT, Config, with_changes
 from lib.errors import BadInput
 from lib.evaluation.compare import greedy_records, is_reward, score_names
+from lib.keys import translate
 from lib.runs import Run, output_folder, read_json, read_jsonl, run_folder
 from lib.stats import MARGIN, Difference, crossed_difference, holm, points, verdict_word
 
@@ -36,10 +37,10 @@ def variant_configs(config: Config) -> dict[str, Config]:
             "There is nothing to compare: give the recipe `variants` and `seeds`.",
             "nothing-to-compare",
         )
-    common = config.model_dump() | {"variants": {}, "seeds": []}
+    common = {"variants": {}, "seeds": []}
     return {
-        f"{name}_{seed}": resolve(
-            None,
+        f"{name}_{seed}": with_changes(
+            config,
             {**common, **changes, "seed": seed, "run": f"{config.run_name}/{name}_{seed}"},
         )
         for name, changes in config.variants.items()
@@ -69,7 +70,8 @@ def is_begun(config: Config) -> bool:
     run = Run(run_folder(config))
     if not run.record.is_file():
         return False
-    stored, wanted = read_json(run.record)["config"], config.model_dump(mode="json")
+    stored = translate(read_json(run.record)["config"])
+    wanted = config.model_dump(mode="json")
     keys = (stored.keys() & wanted.keys()) - set(NOT_SETTINGS)  # newer keys are at their defaults
     return all(stored[key] == wanted[key] for key in keys)
 

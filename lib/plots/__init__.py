@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from lib import stats
 from lib.evaluation.compare import is_share
-from lib.memory import Estimate
+from lib.memory import MemoryPlan
 from lib.preflight import Preflight
 
 BLUE, ORANGE, GREEN, GREY = "#3b6fb6", "#d9772b", "#4b9b5d", "#8a8a8a"
@@ -158,7 +158,7 @@ def preflight_figure(found: Preflight, samples: Sequence[dict]) -> Figure:
     return figure
 
 
-def memory_bars(need: Estimate) -> Figure:
+def memory_bars(need: MemoryPlan) -> Figure:
     """Where a run's memory goes, against what there is."""
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(9, 1.9), layout="constrained")

@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from lib.checks import check_fills_a_step, check_resumable, fresh_checkpoints
-from lib.config import Config
+from lib.config import Config, Keys
 from lib.engines import VllmEngine
 from lib.errors import BadInput
+from lib.keys import PEFT, TRL
 from lib.models import load_tokenizer, lora_targets, model_folder
 from lib.output_layer import without_head_copies
 from lib.preflight import score
@@ -51,36 +51,23 @@ from lib.scratch.lora import (
     save_lora,
     without_lora,
 )
+from lib.training.checkpoints import check_fills_a_step, check_resumable, fresh_checkpoints
 from lib.training.rollouts import rollout_row
 from lib.training.survival import need_number, survived
 
 KEPT = 2  # checkpoints
 LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo")
 # What this loop does in one way only; the trainer of 03_training does more.
-FIXED = {
-    "top_p": 1.0,
-    "top_k": 0,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "min_lr_rate": 0.0,
-    "optim": "adamw_torch",
-    "adam_betas": [0.9, 0.999],
-    "adam_epsilon": 1e-8,
-    "multi_objective_aggregation": "sum_then_normalize",
-    "use_bias_correction_kl": True,
-    "delta": 0.0,
-    "off_policy_mask_threshold": 0.0,
-    "top_entropy_quantile": 1.0,
-    "entropy_coef": 0.0,
-    "entropy_target": 0.0,
-    "load_in_4bit": False,
-    "cast_lm_head_to_fp32": False,
-    "full_finetuning": False,
-    "resample": 0,
-    "drop_dead": False,
-    "curriculum": "none",
-    "sft_steps": 0,
+READ = {
+    *("beta", "epsilon", "epsilon_high", "importance_sampling_level", "learning_rate", "loss_type"),
+    *("lora_alpha", "lora_dropout", "lr_scheduler_type", "mask_truncated_completions", "max_steps"),
+    *("max_completion_length", "max_grad_norm", "num_generations", "num_iterations", "r", "seed"),
+    *("per_device_train_batch_size", "save_steps", "scale_rewards", "target_modules"),
+    *("temperature", "warmup_steps", "weight_decay"),
 }
+# What changes nothing of what is learned.
+HARMLESS = ("gradient_checkpointing", "vllm_", "save_", "log", "dataloader_", "disable_tqdm")
+NOT_DONE = ("load_in_4bit", "full_finetuning", "resample", "drop_dead", "curriculum", "sft_steps")
 
 
 class Learner:
@@ -400,11 +387,15 @@ class Learner:
 
 def check_settings(config: Config) -> None:
     """Raises BadInput where the recipe asks for what this loop does not do."""
-    for key, value in FIXED.items():
-        if getattr(config, key) != value:
+    for key, value in config.given().items():
+        of_trl = key in (TRL.keys() | PEFT.keys()) - Keys.model_fields.keys() - READ
+        of_trl = of_trl and not key.startswith(HARMLESS)
+        default = Config.model_fields[key].default
+        if (of_trl or key in NOT_DONE) and value != default:
             raise BadInput(
-                f"GRPO from scratch knows {key} {value!r} only and the recipe says "
-                f"{getattr(config, key)!r}: change it, or train with 03_training."
+                f"GRPO from scratch knows {key} {default!r} only and the recipe says {value!r}: "
+                f"leave it out, or train with 03_training.",
+                key="not-from-scratch",
             )
     if config.loss_type not in LOSSES:
         raise BadInput(

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lib.activations import by_unsloth
 from lib.config import Config
 from lib.engines import START_ERRORS, VllmEngine, no_vllm
+from lib.memory import by_unsloth
 from lib.models import Policy, live_weights
 from lib.sampling import training_sampling
 

@@ -1,119 +1,28 @@
-"""GRPO with TRL's trainer: every knob set, every completion kept.
-
-Unsloth changes some of TRL's defaults without a word (the loss, beta, the
-importance sampling correction, the batch), so `grpo_arguments` states each of
-them and `in_force` reads back what the trainer made of it.
-"""
+"""GRPO with TRL's trainer: every argument passed, every completion kept."""
 
 import shutil
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lib.checks import check_fills_a_step, fresh_checkpoints
 from lib.config import Config
 from lib.errors import BadInput
-from lib.hardware import cap_gpu_memory, gpu_memory_taken
-from lib.memory import read_shape, settled
+from lib.hardware import gpu_memory_taken
 from lib.models import Policy, save_adapter
 from lib.output_layer import widen_head
 from lib.progress import Progress
 from lib.rewards.calls import Checked
 from lib.runs import Run, read_json, written_whole
+from lib.training.arguments import grpo_arguments
+from lib.training.checkpoints import check_fills_a_step, fresh_checkpoints
 from lib.training.further_prompts import FurtherPrompts
 from lib.training.lean_layers import make_lean
-from lib.training.loss_settings import loss_arguments
 from lib.training.oom import explained, is_out_of_memory
-from lib.training.rollouts import RolloutEngine, generates_here
+from lib.training.rollouts import RolloutEngine
 from lib.training.shared_prompts import trainer_is_unsloths, why_not_shared
 from lib.training.survival import resume_point, survived
 from lib.training.tracking import tracking_callback
 from lib.training.trainer import trainer_class
-
-
-def grpo_arguments(config: Config, run: Run) -> dict[str, Any]:
-    """The arguments of TRL's GRPOConfig for this configuration.
-
-    One optimizer step consumes prompts_per_step × num_generations completions, in
-    passes of micro_batch; TRL counts its batch in completions, too.
-    """
-    micro_batch = min(config.micro_batch, config.completions_per_step)
-    accumulation = config.completions_per_step // micro_batch
-    on_gpu = config.profile != "cpu"
-    with_vllm = config.rollout_engine == "vllm" and not generates_here(config)
-    utilization = config.gpu_memory_utilization
-    if with_vllm:  # TRL's engine takes its share of the whole card
-        utilization = cap_gpu_memory(config.gpu_memory_cap, utilization)
-    return loss_arguments(config) | dict(
-        output_dir=str(run.checkpoints),
-        run_name=config.run_name,
-        seed=config.seed,
-        data_seed=config.seed,
-        # the batch
-        max_steps=config.max_steps,
-        per_device_train_batch_size=micro_batch,
-        gradient_accumulation_steps=accumulation,
-        steps_per_generation=accumulation,
-        num_generations=config.num_generations,
-        num_iterations=config.num_iterations,
-        shuffle_dataset=config.curriculum == "none",  # otherwise the rows come in its order
-        # rollouts
-        max_completion_length=config.max_completion_length,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        min_p=config.min_p or None,
-        repetition_penalty=config.repetition_penalty,
-        use_vllm=with_vllm,
-        vllm_mode="colocate",
-        vllm_gpu_memory_utilization=utilization,
-        vllm_importance_sampling_correction=(
-            config.rollout_engine == "vllm" and config.vllm_importance_sampling_correction
-        ),
-        vllm_importance_sampling_mode=config.vllm_importance_sampling_mode,
-        vllm_importance_sampling_clip_max=config.vllm_importance_sampling_clip_max or None,
-        vllm_importance_sampling_clip_min=config.vllm_importance_sampling_clip_min or None,
-        # the optimizer
-        learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine_with_min_lr" if config.min_lr_rate else config.lr_scheduler,
-        lr_scheduler_kwargs={"min_lr_rate": config.min_lr_rate} if config.min_lr_rate else None,
-        warmup_steps=config.warmup_steps,
-        optim=config.optim,
-        adam_beta1=config.adam_betas[0],
-        adam_beta2=config.adam_betas[1],
-        adam_epsilon=config.adam_epsilon,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        # the hardware
-        bf16=config.precision == "bf16",
-        fp16=config.precision == "fp16",
-        use_cpu=not on_gpu,
-        dataloader_pin_memory=on_gpu,
-        gradient_checkpointing=config.gradient_checkpointing,
-        # logs and checkpoints
-        logging_steps=1,
-        log_completions=False,  # `rollouts/` keeps them all
-        report_to="none",  # lib.training.tracking logs where `report_to` says
-        save_strategy="steps",
-        # Within the updates from one batch of rollouts there is nothing to go on from.
-        save_steps=-(-config.save_steps // config.num_iterations) * config.num_iterations,
-        save_total_limit=2,
-        disable_tqdm=True,
-    )
-
-
-def in_force(config: Config, run: Run, trainer: Any) -> list[dict[str, Any]]:
-    """What was asked of the trainer and what it will do, a row a knob: knob, asked, in force."""
-    asked = grpo_arguments(config, run)
-    return [
-        {"knob": knob, "asked": value, "in force": _plain(getattr(trainer.args, knob, "—"))}
-        for knob, value in asked.items()
-        if knob not in ("output_dir", "run_name")
-    ]
-
-
-def _plain(value: Any) -> Any:
-    return value.value if hasattr(value, "value") else value
 
 
 def make_trainer(
@@ -140,10 +49,10 @@ def make_trainer(
     from transformers import PrinterCallback
     from trl import GRPOConfig
 
-    if config.entropy_target and trainer_is_unsloths():
+    if config.use_adaptive_entropy and trainer_is_unsloths():
         raise BadInput(
             "entropy_target adapts entropy_coef, which Unsloth's trainer does not do: set backend "
-            "to transformers, or entropy_target to 0.0 for a fixed entropy_coef."
+            "to transformers, or leave entropy_target out for a fixed entropy_coef."
         )
     config = config.model_copy(update={"backend": policy.backend})  # Unsloth may have failed
     check_fills_a_step(rows, config)
@@ -155,7 +64,7 @@ def make_trainer(
         )
     sharing = start_sharing(policy, config)
     rollouts = RolloutEngine.start(config, policy)
-    asked = grpo_arguments(settled(config, read_shape(policy.folder)), run)
+    asked = grpo_arguments(config, run, policy)
     arguments = GRPOConfig(**asked, reward_weights=list(weights))
     trainer = trainer_class()(
         model=policy.model,

@@ -1,0 +1,424 @@
+"""The keys that recipes take from TRL and peft: what the suite changes about them, and why.
+
+A recipe holds any field of `GRPOConfig` and `LoraConfig` under its own name. Which there are, with
+types and defaults, stands in library_keys.json (`python -m tools.library_keys`); only what the
+suite does differently is written down here.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from lib.errors import BadInput
+
+LIBRARY = json.loads(Path(__file__).with_name("library_keys.json").read_text(encoding="utf-8"))
+TRL: dict[str, list] = LIBRARY["trl"]["fields"]  # name → type, default, what it is for
+PEFT: dict[str, list] = LIBRARY["peft"]["fields"]
+
+# Fields whose default is not the library's: the value, and the reason.
+# fmt: off
+DEFAULTS: dict[str, tuple[Any, str]] = {
+    "max_steps": (200, "a run is counted in steps, not epochs"),
+    "learning_rate": (1e-5, "TRL's 1e-6 is for all weights; an adapter takes more"),
+    "lr_scheduler_type": ("cosine", "the last steps are small ones"),
+    "optim": ("adamw_torch", "runs on every device; GPU profiles take 8 bit"),
+    "max_completion_length": (256, "what 16 GB hold beside the model"),
+    "gradient_checkpointing": ("auto", "on where the activations would not fit"),
+    "vllm_gpu_memory_utilization": (0.5, "the other half is for training"),
+    "min_p": (0.0, "vLLM's own word for none"),
+    "save_steps": (50, "a kill loses a quarter of the default run at the most"),
+    "save_total_limit": (2, "the last, and the one before while it is written"),
+    "logging_steps": (1, "the live plot and the alarms read every step"),
+    "disable_tqdm": (True, "the suite shows its own progress line"),
+    "seed": (0, "variants count their seeds from 0"),
+    "r": (16, "peft's 8 learns less, and vLLM serves 16 as fast"),
+    "lora_alpha": (32, "twice the rank, as is usual"),
+    "target_modules": ("all-linear", "all linear layers of every block"),
+}
+
+# Fields that the suite sets itself, and what to set instead of them.
+DECIDED: dict[str, str] = {
+    **dict.fromkeys(("steps_per_generation", "generation_batch_size"),
+                    "a step is prompts_per_step × num_generations completions: set those"),
+    "num_train_epochs": "a run is counted in steps: set max_steps",
+    "reward_weights": "each reward has its weight in `rewards`",
+    "resume_from_checkpoint": "set resume to True to go on from the last checkpoint",
+    "use_cpu": 'set profile to "cpu"',
+    "do_train": "run 03_training",
+    **dict.fromkeys(
+        ("do_eval", "do_predict", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start",
+         "per_device_eval_batch_size", "prediction_loss_only", "eval_do_concat_batches",
+         "eval_use_gather_object", "eval_accumulation_steps", "include_for_metrics", "label_names",
+         "batch_eval_metrics", "num_generations_eval", "bf16_full_eval", "fp16_full_eval"),
+        "set validation_steps to measure while training; 04_pass_at_k_eval measures after it"),
+    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+                    'set keep to "best" for the adapter that did best in validation'),
+    **dict.fromkeys(
+        ("hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push",
+         "hub_revision", "log_completions_hub_repo"),
+        "set push_to_hub to a repository's name, and 05_merge_export pushes"),
+    **dict.fromkeys(
+        ("save_strategy", "save_only_model", "enable_jit_checkpoint", "ignore_data_skip",
+         "restore_callback_states_from_checkpoint", "save_on_each_node"),
+        "checkpoints stay complete, so that a resumed run is the same run: set save_steps"),
+    **dict.fromkeys(("log_completions", "num_completions_to_print", "log_unique_prompts"),
+                    "every completion is kept in rollouts/ as it is"),
+    **dict.fromkeys(("model_init_kwargs", "trust_remote_code", "tf32"),
+                    "the suite loads the model, without code from elsewhere: set model, "
+                    "precision, load_in_4bit"),
+    "chat_template_kwargs": "training, evaluation and export share one prompt: set prompt_format",
+    "auto_find_batch_size": "TRL cannot split groups: lower per_device_train_batch_size",
+    "remove_unused_columns": "rewards read the rows' other columns, so that they stay",
+    "shuffle_dataset": 'set curriculum to "easy_first" for an order of its own',
+    "router_aux_loss_coef": "only models of mixed experts have it",
+    "local_rank": "accelerate sets it",
+    "modules_to_save": "neither vLLM nor a merge takes whole layers from an adapter",
+    "trainable_token_indices": "neither vLLM nor a merge takes embeddings from an adapter",
+    "use_dora": "vLLM does not load DoRA",
+    "bias": "vLLM does not load biases from an adapter",
+    "lora_bias": "vLLM does not load biases from an adapter",
+}
+# fmt: on
+# Of LoraConfig what a policy can be trained, merged and served with.
+LORA = (
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "init_lora_weights"),
+    *("exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
+)
+
+# Old names of keys, and names of a library's for a key of the suite's.
+ALIASES = {
+    "micro_batch": "per_device_train_batch_size",
+    "lr_scheduler": "lr_scheduler_type",
+    "lora_r": "r",
+    "lora_targets": "target_modules",
+    "gpu_memory_utilization": "vllm_gpu_memory_utilization",
+    "vllm_importance_sampling_cap": "vllm_importance_sampling_clip_max",
+    "use_transformers_paged": "use_transformers_continuous_batching",
+    "run_name": "run",
+}
+# Keys that become others, and what they hold.
+WORDS = {
+    "bf16": "True or False",
+    "fp16": "True or False",
+    "use_vllm": "True or False",
+    "gradient_accumulation_steps": "a whole number",
+    "loss_constants": "names and numbers",
+}
+# Where old recipes write 0 for none.
+ZERO_IS_NONE = (
+    *("delta", "off_policy_mask_threshold"),
+    *("vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min"),
+)
+
+# Values: a number is finite and at least 0 unless it says more here; text is one of these.
+_ABOVE_0 = """learning_rate max_steps per_device_train_batch_size max_completion_length temperature
+repetition_penalty epsilon epsilon_high num_iterations save_steps logging_steps adam_epsilon
+max_grad_norm ref_model_sync_steps sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_k_neg
+vespo_lambda_pos vespo_lambda_neg r lora_alpha top_p top_entropy_quantile ref_model_mixup_alpha
+vllm_gpu_memory_utilization"""
+_AT_MOST_1 = ("top_p", "top_entropy_quantile", "ref_model_mixup_alpha")
+_BELOW_1 = ("min_p", "adam_beta1", "adam_beta2", "lora_dropout", "vllm_gpu_memory_utilization")
+_BELOW_2_32 = ("seed", "data_seed")  # numpy takes no larger one
+
+
+def _limits(name: str) -> dict[str, float]:
+    """pydantic's words for the numbers that a field takes."""
+    least = {"gt": 0} if name in _ABOVE_0.split() else {"ge": 2 if name == "num_generations" else 0}
+    if name in _AT_MOST_1:
+        return least | {"le": 1}
+    return least | ({"lt": 1} if name in _BELOW_1 else {"lt": 2**32} if name in _BELOW_2_32 else {})
+
+
+CHOICES = {
+    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none"),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
+    "vllm_importance_sampling_mode": (
+        *("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
+    ),
+    "vllm_mode": ("colocate", "server"),
+    "vllm_model_impl": ("vllm", "transformers"),
+    "train_sampling_strategy": ("random", "sequential", "group_by_length", "batch_rebalance"),
+}
+# Types that are not the library's.
+TYPES: dict[str, Any] = {
+    "gradient_checkpointing": bool | Literal["auto"],
+    "target_modules": Literal["all-linear"] | list[str],
+    "warmup_steps": int | float,  # a share of max_steps where it is below 1
+    "save_steps": int,
+    "logging_steps": int,
+    "num_generations": int,  # TRL's may be None; a group has a size
+    "max_completion_length": int,
+    "init_lora_weights": bool | Literal["gaussian"],
+}
+
+
+def library_fields() -> dict[str, Any]:
+    """name → (type, default) of each field that a recipe may hold, as pydantic wants them."""
+    names = {n: f for n, f in TRL.items() if n not in DECIDED and n not in ALIASES}
+    fields = {}
+    for name, (kind, default, _) in (names | {n: PEFT[n] for n in LORA}).items():
+        if name in WORDS:
+            continue
+        default = DEFAULTS.get(name, (default,))[0]
+        kind = kind.replace("dict | str", "dict").replace("dict[str, Any] | str", "dict")
+        hint = TYPES.get(name) or eval(kind, {"Literal": Literal})  # our own file's
+        if name in CHOICES:
+            hint = Literal[CHOICES[name]]
+        if "int" in kind or "float" in kind:
+            hint = _limited(hint, _limits(name))
+        fields[name] = (hint, default)
+    return fields
+
+
+def _limited(hint: Any, limits: dict[str, float]) -> Any:
+    """The type with its limits on the numbers in it; whole numbers fit into 31 bits."""
+    if hint in (int, float):
+        bound = {} if hint is float or "lt" in limits else {"lt": 2**31}
+        return Annotated[hint, Field(**limits, **bound)]
+    parts = getattr(hint, "__args__", ())
+    if not parts or (hasattr(hint, "__origin__") and hint.__origin__ in (list, dict, Literal)):
+        return hint
+    union = _limited(parts[0], limits)
+    for part in parts[1:]:
+        union = union | _limited(part, limits)
+    return union
+
+
+def translate(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """The same settings under today's names: what old recipes and TRL's scripts write.
+
+    Raises:
+        BadInput: a field that the suite sets itself, or a key under two names.
+    """
+    new: dict[str, Any] = {}
+    for key, value in layer.items():
+        if not isinstance(key, str):
+            raise BadInput(f"There is a key {key!r}: keys are words.", key="unknown-key")
+        name = ALIASES.get(key, key)
+        if name != key and name in layer:
+            raise BadInput(f"{key} and {name} are the same key: leave one out.", key="twice")
+        if name in DECIDED:
+            raise BadInput(f"{key} cannot be set: {DECIDED[name]}.", key="decided")
+        new |= _today(name, value, layer)
+    return new
+
+
+def _today(name: str, value: Any, layer: Mapping[str, Any]) -> dict[str, Any]:
+    """A key of a recipe as the keys that stand for it now."""
+    if name in ZERO_IS_NONE and value == 0 and value is not False:
+        return {name: None}
+    if name == "adam_betas":
+        if not isinstance(value, list) or len(value) != 2:
+            raise BadInput(f"adam_betas is {value!r}: it should be two numbers.", key="value")
+        return {"adam_beta1": value[0], "adam_beta2": value[1]}
+    if name == "min_lr_rate":
+        return {"lr_scheduler_kwargs": {name: value} if value else None}
+    if name == "loss_constants" and isinstance(value, dict):
+        return {f"{_loss_of(each)}_{each}": number for each, number in value.items()}
+    if name == "ref_model_sync_steps" and "sync_ref_model" not in layer:
+        return {"sync_ref_model": True, name: value} if value else {"sync_ref_model": False}
+    if name == "entropy_target" and "use_adaptive_entropy" not in layer:
+        return {"use_adaptive_entropy": bool(value)} | ({name: value} if value else {})
+    if name == "scale_rewards" and isinstance(value, bool):
+        return {name: "group" if value else "none"}
+    if name in ("bf16", "fp16") and isinstance(value, bool):
+        return {"precision": name} if value else {}
+    if name == "use_vllm" and isinstance(value, bool):
+        return {"rollout_engine": "vllm" if value else "transformers"}
+    if name == "gradient_accumulation_steps" and isinstance(value, int):
+        return _prompts_per_step(value, layer)
+    if name in WORDS:
+        raise BadInput(f"{name} is {value!r}: it should be {WORDS[name]}.", key="value")
+    return {name: value}
+
+
+def _loss_of(constant: str) -> str:
+    return "sapo" if constant.startswith("temperature") else "vespo"
+
+
+def _prompts_per_step(accumulation: int, layer: Mapping[str, Any]) -> dict[str, Any]:
+    """TRL's way to say how many completions a step takes, where all of it is said."""
+    rows = layer.get("per_device_train_batch_size", layer.get("micro_batch"))
+    group = layer.get("num_generations", TRL["num_generations"][1])
+    if "prompts_per_step" in layer or not isinstance(rows, int) or not isinstance(group, int):
+        raise BadInput(
+            "gradient_accumulation_steps follows from prompts_per_step × num_generations / "
+            "per_device_train_batch_size: leave it out.",
+            key="decided",
+        )
+    if group < 1 or rows * accumulation % group:
+        raise BadInput(
+            f"per_device_train_batch_size {rows} × gradient_accumulation_steps {accumulation} "
+            f"completions do not divide into groups of num_generations {group}: change one.",
+            key="group-does-not-divide",
+        )
+    return {"prompts_per_step": rows * accumulation // group}
+
+
+NO_ADAPTER = ("lm_head", "embed_tokens", "embed_in", "wte", "embeddings")
+OPTIMIZER_PACKAGES = {
+    "8bit": "bitsandbytes",
+    "bnb": "bitsandbytes",
+    "4bit": "torchao",
+    "torchao": "torchao",
+    "galore": "galore_torch",
+    "lomo": "lomo_optim",
+    "grokadamw": "grokadamw",
+    "schedule_free": "schedulefree",
+    "apollo": "apollo_torch",
+    "stable_adamw": "optimi",
+    "apex": "apex",
+    "npu": "torch_npu",
+    "xla": "torch_xla",
+}
+
+
+def missing_package(optim: str) -> str:
+    """The package that the optimizer needs and that is not installed; "" where nothing lacks."""
+    if optim == "paged_adamw":  # transformers' name for bitsandbytes' 32-bit one
+        optim = "bnb"
+    packages = [package for word, package in OPTIMIZER_PACKAGES.items() if word in optim]
+    return next((package for package in packages if find_spec(package) is None), "")
+
+
+def idle_constants(c: Any) -> str:
+    """The first constant that was given for another loss than the recipe's."""
+    given = (key for key in c.given() if key.startswith(("sapo_", "vespo_")))
+    return next((key for key in given if not key.startswith(c.loss_type)), "")
+
+
+def corrects(c: Any) -> bool:
+    """Whether the loss is corrected for vLLM's slightly different probabilities."""
+    return c.rollout_engine == "vllm" and c.vllm_importance_sampling_correction
+
+
+def unknown_sampling(c: Any) -> str:
+    """The first key of generation_kwargs that vLLM's SamplingParams does not have."""
+    if c.rollout_engine != "vllm":
+        return ""
+    return next((key for key in c.generation_kwargs or {} if key not in LIBRARY["sampling"]), "")
+
+
+# Contradictions of keys: what the error is called, when it holds, the sentence (c: the
+# configuration, h: the hardware). TRL refuses several itself, late.
+Rule = tuple[str, Callable[[Any, Any], Any], str]
+# fmt: off
+RULES: tuple[Rule, ...] = (
+    ("no-gpu", lambda c, h: c.profile != "cpu" and not h.gpu,
+     'profile {c.profile} needs a GPU and there is none: set profile to "cpu" or auto.'),
+    ("no-bf16", lambda c, h: c.precision == "bf16" and h.gpu and h.capability < 8.0,
+     "{h.gpu} has no bf16 (compute capability {h.capability}, bf16 needs 8.0): set precision to "
+     "fp16."),
+    ("no-fp16", lambda c, h: c.precision == "fp16" and not h.gpu,
+     "precision fp16 needs a GPU: set precision to bf16 or fp32 on the CPU."),
+    ("passes", lambda c, h: c.per_device_train_batch_size < c.completions_per_step
+     and c.completions_per_step % c.per_device_train_batch_size,
+     "prompts_per_step {c.prompts_per_step} × num_generations {c.num_generations} = "
+     "{c.completions_per_step} completions do not divide into passes of "
+     "per_device_train_batch_size {c.per_device_train_batch_size}: choose one that divides "
+     "{c.completions_per_step}."),
+    ("no-room", lambda c, h: c.max_completion_length >= c.max_seq_length,
+     "max_completion_length {c.max_completion_length} leaves no room for a prompt in "
+     "max_seq_length {c.max_seq_length}: lower the one or raise the other."),
+    ("4bit-full", lambda c, h: c.load_in_4bit and c.full_finetuning,
+     "full_finetuning and load_in_4bit exclude each other, since 4-bit weights cannot be trained: "
+     "set one of them to False."),
+    ("fp32-head", lambda c, h: c.cast_lm_head_to_fp32
+     and (c.load_in_4bit or c.backend != "transformers"),
+     "cast_lm_head_to_fp32 is for weights in 16 bit, trained and sampled by this suite: set "
+     "backend to transformers and load_in_4bit to False, or leave it at False."),
+    ("targets", lambda c, h: not c.target_modules,
+     'target_modules is empty, so that nothing would be trained: name layers, or "all-linear".'),
+    ("targets", lambda c, h: set(c.target_modules) & set(NO_ADAPTER),
+     "target_modules {c.target_modules} names embeddings or the output layer, which vLLM does not "
+     "take from an adapter and which many models share: name layers of the blocks only."),
+    ("targets", lambda c, h: isinstance(c.target_modules, list)
+     and len(set(c.target_modules)) < len(c.target_modules),
+     "target_modules {c.target_modules} names a layer twice: leave one out."),
+    ("optimizer-package", lambda c, h: missing_package(c.optim),
+     "optim {c.optim} needs a package that is not installed: install it, or set optim to "
+     "adamw_torch."),
+    ("schedule", lambda c, h: c.lr_scheduler_type == "reduce_lr_on_plateau",
+     "lr_scheduler_type reduce_lr_on_plateau waits for an evaluation of TRL's, which the suite "
+     "does not run: set it to constant, linear or cosine."),
+    ("schedule", lambda c, h: c.lr_scheduler_type == "warmup_stable_decay"
+     and "num_decay_steps" not in (c.lr_scheduler_kwargs or {}),
+     "lr_scheduler_type warmup_stable_decay wants the length of its end: set lr_scheduler_kwargs "
+     "to {{num_decay_steps: …}}."),
+    ("schedule", lambda c, h: c.lr_scheduler_type.startswith("cosine_with_min_lr")
+     and not {"min_lr", "min_lr_rate"} & set(c.lr_scheduler_kwargs or {}),
+     "lr_scheduler_type {c.lr_scheduler_type} wants where it ends: set lr_scheduler_kwargs to "
+     "{{min_lr_rate: 0.1}}."),
+    ("schedule", lambda c, h: "min_lr_rate" in (c.lr_scheduler_kwargs or {})
+     and not c.lr_scheduler_type.startswith("cosine"),
+     "min_lr_rate is where a cosine ends, and lr_scheduler_type is {c.lr_scheduler_type}: set "
+     "lr_scheduler_type to cosine, or leave min_lr_rate out."),
+    ("ppo", lambda c, h: c.algorithm == "ppo" and not c.shared_prompts,
+     "ppo reads its values where shared_prompts computes: set it to True."),
+    ("keep-best", lambda c, h: c.keep == "best" and not c.validation_steps,
+     "keep best needs a validation to tell which adapter is best: set validation_steps, or keep "
+     "to last."),
+    ("eval-k", lambda c, h: c.eval_samples and max(c.eval_k, default=1) > c.eval_samples,
+     "eval_k {c.eval_k} asks for more than the {c.eval_samples} samples a problem: raise "
+     "eval_samples to the largest of them."),
+    # the loss
+    ("constants", lambda c, h: idle_constants(c),
+     "The recipe sets constants of sapo or vespo, and loss_type {c.loss_type} takes none of them: "
+     "leave them out, or set loss_type to theirs."),
+    ("cispo", lambda c, h: c.loss_type == "cispo" and c.epsilon_high <= 1,
+     "epsilon_high {c.epsilon_high} would hold every token's weight below that, since cispo takes "
+     "it as the bound of the ratio itself: set it above 1, as to 5.0."),
+    ("luspo", lambda c, h: c.loss_type == "luspo" and c.importance_sampling_level == "token",
+     "loss_type luspo weighs whole completions: set importance_sampling_level to sequence."),
+    ("vespo", lambda c, h: c.loss_type == "vespo" and c.importance_sampling_level == "sequence",
+     "loss_type vespo makes a completion's ratio from its tokens' itself: set "
+     "importance_sampling_level to token."),
+    ("delta", lambda c, h: c.delta and c.loss_type in ("cispo", "sapo", "vespo"),
+     "delta bounds a clipped ratio, and loss_type {c.loss_type} does not clip: leave delta out."),
+    ("delta", lambda c, h: c.delta and c.delta <= 1 + c.epsilon_high,
+     "delta {c.delta} lies within the clip range of epsilon_high {c.epsilon_high}: set it above 1 "
+     "+ epsilon_high."),
+    ("gdpo", lambda c, h: c.multi_objective_aggregation == "normalize_then_sum"
+     and c.scale_rewards != "group",
+     "multi_objective_aggregation normalize_then_sum scales each reward within its group: leave "
+     "scale_rewards at group."),
+    ("gdpo", lambda c, h: c.multi_objective_aggregation == "normalize_then_sum" and c.resample,
+     "multi_objective_aggregation normalize_then_sum learns from groups whose totals are alike, "
+     "which resample replaces: leave resample at 0."),
+    ("reference", lambda c, h: c.sync_ref_model and not c.beta,
+     "sync_ref_model moves the reference model, and with beta 0 there is none: set beta, or leave "
+     "sync_ref_model and ref_model_sync_steps out."),
+    ("reference", lambda c, h: c.sync_ref_model and not c.full_finetuning,
+     "sync_ref_model needs a reference model of its own, and with an adapter it is the base "
+     "model, shared: set full_finetuning, or leave sync_ref_model and ref_model_sync_steps out."),
+    ("liger", lambda c, h: c.use_liger_kernel and c.profile == "cpu",
+     "use_liger_kernel replaces layers by kernels that only run on a GPU: leave it out."),
+    # the sampler
+    ("truncated-sampling", lambda c, h: corrects(c) and (c.top_p < 1 or c.top_k or c.min_p),
+     "top_p {c.top_p}, top_k {c.top_k} and min_p {c.min_p} cut the sampler's distribution, which "
+     "biases its importance correction (trl#6789): leave them at 1.0, 0 and 0.0, or set "
+     "vllm_importance_sampling_correction to False."),
+    ("sampler", lambda c, h: corrects(c) and c.loss_type == "vespo"
+     and c.vllm_importance_sampling_mode.startswith("sequence"),
+     "loss_type vespo corrects token by token and vllm_importance_sampling_mode is "
+     "{c.vllm_importance_sampling_mode}: set it to token_truncate or token_mask."),
+    ("sampler", lambda c, h: corrects(c) and c.vllm_importance_sampling_clip_max
+     and (c.vllm_importance_sampling_clip_min or 0) >= c.vllm_importance_sampling_clip_max,
+     "vllm_importance_sampling_clip_min {c.vllm_importance_sampling_clip_min} is not below "
+     "vllm_importance_sampling_clip_max {c.vllm_importance_sampling_clip_max}: lower the one or "
+     "raise the other."),
+    ("sampler", lambda c, h: corrects(c) and c.vllm_importance_sampling_mode.endswith("truncate")
+     and not (c.vllm_importance_sampling_clip_min or c.vllm_importance_sampling_clip_max),
+     "vllm_importance_sampling_mode {c.vllm_importance_sampling_mode} has no bound to truncate "
+     "at: set vllm_importance_sampling_clip_max."),
+    ("sampling", lambda c, h: unknown_sampling(c),
+     "generation_kwargs {c.generation_kwargs} holds what vLLM's SamplingParams do not have: see "
+     "their names in vLLM's documentation."),
+)
+# fmt: on

