@@ -116,13 +116,9 @@ def compared(cases: list[dict]) -> dict:
             "seconds_per_1000": round(seconds, 3),
         }
     flips = [case for case, a, b in zip(cases, ours, theirs, strict=True) if a != b]
+    keys = ("text", "predicted", "gold", "reason") if None not in labels else ("gold",)
     row["flips"] = [
-        {
-            key: str(case[key])[-120:]
-            for key in ("text", "predicted", "gold", "reason")
-            if key in case
-        }
-        for case in flips[:200]
+        {key: str(case[key])[-120:] for key in keys if key in case} for case in flips[:20]
     ]
     return row
 
