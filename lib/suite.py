@@ -37,6 +37,7 @@ from lib.runs import (
     open_run,
     output_folder,
     put_aside,
+    read_jsonl,
     run_folder,
     with_own_name,
 )
@@ -210,13 +211,23 @@ def whats_next(options: argparse.Namespace, config: Config, run: Run) -> str:
 
     again = command()
     lines = [f"As executed: {run.shown(run.notebooks)}"]
-    if (NOTEBOOKS / "08_serving.ipynb").is_file() and run.merged.is_dir():
-        lines.append(f"Talk to the model: {again} --only 08")
+    if run.merged.is_dir():
+        lines += [
+            f"Ask the model: python -m lib.export {shlex.quote(run.shown(run.merged))} "
+            f"{shlex.quote(_question(run))}",
+            f"Serve it, and talk to it in a page: {again} --only 08",
+        ]
     lines += [
         f"The same algorithm, written out: {again} --only 07",
         f"Another seed, as a run of its own: {command('seed', 'run')} -p seed {config.seed + 1}",
     ]
     return "\n".join(lines)
+
+
+def _question(run: Run) -> str:
+    """One that was asked, where it is short."""
+    asked = (row["question"] for row in read_jsonl(run.evals / "trained.jsonl"))
+    return next((text for text in asked if len(text) < 60 and "\n" not in text), "…")
 
 
 if __name__ == "__main__":
