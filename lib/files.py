@@ -18,6 +18,16 @@ def shown(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
+def cache_folder() -> Path:
+    """Where what is made once for all runs is kept: in the repository, or where that cannot be
+    written to, in the user's own cache."""
+    folder = ROOT / "outputs" / ".cache"
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if os.access(there, os.W_OK):
+        return folder
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "grpo-notebooks"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write beside and rename: readers see the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 from lib.config import ROOT, Config
 from lib.errors import BadInput, first_line
+from lib.files import cache_folder
 from lib.hardware import cap_gpu_memory
 from lib.memory import read_shape, settled
 from lib.runs import written_whole
@@ -104,7 +105,7 @@ def embedded_folder() -> Path:
     Raises:
         BadInput: the package is missing, or its file is not the one expected.
     """
-    folder = ROOT / "outputs" / ".cache" / f"SmolLM2-135M-Instruct-{EMBEDDED_SHA256[:8]}"
+    folder = cache_folder() / f"SmolLM2-135M-Instruct-{EMBEDDED_SHA256[:8]}"
     if not folder.is_dir():
         beside = folder.with_name(f"{folder.name}.{os.getpid()}")
         try:

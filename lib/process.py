@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import ROOT
+from lib.files import cache_folder
 from lib.hardware import GIB, detect_hardware
 
-BYTE_CODE = ROOT / "outputs" / ".cache" / "bytecode"
 # Loggers that warn of what is no fault here: compiled parts for hardware that is not there.
 CHATTY = (
     "torchao",
@@ -94,11 +94,12 @@ def peak_memory() -> float:
     return int(highest) * 1024 / GIB
 
 
-def keep_byte_code(folder: Path = BYTE_CODE) -> None:
+def keep_byte_code(folder: Path | None = None) -> None:
     """Let this process and its children keep what Python compiles, in `folder`, where they are told
     not to write it beside the sources (PYTHONDONTWRITEBYTECODE, as in many containers): else each
     notebook compiles thousands of modules anew."""
     if sys.dont_write_bytecode and not sys.pycache_prefix:
+        folder = folder or cache_folder() / "bytecode"
         sys.dont_write_bytecode, sys.pycache_prefix = False, str(folder)
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PYTHONPYCACHEPREFIX"] = str(folder)

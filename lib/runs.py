@@ -292,7 +292,8 @@ def check_place(config: Config) -> None:
         )
     if not os.access(there, os.W_OK | os.X_OK):
         raise BadInput(
-            f"{Run.shown(there)} cannot be written to: set output_dir to a folder of yours.",
+            f"output_dir: {Run.shown(folder.parent)} cannot be written to: set it to a folder of "
+            f"yours.",
             key="output-dir",
         )
 

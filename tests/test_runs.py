@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lib import suite
+from lib import files, suite
 from lib.config import ROOT, resolve
 from lib.errors import BadInput
 from lib.process import quiet_process
@@ -325,3 +325,10 @@ def test_the_source_of_a_function_can_be_shown():
     from lib.notebook import show
 
     assert "def duration(seconds: float)" in show(duration).data
+
+
+def test_a_checkout_that_cannot_be_written_to_has_its_cache_elsewhere(monkeypatch, tmp_path):
+    assert files.cache_folder() == ROOT / "outputs" / ".cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("lib.files.os.access", lambda path, mode: False)
+    assert files.cache_folder() == tmp_path / "grpo-notebooks"

