@@ -155,7 +155,7 @@ def test_a_recipe_that_the_checkpoints_do_not_fit_is_told_at_once(tmp_path):
     resumed(max_steps=7)
     with pytest.raises(BadInput, match="checkpoint of step 7") as error:
         resumed(max_steps=5)
-    assert error.value.key == "resume-max-steps"
+    assert error.value.key == "max-steps-below-checkpoint"
     check_resumable(resolve("ci", given | {"lora_r": 8}, CPU), run)  # begins anew
     with pytest.raises(BadInput, match=r"were made with full_finetuning False \(now True\): give"):
         resumed(full_finetuning=True)

@@ -44,7 +44,7 @@ def check_resumable(config: Config, run: Run) -> None:
         raise BadInput(
             f"max_steps {config.max_steps} lies before the checkpoint of step {last} in "
             f"{run.shown(run.checkpoints)}: raise it to go on, or give another `run`.",
-            key="resume-max-steps",
+            key="max-steps-below-checkpoint",
         )
 
 
