@@ -13,9 +13,11 @@ proof that the engine samples from the policy that is trained, and two steps for
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -33,9 +35,10 @@ from lib.memory import (
     read_shape,
 )
 from lib.models import EMBEDDED, is_hub_name, lora_targets, model_folder
+from lib.process import quiet_process
 from lib.proof import Sampled, proof_of_policy
 from lib.rewards import learned_rewards, recipe_rewards
-from lib.runs import Run, run_folder
+from lib.runs import Run, hushed, run_folder
 from lib.stack import installation, read_stack, which_way
 from lib.stats import detectable_difference, power_sentence
 from lib.tasks import get_format, make_rows
@@ -293,19 +296,23 @@ def examine(config: Config, deep: bool = True) -> Iterator[Stage]:
         ("what the rewards pay", lambda: _rewards(config)),
         ("power", lambda: power(len(load_problems(config)[2]))),
     ]
-    if deep:
-        stages += [("template and ends", lambda: _dialogue(config))]
-        probe = Probe(config)
-        stages += [
-            ("signal and length", probe.completions),
-            ("proof of the policy", probe.proof),
-            ("time", probe.time),
-        ]
-    for title, stage in stages:
-        findings = _caught(stage)
-        yield title, findings
-        if any(finding.stops for finding in findings):
-            return
+    with TemporaryDirectory() as folder:
+        if deep:
+            run = Run(Path(folder))
+            quiet_process(run)  # before torch, Unsloth and vLLM are imported
+            probe = Probe(config, run)
+            stages += [
+                ("template and ends", lambda: _dialogue(config)),
+                ("signal and length", probe.completions),
+                ("proof of the policy", probe.proof),
+                ("time", probe.time),
+            ]
+        for title, stage in stages:
+            with hushed(run) if deep else nullcontext():
+                findings = _caught(stage)
+            yield title, findings
+            if any(finding.stops for finding in findings):
+                return
 
 
 def findings_table(stages: Sequence[Stage]) -> list[dict[str, str]]:
@@ -363,7 +370,12 @@ def _dialogue(config: Config) -> Iterator[Finding]:
 class Probe:
     """The policy and an engine beside it, for a few completions, the proof and two steps."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, run: Run):
+        """
+        Args:
+            run: a folder that is thrown away.
+        """
+        self.run = run
         longer = config.max_seq_length + config.max_completion_length
         self.config = config.model_copy(update={"max_seq_length": longer})
         self.policy = self.engine = None
@@ -416,22 +428,23 @@ class Probe:
         yield from proof_of_policy(self.policy.model, sample)
 
     def time(self) -> Iterator[Finding]:
-        """By two steps of the training itself, in a folder that is thrown away."""
-        import tempfile
-
+        """By two steps of the training itself."""
         from lib.runs import read_jsonl
         from lib.training.run import make_trainer, train
 
         if self.engine is not None:
             self.engine.close()
         short = self.config.model_copy(
-            update={"max_steps": 2, "warmup_steps": 0, "validation_steps": 0, "save_steps": 100}
+            update=dict(max_steps=2, warmup_steps=0, validation_steps=0, save_steps=100)
+            | dict(resume=False, report_to=[], keep="last")
         )
-        with tempfile.TemporaryDirectory() as folder:
-            run = Run(Path(folder))
-            trainer = make_trainer(self.policy, _rows(short), *recipe_rewards(short), short, run)
-            train(trainer, short, run)
-            first, second = (row["seconds"] for row in read_jsonl(run.train_log))
+        rewards, weights = recipe_rewards(short)
+        train(
+            make_trainer(self.policy, _rows(short), rewards, weights, short, self.run),
+            short,
+            self.run,
+        )
+        first, second = (row["seconds"] for row in read_jsonl(self.run.train_log))
         yield from duration_of_run(second - first, self.config)
 
 
