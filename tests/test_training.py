@@ -72,12 +72,12 @@ def test_turned_knobs_are_in_force_and_train(run):
     )
     config = resolve("ci", SMALL | given, CPU)
     policy, trainer, before = one_step(config, run)
-    rows = {row["field"]: row for row in in_force(config, run, trainer)}
+    rows = {row["field"]: row for row in in_force(grpo_arguments(config, run), trainer, config)}
     turned = {"sapo_temperature_neg": 1.2, "use_adaptive_entropy": True, "adam_beta2": 0.95}
     turned |= {"lr_scheduler_kwargs": {"min_lr_rate": 0.1}}
     turned |= {key: given[key] for key in given if key in rows}
     for field, value in turned.items():
-        assert (rows[field]["passed"], rows[field]["in force"]) == (value, value)
+        assert (rows[field]["asked"], rows[field]["in force"]) == (value, value)
     assert rows["loss_type"]["why"] == "parameter" and "beta" not in rows
     assert rows["use_cpu"]["why"] == "follows: profile"
     assert len(turned) == 11

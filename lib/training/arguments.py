@@ -85,31 +85,33 @@ def grpo_arguments(config: Config, run: Run, policy: Policy | None = None) -> di
     )
 
 
-def in_force(config: Config, run: Run, trainer: Any) -> list[dict[str, Any]]:
-    """What differs from TRL's own defaults, or from what was passed: a row a field.
+def in_force(
+    arguments: dict[str, Any], trainer: Any, config: Config | None = None
+) -> list[dict[str, Any]]:
+    """What differs from TRL's own defaults, or from what was asked: a row a field.
 
-    Returns: rows of field, TRL's default, passed, in force (by the trainer's `args`), why.
+    Args:
+        arguments: as passed to GRPOConfig, from `grpo_arguments`.
+        trainer: whose `args` are in force.
+        config: tells where each value comes from.
+
+    Returns: rows of field, TRL's default, asked, in force, and why it was asked.
     """
     rows = []
-    for name, passed in grpo_arguments(config, run).items():
+    for name, asked in arguments.items():
         default = TRL.get(name, (None, None))[1]
         actual = getattr(trainer.args, name, "—")
         actual = getattr(actual, "value", actual)
-        if passed != default or actual != passed:
-            rows.append(
-                {
-                    "field": name,
-                    "TRL's default": default,
-                    "passed": passed,
-                    "in force": actual,
-                    "why": _why(name, config),
-                }
-            )
+        if asked != default or actual != asked:
+            row = {"field": name, "TRL's default": default, "asked": asked, "in force": actual}
+            rows.append(row | {"why": _why(name, config)})
     return rows
 
 
-def _why(name: str, config: Config) -> str:
-    origin = config.origin(name)
-    if name in FOLLOWS and origin == "default":
+def _why(name: str, config: Config | None) -> str:
+    origin = config.origin(name) if config else "default"
+    if origin != "default":
+        return origin
+    if name in FOLLOWS:
         return f"follows: {FOLLOWS[name]}"
-    return DEFAULTS.get(name, ("", ""))[1] if origin == "default" else origin
+    return DEFAULTS.get(name, ("", ""))[1]
