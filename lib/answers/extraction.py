@@ -50,6 +50,8 @@ def find_answer(text: str | None, kind: str, lists: bool = False) -> Found:
     if not isinstance(text, str):
         return None, None
     text = _final_part(text)
+    if kind == "text" and text.rstrip().endswith("</think>"):
+        return None, None  # any words of the thinking would do
     inside = inside_tags(text, "answer")
     if inside is not None and inside.strip():
         answer = tagged_answer(inside, kind, lists)

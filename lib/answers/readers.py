@@ -267,7 +267,7 @@ def plain_words(text: str) -> str:
     >>> plain_words("The  New-York Times.") == plain_words("new york times")
     True
     """
-    text = unicodedata.normalize("NFKC", plain_characters(text)).casefold()
+    text = unicodedata.normalize("NFKC", plain_characters(text)).casefold().replace("&", " and ")
     text = " ".join(_LATEX_TEXT.sub(r" \1 ", _TAG.sub(" ", text)).replace("'s", "s").split())
     number = read_number(text)
     if number is not None and _NO_LETTERS.fullmatch(text):
