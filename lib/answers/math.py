@@ -72,6 +72,8 @@ _SPELLINGS = [
         (r"\\lbraceEND", r"\\{"),
         (r"\\rbraceEND", r"\\}"),
         (r"\\[lr]?vertEND", "|"),
+        (r"\\langleEND", "("),
+        (r"\\rangleEND", ")"),
         (r"\\lbrackEND", "["),
         (r"\\rbrackEND", "]"),
         (r"\\var(?=theta|phi|epsilon)", r"\\"),
@@ -103,6 +105,7 @@ _SCALE = re.compile(
 )
 _DEGREES = re.compile(r"(?<=[\d}])\s?(?:\\text\w*\s?\{\s?)?degrees?(?![A-Za-z])\s?\}?")
 _QUOTED = re.compile(r"""(['"`])(?!\1)(.*)\1""", re.DOTALL)
+_WITHOUT_POINT = re.compile(r"^(?:[a-z] ?\\in )?\{?R ?\}? ?\\setminus ?\\\{([^,{}\\]+)\\\}$")
 _BUILDER = re.compile(r"\\\{\s?[a-zA-Z]\s?(?:\\in\s?[^|:]*)?(?:\\mid|:|\|)(.*)\\\}")
 _TEXT = re.compile(
     r"\\(?:text(?:bf|it|rm|normal|sf|up)?|mbox|hbox|mathrm) ?\{([^{}]*)\}( ?\^ ?\{?[23]\}?)?"
@@ -164,6 +167,7 @@ def one_spelling(latex: str) -> str:
     if not any(bracket in text for bracket in "([{"):
         text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
     text = _UNIT.sub(" ", text).strip(_OUTER).rstrip(".\\").strip(_OUTER)
+    text = _WITHOUT_POINT.sub(r"(-\\infty ,\1) \\cup (\1, \\infty )", text)
     builder = _BUILDER.fullmatch(text)
     return builder[1].strip(_OUTER) if builder and _COMPARES.search(builder[1]) else text
 
@@ -247,7 +251,9 @@ def _hundredth(percent: Value) -> Value:
 
 def same_answer(mine: Node, gold: Node) -> bool | None:
     """Whether ``mine`` is the answer ``gold``."""
-    mine, gold = _as_region(mine, gold), _as_region(gold, mine)
+    mine = _as_region(mine, gold)
+    gold = _as_region(gold, mine)
+    mine = _as_region(mine, gold)
     if isinstance(mine, Relation) or isinstance(gold, Relation):
         return _same_relation(mine, gold)
     if isinstance(mine, Value) and isinstance(gold, Value):
@@ -370,10 +376,11 @@ def _as_region(node: Node, other: Node) -> Node:
 
     x < -1 or x > 2 is a union, x > 2 and x < 5 is (2, 5): which is meant, the bounds say.
     """
-    if not isinstance(other, Union) and getattr(other, "open", "") not in ("(", "["):
-        return node
+    is_region = isinstance(other, Union) or getattr(other, "open", "") in ("(", "[")
     if isinstance(node, Relation):
-        return _as_interval(node) or node
+        return (is_region and _as_interval(node)) or node
+    if not is_region and not isinstance(other, Relation):
+        return node
     if not isinstance(node, Sequence) or node.open or len(node.items) != 2:
         return node
     parts = [_as_interval(item) if isinstance(item, Relation) else None for item in node.items]
