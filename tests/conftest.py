@@ -16,6 +16,7 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 
 from lib.config import ROOT, resolve
 from lib.hardware import Hardware
+from lib.lock import release
 from lib.process import keep_byte_code
 from lib.runs import Run, open_run
 
@@ -32,6 +33,13 @@ SMALL = dict(
     max_steps=1,
     max_completion_length=6,
 )
+
+
+@pytest.fixture(autouse=True)
+def no_locks_are_kept():
+    """Each run that a test opens is locked until its process ends."""
+    yield
+    release()
 
 
 @pytest.fixture(scope="session")
