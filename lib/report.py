@@ -128,7 +128,7 @@ def write_answers(run: Run, rows: Sequence[dict[str, Any]]) -> Path:
     """
     page = run.evals / "side_by_side.html"
     page.parent.mkdir(exist_ok=True)
-    numbered = [{"number": number, **row} for number, row in enumerate(rows, 1)]
+    numbered = _numbered(rows)
     kinds = {
         kind: (label, count)
         for kind, label in CHANGES.items()
@@ -160,8 +160,25 @@ def _pairs(run: Run) -> list[dict[str, Any]]:
     before, after = map(read_jsonl, logs)
     if greedy_records(before).keys() != greedy_records(after).keys():
         return []
-    rows = side_by_side(before, after)
-    return [{"number": number, **row} for number, row in enumerate(rows, 1)]
+    return _numbered(side_by_side(before, after))
+
+
+def _numbered(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """With a number each; a grade that is lenient says so where the strict one is not the same."""
+
+    def graded(row: dict[str, Any], when: str, strict: bool) -> str:
+        grade = row[f"graded {when}"]
+        return "right, but not in the form asked for" if grade == "right" and not strict else grade
+
+    return [
+        row
+        | {
+            "number": number,
+            "graded before": graded(row, "before", row["change"] in ("broken", "both")),
+            "graded after": graded(row, "after", row["change"] in ("fixed", "both")),
+        }
+        for number, row in enumerate(rows, 1)
+    ]
 
 
 def _about_curve(log: Sequence[dict]) -> str:

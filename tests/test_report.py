@@ -30,6 +30,7 @@ def finished(tmp_path):
     config = resolve("ci", {"output_dir": str(tmp_path), "profile": "cpu"}, CPU)
     run = open_run(config)
     before = [record(i, i < 6) for i in range(30)]
+    before[7] |= {"completion": "7", "lenient": True, "outcome": "right"}  # in no tags
     after = [record(i, 0 < i < 18) for i in range(30)]
     for name, records in (("base", before), ("trained", after)):
         append_jsonl(run.evals / f"{name}.jsonl", records)
@@ -90,6 +91,7 @@ def test_answers_are_numbered_and_can_be_chosen_by_what_changed(finished):
     assert f"{7:032x}" not in text
     assert "&lt;answer&gt;7&lt;/answer&gt;" in text
     assert len(re.findall(r'class="pair fixed"', text)) == 12
+    assert text.count("right, but not in the form asked for") == 1
     assert '<option value="broken">For the worse (1)</option>' in text
 
 
