@@ -11,10 +11,12 @@ from lib.evaluation.runs import (
     cost_rows,
     differing_settings,
     find_arms,
+    missing_runs,
     pairs_of,
+    planned_seconds,
     sentences,
 )
-from lib.plots.runs import differences_figure, learning_curves
+from lib.plots.runs import differences_figure, learning_curves, write_comparison
 from lib.runs import Run, append_jsonl, discard, open_run, read_json, read_jsonl, write_json
 from lib.scratch.variants import (
     base_config,
@@ -190,3 +192,35 @@ def test_runs_that_share_no_problems(arms, tmp_path):
     log.write_text(log.read_text().replace('"id": "p', '"id": "q'))
     with pytest.raises(BadInput, match="share no held-out problems"):
         compare_arms(arms)
+
+
+def test_what_is_missing_is_timed_before_it_is_trained(arms, tmp_path):
+    config = config_of(tmp_path)
+    assert missing_runs(config) == {} and planned_seconds(config, {}) == 0
+    (tmp_path / "ci" / "rloo_1" / "evals" / "trained.json").unlink()
+    missing = missing_runs(config)
+    assert list(missing) == ["rloo_1"]
+    completions = config.completions_per_step * config.max_steps
+    assert planned_seconds(config, missing) == pytest.approx(0.2 * completions)
+    Run(tmp_path / "ci" / "grpo_0").note(learning={"seconds": 50.0})
+    assert planned_seconds(config, missing) == 50
+    assert missing_runs(config_of(tmp_path, runs=["ci/grpo_0"])) == {}
+    assert len(missing_runs(resolve("variants", {"output_dir": str(tmp_path)}, CPU))) == 37
+
+
+def test_the_page_of_all_runs_stands_alone(arms, run):
+    compared = compare_arms(arms)
+    page = write_comparison(run, compared).read_text()
+    assert all(sentence in page for sentence in sentences(compared))
+    assert page.count("<th>") == len(accuracy_rows(compared)[0]) + len(cost_rows(compared)[0])
+    assert "src=" not in page.replace('src="data:', "") and "http" not in page
+
+
+def test_arms_without_a_common_seed_are_refused(arms):
+    for run in arms["rloo"]:
+        record = read_json(run.record)
+        record["config"]["seed"] += 10
+        write_json(run.record, record)
+    with pytest.raises(BadInput) as error:
+        pairs_of(arms["grpo"], arms["rloo"])
+    assert error.value.key == "no-shared"
