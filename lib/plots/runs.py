@@ -121,7 +121,8 @@ def write_comparison(run: Run, compared: Sequence[Mapping[str, Any]]) -> Path:
 
     def table(rows: Sequence[Mapping[str, Any]]) -> str:
         frame = pd.DataFrame(list(rows), dtype=object)
-        return f"<div>{frame.to_html(index=False, border=0, na_rep='', float_format='{:.1f}'.format)}</div>"
+        text = frame.to_html(index=False, border=0, na_rep="", float_format="{:.1f}".format)
+        return f"<div>{text}</div>"
 
     figures = ""
     for name, says in (
