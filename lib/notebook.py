@@ -35,9 +35,9 @@ def _recipe_of(namespace: Mapping[str, Any], config: Config) -> Config | None:
 
 def show(function: Any) -> Any:
     """The source of a function or class, highlighted."""
-    from IPython.display import Code
+    from IPython.display import Markdown
 
-    return Code(inspect.getsource(inspect.unwrap(function)), language="python")
+    return Markdown(f"```python\n{inspect.getsource(inspect.unwrap(function))}```")
 
 
 def table(rows: Iterable[Mapping[str, Any] | Sequence[Any]], columns: Sequence[str] = ()) -> Any:

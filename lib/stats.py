@@ -399,7 +399,9 @@ def detectable_difference(problems: int, changed: float = CHANGED) -> float | No
 def power_sentence(problems: int, changed: float = CHANGED, gain: float = MARGIN) -> str:
     """What so many held-out problems can show, and how many a gain of 5 points takes."""
     least, needed = detectable_difference(problems, changed), problems_needed(gain, changed)
-    shown = "no gain, however large," if least is None else f"a true gain of {points(least, '')}"
+    shown = "no gain, however large"
+    if least is not None:
+        shown = f"a true gain of {points(least, '')} or more"
     return (
         f"In 4 of 5 evaluations {problems:,} held-out problems show {shown}; a gain of "
         f"{points(gain, '')} takes {needed:,} problems."

@@ -355,12 +355,12 @@ PAIR = ("base", "trained")
         (
             [WRONG] * 16,
             [WRONG] * 16,
-            ["cannot be told", "none changed: at most 15.4 points"],
+            ["cannot be told", "(none changed: at most 15.4 points"],
         ),
         # All of three fixed: an exact test of 3 against 0 says p = 0.25.
         ([WRONG] * 3, [RIGHT] * 3, ["cannot be told", "3 held-out problems show no gain"]),
-        ([WRONG], [RIGHT], ["cannot be told", "interval n/a", "gives no error"]),
-        ([RIGHT], [RIGHT], ["cannot be told", "interval n/a"]),
+        ([WRONG], [RIGHT], ["cannot be told", "95 % interval n/a", "gives no error"]),
+        ([RIGHT], [RIGHT], ["cannot be told", "95 % interval n/a"]),
     ],
 )
 def test_the_verdict_claims_what_can_be_claimed(before, after, sentences, run, ci_config):

@@ -241,8 +241,7 @@ def verdict(rows: Rows, metric: str = "greedy_strict") -> str:
     }[word]
     change = f"{_figure(row, 'before')} → {_figure(row, 'after')}"
     sentences = [
-        f"{claim}: {change} on {row['problems']} held-out problems; difference "
-        f"{difference_text(row)}, 95 % interval {interval_text(row)}.",
+        f"{claim}: {change} on {row['problems']} held-out problems, {_difference(row)}.",
         *_about_format(rows, metric, word),
         *_about_watched(rows, metric),
         *_about_size(row, word),
@@ -265,8 +264,8 @@ def _about_format(rows: Rows, metric: str, word: str) -> list[str]:
     if metric != "greedy_strict" or lenient is None or all(strict[k] == lenient[k] for k in keys):
         return []
     change = (
-        f"graded leniently {_figure(lenient, 'before')} → {_figure(lenient, 'after')} "
-        f"({difference_text(lenient)}, 95 % interval {interval_text(lenient)})"
+        f"graded leniently {_figure(lenient, 'before')} → {_figure(lenient, 'after')}, "
+        f"{_difference(lenient)}"
     )
     return [LENIENTLY[word, _word(lenient)].format(change)]
 
@@ -321,6 +320,13 @@ def interval_text(row: dict[str, Any]) -> str:
     if is_share(row) and row["stderr"] == 0 == row["difference"]:
         return f"none changed: at most {points(high, '')} either way"
     return f"{100 * low:+.1f} to {points(high)}" if is_share(row) else f"{low:+.2f} to {high:+.2f}"
+
+
+def _difference(row: dict[str, Any]) -> str:
+    """The difference with its interval, for a sentence."""
+    interval = interval_text(row)
+    name = "" if interval.startswith("none") else "95 % interval "
+    return f"difference {difference_text(row)} ({name}{interval})"
 
 
 HEADER = ["metric", "before", "after", "difference", "95 % interval", "problems"]

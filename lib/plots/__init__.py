@@ -27,6 +27,9 @@ STYLE = {
 }
 
 
+POINTS = plt.FuncFormatter(lambda x, _: f"{100 * x:+.0f}" if round(100 * x) else "0")
+
+
 def comparison_bars(table: dict[str, dict[str, Any]]) -> Figure:
     """Before and after per metric, and beside it the paired difference with its interval."""
     shares = {name: row for name, row in table.items() if is_share(row)}
@@ -49,7 +52,7 @@ def comparison_bars(table: dict[str, dict[str, Any]]) -> Figure:
             middle, y, xerr=[middle - low, high - middle], fmt="o", color=BLUE, capsize=3
         )
         right.axvline(0, color="black", lw=0.8)
-        right.xaxis.set_major_formatter(plt.FuncFormatter(lambda x, _: f"{100 * x:+.0f}"))
+        right.xaxis.set_major_formatter(POINTS)
         right.set_title("paired difference in points, 95 % interval", loc="left", fontsize=10)
     return figure
 

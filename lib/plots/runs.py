@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lib.evaluation.runs import accuracy_rows, batches_log, cost_rows, sentences
-from lib.plots import BLUE, GREY, ORANGE, STYLE, bounds
+from lib.plots import BLUE, GREY, ORANGE, POINTS, STYLE, bounds
 from lib.plots.curves import smooth
 from lib.runs import Run, read_jsonl
 
@@ -78,7 +78,7 @@ def differences_figure(compared: Sequence[Mapping[str, Any]]) -> Figure:
                     axis.plot(row[other]["difference"], y, "o", color=BLUE)
             axis.axvline(0, color="black", lw=0.8)
             axis.set_title(f"difference {other}, in points", loc="left", fontsize=10)
-            axis.xaxis.set_major_formatter(plt.FuncFormatter(lambda x, _: f"{100 * x:+.0f}"))
+            axis.xaxis.set_major_formatter(POINTS)
         axes[0, 0].set_yticks(range(len(compared)), [row["arm"] for row in reversed(compared)])
     return figure
 
