@@ -1,66 +1,300 @@
-"""Run the suite in small on the GPU that is here, and write down what it measured.
+"""What a GPU alone can show, in stages of under two minutes, the most telling first.
 
-    make gpu-check                        # or: python -m benchmarks.gpu_check [-p key value …]
+    make gpu-check                                  # all stages
+    python -m benchmarks.gpu_check --stage load policy        # these
+    python -m benchmarks.gpu_check --rehearse       # on the CPU, all but what needs a card
 
-Two recipes, each with the memory of a 16 GB card: `gpu_check` (SmolLM2-135M, small sums), all its
-notebooks, and `qwen2.5-0.5b_gsm8k` (Qwen2.5-0.5B-Instruct, real word problems) by
-`benchmarks.accuracy`. benchmarks/results/gpu_<gpu>.json then holds for each: accuracy before and
-after with its interval, steps, tokens a second, GPU memory taken and planned, versions. Then the
-steps of both models are timed beside TRL's, with and without vLLM, and Unsloth's
-(`benchmarks/step.py`): step_demo_<gpu>.json and step_gsm8k_<gpu>.json.
+Each stage is a process of its own and writes what it measured to
+benchmarks/results/gpu_stages_<gpu>.json when it ends, so that a card that is lent for ten minutes
+leaves what was done. All of them hold the card to 16 GiB and need no network: the model is the
+embedded one, but for `accuracy`, which takes longer than the others and is run by name.
 """
 
+import argparse
+import json
+import os
 import re
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-from benchmarks.accuracy import record_run
-from lib.config import ROOT, resolve
-from lib.errors import BadInput
-from lib.hardware import detect_hardware
-from lib.suite import read_arguments
+from lib.config import ROOT, Config, resolve
+from lib.hardware import detect_hardware, gpu_memory_taken
+from lib.runs import hushed, open_run, read_json, read_jsonl, write_json
 
 RESULTS = ROOT / "benchmarks" / "results"
-CAP = ["-p", "gpu_memory_cap", "16.0"]
-RUNS = {  # recipe → what runs it, and with which settings
-    "gpu_check": ("lib.suite", []),
-    "qwen2.5-0.5b_gsm8k": ("benchmarks.accuracy", ["-p", "backend", "transformers"]),
+LIMIT = 115  # seconds
+STEP_SWITCHES = {  # of Unsloth's trainer, beside which ours is timed
+    "plain": {},
+    "prefix grouper": {"UNSLOTH_GRPO_PREFIX_GROUPER": "1"},
+    "packing": {"UNSLOTH_GRPO_SEQ_PACKING": "1"},
+    "merged rollouts": {"UNSLOTH_VLLM_MERGED_ROLLOUT": "1"},
+    "standby": {"UNSLOTH_VLLM_STANDBY": "1"},
 }
-SHAPES = {"demo": "gpu_check", "gsm8k": "qwen2.5-0.5b_gsm8k"}  # a step of whose model
+Result = dict[str, Any]
+
+
+def config_of(stage: str, **changes: Any) -> Config:
+    run = f"gpu_check_{stage}"
+    return resolve("gpu_check", {"run": run, "preflight_prompts": 0, **changes})
+
+
+def load() -> Result:
+    """Import, plug-ins, and the model in 4 bit by Unsloth and vLLM."""
+    from lib.models import load_policy
+
+    on_gpu = bool(detect_hardware().gpu)
+    config = config_of("load", load_in_4bit=on_gpu)
+    with hushed(open_run(config)):
+        policy = load_policy(config)
+    assert not on_gpu or policy.backend == "unsloth", policy.notes
+    return dict(
+        backend=policy.backend,
+        in_4_bit=config.load_in_4bit,
+        shares_weights_with_vllm=hasattr(policy.model, "vllm_engine"),
+        **memory(),
+    )
+
+
+def policy() -> Result:
+    """vLLM's log-probs are the trainer's, of the fresh adapter and of one that has moved."""
+    import torch
+
+    from lib.models import load_policy
+
+    config = config_of("policy")
+    with hushed(open_run(config)):
+        policy = load_policy(config)
+        sample = sampler(config, policy)
+        gaps = {"fresh adapter": gap(policy.model, before := sample())}
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for name, weight in policy.model.named_parameters():
+                if "lora_B" in name:
+                    weight.normal_(std=0.02)
+        moved = gap(policy.model, before)
+        gaps["moved adapter"] = gap(policy.model, sample())
+    assert moved > 0.1, f"the policy did not move: {moved}"
+    assert max(gaps.values()) < 0.1, f"vLLM does not sample from the policy: {gaps}"
+    return dict(nats_a_token=gaps, moved_by=moved, **memory())
+
+
+def sampler(config: Config, policy: Any) -> Callable[[], list[tuple]]:
+    """Greedy completions with log-probs from the engine that training would use."""
+    prompts = [
+        policy.tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
+        )
+        for text in ("What is 2 + 3?", "Name a colour.", "Say hello.", "What is 12 + 9?")
+    ]
+    if not hasattr(policy.model, "vllm_engine"):
+        from lib.training.rollouts import RolloutEngine
+
+        engine = RolloutEngine(config, policy)
+
+        def rolled_out() -> list[tuple]:
+            ids, logprobs = engine.generate(policy.model, prompts, step=0)
+            return list(zip(prompts, ids, logprobs, strict=True))
+
+        return rolled_out
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0.0, max_tokens=16, logprobs=0)
+
+    def by_unsloth() -> list[tuple]:
+        with tempfile.TemporaryDirectory() as folder:
+            policy.model.save_lora(folder)
+            outputs = policy.model.fast_generate(
+                [{"prompt_token_ids": ids} for ids in prompts],
+                params,
+                use_tqdm=False,
+                lora_request=policy.model.load_lora(folder),
+            )
+        sampled = []
+        for ids, output in zip(prompts, (o.outputs[0] for o in outputs), strict=True):
+            pairs = zip(output.logprobs, output.token_ids, strict=True)
+            sampled.append((ids, list(output.token_ids), [c[t].logprob for c, t in pairs]))
+        return sampled
+
+    return by_unsloth
+
+
+def gap(model: Any, sampled: list[tuple]) -> float:
+    """Mean |Δ log p| a token between the engine's numbers and the model's own."""
+    import torch
+
+    total, tokens = 0.0, 0
+    for prompt, completion, logprobs in sampled:
+        ids = torch.tensor([[*prompt, *completion]], device=model.device)
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
+        own = logits.log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])[:, 0]
+        total += (own.cpu() - torch.tensor(logprobs)).abs().sum().item()
+        tokens += len(completion)
+    return total / tokens
+
+
+def steps() -> Result:
+    """Three steps of GRPO as 03 takes them."""
+    return train(config_of("steps", max_steps=3, save_steps=3))
+
+
+def resume() -> Result:
+    """A fourth step, from the checkpoint of the stage before."""
+    seen = train(config_of("steps", max_steps=4, save_steps=3, resume=True))
+    assert [row["step"] for row in seen["log"]] == [1, 2, 3, 4], seen["log"]
+    return seen
+
+
+def train(config: Config) -> Result:
+    from lib.checks import load_problems
+    from lib.models import load_policy
+    from lib.rewards import recipe_rewards
+    from lib.tasks import make_rows
+    from lib.training.run import make_trainer, save_trained
+    from lib.training.run import train as train_on
+
+    run = open_run(config)
+    with hushed(run):
+        policy = load_policy(config)
+        _, training, _, examples = load_problems(config)
+        rows = make_rows(training, config.prompt_format, config.shots, examples)
+        trainer = make_trainer(policy, rows, *recipe_rewards(config), config, run)
+        started = time.perf_counter()
+        train_on(trainer, config, run)
+        save_trained(policy, config, run)
+    keys = ("step", "reward", "reward_std", "grad_norm", "completions/mean_length")
+    log = [{k: row[k] for k in keys if k in row} for row in read_jsonl(run.train_log)]
+    moved = max(
+        p.detach().abs().max().item() for n, p in policy.model.named_parameters() if "lora_B" in n
+    )
+    assert moved > 0, "the adapter did not move"
+    seconds = round(time.perf_counter() - started, 1)
+    return dict(seconds_training=seconds, log=log, notes=policy.notes, largest_b=moved, **memory())
+
+
+def adapters() -> Result:
+    """Two adapters in one engine are two, and the first is itself again afterwards."""
+    import torch
+
+    from lib.engines import VllmEngine
+    from lib.export import become_trained
+    from lib.models import load_with_transformers, model_folder
+    from lib.sampling import Sampling
+
+    config = config_of("adapters")
+    folder = model_folder(config)
+    on_cpu = config.model_copy(update={"profile": "cpu", "precision": "bf16"})
+    question = [[{"role": "user", "content": "Write a sentence about the sea."}]]
+    said = {}
+    with hushed(open_run(config)), tempfile.TemporaryDirectory() as place:
+        for seed in (1, 2):
+            model, _ = load_with_transformers(on_cpu, folder)
+            torch.manual_seed(seed)
+            with torch.no_grad():
+                for name, weight in model.named_parameters():
+                    if "lora_B" in name:
+                        weight.normal_(std=0.02)
+            model.save_pretrained(f"{place}/{seed}")
+        engine = VllmEngine(config, folder, adapters=True)
+        for which in ("1", "2", "1 again"):
+            become_trained(engine, folder, Path(place, which[0]))
+            said[which] = engine.generate(question, Sampling(max_tokens=24))[0][0].text
+    assert said["1"] == said["1 again"] != said["2"], said
+    return dict(takes_adapters=engine.takes_adapters, said=said, **memory())
+
+
+def benchmark() -> Result:
+    """Seconds a step: ours, TRL's, and Unsloth's with its switches."""
+    systems = [("ours", "plain"), ("trl", "plain"), *(("unsloth", name) for name in STEP_SWITCHES)]
+    seen = {}
+    for system, name in systems:
+        command = [sys.executable, "benchmarks/step.py", "--shape", "demo", "--system", system]
+        environment = os.environ | STEP_SWITCHES[name]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        row = {"failed": done.stderr[-300:]}
+        if done.returncode == 0:
+            row = json.loads(done.stdout.strip().splitlines()[-1])
+        seen[f"{system}, {name}"] = row
+    return seen
+
+
+def accuracy() -> Result:
+    """The notebooks of `gpu_check`, and Qwen2.5-0.5B on GSM8K; about an hour, and the Hub."""
+    from benchmarks.accuracy import record_run
+
+    file = RESULTS / f"gpu_{gpu_name()}.json"
+    cap, plain = {"gpu_memory_cap": 16.0}, {"backend": "transformers"}
+    runs = {
+        "gpu_check": ("lib.suite", cap),
+        "qwen2.5-0.5b_gsm8k": ("benchmarks.accuracy", cap | plain),
+    }
+    engines = {}
+    for recipe, (module, changes) in runs.items():
+        given = [word for key, value in changes.items() for word in ("-p", key, str(value))]
+        subprocess.run([sys.executable, "-m", module, recipe, *given], cwd=ROOT, check=True)
+        engines[recipe] = record_run(resolve(recipe, changes), file)["engines"]
+    return dict(written=str(file.relative_to(ROOT)), engines=engines)
+
+
+STAGES = {stage.__name__: stage for stage in (load, policy, steps, adapters, resume, benchmark)}
+ORDER = list(STAGES)
+STAGES["accuracy"] = accuracy
+
+
+def memory() -> Result:
+    return {"gpu_gib": round(gpu_memory_taken(), 2)} if detect_hardware().gpu else {}
+
+
+def gpu_name() -> str:
+    return re.sub(r"\W+", "_", (detect_hardware().gpu or "rehearsal").lower()).strip("_")
+
+
+def run_stage(name: str, file: Path) -> bool:
+    """Run a stage in a process of its own and write what came of it; whether it passed."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "result.json")
+        command = [sys.executable, "-m", "benchmarks.gpu_check", "--inside", name, str(out)]
+        limit = None if name in ("accuracy", "benchmark") else LIMIT
+        try:
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
+            said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        except subprocess.TimeoutExpired:
+            said = [f"not done after {limit} s"]
+        result = read_json(out) if out.is_file() else {"failed": said[0][:600]}
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    results = read_json(file) if file.is_file() else {}
+    write_json(file, results | {name: result})
+    passed = "failed" not in result
+    print(f"{name}: {'passed' if passed else result['failed']} ({result['seconds']} s)", flush=True)
+    return passed
 
 
 def main(given: list[str]) -> int:
-    hardware = detect_hardware()
-    if not hardware.gpu:
-        print("gpu-check needs a GPU and there is none: run `make demo` instead.", file=sys.stderr)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--stage", nargs="+", choices=STAGES, default=ORDER)
+    parser.add_argument("--rehearse", action="store_true", help="on the CPU")
+    parser.add_argument("--inside", nargs=2, metavar=("STAGE", "FILE"), help=argparse.SUPPRESS)
+    options = parser.parse_args(given)
+    if options.inside:
+        name, file = options.inside
+        write_json(Path(file), STAGES[name]())
+        return 0
+    if not (detect_hardware().gpu or options.rehearse):
+        print("gpu-check needs a GPU and there is none: --rehearse runs what it can on the CPU.")
         return 2
-    asked = {recipe: [recipe, *CAP, *own, *given] for recipe, (_, own) in RUNS.items()}
-    try:
-        configs = {name: resolve(name, read_arguments(asked[name])[1]) for name in asked}
-    except BadInput as error:
-        print(error, file=sys.stderr)
-        return 2
-    gpu = re.sub(r"\W+", "_", hardware.gpu.lower()).strip("_")
-    for recipe, (module, _) in RUNS.items():
-        if code := run("-m", module, *asked[recipe]):
-            return code
-        found = record_run(configs[recipe], RESULTS / f"gpu_{gpu}.json")
-        if set(found["engines"].values()) != {"vllm"}:
-            told = f"vLLM did not generate everywhere ({found['engines']}): 03 or 04 says why."
-            print(told, file=sys.stderr)
-            return 1
-    for shape, recipe in SHAPES.items():
-        file = str(RESULTS / f"step_{shape}_{gpu}.json")
-        model = configs[recipe].model
-        command = ["benchmarks/step.py", "--shape", shape, "--model", model, "--json", file]
-        if code := run(*command):
-            return code
-    return 0
-
-
-def run(*command: str) -> int:
-    """Exit code of a Python program in a process of its own, which gives the GPU's memory back."""
-    return subprocess.run([sys.executable, *command], cwd=ROOT).returncode
+    file = RESULTS / f"gpu_stages_{gpu_name()}.json"
+    if options.rehearse:
+        file = ROOT / "outputs" / file.name
+        options.stage = [name for name in options.stage if name not in ("benchmark", "accuracy")]
+    passed = [run_stage(name, file) for name in options.stage]  # each, whatever came before
+    return 0 if all(passed) else 1
 
 
 if __name__ == "__main__":

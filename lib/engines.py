@@ -15,10 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lib.config import Config
+from lib.errors import BadInput
+from lib.gpu import raise_if_memory
 from lib.hardware import cap_gpu_memory
 from lib.sampling import Completion, Messages, Sampling, chat_text
+from lib.templates import ready_tokenizer
 
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has kernels for
+ALONE, ALONE_T4 = 0.9, 0.85  # of the card's memory, for an engine with nothing beside it
 Answers = Iterator[tuple[int, list[Completion]]]  # a prompt's index, and its completions
 
 
@@ -47,21 +51,29 @@ class Engine(Protocol):
         """Give the memory back, as far as the engine can."""
 
 
-def make_engine(config: Config, folder: Path, adapters: bool = False) -> Engine:
+def make_engine(
+    config: Config, folder: Path, adapters: bool = False, as_trained: bool = False
+) -> Engine:
     """The engine for evaluation that the configuration names, with the model in `folder`.
 
-    Where vLLM cannot start, transformers generates, and `notes` says so and why.
+    Where vLLM cannot run, transformers generates, and `notes` says so and why.
 
     Args:
         adapters: whether it is to answer with an adapter, where that is faster than merging one.
+        as_trained: in 4 bit where training had the model in 4 bit; else evaluation and export have
+            16-bit weights.
+
+    Raises:
+        BadInput: as `no_vllm`.
     """
     if config.eval_engine == "transformers":
-        return TransformersEngine(config, folder)
+        return TransformersEngine(config, folder, as_trained)
     try:
-        return VllmEngine(config, folder, adapters)
+        return VllmEngine(config, folder, adapters, as_trained=as_trained)
     except START_ERRORS as error:
-        engine = TransformersEngine(config, folder)
-        engine.notes.append(no_vllm(error))
+        note = no_vllm(error, config)
+        engine = TransformersEngine(config, folder, as_trained)
+        engine.notes.append(note)
         return engine
 
 
@@ -74,63 +86,105 @@ def in_order(answers: Answers) -> list[list[Completion]]:
 START_ERRORS = (ImportError, RuntimeError, ValueError, OSError, AssertionError)
 
 
-def no_vllm(error: Exception) -> str:
-    """The sentence to show where vLLM could not start."""
+def no_vllm(error: Exception, config: Config) -> str:
+    """The sentence to show where vLLM could not start and transformers generates in its place:
+    on a CPU, and for a model that vLLM does not know.
+
+    Raises:
+        BadInput: memory was lacking, or an installation on a GPU is broken; a slower way would
+            only hide that.
+    """
+    raise_if_memory(error, f"start vLLM with {config.model}")
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return f"vLLM could not start ({reason}): transformers generates, slower."
+    if config.profile == "cpu" or "architectures" in reason:
+        return f"vLLM could not start ({reason}): transformers generates, slower."
+    raise BadInput(
+        f"vLLM could not start ({reason}): install the suite's lock, or set rollout_engine and "
+        f"eval_engine to transformers, which is slower.",
+        key="vllm",
+    ) from error
 
 
-def engine_arguments(config: Config, folder: Path, adapters: bool = False) -> dict[str, Any]:
+def engine_arguments(
+    config: Config,
+    folder: Path,
+    adapters: bool = False,
+    as_trained: bool = False,
+    share: float | None = None,
+) -> dict[str, Any]:
     """What `vllm.LLM` is made with: `LLM(**engine_arguments(config, folder))`.
 
     Args:
-        adapters: as of `make_engine`; the engine then takes no other weights.
+        adapters, as_trained: as of `make_engine`.
+        share: of the card's memory; None where the engine has the card alone.
     """
-    settings: dict[str, Any] = {}
-    on_gpu = config.profile != "cpu"
-    if on_gpu:
-        settings["gpu_memory_utilization"] = cap_gpu_memory(
-            config.gpu_memory_cap, config.gpu_memory_utilization
-        )
-    else:
-        from lib.vllm_cpu import lean_settings
-
-        # A short prompt fills none of the usual blocks of 128, and only full ones are shared.
-        settings |= dict(block_size=32) | lean_settings()
-    if adapters and on_gpu:  # on a CPU an adapter costs a factor of seven, merged weights nothing
-        ranks = (rank for rank in LORA_RANKS if rank >= config.lora_r)
-        settings |= dict(enable_lora=True, max_lora_rank=next(ranks, config.lora_r))
-    if config.cast_lm_head_to_fp32:
-        settings |= dict(hf_overrides={"head_dtype": "float32"})
     names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-    return dict(
+    arguments = dict(
         model=str(folder),
         dtype=names[config.precision],
         max_model_len=config.max_seq_length,
         max_num_seqs=256,
-        enforce_eager=not on_gpu,  # compiling takes longer than a small evaluation on a CPU
         enable_prefix_caching=True,
         seed=config.seed,
         disable_log_stats=True,
         use_tqdm_on_load=False,
-        **settings,
     )
+    if config.cast_lm_head_to_fp32:
+        arguments |= dict(hf_overrides={"head_dtype": "float32"})
+    if config.profile == "cpu":
+        # Compiling takes longer than a small evaluation. A short prompt fills none of the usual
+        # blocks of 128, and only full ones are shared.
+        from lib.vllm_cpu import lean_settings
+
+        return arguments | dict(enforce_eager=True, block_size=32) | lean_settings()
+    if share is None:
+        share = ALONE_T4 if config.profile == "t4" else ALONE
+    arguments |= dict(gpu_memory_utilization=cap_gpu_memory(config.gpu_memory_cap, share))
+    if config.profile == "t4":  # FlashAttention and FlashInfer need compute capability 8.0
+        arguments |= dict(attention_backend="TRITON_ATTN")
+    if as_trained and config.load_in_4bit:
+        arguments |= dict(quantization="bitsandbytes", load_format="bitsandbytes")
+    if adapters:  # on a CPU an adapter costs a factor of seven, merged weights nothing
+        arguments |= dict(enable_lora=True, max_lora_rank=lora_rank(config.r))
+    return arguments
+
+
+def lora_rank(r: int) -> int:
+    """The smallest rank not below r that vLLM has kernels for.
+
+    Raises:
+        BadInput: there is none.
+    """
+    for rank in LORA_RANKS:
+        if rank >= r:
+            return rank
+    raise BadInput(f"r {r} is above {LORA_RANKS[-1]}, vLLM's largest: lower it.", key="rank")
 
 
 class VllmEngine:
     """vLLM in this process, on a GPU or (package vllm-cpu) on the processor.
 
     Args:
-        adapters: as of `make_engine`; the engine then takes no other weights.
+        adapters, as_trained: as of `make_engine`; with adapters it takes no other weights.
+        share: as of `engine_arguments`.
         settings: further arguments of vLLM's LLM.
     """
 
     name = "vllm"
 
-    def __init__(self, config: Config, folder: Path, adapters: bool = False, **settings: Any):
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        adapters: bool = False,
+        as_trained: bool = False,
+        share: float | None = None,
+        **settings: Any,
+    ):
         from vllm import LLM
 
-        self._hold(LLM(**engine_arguments(config, folder, adapters) | settings))
+        arguments = engine_arguments(config, folder, adapters, as_trained, share)
+        self._hold(LLM(**arguments | settings))
 
     @classmethod
     def around(cls, llm: Any) -> "VllmEngine":
@@ -140,7 +194,9 @@ class VllmEngine:
         return engine
 
     def _hold(self, llm: Any) -> None:
-        self.llm, self.tokenizer = llm, llm.get_tokenizer()
+        folder = Path(llm.llm_engine.vllm_config.model_config.model)
+        self.llm, self.tokenizer = llm, ready_tokenizer(llm.get_tokenizer(), folder)
+        self._adapters: dict[tuple[str, int], int] = {}  # (file, when it was written): its id
         self.notes: list[str] = []
         self.adapter: Path | None = None
         self.takes_adapters = llm.llm_engine.vllm_config.lora_config is not None
@@ -202,11 +258,16 @@ class VllmEngine:
         gc.collect()
 
     def _lora_request(self):
+        """A request of its own for each adapter as it is now: vLLM takes an id it has seen before
+        for the adapter it has already."""
         if not self.adapter:
             return None
         from vllm.lora.request import LoRARequest
 
-        return LoRARequest("adapter", 1, str(self.adapter))
+        weights = self.adapter / "adapter_model.safetensors"
+        version = (str(weights.resolve()), weights.stat().st_mtime_ns)
+        number = self._adapters.setdefault(version, len(self._adapters) + 1)
+        return LoRARequest(f"adapter-{number}", number, str(self.adapter))
 
 
 def _from_vllm(output: Any) -> Completion:
@@ -227,17 +288,21 @@ class TransformersEngine:
     takes_adapters = False
     adapter = None
 
-    def __init__(self, config: Config, folder: Path):
+    def __init__(self, config: Config, folder: Path, as_trained: bool = False):
         from transformers import AutoModelForCausalLM
 
-        from lib.models import load_tokenizer, torch_dtype
+        from lib.models import in_4_bit, load_tokenizer, torch_dtype
         from lib.output_layer import widen_head
 
         self.notes: list[str] = []
-        device = "cpu" if config.profile == "cpu" else "cuda"
+        quantized = in_4_bit(config) if as_trained and config.load_in_4bit else None
         self.tokenizer = load_tokenizer(folder)
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch_dtype(config))
-        self.model.to(device).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch_dtype(config),
+            quantization_config=quantized,
+            device_map="cpu" if config.profile == "cpu" else {"": 0},
+        ).eval()
         if config.cast_lm_head_to_fp32:
             widen_head(self.model)
 

@@ -19,8 +19,10 @@ def shown(path: Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Where what is made once for all runs is kept: in the repository, or where that cannot be
-    written to, in the user's own cache."""
+    """Where what is made once for all runs is kept: GRPO_CACHE, or in the repository, or where
+    that cannot be written to, in the user's own cache."""
+    if given := os.environ.get("GRPO_CACHE"):
+        return Path(given).expanduser()
     folder = ROOT / "outputs" / ".cache"
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if os.access(there, os.W_OK):

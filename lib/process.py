@@ -11,7 +11,7 @@ from typing import Any
 
 from lib.config import ROOT
 from lib.files import cache_folder
-from lib.hardware import GIB, detect_hardware
+from lib.hardware import GIB, detect_hardware, gpu_environment
 
 # Loggers that warn of what is no fault here: compiled parts for hardware that is not there.
 CHATTY = (
@@ -30,8 +30,10 @@ def quiet_process(run: Any) -> None:
     Args:
         run: its folder takes what libraries write.
     """
-    cores = str(detect_hardware().cores)
+    hardware = detect_hardware()
+    cores = str(hardware.cores)
     settings = {
+        **gpu_environment(hardware.capability),
         "WANDB_DIR": str(run.folder),
         "WANDB_SILENT": "true",
         "TRACKIO_DIR": str(run.folder / "trackio"),

@@ -88,13 +88,12 @@ def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[F
         )
     if "vllm" in engines and not stack.has("vllm"):
         yield Finding("no-vllm", "vLLM is not installed: install requirements.txt.")
+    if (config.load_in_4bit or "8bit" in config.optim) and not stack.has("bitsandbytes"):
+        what = "load_in_4bit" if config.load_in_4bit else f"optim {config.optim}"
+        yield Finding("no-bitsandbytes", f"{what} needs bitsandbytes: install requirements.txt.")
     if config.load_in_4bit:
-        if not stack.has("bitsandbytes"):
-            yield Finding(
-                "no-bitsandbytes",
-                "load_in_4bit needs bitsandbytes: install requirements.txt.",
-            )
-        if "vllm" in engines and not stack.has("vllm-bnb-plugin"):
+        moved = not stack.versions.get("vllm", "").startswith("0.19.")  # the older lock's
+        if "vllm" in engines and moved and not stack.has("vllm-bnb-plugin"):
             yield Finding(
                 "no-plugin",
                 "load_in_4bit in vLLM needs vllm-bnb-plugin, since vLLM 0.28 has bitsandbytes out "

@@ -114,7 +114,7 @@ def test_without_vllm_transformers_generates_and_says_so(config, embedded, monke
 
 
 def test_a_gguf_file_answers_as_the_model_it_was_converted_to(config, embedded, engine):
-    from lib.models import _embedded_gguf
+    from lib.embedded import _embedded_gguf
 
     sampling = Sampling(max_tokens=6)
     base = engine.generate(QUESTIONS, sampling)

@@ -1,5 +1,8 @@
 """Models load, answer alike in every engine, and merge to what the adapter does."""
 
+import json
+import re
+
 import pytest
 
 from lib.config import resolve
@@ -55,14 +58,45 @@ def test_the_embedded_model_is_complete(embedded):
     assert "quantization_config" not in read_json(embedded / "config.json")
 
 
+def test_the_embedded_tokenizer_is_the_files(embedded, data_dir):
+    """Ids and texts are those that transformers reads from the GGUF file, except that digits stand
+    alone also after two spaces, as in SmolLM2's own tokenizer; the settings are those by which
+    llama.cpp's converter knows its vocabulary."""
+    from transformers import AutoTokenizer
+
+    from lib.embedded import _embedded_gguf
+
+    file = _embedded_gguf()
+    before = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    after = AutoTokenizer.from_pretrained(embedded)
+    texts = [row["question"] for row in read_jsonl(data_dir / "gsm8k" / "test.jsonl")[:300]]
+    texts = [re.sub(" +", " ", text) for text in texts]
+    texts += ["", " ", "  a\n\n\tb ", "x=12345.678e-9", "ℝ 日本語 🙂 e\u0301", "<|im_start|>user"]
+    texts += ["a\r\nb", "don't I'LL", "\x00\x7f", "٣٤٥ 1,234", "<|im_end|>\n<|endoftext|>"]
+    for text in texts:
+        assert after.encode(text) == before.encode(text), text
+        assert after.decode(after.encode(text)) == text
+    assert after.convert_ids_to_tokens(after.encode("so  25")) == ["so", "ĠĠ", "2", "5"]
+    parts = json.loads((embedded / "tokenizer.json").read_text())
+    assert parts["normalizer"] is None and parts["decoder"]["type"] == "ByteLevel"
+    assert [part["type"] for part in parts["pre_tokenizer"]["pretokenizers"]] == [
+        "Digits",
+        "ByteLevel",
+    ]
+    model = parts["model"]
+    assert not (model["byte_fallback"] or model["fuse_unk"] or model["unk_token"])
+    # As the file says: the end of a turn ends a completion, and pads.
+    assert after.eos_token_id == after.pad_token_id == 2 and after.bos_token_id == 1
+
+
 def test_of_two_processes_that_convert_at_once_the_first_counts(monkeypatch, tmp_path):
     def convert(file, beside):
         for folder in (beside, beside.with_suffix("")):  # the other process is there first
             folder.mkdir(parents=True)
             (folder / "model.safetensors").write_text(folder.name)
 
-    monkeypatch.setattr("lib.models.ROOT", tmp_path)
-    monkeypatch.setattr("lib.models._convert_gguf", convert)
+    monkeypatch.setenv("GRPO_CACHE", str(tmp_path))
+    monkeypatch.setattr("lib.embedded._convert_gguf", convert)
     folder = embedded_folder()
     assert (folder / "model.safetensors").read_text() == folder.name
     assert list(folder.parent.iterdir()) == [folder]
@@ -101,7 +135,7 @@ def test_without_unsloth_the_policy_says_so(config, monkeypatch):
     monkeypatch.setitem(sys.modules, "unsloth", None)
     policy = load_policy(config.model_copy(update={"backend": "auto"}))
     assert policy.backend == "transformers"
-    assert "Unsloth could not load the model" in policy.notes[0]
+    assert "Unsloth is not used (it is not installed)" in policy.notes[0]
 
 
 def test_samples_repeat_with_the_seed_and_differ_without(engine):

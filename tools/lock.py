@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 USER = ("gguf", "serve")
 LOCKS = {  # file: the extras in it
     "requirements.txt": ("gpu", *USER),
+    "requirements-cu128.txt": ("cu128", *USER),
     "requirements-cpu.txt": ("cpu", *USER),
     # What `make test` adds to the CPU lock: nothing that is in there already.
     "requirements-dev.txt": ("cpu", *USER, "ray", "dev"),
@@ -91,7 +92,8 @@ def main() -> None:
     old = read("requirements-cpu.txt") + read("requirements-dev.txt")
     everything = resolve(LOCKS["requirements-dev.txt"], old)
     for name, extras in LOCKS.items():
-        pins = resolve(extras, read(name) if extras[0] == "gpu" else everything)
+        near = {"gpu": read(name), "cu128": read(name) or read("requirements.txt")}
+        pins = resolve(extras, near.get(extras[0], everything))
         if "dev" in extras:
             pins = [pin for pin in everything if pin not in read("requirements-cpu.txt")]
         (ROOT / name).write_text("\n".join([header(), *pins]) + "\n")

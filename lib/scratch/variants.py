@@ -77,9 +77,10 @@ def start_engine(config: Config, folder: Path) -> Any:
     """vLLM for rollouts and evaluation, where it runs; else transformers for the evaluation."""
     try:
         if config.eval_engine == "vllm":
-            return VllmEngine(config, folder, logprobs_mode="processed_logprobs")
+            share = config.gpu_memory_utilization
+            return VllmEngine(config, folder, share=share, logprobs_mode="processed_logprobs")
     except START_ERRORS as error:
-        print(no_vllm(error))
+        print(no_vllm(error, config))
     return TransformersEngine(config, folder)
 
 

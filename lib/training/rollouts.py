@@ -24,7 +24,12 @@ class RolloutEngine:
     def __init__(self, config: Config, policy: Policy):
         self.config, self.hand_over_seconds = config, 0.0
         # The trainer divides by the temperature, too.
-        self.engine = VllmEngine(config, policy.folder, logprobs_mode="processed_logprobs")
+        self.engine = VllmEngine(
+            config,
+            policy.folder,
+            share=config.gpu_memory_utilization,
+            logprobs_mode="processed_logprobs",
+        )
 
     @classmethod
     def start(cls, config: Config, policy: Policy) -> "RolloutEngine | None":
@@ -34,7 +39,7 @@ class RolloutEngine:
         try:
             return cls(config, policy)
         except START_ERRORS as error:
-            policy.notes.append(no_vllm(error))
+            policy.notes.append(no_vllm(error, config))
             return None
 
     def generate(

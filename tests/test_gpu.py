@@ -1,0 +1,415 @@
+"""What is known of a GPU before one is touched: the way a run goes, and the faults that stop it."""
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lib import gpu
+from lib.adapters import check_adapter
+from lib.config import resolve
+from lib.engines import VllmEngine, engine_arguments, no_vllm
+from lib.errors import BadInput
+from lib.gpu import choose_backend, raise_if_memory
+from lib.hardware import gpu_environment
+from lib.models import lora_arguments, model_folder, plain_arguments, unsloth_arguments
+from lib.stack import Stack
+from tests.conftest import CPU, L4, SMALL, T4
+
+FOUR_BIT = dict(load_in_4bit=True, model="embedded")
+
+
+def config_on(hardware, **changes):
+    return resolve("ci", changes | {"profile": "auto"}, hardware)
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """As if the GPU lock were installed, but for the packages that a test takes out."""
+    versions = {"torch": "2.13.0", "vllm": "0.31.0", "vllm-bnb-plugin": "0.0.3"}
+    versions |= {"bitsandbytes": "0.50.2", "unsloth": "2026.10.9"}
+    stack = Stack(versions, "580.95.05", "13.0")
+    monkeypatch.setattr(gpu, "read_stack", lambda: stack)
+    return versions
+
+
+def test_a_run_on_a_gpu_goes_by_unsloth(installed):
+    for card in (T4, L4):
+        assert choose_backend(config_on(card), card) == ("unsloth", "")
+        assert choose_backend(config_on(card, **FOUR_BIT), card) == ("unsloth", "")
+
+
+@pytest.mark.parametrize(
+    ("package", "changes"),
+    [
+        ("vllm-bnb-plugin", FOUR_BIT),
+        ("bitsandbytes", FOUR_BIT),
+        ("vllm", {}),
+        ("bitsandbytes", {"optim": "adamw_8bit"}),
+    ],
+)
+@pytest.mark.parametrize("backend", ["auto", "unsloth", "transformers"])
+def test_an_incomplete_installation_stops(installed, package, changes, backend):
+    del installed[package]
+    config = config_on(T4, backend=backend, rollout_engine="vllm", **changes)
+    with pytest.raises(BadInput) as error:
+        choose_backend(config, T4)
+    assert error.value.key.startswith("no-")
+
+
+def test_an_older_vllm_needs_no_plugin(installed):
+    del installed["vllm-bnb-plugin"]
+    installed["vllm"] = "0.19.1"
+    assert choose_backend(config_on(T4, **FOUR_BIT), T4)[0] == "unsloth"
+
+
+def test_two_reasons_fall_back(installed, monkeypatch):
+    """Their training step is the next test's, and that of `backend: transformers`."""
+    old = replace(T4, gpu="Tesla P100", capability=6.0)
+    backend, note = choose_backend(config_on(T4), old)
+    assert backend == "transformers" and "Tesla P100" in note
+    monkeypatch.setitem(sys.modules, "unsloth", None)
+    assert choose_backend(config_on(T4), T4)[0] == "transformers"
+    with pytest.raises(BadInput) as error:
+        choose_backend(config_on(T4, backend="unsloth"), T4)
+    assert error.value.key == "no-unsloth"
+
+
+def test_without_unsloth_a_step_is_trained(tmp_path, monkeypatch):
+    from lib.checks import load_problems
+    from lib.models import load_policy
+    from lib.rewards import recipe_rewards
+    from lib.runs import open_run, read_jsonl
+    from lib.tasks import make_rows
+    from lib.training.run import make_trainer, train
+
+    monkeypatch.setitem(sys.modules, "unsloth", None)
+    changes = SMALL | {"output_dir": str(tmp_path), "backend": "auto"}
+    config = resolve("ci", changes, CPU)
+    run = open_run(config)
+    _, training, _, examples = load_problems(config)
+    rows = make_rows(training, config.prompt_format, config.shots, examples)
+    policy = load_policy(config)
+    assert policy.backend == "transformers" and "not installed" in policy.notes[0]
+    train(make_trainer(policy, rows, *recipe_rewards(config), config, run), config, run)
+    assert [row["step"] for row in read_jsonl(run.train_log)] == [1]
+
+
+def test_an_old_driver_stops(monkeypatch, installed):
+    monkeypatch.setattr(gpu, "read_stack", lambda: Stack(installed, "550.54.15", "13.0"))
+    with pytest.raises(BadInput, match=r"requirements-cu128\.txt") as error:
+        choose_backend(config_on(T4), T4)
+    assert error.value.key == "driver"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 GiB",
+        "No available memory for the cache blocks. Try increasing `gpu_memory_utilization`",
+        "Free memory on device (3.2/14.6 GiB) on startup is less than desired",
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes",
+    ],
+)
+def test_lack_of_memory_stops(text, ci_config):
+    with pytest.raises(BadInput) as error:
+        raise_if_memory(RuntimeError(text), "load the model")
+    assert error.value.key == "memory"
+    with pytest.raises(BadInput) as error:
+        no_vllm(RuntimeError(text), ci_config)
+    assert error.value.key == "memory"
+    raise_if_memory(RuntimeError("something else"), "load the model")
+
+
+def test_on_a_gpu_a_broken_vllm_stops_and_an_unknown_model_does_not(installed):
+    config = config_on(T4)
+    with pytest.raises(BadInput) as error:
+        no_vllm(ImportError("libcudart.so.13: cannot open shared object file"), config)
+    assert error.value.key == "vllm"
+    assert "generates" in no_vllm(ValueError("Model architectures ['X'] are not known"), config)
+
+
+# Arguments
+
+
+def test_an_engine_for_evaluation_has_the_card_alone(embedded):
+    t4, l4 = config_on(T4), config_on(L4)
+    assert engine_arguments(t4, embedded)["gpu_memory_utilization"] == 0.85
+    assert engine_arguments(l4, embedded)["gpu_memory_utilization"] == 0.9
+    beside = engine_arguments(t4, embedded, share=t4.gpu_memory_utilization)
+    assert beside["gpu_memory_utilization"] == 0.5
+
+
+def test_a_t4_gets_no_flashinfer(embedded):
+    assert gpu_environment(7.5) == {
+        "UNSLOTH_VLLM_NO_FLASHINFER": "1",
+        "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    }
+    assert gpu_environment(8.9) == {} == gpu_environment(0.0)
+    on_t4 = engine_arguments(config_on(T4), embedded)
+    assert on_t4["attention_backend"] == "TRITON_ATTN" and on_t4["dtype"] == "float16"
+    assert "attention_backend" not in engine_arguments(config_on(L4), embedded)
+
+
+def test_as_trained_means_in_4_bit_where_training_was(embedded):
+    four = engine_arguments(config_on(L4, **FOUR_BIT), embedded, adapters=True, as_trained=True)
+    assert four["quantization"] == "bitsandbytes" and four["max_lora_rank"] >= 16
+    assert "quantization" not in engine_arguments(config_on(L4, **FOUR_BIT), embedded)
+    assert "quantization" not in engine_arguments(config_on(L4), embedded, as_trained=True)
+
+
+def test_the_arguments_are_those_that_the_installed_libraries_take(embedded):
+    """By signature, since nothing of it runs here."""
+    import ast
+    import inspect
+
+    from peft import LoraConfig
+    from vllm import EngineArgs
+
+    for card in (T4, L4):
+        config = config_on(card, **FOUR_BIT, rollout_engine="vllm")
+        arguments = engine_arguments(config, embedded, True, True)
+        assert set(arguments) - {"use_tqdm_on_load"} <= set(
+            inspect.signature(EngineArgs).parameters
+        )
+        assert set(lora_arguments(config)) <= set(inspect.signature(LoraConfig).parameters)
+        loader = importlib.util.find_spec("unsloth").submodule_search_locations[0]
+        given = set(unsloth_arguments(config, embedded))
+        for file, function in (("loader.py", "from_pretrained"), ("llama.py", "get_peft_model")):
+            tree = ast.parse(Path(loader, "models", file).read_text())
+            names = {
+                argument.arg
+                for node in ast.walk(tree)
+                if isinstance(node, ast.FunctionDef) and node.name == function
+                for argument in node.args.args
+            }
+            # `load_vllm` takes this one from the loader's **kwargs.
+            given = given if function == "from_pretrained" else set(lora_arguments(config))
+            assert given - {"max_num_seqs"} <= names, given - names
+        assert "pretrained_model_name_or_path" in plain_arguments(config, embedded)
+
+
+def test_two_adapters_in_one_engine_are_two(tmp_path):
+    """vLLM loads an adapter only where its id is new."""
+    engine = VllmEngine.__new__(VllmEngine)
+    engine._adapters = {}
+    requests = []
+    for name in ("first", "second", "first"):
+        engine.adapter = tmp_path / name
+        engine.adapter.mkdir(exist_ok=True)
+        weights = engine.adapter / "adapter_model.safetensors"
+        weights.touch() if not weights.exists() else None
+        requests.append(engine._lora_request())
+    os.utime(tmp_path / "first" / "adapter_model.safetensors", ns=(1, 1))  # trained on
+    engine.adapter = tmp_path / "first"
+    requests.append(engine._lora_request())
+    assert [request.lora_int_id for request in requests] == [1, 2, 1, 3]
+    assert [request.lora_name for request in requests] == [
+        *("adapter-1", "adapter-2", "adapter-1", "adapter-3"),
+    ]
+
+
+# Adapters that do not fit
+
+
+@pytest.fixture(scope="module")
+def adapter(embedded, tmp_path_factory):
+    from lib.models import load_policy, save_adapter
+
+    folder = tmp_path_factory.mktemp("adapters") / "good"
+    save_adapter(load_policy(resolve("ci", SMALL, CPU)), folder)
+    return folder
+
+
+def rename(weights, settings):
+    return {name.replace("self_attn", "attention"): w for name, w in weights.items()}
+
+
+def cut_rank(weights, settings):
+    return {name: w[:4] if "lora_A" in name else w for name, w in weights.items()}
+
+
+def other_rank(weights, settings):
+    settings["r"] = 64
+    return weights
+
+
+def other_base(weights, settings):
+    return {n: w.repeat(1, 2) if "lora_A" in n else w.repeat(2, 1) for n, w in weights.items()}
+
+
+def whole_head(weights, settings):
+    import torch
+
+    settings["modules_to_save"] = ["lm_head"]
+    return weights | {"base_model.model.lm_head.weight": torch.zeros(49152, 576)}
+
+
+def on_embeddings(weights, settings):
+    import torch
+
+    name = "base_model.model.model.embed_tokens.lora_embedding_"
+    return weights | {f"{name}A": torch.zeros(16, 49152), f"{name}B": torch.zeros(576, 16)}
+
+
+def whole_norm(weights, settings):
+    import torch
+
+    return weights | {"base_model.model.model.norm.weight": torch.ones(576)}
+
+
+def nothing(weights, settings):
+    return {}
+
+
+def prompt_tuning(weights, settings):
+    settings["peft_type"] = "PROMPT_TUNING"
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (rename, "adapter-layers"),
+        (cut_rank, "adapter-sizes"),
+        (other_rank, "adapter-rank"),
+        (other_base, "adapter-sizes"),
+        (whole_head, "adapter-tied"),
+        (on_embeddings, "adapter-tied"),
+        (whole_norm, "adapter-whole-modules"),
+        (nothing, "adapter-empty"),
+        (prompt_tuning, "adapter-type"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(adapter, embedded, tmp_path, change, key):
+    from safetensors.torch import load_file, save_file
+
+    bad = shutil.copytree(adapter, tmp_path / "bad")
+    settings = json.loads((bad / "adapter_config.json").read_text())
+    weights = change(load_file(bad / "adapter_model.safetensors"), settings)
+    weights = {name: weight.contiguous() for name, weight in weights.items()}
+    save_file(weights, bad / "adapter_model.safetensors")
+    (bad / "adapter_config.json").write_text(json.dumps(settings))
+    with pytest.raises(BadInput) as error:
+        check_adapter(bad, embedded)
+    assert error.value.key == key, str(error.value)
+
+
+def test_a_cut_file_is_refused_and_a_good_adapter_is_not(adapter, embedded, tmp_path):
+    check_adapter(adapter, embedded)
+    bad = shutil.copytree(adapter, tmp_path / "bad")
+    weights = bad / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(BadInput) as error:
+        check_adapter(bad, embedded)
+    assert error.value.key == "adapter-cut"
+    with pytest.raises(BadInput) as error:
+        check_adapter(tmp_path, embedded)
+    assert error.value.key == "adapter-type"
+
+
+# Models and tokenizers as people have them
+
+
+@pytest.fixture
+def copy(embedded, tmp_path):
+    """The embedded model's small files, to be changed; its weights by a link."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for file in embedded.iterdir():
+        if file.suffix == ".safetensors":
+            (folder / file.name).symlink_to(file)
+        else:
+            shutil.copy(file, folder)
+    return folder
+
+
+def refused(folder) -> str:
+    from lib.models import load_tokenizer
+
+    with pytest.raises(BadInput) as error:
+        load_tokenizer(model_folder(resolve("ci", {"model": str(folder)}, CPU)))
+    return error.value.key
+
+
+def with_template(folder, template):
+    (folder / "chat_template.jinja").write_text(template)
+
+
+def test_a_model_without_a_chat_template(copy):
+    (copy / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((copy / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (copy / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert refused(copy) == "no-chat-template"
+
+
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}{% for message in messages %}"
+    "{{ '<turn>' + message['role'] + '\n' + message['content'] + '</turn>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<turn>model\n' }}{% endif %}"
+)
+SILENT = GEMMA.replace("raise_exception('System role not supported')", "''").replace(
+    "in messages %}", "in messages if message['role'] != 'system' %}"
+)
+THINKS = GEMMA.replace("raise_exception('System role not supported')", "''").replace(
+    "<turn>model\n", "<turn>model\\n<think>\\n"
+)
+
+
+@pytest.mark.parametrize("template", [GEMMA, SILENT, THINKS])
+def test_a_template_that_refuses_system_or_opens_think(copy, template):
+    from lib.engines import chat_text
+    from lib.models import load_tokenizer
+
+    with_template(copy, template)
+    tokenizer = load_tokenizer(copy)
+    system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}
+    prompt = chat_text(tokenizer, [system, user])
+    assert prompt.count("Be brief.") == prompt.count("2+2?") == 1
+    assert prompt.index("Be brief.") < prompt.index("2+2?")
+    assert prompt.rstrip().endswith("<turn>model")
+    assert chat_text(tokenizer, [user]).count("2+2?") == 1
+    # What is saved says the same, wherever it is loaded.
+    tokenizer.save_pretrained(copy / "saved")
+    again = load_tokenizer(copy / "saved")
+    assert chat_text(again, [system, user]) == prompt
+
+
+def test_tokens_without_embeddings_are_refused(copy):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(copy)
+    tokenizer.add_tokens(["<answer>"])
+    tokenizer.save_pretrained(copy)
+    assert refused(copy) == "tokens-without-embeddings"
+
+
+def test_a_missing_shard_is_named(copy):
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert refused(copy) == "missing-shard"
+
+
+def test_from_the_hub_come_the_files_that_the_index_names(monkeypatch, copy):
+    import huggingface_hub
+
+    patterns = []
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, allow_patterns: patterns.append(allow_patterns) or str(copy),
+    )
+    config = resolve("ci", {"model": "mistralai/Mistral"}, CPU)
+    model_folder(config)
+    assert "*.safetensors" not in patterns[1] and "model*.safetensors" in patterns[1]
+    index = {"weight_map": {"a": "model.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    model_folder(config)
+    assert patterns[3][-1] == "model.safetensors"
