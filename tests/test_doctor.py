@@ -2,11 +2,13 @@
 
 import json
 import random
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 
-from lib.config import RECIPES, resolve
+from lib.config import ROOT, resolve
 from lib.doctor import (
     check_files,
     dialogue,
@@ -314,7 +316,17 @@ def test_the_whole_of_it_on_this_machine(tmp_path):
     given = {"profile": "cpu", "output_dir": str(tmp_path)}
     found = dict(examine(resolve("demo", given), deep=False))
     assert all(not finding.stops for stage in found.values() for finding in stage)
-    assert len(RECIPES.name) and "power" in found
+    assert "power" in found
     found = dict(examine(resolve("ci", given | {"target_modules": ["q_porj"]}), deep=False))
     assert [f.key for f in found["rewards, data, model, memory, disk"]] == ["targets"]
     assert "power" not in found  # nothing after what stops
+
+
+def test_with_the_model_and_its_engine(tmp_path):
+    """Template, signal, length, the proof by vLLM, and two steps: as the runner's command."""
+    command = [sys.executable, "-m", "lib.suite", "doctor", "ci", "-p", "output_dir"]
+    done = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    for stage in ("template and ends", "signal and length", "proof of the policy", "time"):
+        assert f"{stage}: ok" in done.stdout
+    assert not any(tmp_path.iterdir())  # nothing is left behind
