@@ -30,13 +30,14 @@ from lib.memory import (
     EVALUATION_SHARE,
     SHAPES,
     ModelShape,
+    by_unsloth,
     check_fit,
     evaluation_gib,
     read_shape,
 )
 from lib.models import EMBEDDED, is_hub_name, lora_targets, model_folder
 from lib.process import quiet_process
-from lib.proof import Sampled, proof_of_policy
+from lib.proof import Sampled, proof_of_policy, sample_by_unsloth
 from lib.rewards import learned_rewards, recipe_rewards
 from lib.runs import Run, hushed, run_folder
 from lib.stack import installation, read_stack, which_way
@@ -407,12 +408,20 @@ class Probe:
         from lib.models import live_weights, load_policy
         from lib.sampling import chat_text, training_sampling
 
+        engine = self.engine
+        if by_unsloth(self.config):  # whose engine trains and samples on the same weights
+            engine.close()
         self.policy = load_policy(self.config)
-        tokenizer, engine = self.policy.tokenizer, self.engine
-        if engine is None or not hasattr(engine, "complete"):
-            return  # transformers generates with the very model that is trained
+        tokenizer = self.policy.tokenizer
         texts = [chat_text(tokenizer, row["prompt"]) for row in _rows(self.config)[:4]]
         prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+        if hasattr(self.policy.model, "vllm_engine"):
+            yield from proof_of_policy(
+                self.policy.model, partial(sample_by_unsloth, self.policy.model, prompts)
+            )
+            return
+        if not hasattr(engine, "complete"):
+            return  # transformers generates with the very model that is trained
         sampling = replace(
             training_sampling(self.config), temperature=1.0, max_tokens=16, logprobs=True
         )

@@ -1,5 +1,6 @@
 """Proof that the engine samples from the policy that is trained."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -60,6 +61,27 @@ def _move(model: Any, weights: Sequence[Any], sampled: Sampled, random: Any) -> 
         if _gap(sampled, policy_logps(model, sampled)) > 5 * GAP:
             return
         std *= 2
+
+
+def sample_by_unsloth(model: Any, prompts: Sequence[list[int]]) -> Sampled:
+    """Completions by Unsloth's engine with the adapter as it is, as its trainer asks for them.
+
+    By Unsloth's source; not run on a card.
+    """
+    from vllm import SamplingParams
+
+    os.environ["UNSLOTH_RETURN_LOGITS"] = "1"  # or its forward returns none to compare with
+    outputs = model.fast_generate(
+        [{"prompt_token_ids": ids} for ids in prompts],
+        sampling_params=SamplingParams(temperature=1.0, max_tokens=16, logprobs=0, seed=0),
+        lora_request=model.load_lora("proof_of_policy", load_tensors=True),
+        use_tqdm=False,
+    )
+    sampled = []
+    for prompt, output in zip(prompts, outputs, strict=True):
+        ids, logprobs = list(output.outputs[0].token_ids), output.outputs[0].logprobs
+        sampled.append((prompt, ids, [at[i].logprob for i, at in zip(ids, logprobs, strict=True)]))
+    return sampled
 
 
 def policy_logps(model: Any, sampled: Sampled) -> list[list[float]]:
