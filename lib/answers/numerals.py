@@ -9,7 +9,6 @@ possessive, so that the time is linear in the text.
 from __future__ import annotations
 
 import re
-import sys
 import unicodedata
 from fractions import Fraction
 from functools import lru_cache
@@ -25,7 +24,7 @@ _LOWERED = "₀₁₂₃₄₅₆₇₈₉"
 _PLAIN = str.maketrans(
     {
         # ٣ and ② are 3 and 2: str.isdigit accepts them, int and Fraction not all of them.
-        **{c: str(unicodedata.digit(c)) for c in map(chr, range(128, sys.maxunicode + 1))
+        **{c: str(unicodedata.digit(c)) for c in map(chr, range(128, 0x20000))
            if c.isdigit() and c not in _RAISED + _LOWERED},
         **{chr(c): str(int(unicodedata.numeric(chr(c)))) for c in range(0x2460, 0x249C)},  # ①⑴⒈
         **{c: unicodedata.normalize("NFKC", c).replace("⁄", "/") for c in _VULGAR},
