@@ -68,9 +68,9 @@ def improve(config: Config, run: Run) -> dict:
     with hushed(run):
         policy = load_policy(config)
         trainer = make_trainer(policy, rows, rewards, weights, config, run)
-    if trainer.rollouts is None:
+    if trainer.engine is None:
         raise BadInput(f"vLLM does not generate in this process: {' '.join(policy.notes)}")
-    engine = trainer.rollouts.engine
+    engine = trainer.engine.engine
     before, after = EVALUATIONS
     evaluate(engine, problems, tests, task, config, run, before)
     train(trainer, config, run)

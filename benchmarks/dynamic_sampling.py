@@ -51,8 +51,7 @@ from lib.runs import (  # noqa: E402  # noqa: E402
 from lib.sampling import training_sampling  # noqa: E402
 from lib.stats import mean_with_error  # noqa: E402
 from lib.tasks.prompts import make_rows  # noqa: E402
-from lib.training.curriculum import choose_rows  # noqa: E402
-from lib.training.further_prompts import ALIKE  # noqa: E402
+from lib.training.rollouts import ALIKE, choose_rows  # noqa: E402
 from lib.training.run import make_trainer, train  # noqa: E402
 from lib.training.validation import set_aside  # noqa: E402
 from lib.training.warm_up import warm_up  # noqa: E402
@@ -155,7 +154,7 @@ def figures(config: Config, run: Run) -> dict[str, float]:
         warm_up(policy, training, rows, config, run)
     preparing = time.process_time() - started
     trainer = make_trainer(policy, chosen, rewards, weights, config, run)
-    engine = trainer.rollouts.engine
+    engine = trainer.engine.engine
     earned = [held_out(engine, asked, rewards, weights, config)]
     started = time.process_time()
     train(trainer, config, run)

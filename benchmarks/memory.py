@@ -164,10 +164,10 @@ def train(config, run, judges) -> None:
     rows = prompts(policy.tokenizer, shape)
     rewards = [reward, *judges]
     trainer = make_trainer(policy, rows, rewards, [1.0] * len(rewards), config, run)
-    if trainer.rollouts is None:
+    if trainer.engine is None:
         trainer.generation_config.min_new_tokens = completion
     else:
-        engine = trainer.rollouts.engine
+        engine = trainer.engine.engine
         complete = engine.complete
         engine.complete = lambda asked, sampling: complete(
             asked, replace(sampling, min_tokens=completion)

@@ -185,9 +185,9 @@ def make(system: str, config, run: Run, shape: Shape, dead: float, clock: "Clock
 
     if system == "ours":
         trainer = training.make_trainer(policy, rows, [reward], [1.0], config, run)
-        if trainer.rollouts is None:
+        if trainer.engine is None:
             sys.exit("\n".join(policy.notes))
-        engine, rollouts = trainer.rollouts.engine, trainer.rollouts
+        engine, rollouts = trainer.engine.engine, trainer.engine
         complete = engine.complete
         engine.complete = lambda prompts, sampling: complete(
             prompts, replace(sampling, min_tokens=shape.completion)
@@ -198,7 +198,7 @@ def make(system: str, config, run: Run, shape: Shape, dead: float, clock: "Clock
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    from lib.training.token_logps import plain_logps
+    from lib.training.logps import plain_logps
 
     # Theirs multiply by a copy of the output layer for each sequence (without_head_copies).
     policy.model.get_output_embeddings()._forward_pre_hooks.clear()

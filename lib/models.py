@@ -120,8 +120,6 @@ def load_policy(config: Config) -> Policy:
     Raises:
         BadInput: a package is missing, the card or its driver is too old, or memory does not do.
     """
-    from lib.output_layer import widen_head, without_head_copies
-
     folder = model_folder(config)
     config = settled(config, read_shape(folder))
     backend, note = choose_backend(config)
@@ -131,12 +129,21 @@ def load_policy(config: Config) -> Policy:
     except (RuntimeError, ValueError, MemoryError) as error:
         raise_if_memory(error, f"load {config.model} for training")
         raise
+    return ready_policy(model, tokenizer, folder, backend, config, note)
+
+
+def ready_policy(
+    model: Any, tokenizer: Any, folder: Path, backend: str, config: Config, note: str = ""
+) -> Policy:
+    """A loaded model ready to train: on a CPU its output layer is not copied for each sequence, and
+    it computes logits in 32 bit where the recipe says so."""
+    from lib.output_layer import widen_head, without_head_copies
+
     without_head_copies(model)
     if config.cast_lm_head_to_fp32:
         widen_head(model)
-    return Policy(
-        model, ready_tokenizer(tokenizer, folder), folder, backend, [note] if note else []
-    )
+    notes = [note] if note else []
+    return Policy(model, ready_tokenizer(tokenizer, folder), folder, backend, notes)
 
 
 def unsloth_arguments(config: Config, folder: Path) -> dict[str, Any]:

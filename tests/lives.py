@@ -23,10 +23,10 @@ from lib.errors import Stopped
 from lib.models import embedded_folder, load_policy
 from lib.runs import Run, quiet_process
 from lib.tasks import make_rows
+from lib.training.callbacks import StepLog
 from lib.training.rollouts import RolloutEngine
 from lib.training.run import make_trainer, save_trained, train
-from lib.training.trainer import trainer_class
-from lib.training.validation import Validation, set_aside, validate_during
+from lib.training.validation import Validation, set_aside
 from tests.conftest import CPU, SMALL
 
 # Two batches an epoch, so that a resume finds its place in a later one, too.
@@ -74,7 +74,9 @@ def life(folder: Path, reward: Callable = length, spoil: Callable | None = None,
     rows, asked = (make_rows(some, config.prompt_format, 0, examples) for some in (training, aside))
     trainer = make_trainer(POLICY, rows, [reward], [1.0], config, run)
     if config.validation_steps:
-        validate_during(trainer, Validation(POLICY, aside, asked, task, config, run))
+        log = next(c for c in trainer.callback_handler.callbacks if isinstance(c, StepLog))
+        engine = trainer.engine.engine if trainer.engine else None
+        trainer.add_callback(Validation(POLICY, aside, asked, task, config, run, log, engine))
     if spoil:
         spoil(trainer)
     train(trainer, config, run)
@@ -141,13 +143,13 @@ def fill_disk() -> None:
 
 def no_number_at(step: int) -> Callable:
     def spoil(trainer):
-        compute = trainer._compute_loss
+        compute = trainer.compute_loss
 
-        def computed(model, inputs):
-            loss = compute(model, inputs)
+        def computed(*args, **options):
+            loss = compute(*args, **options)
             return loss * float("nan") if trainer.state.global_step + 1 == step else loss
 
-        trainer._compute_loss = computed
+        trainer.compute_loss = computed
 
     return spoil
 
@@ -156,7 +158,8 @@ def main(folder: Path) -> None:
     global POLICY
     quiet_process(Run(folder))
     SETTINGS["model"] = str(first_layers(folder / "model"))
-    trainer_class()  # imported here, and not anew in each fork
+    import lib.training.trainer  # noqa: F401 (here, and not anew in each fork)
+
     POLICY = load_policy(resolve("ci", SETTINGS, CPU))
     gc.collect()
     gc.freeze()  # so that no fork looks through all of it

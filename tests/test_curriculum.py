@@ -5,8 +5,7 @@ import pytest
 from lib.config import resolve
 from lib.errors import BadInput
 from lib.runs import write_json
-from lib.training.arguments import grpo_arguments
-from lib.training.curriculum import choose_rows
+from lib.training.rollouts import choose_rows, prompt_order
 from tests.conftest import CPU
 
 ROWS = [{"id": name} for name in "abcdef"]
@@ -39,12 +38,17 @@ def test_easy_ones_come_first_and_the_unmeasured_in_the_middle(run):
     assert chosen(run, curriculum="easy_first", drop_dead=True)[0] == "dfa"
 
 
-def test_the_trainer_keeps_the_order(run):
-    shuffled = [
-        grpo_arguments(resolve(None, {"curriculum": order}, CPU), run)["shuffle_dataset"]
-        for order in ("none", "easy_first")
-    ]
-    assert shuffled == [True, False]
+def order(**given) -> list[int]:
+    return prompt_order(5, resolve(None, {"prompts_per_step": 2, "max_steps": 4} | given, CPU))
+
+
+def test_each_epoch_has_an_order_of_its_own_and_a_curriculum_the_rows():
+    places = order()
+    assert len(places) == 4 * 2 and len(set(places[:4])) == len(set(places[4:])) == 4
+    assert places[:4] != places[4:] and places == order() != order(seed=1)
+    assert order(max_steps=9)[:8] == places, "a run may become longer and goes on in its order"
+    assert order(num_iterations=2) == places[:4], "each batch serves two steps"
+    assert order(curriculum="easy_first") == [0, 1, 2, 3] * 2
 
 
 @pytest.mark.parametrize("given", [{"drop_dead": True}, {"curriculum": "easy_first"}], ids=str)

@@ -10,8 +10,8 @@ from lib.runs import append_jsonl, open_run, read_jsonl
 from lib.sampling import chat_text
 from lib.tasks import get_task
 from lib.tasks.prompts import make_rows
-from lib.training.dynamic_sampling import Groups, groups_differ, resample
-from lib.training.further_prompts import FurtherPrompts
+from lib.training.dynamic_sampling import DynamicSampling, Groups, resample
+from lib.training.rollouts import all_alike
 from tests.conftest import CPU, SMALL
 
 NAN = torch.nan
@@ -21,15 +21,13 @@ PROMPTS = {row["id"]: row["prompt"] for row in ROWS}
 
 def test_which_groups_differ():
     totals = torch.tensor([1.0, 1.0, 0.0, 0.5, NAN, NAN, NAN, 2.0, 0.1, 0.1 + 1e-9])
-    assert groups_differ(totals, 2) == [False, True, False, False, False]
+    assert all_alike(totals[:, None], torch.ones(1), 2) == [True, False, True, True, True]
 
 
 def groups(*names: str) -> Groups:
     """Two completions a prompt; those of prompts written in capitals differ."""
-    rows = [{"id": name} for name in names for _ in range(2)]
-    ids = [[row["id"], i % 2] for i, row in enumerate(rows)]
-    rewards = torch.tensor([[float(i % 2 and row["id"].isupper())] for i, row in enumerate(rows)])
-    return Groups(rows, (ids, None, []), rewards, [name.isupper() for name in names])
+    rows = [{"id": name, "place": i} for name in names for i in range(2)]
+    return Groups(rows, [not name.isupper() for name in names])
 
 
 def test_only_groups_without_signal_are_replaced_and_none_in_vain():
@@ -45,30 +43,30 @@ def test_only_groups_without_signal_are_replaced_and_none_in_vain():
     assert asked == [["d", "E"], ["F"]]  # as many as are missing, at each turn
     assert chosen == [4, 1, 5]
     trained = every.take(chosen)
-    assert trained.ids == ["E", "B", "F"] and all(trained.differ)
-    assert trained.generated[0] == [[n, i] for n in "EBF" for i in (0, 1)]
-    assert trained.rewards_BR.flatten().tolist() == [0, 1] * 3
-    assert trained.generated[1:] == (None, [])
+    assert not any(trained.alike)
+    assert [(row["id"], row["place"]) for row in trained.rows] == [
+        (name, i) for name in "EBF" for i in (0, 1)
+    ]
 
 
 def test_what_cannot_be_replaced_stays():
     every, chosen = resample(
         groups("a", "b"), [{"id": "c"}, {"id": "D"}], lambda rows: groups("c", "D")
     )
-    assert every.take(chosen).ids == ["D", "b"]
+    assert [row["id"] for row in every.take(chosen).rows[::2]] == ["D", "b"]
     assert resample(groups("a"), [], None)[1] == [0]
 
 
 def test_further_prompts_follow_from_seed_step_and_what_was_seen(run):
-    ids = list("abcdefgh")
-    further = FurtherPrompts(ids, seed=1, budget=5)
+    rows = [{"id": id} for id in "abcdefgh"]
+    further = DynamicSampling(None, rows, seed=1, budget=5)
     first = further.order(3, "ab")
     assert len(first) == 5 and not {0, 1} & set(first)
-    assert first == FurtherPrompts(ids, 1, 5).order(3, "ab")
+    assert first == DynamicSampling(None, rows, 1, 5).order(3, "ab")
     assert first != further.order(4, "ab")
-    assert first != FurtherPrompts(ids, 2, 5).order(3, "ab")
-    further.saw("cdef", [False, False, False, True])
-    further.saw("d", [True])
+    assert first != DynamicSampling(None, rows, 2, 5).order(3, "ab")
+    further.saw("cdef", [True, True, True, False])
+    further.saw("d", [False])
     assert set(further.order(3, "ab")[:4]) == {3, 5, 6, 7}  # c and e were last without signal
     for step, differs in ((1, 1.0), (2, 0.0), (3, 0.0)):
         rows = [{"id": "h", "rewards": {"r": r}, "total": r} for r in (0.0, differs)]
@@ -186,6 +184,5 @@ def test_what_is_tried_are_the_prompts_meant_also_where_long_ones_are_left_out(p
     train(trainer, config, run)
     asked = [row["id"] for row in rollouts(run, 1)[::2]]
     drawn, tried = asked[:2], asked[2:]
-    fitting = [row["id"] for row in ROWS]
-    order = FurtherPrompts(fitting, config.seed, config.resample).order(1, drawn)
-    assert tried == [fitting[place] for place in order] and len(tried) == 3
+    order = DynamicSampling(None, ROWS, config.seed, config.resample).order(1, drawn)
+    assert tried == [ROWS[place]["id"] for place in order] and len(tried) == 3

@@ -31,7 +31,8 @@ from lib.tasks import TASKS
 from lib.tasks.problems import StoredTask
 from lib.tasks.prompts import get_format, make_rows
 from lib.training.arguments import grpo_arguments
-from lib.training.run import fitting_rows, make_trainer, save_trained, train
+from lib.training.rollouts import fitting_rows
+from lib.training.run import make_trainer, save_trained, train
 from tests.conftest import CPU, L4, SMALL, T4
 
 ALL = sorted(RECIPES.glob("*.yaml"))

@@ -9,6 +9,7 @@ import pytest
 
 from lib.config import ROOT
 from lib.runs import Run, read_json, read_jsonl
+from lib.training.survival import is_whole
 
 TIMED = ("seconds", "time/rollouts", "time/hand_over", "step_time", "train_runtime")
 
@@ -30,7 +31,7 @@ def said(lives: Path, name: str) -> str:
 
 
 def kept_steps(run: Run) -> list[str]:
-    return sorted(path.name for path in run.checkpoints.glob("checkpoint-*"))
+    return sorted(path.name for path in run.checkpoints.glob("checkpoint-*") if is_whole(path))
 
 
 def same_run(one: Run, other: Run, batches: tuple[int, ...] = (1, 2, 3, 4)) -> None:
@@ -52,8 +53,8 @@ def same_run(one: Run, other: Run, batches: tuple[int, ...] = (1, 2, 3, 4)) -> N
 
 def test_killed_failed_and_interrupted_and_resumed_it_is_the_same_run(lives):
     killed, whole = Run(lives / "as_killed"), Run(lives / "whole")
-    assert kept_steps(killed) == ["checkpoint-1"], "the one that was being written is not there"
-    assert (killed.checkpoints / ".new" / "checkpoint-2" / "optimizer.pt").is_file()
+    assert kept_steps(killed) == ["checkpoint-1"], "the one that was being written is not whole"
+    assert (killed.checkpoints / "checkpoint-2" / "optimizer.pt").is_file()
     assert len(read_jsonl(killed.train_log)) == 2
     assert said(lives, "resumed").startswith("the adapter of step")
     same_run(whole, Run(lives / "stopped"))
@@ -87,7 +88,7 @@ def test_a_reward_whose_file_is_gone_stops_the_run_and_costs_no_step(lives):
 
 
 def test_a_loss_that_is_no_number_moves_no_weight(lives):
-    assert said(lives, "nan").startswith("Stopped: The loss of step 3 is no number (nan), so the")
+    assert said(lives, "nan").startswith("Stopped: The gradient of step 3 is not a number (nan)")
     assert said(lives, "nan").endswith("Step 2 is kept: resume goes on from it.")
 
 
@@ -104,7 +105,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(lives):
     assert "checkpoint-4 could not be written" in said(lives, "full")
     assert said(lives, "full").endswith("Step 3 is kept: resume goes on from it.")
     assert os.listdir(run.checkpoints / "checkpoint-3")
-    assert not (run.checkpoints / ".new").exists(), "the room it took is given back"
+    assert not (run.checkpoints / "checkpoint-4").exists(), "the room it took is given back"
     assert "is full" in said(lives, "full_log") and "No step was kept" in said(lives, "full_log")
 
 

@@ -1,17 +1,21 @@
 """What is asked of TRL's trainer, and what a step of it does."""
 
+import inspect
+import re
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from lib.config import resolve
 from lib.errors import BadInput
-from lib.models import Policy, load_policy
+from lib.models import load_policy
 from lib.runs import read_jsonl
 from lib.training.arguments import grpo_arguments, in_force
-from lib.training.rollouts import generates_here
+from lib.training.rollouts import fitting_rows, generates_here
 from lib.training.run import (
-    fitting_rows,
     make_trainer,
+    prepare,
     save_trained,
     train,
 )
@@ -51,7 +55,7 @@ def test_full_fine_tuning_moves_all_weights_and_the_reference_follows(run, wide)
     assert row["kl"] == 0.0 and row["grad_norm"] > 0
     for name, weight in trainer.ref_model.named_parameters():
         assert torch.equal(weight, now[name]), name
-    assert run.recorded() == {"rollouts_by": "transformers"}
+    assert run.recorded()["rollouts_by"] == "transformers"
     save_trained(policy, config, run)
     assert {file.name for file in run.adapter.iterdir()} >= {"config.json", "model.safetensors"}
 
@@ -111,6 +115,29 @@ def test_a_step_that_no_reward_can_judge_is_one_without_signal(run):
     assert [r["frac_reward_zero_std"] for r in read_jsonl(run.train_log)] == [1.0, 0.0]
 
 
+def names(method, count: int) -> list[str]:
+    return list(inspect.signature(method).parameters)[:count]
+
+
+def test_trls_seams_are_as_the_trainer_takes_them():
+    """Two private methods overridden, with TRL's own arguments; the engine in TRL's words."""
+    import trl
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    from lib.training import GRPOTrainer
+    from lib.training.rollouts import RolloutEngine
+
+    private = {name for name, value in vars(GRPOTrainer).items() if inspect.isfunction(value)}
+    private = {name for name in private if re.match("_[a-z]", name)}
+    overridden = {name for name in private if hasattr(trl.GRPOTrainer, name)}
+    assert overridden == {"_get_per_token_logps_and_entropies", "_prepare_inputs"}
+    for name, count in (("_get_per_token_logps_and_entropies", 6), ("_prepare_inputs", 2)):
+        ours, theirs = (names(getattr(c, name), count) for c in (GRPOTrainer, trl.GRPOTrainer))
+        assert ours == theirs
+    assert names(RolloutEngine.generate, 9) == names(VLLMGeneration.generate, 9)
+    assert names(RolloutEngine.sync_weights, 9) == names(VLLMGeneration.sync_weights, 9)
+
+
 @pytest.mark.parametrize("key", ["loss_type", "beta", "scale_rewards", "num_iterations"])
 def test_what_unsloth_changes_silently_is_stated(key, ci_config, run):
     assert grpo_arguments(ci_config, run)[key] == getattr(ci_config, key)
@@ -131,7 +158,8 @@ def test_who_generates(run, settings, hardware, here, trls):
     config = resolve("ci", settings, hardware)
     asked = grpo_arguments(config, run)
     assert (generates_here(config), asked["use_vllm"]) == (here, trls)
-    assert asked["vllm_importance_sampling_correction"] == (config.rollout_engine == "vllm")
+    corrects = config.rollout_engine == "vllm" and config.profile != "cpu"
+    assert asked["vllm_importance_sampling_correction"] == corrects
 
 
 def test_a_step_is_prompts_times_generations(run):
@@ -157,15 +185,13 @@ def test_prompts_that_do_not_fit_are_left_out(embedded):
         fitting_rows([long], tokenizer, config)
 
 
-def test_what_unsloths_trainer_would_pass_over_is_refused(run, monkeypatch):
-    monkeypatch.setattr("lib.training.run.trainer_is_unsloths", lambda: True)
+def test_what_unsloths_trainer_would_pass_over_is_refused():
     config = resolve("ci", {"profile": "cpu", "entropy_target": 1.0}, CPU)
-    policy = Policy(model=None, tokenizer=None, folder=None, backend="unsloth")
-    with pytest.raises(BadInput, match="Unsloth's trainer does not do: set backend"):
-        make_trainer(policy, [{"id": "a"}], [], [], config, run)
+    with pytest.raises(BadInput) as error:
+        prepare(SimpleNamespace(is_unsloths=True), None, config, None)
+    assert error.value.key == "unsloth-passes-over"
 
 
-def test_too_few_problems_for_a_step(ci_config, run):
-    policy = Policy(model=None, tokenizer=None, folder=None, backend="transformers")
+def test_too_few_problems_for_a_step(ci_config):
     with pytest.raises(BadInput, match="1 training problems do not fill one step"):
-        make_trainer(policy, [{"id": "a"}], [], [], ci_config, run)
+        fitting_rows([{"id": "a"}], None, ci_config)

@@ -24,7 +24,6 @@ with hushed(run):
     from lib.rewards import recipe_rewards
     from lib.tasks import make_rows
     from lib.training.run import make_trainer, save_trained, train
-    from lib.training.shared_prompts import trainer_is_unsloths
     _, training, _, examples = load_problems(config)
     rows = make_rows(training, config.prompt_format, config.shots, examples)
 
@@ -33,14 +32,14 @@ with hushed(run):
         trainer = make_trainer(policy, rows, *recipe_rewards(config), config, run)
         train(trainer, config, run)
         save_trained(policy, config, run)
-        trainer.rollouts.engine.close()
-        return policy.notes, read_jsonl(run.train_log)
+        trainer.engine.engine.close()
+        return trainer.is_unsloths, policy.notes, read_jsonl(run.train_log)
 
-    notes, log = learn(config)
+    unsloths, notes, log = learn(config)
     rollouts = [read_jsonl(path) for path in sorted(run.rollouts.iterdir())]
     shutil.rmtree(run.checkpoints / "checkpoint-3")
-    _, again = learn(resolve("ci", given | {"resume": True}))
-print(json.dumps(dict(unsloths=trainer_is_unsloths(), notes=notes, log=log, again=again,
+    *_, again = learn(resolve("ci", given | {"resume": True}))
+print(json.dumps(dict(unsloths=unsloths, notes=notes, log=log, again=again,
                       rollouts=rollouts, kept=[p.name for p in run.checkpoints.iterdir()])))
 """
 

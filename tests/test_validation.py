@@ -5,10 +5,11 @@ import pytest
 from lib.config import resolve
 from lib.errors import BadInput
 from lib.rewards import build_rewards
-from lib.runs import Run, read_json, read_jsonl
+from lib.runs import open_run, read_json, read_jsonl
 from lib.tasks import get_task, make_rows
 from lib.tasks.prompts import get_format
-from lib.training.validation import Validation, set_aside, validate_during
+from lib.training.callbacks import StepLog
+from lib.training.validation import Validation, set_aside
 from tests.conftest import CPU
 
 
@@ -46,8 +47,7 @@ def test_validation_is_logged_and_the_best_adapter_kept(tmp_path, embedded, engi
 
     given = dict(validation_steps=1, validation_problems=3, keep="best", rollout_engine=engine)
     config = config_of(tmp_path, **given, shots=1)
-    run = Run(tmp_path / "run")
-    run.folder.mkdir()
+    run = open_run(config)
     task = get_task(config.task, config.task_config)
     training, held_out = set_aside(task.load("train"), config)
     rows = make_rows(training, config.prompt_format, 0, [])
@@ -56,7 +56,10 @@ def test_validation_is_logged_and_the_best_adapter_kept(tmp_path, embedded, engi
     policy = load_policy(config)
     trainer = make_trainer(policy, rows, rewards, weights, config, run)
     asked = make_rows(held_out, config.prompt_format, 0, [])
-    validate_during(trainer, Validation(policy, held_out, asked, task, config, run))
+    log = next(c for c in trainer.callback_handler.callbacks if isinstance(c, StepLog))
+    rollouts = trainer.engine.engine if engine == "vllm" else None
+    validation = Validation(policy, held_out, asked, task, config, run, log, rollouts)
+    trainer.add_callback(validation)
     train(trainer, config, run)
 
     log = read_jsonl(run.train_log)

@@ -28,10 +28,13 @@ def panels(log: Sequence[dict]) -> list[Panel]:
     """What there is to draw: a panel whose keys the log does not hold falls away."""
     rewards = [key for key in log[-1] if key.startswith("rewards/") and key.endswith("/mean")]
     each = {key: key.split("/")[1] for key in rewards} if len(rewards) > 1 else {}
-    signal = Panel("groups without signal", "share", {"frac_reward_zero_std": ""})
+    signal = {"frac_reward_zero_std": "groups without signal"}
     if "signal/drawn" in log[-1]:  # some were replaced
-        lines = {"signal/trained": "trained on", "signal/drawn": "as drawn"}
-        signal = Panel("groups with signal", "share", lines)
+        signal = {
+            "signal/trained": "groups with signal, trained on",
+            "signal/drawn": "groups with signal, as drawn",
+        }
+    cut = {"completions/clipped_ratio": "completions cut off"}
     wanted = [
         Panel("reward", "reward", {"reward": "total", **each}),
         Panel(
@@ -39,31 +42,33 @@ def panels(log: Sequence[dict]) -> list[Panel]:
             "share",
             {"heldout/strict": "strict", "heldout/lenient": "lenient"},
         ),
-        signal,
+        Panel("signal and limits", "share", {**signal, **cut}),
         Panel("completion length", "tokens", {"completions/mean_length": ""}),
-        Panel("completions cut off", "share", {"completions/clipped_ratio": ""}),
         Panel("entropy", "nats a token", {"entropy": ""}),
         Panel("KL to the reference", "nats a token", {"kl": ""}),
-        Panel("tokens at the clip", "share of tokens", {"clip_ratio/region_mean": ""}),
     ]
     held = {key for row in log for key, value in row.items() if value is not None}
     return [panel for panel in wanted if held & panel.lines.keys()]
 
 
 def training_curves(log: Sequence[dict], title: str = "") -> Figure:
-    """Every panel by optimizer step: each value pale, its mean over the latest steps in colour."""
+    """Every panel by optimizer step: each value pale, its mean over the latest steps in colour.
+
+    Large enough to be read where it is shown 980 pixels wide.
+    """
     shown = panels(log)
-    columns = -(-len(shown) // 2)
+    rows = -(-len(shown) // 2)
     with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=(3.3 * columns, 5.2), layout="constrained")
-        axes = list(figure.subplots(2, columns, sharex=True, squeeze=False).flat)
+        figure = plt.figure(figsize=(10, 2.9 * rows + 0.4), layout="constrained")
+        axes = list(figure.subplots(rows, 2, sharex=True, squeeze=False).flat)
         for axis, panel in zip(axes, shown, strict=False):
             _draw(axis, panel, log)
         for axis in axes[len(shown) :]:
             axis.set_axis_off()
+        axes[max(0, len(shown) - 2)].tick_params(labelbottom=True)  # none beneath it, where odd
         whole_steps(axes[0])  # and those that share its steps
-        figure.supxlabel("optimizer step", fontsize=10)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+        figure.supxlabel("optimizer step", fontsize=12)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     return figure
 
 
@@ -80,14 +85,13 @@ def _draw(axis: Any, panel: Panel, log: Sequence[dict]) -> None:
             axis.plot(steps, smooth(values), color=color, lw=2, label=label)
         else:  # measured now and then: each point counts, also beneath another
             axis.plot(steps, values, "o", ms=4 + 2 * i, zorder=3 - i, color=color, label=label)
-    axis.set_title(panel.title, loc="left", fontsize=10)
-    axis.set_ylabel(panel.unit, fontsize=9)
+    axis.set_title(panel.title, loc="left", fontsize=12)
+    axis.set_ylabel(panel.unit, fontsize=11)
+    axis.tick_params(labelsize=10)
     if panel.unit == "share":
         axis.set_ylim(-0.02, 1.02)
-    elif panel.unit == "share of tokens":
-        axis.set_ylim(bottom=-0.02 * axis.get_ylim()[1])
     if len(panel.lines) > 1:
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=10)
 
 
 def whole_steps(axis: Any) -> None:

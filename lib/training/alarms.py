@@ -83,9 +83,9 @@ def alarms(log: Sequence[Mapping], weights: Mapping[str, float] | None = None) -
     """
     if len(log) < 2 * WINDOW:
         return []
-    found = {name: check(log, weights or {}) for name, check in CHECKS.items()}
+    sentences = {name: check(log, weights or {}) for name, check in CHECKS.items()}
     step = log[-1]["step"]
-    return [Alarm(name, step, sentence) for name, sentence in found.items() if sentence]
+    return [Alarm(name, step, sentence) for name, sentence in sentences.items() if sentence]
 
 
 def window(log: Sequence[Mapping]) -> int:
@@ -95,8 +95,8 @@ def window(log: Sequence[Mapping]) -> int:
 
 def values(log: Sequence[Mapping], key: str) -> np.ndarray:
     """The key's numbers in the rows that have one."""
-    found = [row[key] for row in log if row.get(key) is not None]
-    return np.array([value for value in found if np.isfinite(value)], dtype=float)
+    series = [row[key] for row in log if row.get(key) is not None]
+    return np.array([value for value in series if np.isfinite(value)], dtype=float)
 
 
 def course(log: Sequence[Mapping], key: str) -> Course | None:
@@ -115,21 +115,10 @@ def _course(first: np.ndarray, last: np.ndarray, scatter: float) -> Course:
 def _scatter(series: np.ndarray) -> float:
     """The standard deviation of single steps around their trend, from their differences.
 
-    All steps tell of it, where the few of a window would often guess it too small (von Neumann
+    All steps contribute, where the few of a window would often guess it too small (von Neumann
     et al. 1941).
     """
     return float(np.sqrt((np.diff(series) ** 2).mean() / 2))
-
-
-def _reward_flat(log, weights) -> str | None:
-    reward = course(log, "reward")
-    if reward is None or len(log) < FLAT_STEPS or not reward.still or reward.fell:
-        return None
-    return (
-        f"{reward.before:.3g} in the first steps and {reward.now:.3g} now, within the noise of "
-        f"±{reward.error:.2g}; a hard task can take 150 steps and more, but look at the groups' "
-        "signal, raise learning_rate, or begin with easier prompts."
-    )
 
 
 def _reward_fell(log, weights) -> str | None:
@@ -150,71 +139,9 @@ def _reward_fell(log, weights) -> str | None:
     )
 
 
-def _no_signal(log, weights) -> str | None:
-    share = course(log, "frac_reward_zero_std")
-    if share is None or share.now < NO_SIGNAL:
-        return None
-    return (
-        f"in {share.now:.0%} of the groups all completions earned the same and taught nothing: "
-        "choose prompts that are sometimes right, more num_generations, or a finer reward."
-    )
-
-
-def _truncated(log, weights) -> str | None:
-    share = course(log, "completions/clipped_ratio")
-    if share is None or share.now < TRUNCATED:
-        return None
-    return (
-        f"{share.now:.0%} of the completions ran into max_completion_length: raise it, ask for "
-        "less in the prompt, or leave them out of the loss with mask_truncated_completions."
-    )
-
-
-def _length(log, weights) -> tuple[Course | None, bool]:
-    """The length's course, and whether the reward stood still beside it."""
-    length, reward = course(log, "completions/mean_length"), course(log, "reward")
-    return length, reward is not None and reward.still
-
-
-def _length_explosion(log, weights) -> str | None:
-    length, still = _length(log, weights)
-    if length is None or not still or length.now < LONGER * length.before:
-        return None
-    return (
-        f"from {length.before:.0f} to {length.now:.0f} tokens with no more reward: use loss_type "
-        "dr_grpo or dapo, or a reward against overlong answers."
-    )
-
-
-def _length_collapse(log, weights) -> str | None:
-    length, still = _length(log, weights)
-    if length is None or not still or length.now > SHORTER * length.before:
-        return None
-    return (
-        f"from {length.before:.0f} to {length.now:.0f} tokens with no more reward: read the "
-        "completions, and look for a reward that short ones earn unworked."
-    )
-
-
-def _entropy(log, weights) -> str | None:
-    entropy = course(log, "entropy")
-    if entropy is None or entropy.now > min(ENTROPY_LOW, ENTROPY_LEFT * entropy.before):
-        return None
-    return (
-        f"{entropy.before:.2g} nats a token at first and {entropy.now:.2g} now, so that all "
-        "completions of a prompt are nearly one: raise epsilon_high, lower learning_rate, or "
-        "stop here."
-    )
-
-
-def _kl(log, weights) -> str | None:
-    kl = course(log, "kl")
-    if kl is None or kl.now < KL_HIGH:
-        return None
-    return (
-        f"{kl.now:.2g} nats a token from the reference model, {kl.before:.2g} at first: lower "
-        "learning_rate or raise beta, and go back to a checkpoint before it."
-    )
+def _reward_stood_still(log: Sequence[Mapping]) -> bool:
+    reward = course(log, "reward")
+    return reward is not None and reward.still
 
 
 def _one_reward(log, weights) -> str | None:
@@ -262,30 +189,71 @@ def _hacking(log, weights) -> str | None:
     return (
         f"the reward rose from {reward.before:.3g} to {reward.now:.3g} since step {best['step']} "
         f"while held-out accuracy fell from {high:.1%} to {now:.1%}, the sign of reward hacking: "
-        "read the completions that earn most, and mend the reward."
+        "read the completions that earn most, and fix the reward."
     )
 
 
-def _sampler(log, weights) -> str | None:
-    gap = course(log, "sampling/sampling_logp_difference/mean")
-    if gap is None or gap.now < SAMPLER_GAP:
-        return None
-    return (
-        f"the sampler's log-probs lie {gap.now:.2g} nats a token from the trainer's: keep "
-        "vllm_importance_sampling_correction on, and give both the same precision and weights."
-    )
+def _check(key: str, rings: Callable, sentence: str) -> Callable:
+    """A check of one key of the log: its course `c` and the log decide, and `c` fills the words."""
+
+    def check(log: Sequence[Mapping], weights: Mapping[str, float]) -> str | None:
+        c = course(log, key)
+        return sentence.format(c=c) if c is not None and rings(c, log) else None
+
+    return check
 
 
 CHECKS: dict[str, Callable] = {
-    "reward flat": _reward_flat,
+    "reward flat": _check(
+        "reward",
+        lambda c, log: len(log) >= FLAT_STEPS and c.still and not c.fell,
+        "{c.before:.3g} in the first steps and {c.now:.3g} now, within the noise of "
+        "±{c.error:.2g}; a hard task can take 150 steps and more, but look at the groups' signal, "
+        "raise learning_rate, or begin with easier prompts.",
+    ),
     "reward fell": _reward_fell,
-    "groups without signal": _no_signal,
-    "mostly truncated": _truncated,
-    "length explosion": _length_explosion,
-    "length collapse": _length_collapse,
-    "entropy collapse": _entropy,
-    "KL blow-up": _kl,
+    "groups without signal": _check(
+        "frac_reward_zero_std",
+        lambda c, log: c.now >= NO_SIGNAL,
+        "in {c.now:.0%} of the groups all completions earned the same and taught nothing: choose "
+        "prompts that are sometimes right, more num_generations, or a finer reward.",
+    ),
+    "mostly truncated": _check(
+        "completions/clipped_ratio",
+        lambda c, log: c.now >= TRUNCATED,
+        "{c.now:.0%} of the completions ran into max_completion_length: raise it, ask for less in "
+        "the prompt, or leave them out of the loss with mask_truncated_completions.",
+    ),
+    "length explosion": _check(
+        "completions/mean_length",
+        lambda c, log: c.now >= LONGER * c.before and _reward_stood_still(log),
+        "from {c.before:.0f} to {c.now:.0f} tokens with no more reward: use loss_type dr_grpo or "
+        "dapo, or a reward against overlong answers.",
+    ),
+    "length collapse": _check(
+        "completions/mean_length",
+        lambda c, log: c.now <= SHORTER * c.before and _reward_stood_still(log),
+        "from {c.before:.0f} to {c.now:.0f} tokens with no more reward: read the completions, and "
+        "look for a reward that short ones earn unworked.",
+    ),
+    "entropy collapse": _check(
+        "entropy",
+        lambda c, log: c.now <= min(ENTROPY_LOW, ENTROPY_LEFT * c.before),
+        "{c.before:.2g} nats a token at first and {c.now:.2g} now, so that all completions of a "
+        "prompt are nearly the same: raise epsilon_high, lower learning_rate, or stop here.",
+    ),
+    "KL blow-up": _check(
+        "kl",
+        lambda c, log: c.now >= KL_HIGH,
+        "{c.now:.2g} nats a token from the reference model, {c.before:.2g} at first: lower "
+        "learning_rate or raise beta, and go back to a checkpoint before it.",
+    ),
     "one reward drives all": _one_reward,
     "train up, held-out down": _hacking,
-    "sampler and trainer apart": _sampler,
+    "sampler and trainer apart": _check(
+        "sampling/sampling_logp_difference/mean",
+        lambda c, log: c.now >= SAMPLER_GAP,
+        "the sampler's log-probs lie {c.now:.2g} nats a token from the trainer's: keep "
+        "vllm_importance_sampling_correction on, and give both the same precision and weights.",
+    ),
 }

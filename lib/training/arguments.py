@@ -22,17 +22,18 @@ FOLLOWS = {
     "gradient_accumulation_steps": "prompts_per_step × num_generations in passes of that size",
     "steps_per_generation": "one batch of completions for one optimizer step",
     "use_vllm": "rollout_engine vllm, where TRL is to run it",
-    "vllm_importance_sampling_correction": "there is nothing to correct without vLLM",
+    "vllm_importance_sampling_correction": "rollout_engine vllm, and on a CPU if asked for: TRL "
+    "scores each batch a second time for it, a fifth of a step there",
     "vllm_gpu_memory_utilization": "gpu_memory_cap's share of the card",
     "cast_lm_head_to_fp32": "lib.output_layer does it for the trainer and vLLM alike",
-    "shuffle_dataset": "curriculum",
+    "shuffle_dataset": "training_prompts has the prompts of all steps in their order",
     "bf16": "precision",
     "fp16": "precision",
     "use_cpu": "profile",
     "dataloader_pin_memory": "profile",
     "save_steps": "whole batches of completions",
     "log_completions": "rollouts/ keeps them all",
-    "report_to": "lib.training.tracking logs where the recipe's report_to says",
+    "report_to": "report_to; lib.training.tracking logs to Trackio",
     "push_to_hub": "05_merge_export pushes",
     "output_dir": "the run's checkpoints/",
     "run_name": "run",
@@ -65,24 +66,28 @@ def grpo_arguments(config: Config, run: Run, policy: Policy | None = None) -> di
         per_device_train_batch_size=rows,
         gradient_accumulation_steps=accumulation,
         steps_per_generation=accumulation,
-        shuffle_dataset=config.curriculum == "none",  # else the rows come in its order
+        shuffle_dataset=False,
         use_vllm=with_vllm,
         vllm_gpu_memory_utilization=share,
-        vllm_importance_sampling_correction=(
-            config.rollout_engine == "vllm" and config.vllm_importance_sampling_correction
-        ),
+        vllm_importance_sampling_correction=_corrects(config),
         cast_lm_head_to_fp32=False,
         bf16=config.precision == "bf16",
         fp16=config.precision == "fp16",
         use_cpu=config.profile == "cpu",
         dataloader_pin_memory=config.profile != "cpu" and config.dataloader_pin_memory,
         log_completions=False,
-        report_to="none",
+        report_to=[name for name in config.report_to if name != "trackio"] or "none",
         push_to_hub=False,
         save_strategy="steps",
         # Within the updates from one batch of rollouts there is nothing to go on from.
         save_steps=-(-config.save_steps // config.num_iterations) * config.num_iterations,
     )
+
+
+def _corrects(config: Config) -> bool:
+    key = "vllm_importance_sampling_correction"
+    wanted = config.profile != "cpu" or config.origin(key) != "default"
+    return wanted and config.rollout_engine == "vllm" and getattr(config, key)
 
 
 def in_force(

@@ -5,72 +5,42 @@ whose completions earned different rewards. Here a step tries `resample` further
 what it cannot replace stays, and costs no training.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
 
-from lib.training.further_prompts import ALIKE, FurtherPrompts
+from lib.runs import Run, read_rollouts, rollout_steps
+from lib.training.rollouts import ALIKE, all_alike, totals
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Completions of some prompts and what they earned, G of each prompt in a row.
+    """Completions of some prompts and what they earned, G of each prompt one after the other.
 
     Attributes:
-        rows: the prompts' rows of the data set, each G times.
-        generated: what TRL's `_generate` returns; its lists hold an entry a completion, or none.
-        rewards_BR: what each reward gave each completion, NaN where it gave none.
-        differ: for each group, whether its weighted totals do.
+        rows: an entry a completion: the data set's columns, prompt_ids, completion_ids, logprobs,
+            completions and scores (what each reward gave, by name).
+        alike: for each group, whether all of it earned the same.
     """
 
     rows: list[dict]
-    generated: tuple
-    rewards_BR: torch.Tensor
-    differ: list[bool]
-
-    @property
-    def ids(self) -> list[str]:
-        """One a group."""
-        return [row["id"] for row in self.rows[:: self.size]]
+    alike: list[bool]
 
     @property
     def size(self) -> int:
-        return len(self.rows) // len(self.differ)
+        return len(self.rows) // len(self.alike)
 
     def __add__(self, other: "Groups") -> "Groups":
-        pairs = zip(self.generated, other.generated, strict=True)
-        return Groups(
-            self.rows + other.rows,
-            tuple(a + b if isinstance(a, list) else a for a, b in pairs),
-            torch.cat([self.rewards_BR, other.rewards_BR]),
-            self.differ + other.differ,
-        )
+        return Groups(self.rows + other.rows, self.alike + other.alike)
 
     def take(self, groups: Sequence[int]) -> "Groups":
         """These groups, in this order."""
-        rows = [group * self.size + i for group in groups for i in range(self.size)]
-
-        def part(value: Any) -> Any:
-            return [value[row] for row in rows] if isinstance(value, list) and value else value
-
-        return Groups(
-            part(self.rows),
-            tuple(part(value) for value in self.generated),
-            self.rewards_BR[rows],
-            [self.differ[group] for group in groups],
-        )
-
-
-def groups_differ(totals_B: torch.Tensor, group: int) -> list[bool]:
-    """For each group of so many totals whether they differ; NaN, not scored, counts for nothing."""
-    totals_PG = totals_B.view(-1, group)
-    missing_PG = totals_PG.isnan()
-    lowest_P = totals_PG.masked_fill(missing_PG, torch.inf).amin(1)
-    highest_P = totals_PG.masked_fill(missing_PG, -torch.inf).amax(1)
-    return (highest_P - lowest_P > ALIKE).tolist()
+        rows = [self.rows[group * self.size + i] for group in groups for i in range(self.size)]
+        return Groups(rows, [self.alike[group] for group in groups])
 
 
 def resample(
@@ -85,113 +55,129 @@ def resample(
         sample: generates and scores a group for each of some rows.
 
     Returns: every group generated, those drawn first; and for each place of the step the
-    group to train on.
+        group to train on.
     """
-    every, chosen = drawn, list(range(len(drawn.differ)))
-    while further and not all(every.differ[group] for group in chosen):
-        places = [place for place, group in enumerate(chosen) if not every.differ[group]]
+    every, chosen = drawn, list(range(len(drawn.alike)))
+    while further and any(every.alike[group] for group in chosen):
+        places = [place for place, group in enumerate(chosen) if every.alike[group]]
         now, further = further[: len(places)], further[len(places) :]
-        known = len(every.differ)
+        known = len(every.alike)
         every += sample(list(now))
-        found = [group for group in range(known, len(every.differ)) if every.differ[group]]
-        for place, group in zip(places, found, strict=False):
+        useful = [group for group in range(known, len(every.alike)) if not every.alike[group]]
+        for place, group in zip(places, useful, strict=False):
             chosen[place] = group
     return every, chosen
 
 
 class DynamicSampling:
-    """What GRPOTrainer does at the beginning of a step, with groups replaced before TRL sees them.
+    """TRL's `rollout_func`: generates and judges a step's groups, and hands on those to train on.
 
-    A step's completions are generated and scored first, by TRL's methods; then TRL is handed the
-    groups to train on and goes its way. The log's rewards and lengths are those of the prompts as
-    drawn, since those that replaced others were chosen for what they earned.
+    TRL's log would be of the groups that were chosen for what they earned; `metrics` puts those of
+    the prompts as drawn in their place.
 
-    Attributes:
-        further: the prompts that a step tries; None: no group is replaced.
-        every, chosen: all groups of the latest batch, and those of them that are trained on.
-        turn: 0 while the prompts drawn are asked, then 1, 2 … for further ones.
+    Args:
+        completions: judges and keeps them (`lib.training.callbacks.Completions`).
+        rows: the training rows, of which a step may try `budget` further ones. Their order depends
+            on the seed, the step and what the run has seen so far, which a resumed run reads back
+            from its rollouts.
     """
 
-    further: FurtherPrompts | None = None
-    every: Groups
-    chosen: list[int]
-    turn = 0
-    _handed: Groups | None = None
+    def __init__(self, completions: Any, rows: Sequence[dict], seed: int, budget: int):
+        self.completions, self.rows, self.seed, self.budget = completions, rows, seed, budget
+        self.dead: dict[str, int] = {}  # id -> how often in a row its group had no signal
+        self._recalled = False
 
-    def _generate(self, prompts: list) -> tuple:
-        return self._handed.generated if self._handed else super()._generate(prompts)
-
-    def _calculate_rewards(self, *batch: list) -> torch.Tensor:
-        return self._handed.rewards_BR if self._handed else super()._calculate_rewards(*batch)
-
-    def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
-        self.turn = 0
-        drawn = self._sample(inputs)
-        self.every, self.chosen = resample(drawn, self._further_rows(drawn), self._sample_further)
-        self._handed = self.every.take(self.chosen)
-        try:
-            batch = super()._generate_and_score_completions(self._handed.rows)
-        finally:
-            self._handed = None
-        # TRL counts a group that no reward could judge as one with signal.
-        unjudged_B = self._handed_rewards().isnan().all(1)
-        share = unjudged_B.view(-1, self._group).all(1).float().mean().item()
-        if self.model.training:
-            self._metrics["train"]["frac_reward_zero_std"][-1] += share
-        if self.further:
-            self._note_signal(drawn)
-        return batch
-
-    def _handed_rewards(self) -> torch.Tensor:
-        return self.every.take(self.chosen).rewards_BR
-
-    def _sample(self, rows: list[dict]) -> Groups:
-        """Generated and scored as TRL does it."""
-        prompts = [row["prompt"] for row in rows]
-        generated = self._generate(prompts)
-        _, ids, _, completions, *_ = generated
-        rewards_BR = self._calculate_rewards(rows, prompts, completions, ids)
-        return Groups(
-            rows, generated, rewards_BR, groups_differ(self._totals(rewards_BR), self._group)
+    def __call__(self, prompts: list, trainer: Any) -> dict[str, list]:
+        step, group = trainer.state.global_step, trainer.num_generations
+        if not self._recalled:
+            self.recall(self.completions.run, step)
+        first = step // trainer.num_iterations * (len(prompts) // group)
+        drawn_rows = [trainer.train_dataset[first + i] for i in range(len(prompts) // group)]
+        drawn = self._sample(drawn_rows, trainer)
+        places = self.order(step + 1, {row["id"] for row in drawn_rows})
+        every, chosen = resample(
+            drawn, [self.rows[i] for i in places], lambda rows: self._sample(rows, trainer)
         )
+        self.saw([row["id"] for row in every.rows[::group]], every.alike)
+        trained = [i // group in chosen for i in range(len(every.rows))]
+        names = self.completions.judges
+        values = {name: [row["scores"][name] for row in every.rows] for name in names}
+        self.completions.keep(step + 1, every.rows, values, trained)
+        batch = every.take(chosen)
+        self.completions.log.extra |= self._as_drawn(drawn, every, batch, trainer)
+        keys = batch.rows[0].keys() - {"prompt", "completions"}
+        out = {key: [row[key] for row in batch.rows] for key in keys}
+        return out if out["logprobs"][0] is not None else out | {"logprobs": None}
 
-    @property
-    def _group(self) -> int:
-        return self.num_generations if self.model.training else self.num_generations_eval
+    def _sample(self, rows: Sequence[dict], trainer: Any) -> Groups:
+        """A group for each of the rows, generated and decoded as TRL does, and judged."""
+        rows = [dict(row) for row in rows for _ in range(trainer.num_generations)]
+        ids, *_ = trainer._tokenize_prompts([row["prompt"] for row in rows])
+        answers, logprobs = trainer._generate_single_turn(ids, None, {}, trainer.num_generations)
+        texts = trainer.processing_class.batch_decode(answers, skip_special_tokens=True)
+        for i, row in enumerate(rows):
+            row |= dict(prompt_ids=ids[i], completion_ids=answers[i])
+            row |= dict(logprobs=logprobs and logprobs[i])
+            row |= dict(completions=[{"role": "assistant", "content": texts[i]}])
+        columns = {key: [row[key] for row in rows] for key in rows[0]}
+        columns |= dict(prompts=columns.pop("prompt"), trainer_state=trainer.state)
+        values = {name: judge(**columns) for name, judge in self.completions.judges.items()}
+        for i, row in enumerate(rows):
+            row["scores"] = {name: some[i] for name, some in values.items()}
+        alike = all_alike(_rewards(rows), trainer.reward_weights.cpu(), trainer.num_generations)
+        return Groups(rows, alike)
 
-    def _totals(self, rewards_BR: torch.Tensor) -> torch.Tensor:
-        totals_B = (rewards_BR * self.reward_weights.to(rewards_BR)).nansum(1)
-        return totals_B.masked_fill(rewards_BR.isnan().all(1), torch.nan)
+    def _as_drawn(self, drawn: Groups, every: Groups, batch: Groups, trainer: Any) -> dict:
+        """What to log: shares of groups with signal, and TRL's numbers of the prompts as drawn."""
+        rewards_BR, lengths = _rewards(drawn.rows), [len(r["completion_ids"]) for r in drawn.rows]
+        totals_B = totals(rewards_BR, trainer.reward_weights.cpu())
+        trainer.state.num_input_tokens_seen += _tokens(every.rows) - _tokens(batch.rows)
+        logged = {
+            "signal/drawn": 1 - sum(drawn.alike) / len(drawn.alike),
+            "signal/trained": 1 - sum(batch.alike) / len(batch.alike),
+            "signal/tried": len(every.alike) - len(drawn.alike),
+            "reward": totals_B.nanmean().item(),
+            "reward_std": _std(totals_B),
+            "completions/mean_length": sum(lengths) / len(lengths),
+        }
+        for name, values_B in zip(self.completions.judges, rewards_BR.T, strict=True):
+            logged[f"rewards/{name}/mean"] = values_B.nanmean().item()
+            logged[f"rewards/{name}/std"] = _std(values_B)
+        return logged
 
-    def _further_rows(self, drawn: Groups) -> list[dict]:
-        if not (self.further and self.model.training):
-            return []
-        places = self.further.order(self.state.global_step + 1, set(drawn.ids))
-        return [self.train_dataset[place] for place in places]
+    def order(self, step: int, drawn: Collection[str]) -> list[int]:
+        """Places in the rows: at random, those last seen without signal behind all others.
 
-    def _sample_further(self, rows: list[dict]) -> Groups:
-        """A group for each of the rows; of TRL's log only the count of tokens goes on."""
-        self.turn += 1
-        log, self._metrics["train"] = self._metrics["train"], defaultdict(list)
-        try:
-            return self._sample([row for row in rows for _ in range(self._group)])
-        finally:
-            log["num_tokens"] = self._metrics["train"]["num_tokens"]
-            self._metrics["train"] = log
+        Args:
+            drawn: ids that the step has drawn already.
+        """
+        left = [place for place, row in enumerate(self.rows) if row["id"] not in drawn]
+        random.Random(f"{self.seed} {step}").shuffle(left)
+        left.sort(key=lambda place: self.dead.get(self.rows[place]["id"], 0))
+        return left[: self.budget]
 
-    def _note_signal(self, drawn: Groups) -> None:
-        """The step's shares of groups with signal, and its rewards as the prompts were drawn."""
-        log, handed = self._metrics["train"], self.every.take(self.chosen)
-        self.further.saw(self.every.ids, self.every.differ)
-        log["signal/drawn"].append(sum(drawn.differ) / len(drawn.differ))
-        log["signal/trained"].append(sum(handed.differ) / len(handed.differ))
-        log["signal/tried"].append(len(self.every.differ) - len(drawn.differ))
-        totals_B = self._totals(drawn.rewards_BR)
-        log["reward"][-1] = totals_B.nanmean().item()
-        log["reward_std"][-1] = _std(totals_B)
-        for name, values_B in zip(self.reward_func_names, drawn.rewards_BR.T, strict=True):
-            log[f"rewards/{name}/mean"][-1] = values_B.nanmean().item()
-            log[f"rewards/{name}/std"][-1] = _std(values_B)
+    def saw(self, ids: Iterable[str], alike: Iterable[bool]) -> None:
+        """Note for each prompt whether the completions of its group earned the same."""
+        for id, same in zip(ids, alike, strict=True):
+            self.dead[id] = self.dead.get(id, 0) + 1 if same else 0
+
+    def recall(self, run: Run, last: int) -> None:
+        """Take over what the run saw up to its step `last`."""
+        self._recalled = True
+        self.dead.clear()
+        for step in (step for step in rollout_steps(run) if step <= last):
+            for id, group in groupby(read_rollouts(run, step), key=lambda row: row["id"]):
+                earned = [row["total"] for row in group]
+                self.saw([id], [max(earned) - min(earned) <= ALIKE])
+
+
+def _rewards(rows: Sequence[dict]) -> torch.Tensor:
+    values = [[torch.nan if v is None else v for v in row["scores"].values()] for row in rows]
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def _tokens(rows: Sequence[dict]) -> int:
+    return sum(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows)
 
 
 def _std(values_B: torch.Tensor) -> float:

@@ -1,46 +1,59 @@
 """What a run shows of itself while it trains: the curves, how far it is, and what goes wrong."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
+
+from transformers import TrainerCallback
 
 from lib.runs import Run, write_json
 from lib.training.alarms import Alarm, alarms
 
 
-class LivePlot:
+class LivePlot(TrainerCallback):
     """The training curves with their alarms, drawn in place while the log grows.
 
-        with LivePlot(run, config.max_steps) as live:
-            ...  # live.update(log) after each step
-
     Left behind are one picture and one text in the notebook, `figures/training.png` and
-    `alarms.json`.
+    `alarms.json`. In a loop of one's own: `with LivePlot(…) as live`, and `live.update(log)`.
 
     Args:
         steps: how many optimizer steps the run takes, for the time left.
         weights: what each reward counts, by name.
+        alert: called with the alarms at each drawing, to send them elsewhere.
     """
 
     pause = 10.0  # seconds between two drawings, at the least
     share = 0.02  # of the time may go into drawing
 
-    def __init__(self, run: Run, steps: int, weights: Mapping[str, float] | None = None):
-        self.run, self.steps, self.weights = run, steps, weights
+    def __init__(
+        self,
+        run: Run,
+        steps: int,
+        weights: Mapping[str, float] | None = None,
+        alert: Callable[[Sequence[Alarm]], None] | None = None,
+    ):
+        self.run, self.steps, self.weights, self.alert = run, steps, weights, alert
         self.log: Sequence[dict] = []
         self.picture, self.words = None, None  # display handles
-        self.next = 0.0
+        self.next, self.drawn = 0.0, 0  # when to draw again, and how many rows were drawn
 
     def __enter__(self) -> "LivePlot":
         return self
 
     def __exit__(self, *_: Any) -> None:
-        """Draw the last state, also of a run that failed."""
-        if self.log:
+        """The last state is drawn, also of a run that failed."""
+        if len(self.log) > self.drawn:
             self._draw()
 
+    def on_train_end(self, args, state, control, **kwargs):
+        self.__exit__()
+
+    def around(self, trainer: Any) -> "LivePlot":
+        return self
+
     def update(self, log: Sequence[dict]) -> None:
+        """Called with all rows after each step."""
         self.log = log
         if time.monotonic() >= self.next:
             started = time.monotonic()
@@ -54,12 +67,15 @@ class LivePlot:
         from lib.plots import save
         from lib.plots.curves import pace, training_curves
 
+        self.drawn = len(self.log)
         path = self.run.figures / "training.png"
         save(training_curves(self.log, title=pace(self.log, self.steps)), path)
-        found = alarms(self.log, self.weights)
-        keep_alarms(found, self.run)
+        raised = alarms(self.log, self.weights)
+        write_json(self.run.folder / "alarms.json", [asdict(alarm) for alarm in raised])
+        if self.alert:
+            self.alert(raised)
         self.picture = _show(Image(path.read_bytes(), width=980), self.picture)
-        self.words = _show(Markdown(in_words(found)), self.words)
+        self.words = _show(Markdown(in_words(raised)), self.words)
 
 
 def _show(what: Any, handle: Any) -> Any:
@@ -72,12 +88,8 @@ def _show(what: Any, handle: Any) -> Any:
     return handle
 
 
-def keep_alarms(found: Sequence[Alarm], run: Run) -> None:
-    write_json(run.folder / "alarms.json", [asdict(alarm) for alarm in found])
-
-
-def in_words(found: Sequence[Alarm]) -> str:
+def in_words(raised: Sequence[Alarm]) -> str:
     """The alarms as a list in Markdown."""
-    if not found:
+    if not raised:
         return "No alarms."
-    return "\n".join(f"- **{a.name}** (step {a.step}): {a.sentence}" for a in found)
+    return "\n".join(f"- **{a.name}** (step {a.step}): {a.sentence}" for a in raised)

@@ -1,25 +1,133 @@
-"""Rollouts of the policy as it is now, by vLLM in the training process."""
+"""Which prompts a step asks, who answers them, and what is kept of an answer.
+
+`training_prompts` are all prompts of a run in their order, so that TRL walks through them once,
+unshuffled, and a resumed run finds its place. `RolloutEngine` generates by vLLM in this process,
+through TRL's own two methods.
+"""
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import torch
+
 from lib.config import Config
 from lib.engines import START_ERRORS, VllmEngine, no_vllm
+from lib.errors import BadInput
 from lib.memory import by_unsloth
 from lib.models import Policy, live_weights
+from lib.runs import Run, read_json
 from lib.sampling import training_sampling
+from lib.training.checkpoints import check_fills_a_step
 
 TURN = 1_000_003  # between the seeds of a step's turns: more than there are steps
+ALIKE = 1e-6  # totals no further apart are the same
+
+
+# --- prompts ---------------------------------------------------------------
+
+
+def choose_rows(rows: Sequence[dict], run: Run, config: Config) -> tuple[list[dict], str]:
+    """The rows to train on, and a sentence on what was done to them, by the preflight's pass rates.
+
+    With `drop_dead`, prompts that were always right or always wrong are left out, but never so
+    many that the rest does not fill a step; with `curriculum: easy_first`, those more often
+    right come first, and one that was not measured counts as one of mean difficulty.
+
+    Raises:
+        BadInput: either is set and there was no preflight, or it graded no answers.
+    """
+    if not config.drop_dead and config.curriculum == "none":
+        return list(rows), "Every prompt may be drawn, in random order."
+    path = run.folder / "preflight.json"
+    measured = read_json(path) if path.is_file() else {}
+    rates = measured.get("pass_rates", {})
+    if not rates:
+        raise BadInput(
+            "drop_dead and curriculum need the pass rates of a preflight: run 02_reward_design "
+            "for this run first, on a task whose answers are right or wrong, or switch both off.",
+            key="no-pass-rates",
+        )
+    notes = [f"{sum(row['id'] in rates for row in rows)} of {len(rows)} prompts were measured"]
+    if config.drop_dead:
+        dead = [row["id"] for row in rows if row["id"] in measured["drop"]]
+        missing = max(0, config.prompts_per_step - (len(rows) - len(dead)))
+        dropped = set(dead[missing:])
+        rows = [row for row in rows if row["id"] not in dropped]
+        notes.append(f"{len(dropped)} always right or always wrong are dropped")
+    if config.curriculum == "easy_first":
+        middle = float(np.mean(list(rates.values())))
+        rows = sorted(rows, key=lambda row: -rates.get(row["id"], middle))
+        notes.append("those more often right come first")
+    return list(rows), "; ".join(notes) + "."
+
+
+def fitting_rows(rows: Sequence[dict], tokenizer: Any, config: Config) -> list[dict]:
+    """The rows whose prompt leaves room for a whole completion in max_seq_length.
+
+    Raises:
+        BadInput: fewer are left than one step takes.
+    """
+    check_fills_a_step(rows, config)
+    texts = [
+        tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+        for row in rows
+    ]
+    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    room = config.max_seq_length - config.max_completion_length
+    fitting = [row for row, length in zip(rows, lengths, strict=True) if length <= room]
+    if len(fitting) < config.prompts_per_step:
+        longest = max(lengths)
+        raise BadInput(
+            f"The prompt of {rows[lengths.index(longest)]['id']} has {longest} tokens and "
+            f"max_seq_length {config.max_seq_length} less max_completion_length "
+            f"{config.max_completion_length} leaves {room}: raise max_seq_length to "
+            f"{longest + config.max_completion_length}.",
+            key="prompt-too-long",
+        )
+    return fitting
+
+
+def prompt_order(count: int, config: Config) -> list[int]:
+    """Places of the prompts of all steps, one after the other: each epoch in an order of its own,
+    by the seed; with a curriculum in that of the rows."""
+    places: list[int] = []
+    needed = -(-config.max_steps // config.num_iterations) * config.prompts_per_step
+    epoch, steps = 0, count // config.prompts_per_step
+    while len(places) < needed:
+        order = np.arange(count)
+        if config.curriculum == "none":
+            order = np.random.default_rng([config.seed, epoch]).permutation(count)
+        places += order[: steps * config.prompts_per_step].tolist()
+        epoch += 1
+    return places[:needed]
+
+
+def training_prompts(rows: Sequence[dict], config: Config) -> Any:
+    """A `datasets.Dataset` of the prompts of all steps in their order, for one epoch unshuffled."""
+    from datasets import Dataset
+
+    return Dataset.from_list(list(rows)).select(prompt_order(len(rows), config))
+
+
+# --- answers ---------------------------------------------------------------
 
 
 class RolloutEngine:
-    """vLLM in this process, which gets the policy's weights before each batch.
+    """vLLM in this process, which gets the policy's weights whenever the policy has moved.
 
-    TRL's own hand-over to vLLM fails on a CPU, and transformers generates several times
-    slower. A step's samples depend on the seed and the step alone, also after a resume.
+    It is to TRL what its own `VLLMGeneration` is (`GRPOTrainer.generate_with`), whose hand-over
+    fails on a CPU; transformers generates several times slower. A step's samples depend on the
+    seed and the step alone, also after a resume.
+
+    Attributes:
+        hand_over_seconds: that the latest hand-over of weights took.
     """
+
+    trainer: Any = None  # set by `generate_with`
+    turn = 0  # 0 where a step first asks, then 1, 2 … as dynamic sampling does
 
     def __init__(self, config: Config, policy: Policy):
         self.config, self.hand_over_seconds = config, 0.0
@@ -42,22 +150,22 @@ class RolloutEngine:
             policy.notes.append(no_vllm(error, config))
             return None
 
-    def generate(
-        self, model: Any, prompts: list[list[int]], step: int, turn: int = 0
-    ) -> tuple[list[list[int]], list[list[float]]]:
-        """One completion for each prompt: its token ids and their log-probs.
+    def sync_weights(self) -> None:
+        started = time.perf_counter()
+        self.engine.hand_over(live_weights(self.trainer.model))
+        self.hand_over_seconds, self.turn = time.perf_counter() - started, 0
 
-        Args:
-            turn: 0 when a step first asks; again within the step the weights are there already.
-        """
-        if turn == 0:
-            started = time.perf_counter()
-            self.engine.hand_over(live_weights(model))
-            self.hand_over_seconds = time.perf_counter() - started
-        sampling = training_sampling(self.config, step=step)
-        sampling = replace(sampling, seed=sampling.seed + TURN * turn, logprobs=True)
-        answers = [answer for [answer] in self.engine.complete(prompts, sampling)]
-        return [list(a.token_ids) for a in answers], [list(a.logprobs) for a in answers]
+    def generate(
+        self, prompts: list[list[int]], images: Any = None, num_generations: int = 1, profiler=None
+    ) -> tuple[list, list, list, None]:
+        """One completion for each prompt in tokens, as `VLLMGeneration.generate` of TRL returns
+        it: the prompts, the completions' tokens, and a list with the log-prob of each token."""
+        sampling = training_sampling(self.config, step=self.trainer.state.global_step)
+        seed = sampling.seed + TURN * self.turn
+        self.turn += 1
+        answers = self.engine.complete(prompts, replace(sampling, seed=seed, logprobs=True))
+        ids = [list(answer.token_ids) for [answer] in answers]
+        return prompts, ids, [[[x] for x in answer.logprobs] for [answer] in answers], None
 
 
 def generates_here(config: Config) -> bool:
@@ -68,6 +176,48 @@ def generates_here(config: Config) -> bool:
     """
     ours = config.profile == "cpu" or not (by_unsloth(config) or config.load_in_4bit)
     return config.rollout_engine == "vllm" and ours
+
+
+# --- rewards of a batch ----------------------------------------------------
+
+
+def totals(rewards_BR: torch.Tensor, weights_R: torch.Tensor) -> torch.Tensor:
+    """The weighted reward of each completion; NaN where no reward could judge it."""
+    totals_B = (rewards_BR * weights_R.to(rewards_BR)).nansum(1)
+    return totals_B.masked_fill(rewards_BR.isnan().all(1), torch.nan)
+
+
+def all_alike(rewards_BR: torch.Tensor, weights_R: torch.Tensor, group: int) -> list[bool]:
+    """For each group whether its completions earned the same (a group without signal)."""
+    totals_NG = totals(rewards_BR, weights_R).view(-1, group)
+    missing_NG = totals_NG.isnan()
+    lowest_N = totals_NG.masked_fill(missing_NG, torch.inf).amin(1)
+    highest_N = totals_NG.masked_fill(missing_NG, -torch.inf).amax(1)
+    return (~(highest_N - lowest_N > ALIKE)).tolist()
+
+
+def advantages(rewards_BR: torch.Tensor, weights_R: torch.Tensor, args: Any) -> torch.Tensor:
+    """advantages_B as TRL computes them, which it does not hand to callbacks.
+
+    Args:
+        args: num_generations, scale_rewards and multi_objective_aggregation of GRPOConfig.
+    """
+    from trl.trainer.utils import nanstd
+
+    rewards_BR, group = rewards_BR.float(), args.num_generations
+    if args.multi_objective_aggregation == "normalize_then_sum":
+        each_NGR = rewards_BR.view(-1, group, rewards_BR.shape[1])
+        each_NGR = each_NGR - each_NGR.nanmean(1, keepdim=True)
+        rewards_BR = (each_NGR / (nanstd(each_NGR, dim=1, keepdim=True) + 1e-4)).flatten(0, 1)
+        totals_B = totals(rewards_BR, weights_R)
+        return ((totals_B - totals_B.nanmean()) / (nanstd(totals_B) + 1e-4)).nan_to_num(0.0)
+    totals_NG = totals(rewards_BR, weights_R).view(-1, group)
+    above_NG = totals_NG - totals_NG.nanmean(1, keepdim=True)
+    if args.scale_rewards != "none":
+        by_group = args.scale_rewards == "group"
+        std = nanstd(totals_NG, dim=1, keepdim=True) if by_group else nanstd(totals_NG)
+        above_NG = above_NG / (std + 1e-4)
+    return above_NG.flatten().nan_to_num(0.0)
 
 
 def rollout_row(

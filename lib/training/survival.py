@@ -1,18 +1,14 @@
 """A run that is not lost: whole checkpoints, a resume that is the same run, a stop in words.
 
-transformers writes a checkpoint file by file under its final name, and a resume takes the
-latest name it finds. Here the name appears when all files are on the disk. It holds the
-adapter (safetensors), the optimizer's, scheduler's and random generators' state (read back
-with torch's weights_only), the step, and what callbacks export (`ExportableState`).
-
-On a CPU the resumed run's rewards and adapter are those of a run that was not stopped.
-
-`survived` and `need_number` serve the loop of `lib.scratch.loop`, too.
+`Survival` keeps a training of TRL's; `survived` and `need_number` serve the loop of
+`lib.scratch.loop`, too.
 """
 
 import errno
 import math
+import os
 import random
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -22,11 +18,112 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from transformers import TrainerCallback
 
-from lib.errors import BadInput, Stopped
-from lib.runs import Run, written_whole
+from lib.config import Config
+from lib.errors import BadInput, Stopped, first_line
+from lib.hardware import GIB, detect_hardware, free_memory
+from lib.memory import advice, estimate, settled, shape_of
+from lib.runs import Run, discard
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a disk, a quota, a limit on a file's size
+# "you tried to allocate 8589934592 bytes" (processor), "Tried to allocate 2.00 GiB" (CUDA)
+REQUEST = re.compile(r"tried to allocate ([\d.]+) ?(bytes|KiB|MiB|GiB)", re.IGNORECASE)
+UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": GIB}
+# The last is all that oneDNN says where it finds no memory for its kernel.
+ON_CPU = ("can't allocate memory", "not enough memory", "could not create a primitive")
+
+
+class Survival(TrainerCallback):
+    """A run that is not lost: whole checkpoints, no step by a gradient that is no number, a stop
+    in words.
+
+    On a CPU, the resumed run's rewards and adapter are those of a run that was not stopped.
+
+    transformers writes a checkpoint file by file under its final name. One is whole when
+    `training_args.bin`, a pickle that nothing reads, is gone from it, which is the last that
+    happens to it. One interrupt (Ctrl-C, a notebook's stop button, SIGTERM) lets the present step
+    finish; a second one does not.
+    """
+
+    trainer: Any = None
+
+    def __init__(self, run: Run, config: Config):
+        self.run, self.config = run, config
+        self.stop_asked = False
+        self._step_end: tuple | None = None  # random state and token count; None: weights move
+
+    def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
+        if state.global_step and hasattr(
+            lr_scheduler, "lr_lambdas"
+        ):  # as they were, but for the recipe's rate
+            lr_scheduler.base_lrs = [args.learning_rate] * len(lr_scheduler.base_lrs)
+            for group, shape in zip(optimizer.param_groups, lr_scheduler.lr_lambdas, strict=True):
+                group["lr"] = args.learning_rate * shape(lr_scheduler.last_epoch)
+            lr_scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]  # for the log
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        if not args.fp16:  # whose scaler leaves out a step that overflows
+            slopes = [p.grad for p in model.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(slopes)
+            need_number("gradient", norm, state.global_step + 1)
+        self._step_end = None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        batch_done = state.global_step % args.num_iterations == 0
+        if self.stop_asked and batch_done:
+            control.should_save = control.should_training_stop = True
+        if not batch_done:  # as where max_steps ends within a batch
+            control.should_save = False
+
+    def on_log(self, args, state, control, **kwargs):
+        # All that a step does is done, but for its checkpoint.
+        if state.global_step % args.num_iterations == 0:
+            self._step_end = random_state(), state.num_input_tokens_seen
+
+    def on_save(self, args, state, control, **kwargs):
+        place = self.run.checkpoints / f"checkpoint-{state.global_step}"
+        for path in (*place.rglob("*"), place):  # or a machine that goes down may never write it
+            handle = os.open(path, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
+        (place / "training_args.bin").unlink()
+
+    @contextmanager
+    def around(self, trainer: Any) -> Iterator[None]:
+        """What `GRPOTrainer.train` trains within."""
+        self.trainer = trainer
+        with survived(self, self.run):
+            try:
+                yield
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise explained(error, trainer.model, self.config) from error
+                place = self.run.checkpoints / f"checkpoint-{trainer.state.global_step}"
+                if not place.is_dir() or is_whole(place):
+                    raise
+                discard(place)  # the room it took is given back
+                raise BadInput(
+                    f"{place.name} could not be written ({first_line(error)}): make room on the "
+                    f"disk, or set output_dir to another.",
+                    key="disk-full",
+                ) from error
+
+    @property
+    def kept_step(self) -> int | None:
+        last = resume_point(self.run)
+        return step_of(last) if last else None
+
+    def keep_last_step(self) -> None:
+        place = self.run.checkpoints / f"checkpoint-{self.trainer.state.global_step}"
+        if self._step_end is None or place.exists():
+            return
+        state, self.trainer.state.num_input_tokens_seen = self._step_end
+        set_random_state(state)
+        try:
+            self.trainer.keep_last_step()
+        except Exception:  # a full disk: what is kept already must do
+            discard(place)
 
 
 class Lasting(Protocol):
@@ -34,125 +131,19 @@ class Lasting(Protocol):
 
     Attributes:
         stop_asked: True has it stop when the present batch is done with, with a checkpoint.
+        kept_step: of the latest checkpoint; None without one.
     """
 
     stop_asked: bool
-
-    @property
-    def kept_step(self) -> int | None:
-        """Of the latest checkpoint; None without one."""
+    kept_step: int | None
 
     def keep_last_step(self) -> None:
         """Write a checkpoint of the last step that was done, where one can be gone on from."""
 
 
-class Surviving:
-    """What a trainer of transformers needs to be `Lasting`; a mix-in, named before it.
-
-    Attributes:
-        run: where its checkpoints lie.
-    """
-
-    run: Run
-    stop_asked = False
-    _beside: Path | None = None  # where a checkpoint is being written
-    _step_end: tuple | None = None  # random state and token count; None while weights move
-
-    def _save_checkpoint(self, model, trial):
-        from transformers.trainer_utils import rotate_checkpoints
-
-        place = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        try:
-            with written_whole(place) as self._beside:
-                super()._save_checkpoint(model, trial)
-                (self._beside / "training_args.bin").unlink()  # a pickle that nothing reads
-        finally:
-            self._beside = None
-        rotate_checkpoints(self.args.output_dir, self.args.save_total_limit)
-
-    def _get_output_dir(self, trial):
-        return str(self._beside.parent) if self._beside else super()._get_output_dir(trial)
-
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        """As they were, but for the learning rate, which is the recipe's."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        rate, schedule = self.args.learning_rate, self.lr_scheduler
-        schedule.base_lrs = [rate] * len(schedule.base_lrs)
-        for group, shape in zip(self.optimizer.param_groups, schedule.lr_lambdas, strict=True):
-            group["lr"] = rate * shape(schedule.last_epoch)
-        schedule._last_lr = [group["lr"] for group in self.optimizer.param_groups]  # for the log
-
-    def _get_train_sampler(self, dataset=None):
-        sampler = super()._get_train_sampler(dataset)
-
-        def set_epoch(epoch: int) -> None:
-            """TRL's order of this epoch, also where the ones before were not walked through."""
-            sampler.generator.manual_seed(sampler.seed)
-            for _ in range(epoch):
-                torch.randperm(sampler.num_samples, generator=sampler.generator)
-
-        if sampler.shuffle:
-            sampler.set_epoch = set_epoch
-        return sampler
-
-    def _run_epoch(self, **options):
-        """Nothing, where a resumed run has all its steps: transformers would do one more."""
-        if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(**options)
-
-    def training_step(self, *args, **kwargs):
-        loss = super().training_step(*args, **kwargs)
-        need_number("loss", loss, self.state.global_step + 1)
-        return loss
-
-    def _get_grad_norm(self, model, grad_norm=None):
-        norm = super()._get_grad_norm(model, grad_norm)
-        if not self.args.fp16:  # whose scaler leaves out a step that overflows
-            need_number("gradient", norm, self.state.global_step + 1)
-        self._step_end = None
-        return norm
-
-    def _maybe_log_save_evaluate(self, *args, **kwargs):
-        step_end = random_state(), self.state.num_input_tokens_seen
-        batch_done = self.state.global_step % self.num_iterations == 0
-        if self.stop_asked and batch_done:
-            self.control.should_save = self.control.should_training_stop = True
-        if not batch_done:  # as where max_steps ends within a batch
-            self.control.should_save = False
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-        self._step_end = step_end if batch_done else None
-
-    @property
-    def kept_step(self) -> int | None:
-        last = resume_point(self.run)
-        return int(last.name.rpartition("-")[2]) if last else None
-
-    def keep_last_step(self) -> None:
-        place = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        if self._step_end is None or place.exists():
-            return
-        state, self.state.num_input_tokens_seen = self._step_end
-        set_random_state(state)
-        self._save_checkpoint(self.model, None)
-
-
-def need_number(what: str, value: Any, step: int) -> None:
-    """Raises BadInput where a step's loss or gradient is NaN or infinite."""
-    if not math.isfinite(value):
-        raise BadInput(
-            f"The {what} of step {step} is no number ({float(value)}), so the weights were left "
-            f"as they are: lower learning_rate, or set precision to fp32."
-        )
-
-
 @contextmanager
 def survived(training: Lasting, run: Run) -> Iterator[None]:
-    """Inside it trains; whatever ends that, the last step that was done is kept.
-
-    An interrupt (Ctrl-C, a notebook's stop button, SIGTERM) lets the present step finish;
-    a second one does not.
+    """Train within it: what was done is kept, and why it ended is said in a sentence.
 
     Raises:
         Stopped: interrupted, the disk is full, or a BadInput; it says from which step to go on.
@@ -161,7 +152,7 @@ def survived(training: Lasting, run: Run) -> Iterator[None]:
         with _stop_when_asked(training):
             yield
     except Exception as error:
-        with suppress(BadInput):  # where it cannot be written, what is kept already must do
+        with suppress(BadInput):
             training.keep_last_step()
         if isinstance(error, OSError) and error.errno in FULL:
             reason = f"The disk with {run.shown(run.folder)} is full: make room on it."
@@ -170,17 +161,9 @@ def survived(training: Lasting, run: Run) -> Iterator[None]:
         else:
             error.add_note(_way_on(training))
             raise
-        raise Stopped(f"{reason} {_way_on(training)}") from error
+        raise Stopped(f"{reason} {_way_on(training)}", getattr(error, "key", "")) from error
     if training.stop_asked:
-        raise Stopped(f"Training was interrupted. {_way_on(training)}")
-
-
-def resume_point(run: Run) -> Path | None:
-    """The latest checkpoint of transformers' trainer."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    found = get_last_checkpoint(str(run.checkpoints)) if run.checkpoints.is_dir() else None
-    return Path(found) if found else None
+        raise Stopped(f"Training was interrupted. {_way_on(training)}", key="interrupted")
 
 
 def _way_on(training: Lasting) -> str:
@@ -208,6 +191,35 @@ def _stop_when_asked(training: Lasting) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def need_number(what: str, value: Any, step: int) -> None:
+    """Raises BadInput where a step's loss or gradient is NaN or infinite."""
+    if not math.isfinite(value):
+        raise BadInput(
+            f"The {what} of step {step} is not a number ({float(value)}), so the weights were "
+            f"left as they are: lower learning_rate, or set precision to fp32.",
+            key="not-a-number",
+        )
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether all of it was on the disk when the run went on."""
+    state, pickle = checkpoint / "trainer_state.json", checkpoint / "training_args.bin"
+    return state.is_file() and not pickle.exists()
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def resume_point(run: Run) -> Path | None:
+    """The latest whole checkpoint; those that a kill or a full disk left in part are deleted."""
+    checkpoints = sorted(run.checkpoints.glob("checkpoint-*"), key=step_of)
+    for checkpoint in checkpoints:
+        if not is_whole(checkpoint):
+            discard(checkpoint)
+    return next((c for c in reversed(checkpoints) if c.is_dir()), None)
+
+
 def random_state() -> tuple:
     """Of Python's, numpy's and torch's generators, those on GPUs as well."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -221,3 +233,33 @@ def set_random_state(state: tuple) -> None:
     torch.set_rng_state(cpu)
     if cuda:
         torch.cuda.set_rng_state_all(cuda)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: on the GPU, in torch's processor allocator, in Python."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in ON_CPU)
+
+
+def request(error: BaseException) -> str:
+    """ "asked for 2.00 GiB", where the error says how much."""
+    size = REQUEST.search(str(error))
+    if not size:
+        return "asked for more"
+    return f"asked for {float(size[1]) * UNITS[size[2].lower()] / GIB:.2f} GiB"
+
+
+def explained(error: BaseException, model: Any, config: Config) -> BadInput:
+    """What was asked, planned and free when training ran out of memory, and what to change."""
+    hardware = detect_hardware(config.gpu_memory_cap)
+    shape = shape_of(model.config.to_dict())
+    config = settled(config, shape, hardware)
+    need = estimate(config, shape, hardware)
+    parts = ", ".join(f"{name} {size:.1f}" for name, size in need.parts.items())
+    return BadInput(
+        f"Training ran out of memory: it {request(error)} with {free_memory(hardware):.1f} GiB "
+        f"free; planned were {need.total:.1f} of {need.available:.1f} GiB ({parts}): try "
+        f"{', '.join(advice(config))}.",
+        key="out-of-memory",
+    )

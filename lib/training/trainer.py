@@ -1,210 +1,220 @@
-"""TRL's GRPOTrainer with four changes: whose rollouts, which groups, which tokens, what is kept.
+"""TRL's GRPOTrainer, used like TRL's: it also trains on a CPU, and computes a prompt once a group.
 
-Rollouts come from an engine in this process where there is one, and what it samples otherwise than
-the trainer would is corrected (`lib.training.sampler_correction`); groups without signal may be
-replaced (`lib.training.dynamic_sampling`); log-probs are computed with each prompt once for its
-group and not at all for groups without signal; and every completion goes to the run folder. The
-algorithm (rewards, advantages, the losses) is TRL's, untouched.
+    trainer = GRPOTrainer(
+        model=model, processing_class=tokenizer, reward_funcs=rewards, args=GRPOConfig(…),
+        train_dataset=prompts, callbacks=[…],
+    )
+    trainer.generate_with(engine)  # optional: an object with TRL's `sync_weights` and `generate`
+    trainer.train()
+
+Rewards, advantages, the losses, the importance correction and their logs are TRL's. What the suite
+adds comes in by public seams: callbacks (`lib.training.callbacks`), `rollout_func` (dynamic
+sampling), `vllm_generation` (rollouts by an engine in this process), and the public methods
+`train`, `compute_loss` and `log`, each of which calls TRL's.
+
+Private methods overridden, all there are in `lib`:
+
+| method | why | fails when the library changes it |
+|---|---|---|
+| `_get_per_token_logps_and_entropies` | TRL scores by a Triton kernel, which no CPU runs; and \
+here a prompt is computed once for its group | tests/test_logps.py |
+| `_prepare_inputs` | TRL shuffles a step's completions over its passes; a group that stays in one \
+pass shares its prompt there. Only where prompts are shared | tests/test_logps.py |
+
+Called, not overridden: `_save_checkpoint` (`keep_last_step`), `_generate_single_turn` and
+`_tokenize_prompts` (dynamic sampling). Read or set: `_metrics` (`note`), `_last_loaded_step`,
+`_buffered_inputs`, `_step`, `_entropy_bonus_enabled`.
+
+Unsloth puts a trainer of its own in the place of TRL's when it is imported; import this module
+after it, and the class stands on Unsloth's.
 """
 
-import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import torch
+import trl
+from peft.helpers import disable_input_dtype_casting
+from transformers import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
+from trl.trainer.utils import split_tensor_dict
 
 from lib.output_layer import is_wide
-from lib.runs import Run, append_jsonl
-from lib.training.dynamic_sampling import DynamicSampling
-from lib.training.oom import SmallerPasses, split_rows
-from lib.training.rollouts import rollout_row
-from lib.training.sampler_correction import sampling_ratio
-from lib.training.shared_prompts import (
-    completion_scores,
-    shared_attention,
-    trainer_is_unsloths,
-)
-from lib.training.survival import Surviving
-from lib.training.token_logps import plain_logps
+from lib.training.logps import completion_scores, plain_logps, why_not_shared
+from lib.training.survival import is_out_of_memory
 
 NO_SIGNAL = 1e-6  # |advantage| up to which a completion moves nothing
 
 
-def trainer_class() -> type:
-    """The class, made late: Unsloth patches TRL while it loads a policy."""
-    from trl import GRPOTrainer
+def trainer_is_unsloths() -> bool:
+    """Whether Unsloth has put a trainer of its own in the place of TRL's, as it does on a GPU."""
+    return not trl.GRPOTrainer.__module__.startswith("trl.")
 
-    class SuiteTrainer(Surviving, DynamicSampling, SmallerPasses, GRPOTrainer):
+
+class GRPOTrainer(trl.GRPOTrainer):
+    """
+    Attributes:
+        shares_prompts: whether a prompt is computed once for its group; may be set to False.
+        not_shared: why it cannot be; "" where it can.
+        is_unsloths: whether the class stands on Unsloth's trainer.
+        engine: what `generate_with` was given; None: the trainer generates by TRL's own ways.
+    """
+
+    engine: Any = None
+    _wanted_B: torch.Tensor | None = None  # rows whose log-probs the loss needs; None: all
+    _logps_BC: torch.Tensor | None = None  # of the latest pass
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        if trl.GRPOTrainer not in type(self).__mro__:
+            raise RuntimeError("Import unsloth before lib.training.GRPOTrainer: it patches TRL.")
+        super().__init__(*args, **kwargs)
+        self.remove_callback(PrinterCallback)  # the log callback shows what it would print
+        self.is_unsloths = trainer_is_unsloths()
+        if self.is_unsloths:
+            self.not_shared = "Unsloth's trainer has a loss of its own"
+        elif self.args.gradient_checkpointing:
+            self.not_shared = "gradient checkpointing keeps no keys and values of a prompt"
+        else:
+            self.not_shared = why_not_shared(self.accelerator.unwrap_model(self.model))
+        self.shares_prompts = not self.not_shared
+
+    def generate_with(self, engine: Any) -> None:
+        """Have this object generate (TRL's `VLLMGeneration` in two methods).
+
+        Args:
+            engine: has `sync_weights()`, which TRL calls when the policy has moved, and
+                `generate(prompts, images, num_generations, profiler)`.
         """
-        Attributes:
-            run: where completions are kept.
-            rollouts: the engine that generates; None leaves it to TRL.
-            shares_prompts: whether a prompt is computed once for its group.
-        """
+        self.engine = self.vllm_generation = engine
+        self.use_vllm, self._last_loaded_step = True, -1
+        engine.trainer = self
 
-        run: Run
-        rollouts: Any = None
-        shares_prompts = False
-        _wanted_B = _logps_BC = None
-        _old_comes_later = False
-        _fresh: dict | None = None  # a batch that nothing was learned from yet
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """As TRL's. Callbacks with a context manager `around(trainer)` see a failure; a pass that
+        does not fit into memory is tried again at half the micro-batch."""
+        with ExitStack() as callbacks:
+            for callback in self.callback_handler.callbacks:
+                if hasattr(callback, "around"):
+                    callbacks.enter_context(callback.around(self))
+            while True:
+                try:
+                    return super().train(resume_from_checkpoint, **kwargs)
+                except (RuntimeError, MemoryError) as error:
+                    if not (is_out_of_memory(error) and self._halves_micro_batch()):
+                        raise
+                resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
 
-        def _generate_single_turn(self, prompt_ids, *others, **options):
-            if self.rollouts is None:
-                return super()._generate_single_turn(prompt_ids, *others, **options)
-            step = self.state.global_step
-            return self.rollouts.generate(self.model, prompt_ids, step, self.turn)
+    def compute_loss(self, model: Any, inputs: dict, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """TRL's. Completions without advantage, which move nothing, are not computed where the
+        loss has no other term."""
+        # A KL term and an entropy bonus move the policy by every completion, and a quantile of
+        # entropies is one of all tokens.
+        alone = self.beta == 0 and not self._entropy_bonus_enabled
+        if self.shares_prompts and alone and self.top_entropy_quantile == 1 and model.training:
+            self._wanted_B = inputs["advantages"].abs() > NO_SIGNAL
+        try:
+            loss = super().compute_loss(model, inputs, *args, **kwargs)
+        finally:
+            wanted_B, self._wanted_B = self._wanted_B, None
+        self._note_sampler(inputs, wanted_B)
+        return loss
 
-        def _generate_and_score_completions(self, inputs: list[dict]) -> dict:
-            started = time.perf_counter()
-            # The first pass over a batch finds what the policy thought before it moved.
-            every = self.args.steps_per_generation * self.num_iterations
-            moves_within = self.args.gradient_accumulation_steps % every != 0
-            waits = self.shares_prompts and moves_within and not self.use_vllm
-            self._old_comes_later = waits
-            batch = super()._generate_and_score_completions(inputs)
-            if waits:
-                del batch["old_per_token_logps"]
-            self.note("time/rollouts", time.perf_counter() - started)
-            if self.rollouts is not None:
-                self.note("time/hand_over", self.rollouts.hand_over_seconds)
-            if trainer_is_unsloths():
-                self._note_entropy()
-            step = self.state.global_step + 1
-            append_jsonl(self.run.rollouts / f"step_{step:05d}.jsonl", self._rows(batch, step))
-            return batch
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's, with what callbacks add (`metrics()`), so that it reaches every tracker."""
+        if self.model.training:
+            for callback in self.callback_handler.callbacks:
+                for name, value in getattr(callback, "metrics", dict)().items():
+                    self.note(name, value)
+            if self.engine is not None:
+                self.note("time/hand_over", self.engine.hand_over_seconds)
+        super().log(logs, start_time)
 
-        def _prepare_inputs(self, inputs: Any) -> dict:
-            """As TRL's, but unshuffled: a group stays in one pass, where it shares its prompt."""
-            if not (self.shares_prompts and self.model.training):
-                return super()._prepare_inputs(inputs)
-            passes = self.args.steps_per_generation
-            if self._step % (passes * self.num_iterations) == 0 or self._buffered_inputs is None:
-                batch = self._generate_and_score_completions(inputs)
-                rows = len(batch["completion_ids"]) // passes
-                self._buffered_inputs = split_rows(batch, rows)
-            return self._buffered_inputs[self._step % passes]
+    def note(self, name: str, value: float) -> None:
+        """Put a number into the step's log, in place of what it has under this name."""
+        self._metrics["train"][name] = [value]
 
-        def _compute_loss(self, model: Any, inputs: dict) -> torch.Tensor:
-            # A KL term and an entropy bonus move the policy by every completion, and a quantile
-            # of entropies is one of all tokens.
-            alone = self.beta == 0 and not self._entropy_bonus_enabled
-            skips = alone and self.top_entropy_quantile == 1 and self.shares_prompts
-            self._wanted_B = inputs["advantages"].abs() > NO_SIGNAL if skips else None
-            compares = self.rollouts is not None and not trainer_is_unsloths()
-            self._fresh = inputs if compares and "apart_from_sampler" not in inputs else None
-            if compares:  # TRL then multiplies its loss by the ratios of `_compare_with_sampler`
-                self.use_vllm = self.vllm_importance_sampling_correction
-            try:
-                loss = super()._compute_loss(model, inputs)
-            finally:
-                self.use_vllm, self._wanted_B = self.args.use_vllm, None
-            if self.shares_prompts and "old_per_token_logps" not in inputs:
-                inputs["old_per_token_logps"] = self._logps_BC
-            return loss
+    def keep_last_step(self) -> None:
+        """Write a checkpoint of the last step that was done; `on_save` follows, as in training."""
+        self._save_checkpoint(self.model, None)
+        self.callback_handler.on_save(self.args, self.state, self.control)
 
-        def _backward(self, loss: torch.Tensor) -> None:
-            """Checkpointing computes again here, and has to attend as forward did."""
-            plain = self.accelerator.unwrap_model(self.model)
-            with shared_attention(plain) if self.shares_prompts else nullcontext():
-                super()._backward(loss)
+    def _prepare_inputs(self, generation_batch: Any) -> dict:
+        """As TRL's, but unshuffled: a group stays in one pass, where it shares its prompt."""
+        if not (self.shares_prompts and self.model.training):
+            return super()._prepare_inputs(generation_batch)
+        passes = self.args.steps_per_generation
+        if self._step % (passes * self.num_iterations) == 0 or self._buffered_inputs is None:
+            batch = self._generate_and_score_completions(generation_batch)
+            self._buffered_inputs = split_tensor_dict(batch, passes)
+        return self._buffered_inputs[self._step % passes]
 
-        def _get_per_token_logps_and_entropies(self, *batch, **options):
-            found = self._logps_and_entropies(*batch, **options)
-            if self._fresh is not None:
-                self._compare_with_sampler(self._fresh, found[0].detach())
-                self._fresh = None
-            return found
-
-        def _logps_and_entropies(
-            self, model, input_ids, attention_mask, logits_to_keep, *others, **options
-        ):
-            batch = (input_ids, attention_mask, logits_to_keep)
-            plain, bonus = self.accelerator.unwrap_model(model), self._entropy_bonus_enabled
-            if self._old_comes_later:
-                self._old_comes_later = False
-                return input_ids.new_zeros(1), None, None
-            if not self.shares_prompts:
-                # TRL's own way takes the output layer's weights for a Triton kernel: a CPU does not
-                # run it, and it would pass over a wide layer.
-                if input_ids.is_cuda and not is_wide(plain.get_output_embeddings()):
-                    return super()._get_per_token_logps_and_entropies(
-                        model, *batch, *others, **options
-                    )
-                return *plain_logps(plain, *batch, self.temperature, bonus), None
-            with self._mixed_precision(plain):
-                logps_BC, entropies_BC, _ = completion_scores(
-                    plain, *batch, self.temperature, self._wanted_B, entropy_gradient=bonus
-                )
-            self._logps_BC = logps_BC.detach()
-            if self._wanted_B is not None:  # left out of the mean that TRL logs
-                mean = _mean(entropies_BC, attention_mask[:, -logits_to_keep:], self._wanted_B)
-                entropies_BC[~self._wanted_B] = mean
-            return logps_BC, entropies_BC, None
-
-        def _mixed_precision(self, model: Any) -> AbstractContextManager:
-            """Products in 16 bit where the weights are kept in 32, as full fine-tuning does."""
-            return self.accelerator.autocast() if model.dtype == torch.float32 else nullcontext()
-
-        def _note_entropy(self) -> None:
-            """Unsloth's trainer logs none: the mean of -log p over the tokens that vLLM sampled,
-            whose expectation it is."""
-            _, _, _, _, logps, *_ = self.every.generated
-            sampled = [x for some in logps or () for x in some if x is not None and x == x]
-            if sampled:
-                self.note("entropy", -sum(sampled) / len(sampled))
-
-        def _compare_with_sampler(self, inputs: dict, logps_BC: torch.Tensor) -> None:
-            """Log how far the sampler's log-probs lie from the trainer's, which is rounding if all
-            is well, and keep what corrects for it. TRL computes a batch anew for that; here the
-            first pass that learns from it tells, before the policy has moved."""
-            real_BC = inputs["completion_mask"].bool()
-            if self._wanted_B is not None:
-                real_BC = real_BC & self._wanted_B[:, None]
-            apart_BC = (
-                inputs.get("old_per_token_logps", logps_BC) - inputs["sampling_per_token_logps"]
+    def _get_per_token_logps_and_entropies(
+        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, *others, **options
+    ):
+        plain = self.accelerator.unwrap_model(model)
+        by_kernel = input_ids.is_cuda and not is_wide(plain.get_output_embeddings())
+        if not self.shares_prompts and by_kernel:
+            return super()._get_per_token_logps_and_entropies(
+                model, input_ids, attention_mask, logits_to_keep, batch_size, *others, **options
             )
-            apart_BC = apart_BC.masked_fill(~real_BC, 0.0).nan_to_num(0.0)
-            inputs["apart_from_sampler"] = apart_BC
-            args, name = self.args, "sampling/sampling_logp_difference/mean"
-            self.note(name, apart_BC[real_BC].abs().mean().item())
-            if self.vllm_importance_sampling_correction:
-                low = args.vllm_importance_sampling_clip_min
-                high = args.vllm_importance_sampling_clip_max
-                ratio = sampling_ratio(apart_BC, args.vllm_importance_sampling_mode, low, high)
-                inputs["importance_sampling_ratio"] = ratio
-                name = "sampling/importance_sampling_ratio/mean"
-                self.note(name, ratio.expand_as(real_BC)[real_BC].mean().item())
+        size, bonus = batch_size or len(input_ids), self._entropy_bonus_enabled
+        pairs = zip(input_ids.split(size), attention_mask.split(size), strict=True)
+        settings = (logits_to_keep, self.temperature)
+        # peft would take the input of every adapter to 32 bit and back; autocast does it better.
+        mixed = self.shares_prompts and (self.args.bf16 or self.args.fp16)
+        with self.accelerator.autocast(), disable_input_dtype_casting(plain, mixed):
+            if self.shares_prompts:
+                parts = [
+                    completion_scores(plain, *pair, *settings, self._wanted_B, bonus)
+                    for pair in pairs
+                ]
+            else:
+                parts = [plain_logps(plain, *pair, *settings, bonus) for pair in pairs]
+        logps_BC, entropies_BC = (torch.cat(some) for some in zip(*parts, strict=True))
+        self._logps_BC = logps_BC.detach()
+        if self._wanted_B is not None:  # left out of the mean that TRL logs
+            real_BC = attention_mask[:, -logits_to_keep:].bool() & self._wanted_B[:, None]
+            entropies_BC[~self._wanted_B] = entropies_BC[real_BC].mean()  # NaN without any
+        return logps_BC, entropies_BC, None
 
-        def note(self, name: str, value: float) -> None:
-            """Add a number to the step's log."""
-            self._metrics["train" if self.model.training else "eval"][name].append(value)
+    def _note_sampler(self, inputs: dict, wanted_B: torch.Tensor | None) -> None:
+        """Where TRL does not: how far the sampler's log-probs lie from the trainer's, on the first
+        update from a batch; and on Unsloth's trainer the entropy, -log p of the sampled tokens."""
+        sampled_BC = inputs.get("sampling_per_token_logps")
+        if sampled_BC is None or not self.model.training:
+            return
+        real_BC = inputs["completion_mask"].bool() & sampled_BC.isfinite()
+        if self.is_unsloths:
+            self.note("entropy", -sampled_BC[real_BC].mean().item())
+        elif not self.vllm_importance_sampling_correction and "compared" not in inputs:
+            if wanted_B is not None:
+                real_BC &= wanted_B[:, None]
+            apart = (self._logps_BC - sampled_BC)[real_BC].abs().mean().item()
+            self._metrics["train"]["sampling/sampling_logp_difference/mean"].append(apart)
+            inputs["compared"] = torch.tensor(1.0)
 
-        def _rows(self, batch: dict, step: int) -> list[dict]:
-            """A row a completion just generated; `trained` marks those in the step's batch."""
-            every, advantages = self.every, [0.0] * len(self.every.rows)
-            for place, group in enumerate(self.chosen):
-                first, size = group * every.size, every.size
-                own = batch["advantages"][place * size : (place + 1) * size]
-                advantages[first : first + size] = own.tolist()
-            _, ids, _, completions, *_ = every.generated
-            weights, ends = self.reward_weights.tolist(), set(self.eos_token_ids)
-            rewards = [
-                dict(zip(self.reward_func_names, values, strict=True))
-                for values in every.rewards_BR.tolist()
-            ]
-            return [
-                rollout_row(
-                    *(step, row, completions[i][-1]["content"], rewards[i], weights),
-                    *(advantages[i], len(ids[i]), not ends & set(ids[i])),
-                )
-                | {"trained": i // every.size in self.chosen}
-                for i, row in enumerate(every.rows)
-            ]
-
-    return SuiteTrainer
-
-
-def _mean(values_BC: torch.Tensor, mask_BC: torch.Tensor, rows_B: torch.Tensor) -> torch.Tensor:
-    """The mean over the real tokens of the chosen rows; NaN, which TRL leaves out, without any."""
-    return values_BC[mask_BC.bool() & rows_B[:, None]].mean()
+    def _halves_micro_batch(self) -> bool:
+        """From here on the same optimizer steps in twice the passes; False where that is not
+        possible. An entropy bonus and bnpo are means over a pass, which another pass changes."""
+        args, step = self.args, self.state.global_step
+        if args.per_device_train_batch_size % 2 or self.loss_type == "bnpo":
+            return False
+        keepers = [c for c in self.callback_handler.callbacks if hasattr(c, "keep_last_step")]
+        if step:
+            (keepers or [self])[0].keep_last_step()
+        if self._entropy_bonus_enabled or (step and not get_last_checkpoint(args.output_dir)):
+            return False
+        args.per_device_train_batch_size //= 2
+        args.gradient_accumulation_steps *= 2
+        args.steps_per_generation *= 2
+        self._train_batch_size = args.train_batch_size
+        print(
+            f"A pass did not fit into memory: from here on micro_batch is "
+            f"{args.per_device_train_batch_size}, and the optimizer steps are the same."
+        )
+        self.accelerator.free_memory()
+        self.model_wrapped = self.model
+        self.optimizer = self.lr_scheduler = self._buffered_inputs = None
+        self._step, self._last_loaded_step = 0, -1
+        self.model.zero_grad()
+        return True

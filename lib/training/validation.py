@@ -4,19 +4,30 @@ The problems come from the training split, which they leave; the test split stay
 until 04_pass_at_k_eval. The adapter that did best on them is kept in `best/`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
+
+from transformers import TrainerCallback
 
 from lib.config import Config
 from lib.engines import Engine, TransformersEngine
 from lib.models import Policy, live_weights, write_adapter
-from lib.runs import Run, append_jsonl, discard, read_json, write_json, written_whole
+from lib.runs import (
+    Run,
+    append_jsonl,
+    discard,
+    read_json,
+    read_rollouts,
+    rollout_steps,
+    write_json,
+    written_whole,
+)
 from lib.sampling import Sampling
 from lib.tasks import Problem, Task, sample_problems
 from lib.tasks.judging import judge
 from lib.tasks.prompts import get_format
+from lib.training.callbacks import StepLog
 
 
 def set_aside(training: Sequence[Problem], config: Config) -> tuple[list[Problem], list[Problem]]:
@@ -28,25 +39,42 @@ def set_aside(training: Sequence[Problem], config: Config) -> tuple[list[Problem
         return list(training), []
     count = max(1, min(config.validation_problems, len(training) // 4))
     chosen = sample_problems(training, count, seed=0)
-    asked = {problem.question for problem in chosen}
-    return [problem for problem in training if problem.question not in asked], chosen
+    questions = {problem.question for problem in chosen}
+    return [problem for problem in training if problem.question not in questions], chosen
 
 
-@dataclass
-class Validation:
-    """
-    Attributes:
+class Validation(TrainerCallback):
+    """Measures every `validation_steps` and at the end, into the step's log.
+
+    Args:
         problems, rows: those set aside and their prompts, in the same order.
+        log: the `StepLog` that the numbers go to.
         engine: the rollouts' own; None lets the policy generate by itself.
     """
 
-    policy: Policy
-    problems: Sequence[Problem]
-    rows: Sequence[dict]
-    task: Task
-    config: Config
-    run: Run
-    engine: Engine | None = None
+    def __init__(
+        self,
+        policy: Policy,
+        problems: Sequence[Problem],
+        rows: Sequence[dict],
+        task: Task,
+        config: Config,
+        run: Run,
+        log: StepLog,
+        engine: Engine | None = None,
+    ):
+        self.policy, self.problems, self.rows, self.task = policy, problems, rows, task
+        self.config, self.run, self.log, self.engine = config, run, log, engine
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:
+            (self.run.evals / "validation.jsonl").unlink(missing_ok=True)
+            discard(self.run.best)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        every = self.config.validation_steps
+        if state.global_step == state.max_steps or state.global_step % every == 0:
+            self.log.extra |= self.measure(state.global_step)
 
     def measure(self, step: int) -> dict[str, float]:
         """Greedy accuracy of the policy as it is: "heldout/strict" and the like, for the log.
@@ -54,7 +82,7 @@ class Validation:
         The answers go to `evals/validation.jsonl`, the best adapter so far to `best/`.
         """
         sampling = Sampling(max_tokens=self.config.completion_tokens)
-        with self._answering() as engine:
+        with answering(self.policy, self.engine) as engine:
             answers = engine.generate([row["prompt"] for row in self.rows], sampling)
         tag = get_format(self.config.prompt_format).answer_tag
         records = []
@@ -65,9 +93,9 @@ class Validation:
             records.append(said | verdict)
         append_jsonl(self.run.evals / "validation.jsonl", records)
         names = [name for name in ("strict", "lenient", "rougeL") if name in records[0]]
-        found = {f"heldout/{n}": sum(r[n] for r in records) / len(records) for n in names}
-        self._keep_best(step, found[f"heldout/{names[0]}"])
-        return found | {"heldout/problems": len(records)}
+        scores = {f"heldout/{n}": sum(r[n] for r in records) / len(records) for n in names}
+        self._keep_best(step, scores[f"heldout/{names[0]}"])
+        return scores | {"heldout/problems": len(records)}
 
     def _keep_best(self, step: int, score: float) -> None:
         """Ties go to the later adapter, which has learned more."""
@@ -76,55 +104,69 @@ class Validation:
             return
         with written_whole(self.run.best) as beside:
             write_adapter(self.policy, beside)
-            found = {"step": step, "score": score, "problems": len(self.problems)}
-            write_json(beside / record.name, found)
+            record_of_best = {"step": step, "score": score, "problems": len(self.problems)}
+            write_json(beside / record.name, record_of_best)
 
-    @contextmanager
-    def _answering(self) -> Any:
-        """An engine that answers as the policy does now."""
-        if self.engine is not None:
-            self.engine.hand_over(live_weights(self.policy.model))
-            yield self.engine
-            return
-        model, training = self.policy.model, self.policy.model.training
-        with _for_inference(self.policy):
-            model.eval()
-            yield TransformersEngine.around(model, self.policy.tokenizer)
-        model.train(training)
+
+@contextmanager
+def answering(policy: Policy, engine: Engine | None = None) -> Iterator[Engine]:
+    """An engine that answers as the policy does now.
+
+    Args:
+        engine: one that takes its weights; None lets the policy generate by itself.
+    """
+    if engine is not None:
+        engine.hand_over(live_weights(policy.model))
+        yield engine
+        return
+    model, training = policy.model, policy.model.training
+    with _for_inference(policy):
+        model.eval()
+        yield TransformersEngine.around(model, policy.tokenizer)
+    model.train(training)
+
+
+def first_step_again(
+    policy: Policy, rows: Sequence[dict], completions: Any, config: Config, engine: Any = None
+) -> list[dict[str, Any]]:
+    """The prompts of the run's first step, asked again: a row a prompt with its gold answer, the
+    first completion it had then and what that earned, and the trained policy's greedy answer.
+
+    Args:
+        rows: the training rows.
+        completions: the run's `lib.training.callbacks.Completions`.
+    """
+    run, by_id = completions.run, {row["id"]: row for row in rows}
+    first = read_rollouts(run, rollout_steps(run)[0])[:: config.num_generations]
+    first = [row for row in first if row["id"] in by_id]
+    rows = [by_id[row["id"]] for row in first]
+    with answering(policy, engine) as now:
+        sampling = Sampling(max_tokens=config.max_completion_length)
+        answers = [answer for [answer] in now.generate([r["prompt"] for r in rows], sampling)]
+    totals = completions.totals_of(rows, answers)
+    return [
+        {
+            "question": row["question"],
+            "gold": row["answer"],
+            "first step": row["completion"],
+            "earned": row["total"],
+            "now": answer.text,
+            "earns": total,
+        }
+        for row, answer, total in zip(first, answers, totals, strict=True)
+    ]
 
 
 def _for_inference(policy: Policy) -> Any:
-    """Unsloth's models on a GPU want to be told."""
+    """Unsloth's models on a GPU have a mode for it."""
     if policy.backend != "unsloth":
         return nullcontext()
     from unsloth import FastLanguageModel
 
     @contextmanager
-    def told() -> Any:
+    def switched() -> Any:
         FastLanguageModel.for_inference(policy.model)
         yield
         FastLanguageModel.for_training(policy.model)
 
-    return told()
-
-
-def validate_during(trainer: Any, validation: Validation) -> None:
-    """Have the trainer measure every `validation_steps` and at its end, into the step's log."""
-    from transformers import TrainerCallback
-
-    run, every = validation.run, validation.config.validation_steps
-    validation.engine = trainer.rollouts.engine if trainer.rollouts else None
-
-    class Validate(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            if state.global_step == 0:
-                (run.evals / "validation.jsonl").unlink(missing_ok=True)
-                discard(run.best)
-
-        def on_step_end(self, args, state, control, **kwargs):
-            last = state.global_step == state.max_steps
-            if last or state.global_step % every == 0:
-                for name, value in validation.measure(state.global_step).items():
-                    trainer.note(name, value)
-
-    trainer.add_callback(Validate())
+    return switched()

@@ -38,16 +38,16 @@ def warm_up(
     """
     from safetensors.torch import load_file, save_file
 
-    kept = run.folder / "warm_up" / "trained.safetensors"
+    file = run.folder / "warm_up" / "trained.safetensors"
     trained = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
-    if config.resume and kept.is_file():
-        for name, weight in load_file(kept).items():
+    if config.resume and file.is_file():
+        for name, weight in load_file(file).items():
             trained[name].data.copy_(weight)
         return []
     losses = _train(policy, worked_rows(policy.tokenizer, problems, rows, config), config, run)
-    with written_whole(kept.parent) as beside:
+    with written_whole(file.parent) as beside:
         weights = {name: weight.detach().contiguous().cpu() for name, weight in trained.items()}
-        save_file(weights, beside / kept.name)
+        save_file(weights, beside / file.name)
     return losses
 
 
@@ -67,12 +67,14 @@ def worked_rows(
 def _worked_row(
     tokenizer: Any, prompt: Messages, form: PromptFormat, problem: Problem, longest: int
 ) -> dict[str, list[int]]:
-    asked = chat_text(tokenizer, prompt)
+    prompt_text = chat_text(tokenizer, prompt)
     answer = {"role": "assistant", "content": form.show(problem)}
     text = tokenizer.apply_chat_template([*prompt, answer], tokenize=False).rstrip("\n")
-    if not text.startswith(asked):  # a template that writes past turns otherwise
-        text = asked + answer["content"] + tokenizer.eos_token
-    first, all_ids = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (asked, text))
+    if not text.startswith(prompt_text):  # a template that writes earlier turns differently
+        text = prompt_text + answer["content"] + tokenizer.eos_token
+    first, all_ids = (
+        tokenizer(t, add_special_tokens=False)["input_ids"] for t in (prompt_text, text)
+    )
     labels = [IGNORED] * len(first) + all_ids[len(first) :]
     return {"input_ids": all_ids[:longest], "labels": labels[:longest]}
 
