@@ -20,9 +20,10 @@ from typing import Any
 
 from lib.config import resolve
 from lib.export.serve import Server, _ready, free_port, serve_gguf, serve_vllm, vllm_command
+from lib.files import write_json
 from lib.hardware import detect_hardware
 from lib.models import embedded_folder
-from lib.runs import installed_versions, open_run, write_json
+from lib.runs import installed_versions, open_run
 
 CLIENTS = (1, 8, 32)
 

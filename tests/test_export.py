@@ -17,8 +17,9 @@ from lib.export.gguf import weight_faults as gguf_faults
 from lib.export.merge import load_merged, load_policy_as_trained, save_merged, weight_faults
 from lib.export.ollama import DIALOGUES, go_template, modelfile, plain_jinja, render
 from lib.export.serve import serve_gguf
+from lib.files import read_json, write_json
 from lib.models import load_policy, load_tokenizer
-from lib.runs import open_run, read_json, write_json
+from lib.runs import open_run
 from lib.sampling import chat_text
 from lib.tasks import make_rows
 from tests.conftest import CPU
@@ -334,11 +335,14 @@ def test_generation_tags_go_and_the_text_stays():
 
 
 def test_a_modelfile_has_every_stop():
-    text = modelfile("m.gguf", "T", ["<|im_end|>", '<|end"|>'], 'Say "hi"', {"num_ctx": 8})
+    before = [{"role": "system", "content": 'Say "hi"'}, {"role": "user", "content": "a\nb"}]
+    text = modelfile("m.gguf", "T", ["<|im_end|>", '<|end"|>'], {"num_ctx": 8}, before)
     assert text.splitlines() == [
         "FROM ./m.gguf",
         'TEMPLATE """T"""',
         'SYSTEM """Say "hi""""',
+        'MESSAGE user """a',
+        'b"""',
         'PARAMETER stop "<|im_end|>"',
         'PARAMETER stop "<|end"|>"',
         "PARAMETER num_ctx 8",

@@ -17,7 +17,7 @@ from lib.export.hub import (
     write_card,
 )
 from lib.export.ollama import write_templates
-from lib.runs import read_json, write_json, write_jsonl
+from lib.files import read_json, write_json, write_jsonl
 
 
 class Hub(BaseHTTPRequestHandler):

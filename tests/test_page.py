@@ -12,7 +12,7 @@ import pytest
 from lib.export.hub import save_prompt
 from lib.export.page import build, rewards_of, write_space
 from lib.export.serve import free_port
-from lib.runs import read_jsonl
+from lib.files import read_jsonl
 from lib.tasks import Problem, make_rows
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

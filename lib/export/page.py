@@ -13,7 +13,8 @@ from typing import Any
 from lib.config import ROOT, Config
 from lib.export.examples import reward_table, write_samples
 from lib.export.hub import conversation, public_name
-from lib.runs import Run, write_json
+from lib.files import write_json
+from lib.runs import Run
 from lib.sampling import Messages
 
 # (model's name, conversation) → the answer so far, again and again
@@ -29,6 +30,7 @@ def build(ask: Ask, samples: Sequence[dict], config: Config, folder: Path) -> An
             of one's own has no gold answer.
         folder: with `prompt.json`, how a question is put.
     """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     import gradio as gr
 
     by_question = {row["question"]: row for row in samples}
@@ -112,7 +114,7 @@ _APP = """from pathlib import Path
 
 from lib.export.examples import run_config
 from lib.export.page import ask_transformers, build
-from lib.runs import read_jsonl
+from lib.files import read_jsonl
 
 here = Path(__file__).parent
 config = run_config(here / "adapter")
