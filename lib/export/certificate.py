@@ -354,6 +354,7 @@ def transformers_form(name: str, model: Any, folder: Path, config: Config, **fac
         lambda messages: chat_text(tokenizer, messages),
         lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
         set(ends if isinstance(ends, list) else [ends]),
+        rounding=ROUNDING if model.dtype.itemsize == 4 else ROUNDING_16,
         **facts,
     )
 

@@ -158,12 +158,13 @@ def load_policy_as_trained(config: Config, base: Path, trained: Path | None) -> 
 
     from lib.models import torch_dtype
 
-    settings: dict[str, Any] = dict(dtype=torch.float32)
+    settings: dict[str, Any] = dict(dtype=torch.float32)  # on a CPU, for a closer look
+    if config.profile != "cpu":
+        settings = dict(dtype=torch_dtype(config), device_map={"": 0})
     if config.load_in_4bit:
-        four_bit = BitsAndBytesConfig(
+        settings["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch_dtype(config)
         )
-        settings = dict(dtype=torch_dtype(config), quantization_config=four_bit, device_map={"": 0})
     if trained and not is_adapter(trained):
         base, trained = trained, None
     model = AutoModelForCausalLM.from_pretrained(base, **settings)
