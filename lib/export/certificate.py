@@ -248,7 +248,8 @@ def _faults(form: Measured, policy: Measured, row: dict, limit: float) -> list[s
     if row["tokens_equal"] is False:
         pairs = zip(form.tokens, policy.tokens, strict=True)
         a, b = next((a, b) for a, b in pairs if a != b)
-        place = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(b))
+        pairs = enumerate(zip(a, b, strict=False))
+        place = next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
         theirs, ours = (ids[place] if place < len(ids) else "nothing" for ids in (a, b))
         faults.append(f"its tokenizer reads {theirs} where the policy's reads token {ours}")
     if form.weights:
