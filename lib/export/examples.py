@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.checks import load_problems
-from lib.config import ROOT, Config, resolve
+from lib.config import ROOT, Config
 from lib.engines import TransformersEngine
 from lib.errors import BadInput
 from lib.export.hub import conversation
@@ -31,7 +31,8 @@ def run_config(path: Path) -> Config:
     for folder in (path, *path.parents):
         if (folder / "run.json").is_file():
             recorded = read_json(folder / "run.json")["config"]
-            return resolve(None, {k: v for k, v in recorded.items() if k in Config.model_fields})
+            known = {k: v for k, v in recorded.items() if k in Config.model_fields}
+            return Config.model_construct(**known)  # it was checked when the run began
     raise BadInput(f"{path} lies in no run's folder (one with run.json).", key="no-run")
 
 
