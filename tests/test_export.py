@@ -12,8 +12,10 @@ import pytest
 from lib.checks import load_problems
 from lib.config import resolve
 from lib.export import certificate as c
+from lib.export.examples import example_eval, main
 from lib.export.gguf import LlamaCpp, write_gguf
 from lib.export.gguf import weight_faults as gguf_faults
+from lib.export.hub import save_prompt
 from lib.export.merge import load_merged, load_policy_as_trained, save_merged, weight_faults
 from lib.export.ollama import DIALOGUES, go_template, modelfile, plain_jinja, render
 from lib.export.serve import serve_gguf
@@ -145,6 +147,17 @@ def test_ids_are_equal_before_after_and_in_llama_cpp(embedded, merged, files, da
         assert ids == llama.tokens(text), text
         assert before.decode(ids) == text
     llama.close()
+
+
+def test_a_trained_folder_shows_samples_and_answers(config, merged, capsys):
+    save_prompt(merged, config.model_copy(update={"shots": 0}), [])
+    rows = example_eval(merged, n=3)
+    assert len(rows) == 3 and all({"question", "answer", "correctness"} <= set(r) for r in rows)
+    assert {row["right"] for row in rows} <= {True, False}
+    main([str(merged), "What is 1 + 2?"])
+    assert capsys.readouterr().out.strip()
+    with pytest.raises(SystemExit, match="no folder"):
+        main(["nowhere", "What is 1 + 2?"])
 
 
 # --- mutations --------------------------------------------------------------------------------
