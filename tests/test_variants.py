@@ -201,7 +201,7 @@ def test_what_is_missing_is_timed_before_it_is_trained(arms, tmp_path):
     missing = missing_runs(config)
     assert list(missing) == ["rloo_1"]
     completions = config.completions_per_step * config.max_steps
-    assert planned_seconds(config, missing) == pytest.approx(0.2 * completions)
+    assert planned_seconds(config, missing) == pytest.approx(15 + 0.2 * completions)
     Run(tmp_path / "ci" / "grpo_0").note(learning={"seconds": 50.0})
     assert planned_seconds(config, missing) == 50
     assert missing_runs(config_of(tmp_path, runs=["ci/grpo_0"])) == {}

@@ -87,7 +87,8 @@ def missing_runs(config: Config) -> dict[str, Config]:
 def planned_seconds(config: Config, missing: Mapping[str, Config]) -> float:
     """About how long the missing runs take: as long as the finished ones, where there are some.
 
-    Otherwise 0.2 seconds a completion (the embedded model on one core, loading included).
+    Otherwise 15 seconds each to load and measure and 0.2 a completion, as the embedded model on
+    one core.
     """
     if not missing:
         return 0.0
@@ -97,7 +98,8 @@ def planned_seconds(config: Config, missing: Mapping[str, Config]) -> float:
     spent = [seconds for seconds in spent if seconds]
     if spent:
         return float(np.mean(spent)) * len(missing)
-    return sum(0.2 * each.completions_per_step * each.max_steps for each in missing.values())
+    counts = [each.completions_per_step * each.max_steps for each in missing.values()]
+    return sum(15 + 0.2 * count for count in counts)
 
 
 def find_arms(config: Config) -> dict[str, list[Run]]:
@@ -245,12 +247,13 @@ def summary(arms: Arms, compared: Sequence[dict]) -> dict[str, Any]:
 
 def accuracy_rows(compared: Sequence[dict]) -> list[dict[str, str]]:
     """The comparison as a table to show: accuracy, and each difference with its interval."""
-    others = [key for row in compared for key in row if key.startswith("to ")]
+    others = [f"to {row['arm']}" for row in compared]
+    others = [other for other in others if any(other in row for row in compared)]
     rows = []
     for row in compared:
         shown = {"arm": row["arm"], "seeds": row["seeds"], "accuracy": _figure(row, "accuracy")}
         shown["over seeds"] = f"{_figure(row, 'lowest')} to {_figure(row, 'highest')}"
-        for other in dict.fromkeys(others):
+        for other in others:
             shown[other] = _difference_text(row, other) if other in row else ""
         rows.append(shown)
     return rows
