@@ -15,7 +15,6 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
-from lib.checks import load_problems
 from lib.config import Config, resolve
 from lib.doctor import check_inputs
 from lib.errors import BadInput
@@ -27,7 +26,7 @@ from lib.models import live_weights, load_policy, model_folder
 from lib.rewards import recipe_rewards
 from lib.runs import Run, hushed, open_run, read_json, read_jsonl, run_folder, write_json
 from lib.suite import read_arguments
-from lib.tasks import make_rows
+from lib.tasks import load_problems, make_rows
 
 EVALUATIONS = ("base", "trained")
 PATHS = ("output_dir", "data_dir")  # of the machine, and nothing to anyone else

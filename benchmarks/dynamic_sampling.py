@@ -31,14 +31,13 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from lib.checks import load_problems  # noqa: E402
 from lib.config import Config, resolve  # noqa: E402
 from lib.engines import VllmEngine  # noqa: E402
 from lib.hardware import detect_hardware  # noqa: E402
 from lib.models import live_weights, load_policy  # noqa: E402
-from lib.preflight import keep, preflight, score  # noqa: E402
-from lib.rewards import recipe_rewards  # noqa: E402
-from lib.runs import (  # noqa: E402  # noqa: E402
+from lib.preflight import keep, preflight  # noqa: E402
+from lib.rewards import recipe_rewards, score  # noqa: E402
+from lib.runs import (  # noqa: E402
     Run,
     hushed,
     installed_versions,
@@ -50,6 +49,7 @@ from lib.runs import (  # noqa: E402  # noqa: E402
 )
 from lib.sampling import training_sampling  # noqa: E402
 from lib.stats import mean_with_error  # noqa: E402
+from lib.tasks import load_problems  # noqa: E402
 from lib.tasks.prompts import make_rows  # noqa: E402
 from lib.training.rollouts import ALIKE, choose_rows  # noqa: E402
 from lib.training.run import make_trainer, train  # noqa: E402

@@ -151,10 +151,9 @@ def resume() -> Result:
 
 
 def train(config: Config) -> Result:
-    from lib.checks import load_problems
     from lib.models import load_policy
     from lib.rewards import recipe_rewards
-    from lib.tasks import make_rows
+    from lib.tasks import load_problems, make_rows
     from lib.training.run import make_trainer, save_trained
     from lib.training.run import train as train_on
 

@@ -23,16 +23,15 @@ sys.path.insert(0, str(ROOT))
 
 from lib.rewards import (  # noqa: E402
     REWARDS,
-    answers,
     build_rewards,
+    rules,
 )
-from lib.rewards.model import LearnedReward  # noqa: E402
 
 DATA = Path(os.environ.get("GRPO_DATA_DIR") or ROOT / ".." / "shared" / "data")
 FILES = {"MATH": ("math/train.jsonl", "math500/test.jsonl"), "GSM8K": ("gsm8k/test.jsonl",)}
 RECIPE = ("correctness", "partial_credit", "gated_format", "hard_format", "mark", "xmlcount")
 RECIPE += ("digit", "repetition_penalty", "soft_overlong")
-STATED = tuple(name for name, f in REWARDS.items() if not isinstance(f, LearnedReward))
+STATED = tuple(REWARDS)
 LONG = 100_000
 HOSTILE = ["7", "a", " ", "\n", "\0", "$", "\\boxed{", "\\boxed{18} ", "{}{{}}", "\\frac{1}{"]
 HOSTILE += ["1 2 3 18 ", "1 + 1 + ", "1+1=2 ", "<answer>", "<answer>18</answer>", "#### ", "18x ^2"]
@@ -90,7 +89,7 @@ def math_verify(cases) -> list[bool]:
 
 def timed(function, cases) -> tuple[float, list[bool]]:
     """Seconds of one run over all cases (nothing is cached from before), and the verdicts."""
-    answers._grade.cache_clear()
+    rules._grade.cache_clear()
     start = time.perf_counter()
     verdicts = function(cases)
     return time.perf_counter() - start, verdicts

@@ -22,7 +22,6 @@ from typing import Any
 
 import yaml
 
-from lib.checks import load_problems
 from lib.config import ROOT, Config, resolve, side_config
 from lib.errors import BadInput, Finding, first_line, nearest
 from lib.hardware import GIB, Hardware, detect_hardware
@@ -42,7 +41,7 @@ from lib.rewards import learned_rewards, recipe_rewards
 from lib.runs import Run, hushed, run_folder
 from lib.stack import installation, read_stack, which_way
 from lib.stats import detectable_difference, power_sentence
-from lib.tasks import get_format, make_rows
+from lib.tasks import get_format, load_problems, make_rows
 
 CUT = 0.5  # share of completions cut off at which nothing can be learned
 PROBED = 16  # completions to see how long they are
@@ -190,7 +189,7 @@ def rewards_hold(
     rewards: Sequence[Callable], weights: Sequence[float], rows: Sequence[dict], form: Any
 ) -> Iterator[Finding]:
     """Rewards on made-up completions: they run, pay something, and take each one by itself."""
-    from lib.preflight import score, temptations
+    from lib.rewards import score, temptations
     from lib.sampling import Completion
 
     tries = [(row, text) for row in rows[:4] for text in temptations(row, form).values()]

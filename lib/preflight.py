@@ -1,30 +1,45 @@
 """Before GPU time is spent: do the rewards tell the base model's completions apart?
 
-    found = preflight(engine, rows, rewards, weights, config, task, problems)
-    found.verdict      # "Go: 62 % of the groups carry signal …"
+    result, samples = preflight(engine, rows, rewards, weights, config, task, problems)
+    result.verdict      # "Go: 62 % of the groups carry signal …"
 
 GRPO learns from differences within a group. Where all G completions of a
 prompt earn the same, their advantages are zero and the step is lost.
+
+    python -m lib.preflight mine      # looks at a recipe's data and rewards, without its model
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import io
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lib.config import Config
+from lib.config import Config, resolve
 from lib.engines import Engine, in_order
 from lib.errors import BadInput
+from lib.models import load_tokenizer, model_folder
 from lib.progress import Progress
-from lib.rewards.calls import Checked
+from lib.rewards import recipe_rewards, score, temptations
 from lib.runs import Run, read_json, write_json
-from lib.sampling import Completion, training_sampling
-from lib.tasks import Problem, Task, sample_problems
-from lib.tasks.prompts import PromptFormat, get_format
+from lib.sampling import Completion, chat_text, training_sampling
+from lib.tasks import (
+    Problem,
+    Task,
+    fitting_rows,
+    get_format,
+    load_problems,
+    make_rows,
+    problem_notes,
+    sample_problems,
+)
 
 DEAD, THIN = 0.05, 0.25  # shares of groups with signal below which a run is hopeless, or slow
+EQUAL = 1e-9  # rewards of a group that differ by less than this are the same
 
 
 @dataclass(frozen=True)
@@ -36,8 +51,9 @@ class Preflight:
             zero_std (the share of groups in which all are equal).
         signal: the share of groups whose weighted total differs.
         format_rate, truncated: shares of completions; format_rate is None without tags.
-        pass_rates: per prompt id the share of right completions (empty for text tasks).
+        pass_rates: per prompt id the share of right completions (empty for open answers).
         drop: ids of prompts that were always right or always wrong and carry no signal.
+        judged: the share of completions that a reward could judge.
     """
 
     prompts: int
@@ -48,6 +64,7 @@ class Preflight:
     truncated: float
     pass_rates: dict[str, float]
     drop: list[str]
+    judged: float = 1.0
 
     @property
     def dead(self) -> bool:
@@ -59,12 +76,17 @@ class Preflight:
         share = f"{self.signal:.0%} of {self.prompts} groups differ within"
         if self.signal >= THIN:
             return f"Go: {share}; the rewards give GRPO something to learn from."
-        advice = self._advice()
         if self.dead:
-            return f"Stop: {share}, and GRPO cannot learn from this: {advice}."
-        return f"Slow: {share}, so most of each step is wasted: {advice}."
+            return f"Stop: {share}, and GRPO cannot learn from this: {self._advice()}."
+        return f"Slow: {share}, so most of each step is wasted: {self._advice()}."
 
     def _advice(self) -> str:
+        rates = list(self.pass_rates.values())
+        if self.judged < 0.5:
+            return (
+                f"no reward can judge {1 - self.judged:.0%} of the completions, as where the gold "
+                f"answer cannot be read (01_setup names the first); fix the data or its kind"
+            )
         if self.truncated > 0.5:
             return "most completions are cut off; raise max_completion_length"
         if self.format_rate is not None and self.format_rate < 0.1:
@@ -72,7 +94,6 @@ class Preflight:
                 "the model hardly ever uses the tags; add a worked example (shots), reward "
                 "parts of the format, or choose a looser prompt_format"
             )
-        rates = list(self.pass_rates.values())
         if rates and np.mean(rates) > 0.9:
             return "the task is too easy; take harder problems"
         if rates and np.mean(rates) < 0.1:
@@ -92,15 +113,17 @@ def preflight(
 ) -> tuple[Preflight, list[dict[str, Any]]]:
     """Sample G completions for some training prompts and score them.
 
-    Returns: what was found, and a row a completion (id, completion, rewards, total, correct).
+    Returns: the figures, and a row a completion (id, completion, rewards, total, correct).
     """
-    size = min(config.preflight_prompts or len(rows), len(rows))
-    chosen = {problem.id for problem in sample_problems(problems, size, config.seed)}
-    rows = [row for row in rows if row["id"] in chosen]
-    by_id = {problem.id: problem for problem in problems}
-    group = config.num_generations
-    answers = _sample(engine, rows, config, progress_file)
-    flat = [answer for found in answers for answer in found]
+    rows = sample_problems(rows, min(config.preflight_prompts or len(rows), len(rows)), config.seed)
+    by_id, group = {problem.id: problem for problem in problems}, config.num_generations
+    progress = Progress(len(rows), "sampling the base model", progress_file)
+    answers, prompts = [], [row["prompt"] for row in rows]
+    for answer in engine.stream(prompts, training_sampling(config, group)):
+        progress.update(len(answers))
+        answers.append(answer)
+    progress.close()
+    flat = [answer for completions in in_order(answers) for answer in completions]
     scores = score(rewards, [row for row in rows for _ in range(group)], flat)
     totals = np.nansum([np.array(v) * w for v, w in zip(scores.values(), weights, strict=True)], 0)
     tag = get_format(config.prompt_format).answer_tag
@@ -123,92 +146,40 @@ def preflight(
     return _summary(samples, {**scores, "total": totals}, group, tag), samples
 
 
-def _sample(
-    engine: Engine, rows: Sequence[dict], config: Config, progress_file: Path | None
-) -> list[list[Completion]]:
-    """A group for each row, and progress while they come."""
-    progress = Progress(len(rows), "sampling the base model", progress_file)
-    sampling = training_sampling(config, config.num_generations)
-    answers = []
-    for answer in engine.stream([row["prompt"] for row in rows], sampling):
-        progress.update(len(answers))
-        answers.append(answer)
-    progress.close()
-    return in_order(answers)
-
-
-def score(
-    rewards: Sequence[Callable], rows: Sequence[dict], answers: Sequence[Any]
-) -> dict[str, list[float]]:
-    """Each reward's value for each completion, called as TRL calls it; None becomes NaN."""
-    columns = {key: [row[key] for row in rows] for key in rows[0] if key != "prompt"}
-    found = {}
-    for reward in map(Checked, rewards):
-        values = reward(
-            prompts=[row["prompt"] for row in rows],
-            completions=[[{"role": "assistant", "content": a.text}] for a in answers],
-            completion_ids=[list(a.token_ids) for a in answers],
-            **columns,
-        )
-        found[reward.__name__] = [np.nan if value is None else float(value) for value in values]
-    return found
-
-
 def _summary(
     samples: list[dict], scores: dict[str, Sequence[float]], group: int, tag: str | None
 ) -> Preflight:
-    stats = {}
-    for name, values in scores.items():
-        groups = np.asarray(values, dtype=float).reshape(-1, group)
-        stats[name] = {
-            "mean": float(np.nanmean(groups)),
-            "std": float(np.nanstd(groups)),
-            "zero_std": float(np.mean(np.nanstd(groups, axis=1) < 1e-9)),
-        }
+    by_group = {name: np.asarray(v, dtype=float).reshape(-1, group) for name, v in scores.items()}
     ids = [sample["id"] for sample in samples[::group]]
-    total = np.asarray(scores["total"]).reshape(-1, group)
     rates = {}
     if samples[0]["correct"] is not None:
         right = np.array([sample["correct"] for sample in samples]).reshape(-1, group)
         rates = {id: float(rate) for id, rate in zip(ids, right.mean(1), strict=True)}
-    equal = np.std(total, axis=1) < 1e-9
+    equal = by_group["total"].std(axis=1) < EQUAL
     return Preflight(
         prompts=len(ids),
         completions=len(samples),
-        rewards=stats,
-        signal=1 - stats["total"]["zero_std"],
+        rewards={name: _figures(values) for name, values in by_group.items()},
+        signal=1 - float(equal.mean()),
         format_rate=float(np.mean([s["format"] for s in samples])) if tag else None,
         truncated=float(np.mean([s["truncated"] for s in samples])),
         pass_rates=rates,
         drop=[id for id, same in zip(ids, equal, strict=True) if same and rates.get(id) in (0, 1)],
+        judged=float(np.mean([not np.isnan(list(s["rewards"].values())).all() for s in samples])),
     )
 
 
-def temptations(row: Mapping[str, Any], form: PromptFormat) -> dict[str, str]:
-    """Completions of one prompt by what they are: the right one, and ways to look like it."""
-    tag, gold = form.answer_tag or "answer", row["answer"]
-    think = f"<{form.think_tag}>It is easy.</{form.think_tag}>\n" if form.think_tag else ""
-
-    def tagged(answer: str) -> str:
-        return f"{think}<{tag}>{answer}</{tag}>"
-
-    return {
-        "right": tagged(gold),
-        "right, without tags": gold,
-        "wrong": tagged("7919"),
-        "tags without content": tagged(""),
-        "right, only in the reasoning": f"It is {gold}. {tagged('')}",
-        "many answers": tagged(f"1 2 3 4 5 {gold}"),
-        "two answers": f"{tagged('7919')} {tagged(gold)}",
-        "denied": tagged(f"not {gold}"),
-        "the question again": row["question"],
-        "nothing": "",
-    }
+def _figures(values_NG: np.ndarray) -> dict[str, float]:
+    """Of one reward; what it did not judge counts as 0, as it does in the total."""
+    values_NG = np.nan_to_num(values_NG)
+    equal = values_NG.std(axis=1) < EQUAL
+    figures = {"mean": values_NG.mean(), "std": values_NG.std(), "zero_std": equal.mean()}
+    return {name: float(value) for name, value in figures.items()}
 
 
-def keep(found: Preflight, run: Run) -> None:
+def keep(result: Preflight, run: Run) -> None:
     """Write `preflight.json`, which 03_training looks at."""
-    write_json(run.folder / "preflight.json", asdict(found) | {"verdict": found.verdict})
+    write_json(run.folder / "preflight.json", asdict(result) | {"verdict": result.verdict})
 
 
 def require_signal(run: Run, config: Config) -> str:
@@ -220,7 +191,51 @@ def require_signal(run: Run, config: Config) -> str:
     path = run.folder / "preflight.json"
     if not path.is_file():
         return "No preflight was run: 02_reward_design tells whether the rewards give a signal."
-    found = read_json(path)
-    if found["signal"] < DEAD and config.max_steps > 10 and not config.ignore_preflight:
-        raise BadInput(f"{found['verdict']} To train all the same, set ignore_preflight to True.")
-    return found["verdict"]
+    result = read_json(path)
+    if result["signal"] < DEAD and config.max_steps > 10 and not config.ignore_preflight:
+        raise BadInput(
+            f"{result['verdict']} To train all the same, set ignore_preflight to True.",
+            key="no-signal",
+        )
+    return result["verdict"]
+
+
+def data_notes(config: Config, tokenizer: Any) -> list[str]:
+    """What is wrong with a recipe's problems and does not stop it, too long prompts included.
+
+    Raises:
+        BadInput: something stops it.
+    """
+    notes = problem_notes(config)
+    _, training, held_out, examples = load_problems(config)
+    for problems, tokens in ((training, 0), (held_out, config.completion_tokens)):
+        rows = make_rows(problems, config.prompt_format, config.shots, examples)
+        _, note = fitting_rows(rows, tokenizer, config, tokens)
+        notes += [note] if note else []
+    return notes
+
+
+def look(recipe: str) -> str:
+    """A recipe's data, its first prompt, and what its rewards pay for, as a page of text."""
+    config = resolve(recipe)
+    tokenizer = load_tokenizer(model_folder(config))
+    _, training, held_out, examples = load_problems(config)
+    [row] = make_rows(training[:1], config.prompt_format, config.shots, examples)
+    rewards, weights = recipe_rewards(config, tokenizer)
+    lines = [f"{len(training)} problems to train on, {len(held_out)} held out."]
+    lines += data_notes(config, tokenizer) or ["Every problem can be read, and fits."]
+    lines += ["", chat_text(tokenizer, row["prompt"]), f"gold answer: {row['answer']}", ""]
+    for what, text in temptations(row, get_format(config.prompt_format)).items():
+        answer = Completion(text, tuple(tokenizer(text)["input_ids"]), "stop")
+        paid = np.nan_to_num([values[0] for values in score(rewards, [row], [answer]).values()])
+        lines.append(f"{np.dot(paid, weights):8.3f}  {what}: {text[:60]!r}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    try:
+        with redirect_stderr(io.StringIO()):  # what libraries say while they are imported
+            page = look(sys.argv[1] if len(sys.argv) > 1 else "mine")
+        print(page)
+    except BadInput as error:
+        sys.exit(str(error))

@@ -13,6 +13,7 @@ notebook failed; 2: something given does not work; 130: Ctrl-C (143: terminated)
 """
 
 import argparse
+import os
 import shlex
 import signal
 import sys
@@ -41,6 +42,7 @@ from lib.runs import (
     run_folder,
     with_own_name,
 )
+from lib.tasks import problem_notes
 from lib.training.checkpoints import check_resumable
 
 CHAIN = (
@@ -81,6 +83,7 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
     Raises:
         BadInput: something given does not work; no folder has been touched.
     """
+    os.environ["GRPO_WORKING_DIR"] = os.getcwd()
     config = configure(options, given)
     chain = choose_notebooks(config, options.only)
     run = Run(run_folder(config))
@@ -92,7 +95,7 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
     run = open_run(config)
     finished = run.recorded().get("finished", {}) if options.resume else {}
     left = [name for name in chain if name not in finished]
-    print(header(config, run, chain, left, aside), flush=True)
+    print(header(config, run, chain, left, aside), *problem_notes(config), sep="\n", flush=True)
     parameters = {"recipe": str(find_recipe(options.recipe).resolve()), **given}
     parameters |= {"run": config.run_name, "output_dir": str(output_folder(config))}
     for name in left:

@@ -17,12 +17,11 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from lib.checks import load_problems
 from lib.config import resolve
 from lib.errors import Stopped
 from lib.models import embedded_folder, load_policy
 from lib.runs import Run, quiet_process
-from lib.tasks import make_rows
+from lib.tasks import load_problems, make_rows
 from lib.training.callbacks import StepLog
 from lib.training.rollouts import RolloutEngine
 from lib.training.run import make_trainer, save_trained, train

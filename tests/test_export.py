@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from lib.checks import load_problems
 from lib.config import resolve
 from lib.export import certificate as c
 from lib.export.examples import example_eval, main
@@ -23,7 +22,7 @@ from lib.files import read_json, write_json
 from lib.models import load_policy, load_tokenizer
 from lib.runs import open_run
 from lib.sampling import chat_text
-from lib.tasks import make_rows
+from lib.tasks import load_problems, make_rows
 from tests.conftest import CPU
 
 

@@ -81,11 +81,10 @@ def test_two_reasons_fall_back(installed, monkeypatch):
 
 
 def test_without_unsloth_a_step_is_trained(tmp_path, monkeypatch):
-    from lib.checks import load_problems
     from lib.models import load_policy
     from lib.rewards import recipe_rewards
     from lib.runs import open_run, read_jsonl
-    from lib.tasks import make_rows
+    from lib.tasks import load_problems, make_rows
     from lib.training.run import make_trainer, train
 
     monkeypatch.setitem(sys.modules, "unsloth", None)

@@ -8,8 +8,8 @@ from lib.config import resolve
 from lib.errors import BadInput
 from lib.notebook import table
 from lib.plots.widgets import component_rows, playground
-from lib.preflight import keep, preflight, require_signal, temptations
-from lib.rewards import build_rewards
+from lib.preflight import keep, preflight, require_signal
+from lib.rewards import build_rewards, temptations
 from lib.runs import read_json
 from lib.sampling import Completion
 from lib.tasks import get_task, make_rows
@@ -32,11 +32,12 @@ class Scripted:
             yield index, [Completion(text, tuple(text.encode()), "stop") for text in group]
 
 
-def run_preflight(*groups, **parameters):
+def run_preflight(*groups, unreadable=False, **parameters):
     given = {"num_generations": 2, "rewards": {"correctness": 0.5, "hard_format": 1.0}}
     config = resolve(None, {**given, "prompt_format": "answer", **parameters}, CPU)
     rewards, weights = build_rewards(config.rewards)
-    return preflight(Scripted(*groups), ROWS, rewards, weights, config, TASK, PROBLEMS)
+    rows = [row | {"answer": "n/a"} for row in ROWS] if unreadable else ROWS
+    return preflight(Scripted(*groups), rows, rewards, weights, config, TASK, PROBLEMS)
 
 
 def tagged(answer) -> str:
@@ -80,6 +81,12 @@ def test_a_dead_reward_is_said_and_stops_a_long_run(run):
     require_signal(run, resolve(None, {"max_steps": 100, "ignore_preflight": True}, CPU))
 
 
+def test_golds_that_cannot_be_read_are_blamed_and_not_the_tags():
+    found, _ = run_preflight(*[["?", "?"]] * 3, rewards={"correctness": 1.0}, unreadable=True)
+    assert found.judged == 0 and found.dead and found.rewards["correctness"]["mean"] == 0
+    assert "gold answer" in found.verdict and "tags" not in found.verdict
+
+
 def test_too_easy_is_told_apart_from_too_hard():
     golds = [row["answer"] for row in ROWS]
     easy, _ = run_preflight(*[[tagged(gold)] * 2 for gold in golds])
@@ -119,7 +126,7 @@ def test_only_the_right_temptation_is_right(name):
     form = PROMPT_FORMATS[name]
     tries = temptations(ROWS[0], form)
     right = [w for w, t in tries.items() if grade(t, ROWS[0]["answer"], "number", "answer").correct]
-    assert right == ["right", "two answers"]  # the last complete pair of tags counts
+    assert right == ["right", "two answers, the last one right"]  # the last pair of tags counts
 
 
 def test_tables_show_tags_and_leave_gaps_empty():

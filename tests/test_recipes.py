@@ -7,7 +7,6 @@ each recipe's own.
 import pytest
 import torch
 
-from lib.checks import load_problems
 from lib.config import RECIPES, Config, resolve
 from lib.doctor import find_shape
 from lib.engines import TransformersEngine
@@ -27,11 +26,9 @@ from lib.rewards.training import (
     untrained,
 )
 from lib.runs import Run, read_json, read_jsonl, run_folder
-from lib.tasks import TASKS
-from lib.tasks.problems import StoredTask
-from lib.tasks.prompts import get_format, make_rows
+from lib.tasks import TASKS, StoredTask, load_problems
+from lib.tasks.prompts import fitting_rows, get_format, make_rows
 from lib.training.arguments import grpo_arguments
-from lib.training.rollouts import fitting_rows
 from lib.training.run import make_trainer, save_trained, train
 from tests.conftest import CPU, L4, SMALL, T4
 
@@ -110,7 +107,7 @@ def test_prompts_fit(path, data_dir, embedded):
         rows = make_rows(problems, config.prompt_format, config.shots, examples)
         count = max(config.prompts_per_step, len(rows) // 50)
         longest = sorted(rows, key=lambda row: -len(row["question"]))[:count]
-        left_out = len(longest) - len(fitting_rows(longest, tokenizer, config))
+        left_out = len(longest) - len(fitting_rows(longest, tokenizer, config)[0])
         assert left_out <= (1 - share) * len(rows)
 
 

@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 
-from lib.checks import load_problems
 from lib.config import resolve, side_config
 from lib.errors import BadInput
 from lib.rewards import build_rewards, recipe_rewards
@@ -23,6 +22,7 @@ from lib.rewards.preferences import (
 )
 from lib.runs import Run, read_json
 from lib.suite import CHAIN, REWARD_MODEL, choose_notebooks
+from lib.tasks import load_problems
 from tests.conftest import CPU
 
 # --- pairs --------------------------------------------------------------------------------------

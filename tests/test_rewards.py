@@ -5,7 +5,6 @@ import math
 import os
 import pickle
 import random
-import string
 import subprocess
 import sys
 import time
@@ -17,10 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import rewards
 from lib.errors import BadInput
-from lib.rewards import REWARDS, build_rewards, completion_texts, reward
-from lib.rewards.model import LearnedReward
+from lib.rewards import REWARDS, build_rewards, completion_texts, reward, rules
 from lib.rewards.reasoning import equations, holds
 
 ROOT = Path(__file__).parent.parent
@@ -294,7 +291,10 @@ def test_repetition_is_counted_in_token_ngrams():
 def test_max_completion_length_reaches_the_rewards_that_measure_against_it():
     spec = {"soft_overlong": 1.0, "cosine_length": {"max_completion_length": 10}, "mark": 1.0}
     (overlong, cosine, _), _ = build_rewards(spec, max_completion_length=100)
-    assert (overlong.max_completion_length, cosine.max_completion_length) == (100, 10)
+    columns = columns_for(["x"]) | {"completion_ids": [[1] * 100]}
+    assert overlong(completions=["x"], **columns) == [-1.0]
+    columns |= {"completion_ids": [[1] * 10]}
+    assert cosine(completions=[GOOD], **columns) == [0.5]
 
 
 def test_what_trl_has_is_what_trl_says():
@@ -411,9 +411,8 @@ def test_weights_and_parameters_of_a_recipe():
         ({"soft_overlong": {"soft_punish_cache": 9999}}, "soft_punish_cache is 9999"),
         ({"nowhere.at.all": 1.0}, 'Reward "nowhere.at.all" cannot be imported'),
         ({"lib.rewards.nothing": 1.0}, "cannot be imported"),
-        ({"lib.rewards.answers.GOLD": 1.0}, "cannot be called"),
-        ({"os.path.join": {"a": 1}}, 'no parameter "a"'),
-        ({"correctness": 1.0, "lib.rewards.base.correctness": 1.0}, "cannot be imported"),
+        ({"lib.rewards.LEARNED": 1.0}, "cannot be called"),
+        ({"os.path.join": {"b": 1}}, 'no parameter "b"'),
         ({"mark": 1.0, "trl.rewards.think_format_reward": 1.0, "a": 1}, 'no reward "a"'),
         ({}, "write names and weights"),
         (["correctness"], "write names and weights"),
@@ -424,11 +423,20 @@ def test_a_recipe_that_is_wrong_says_so(spec, message):
         build_rewards(spec)
 
 
+@dataclass(frozen=True)
+class Longest:
+    limit: int = 5
+
+    def __call__(self, completions, **columns):
+        return [float(len(text) <= self.limit) for text in completion_texts(completions)]
+
+
 def test_an_import_path_names_a_function_or_a_class():
-    spec = {"trl.rewards.think_format_reward": 1.0, "lib.rewards.format.Mark": {"step": 1.0}}
+    spec = {"trl.rewards.think_format_reward": 1.0, f"{__name__}.Longest": {"limit": 2}}
     (theirs, ours), _ = build_rewards(spec)
-    assert theirs.__name__ == "think_format_reward" and ours.__name__ == "Mark"
-    assert theirs(completions=[[{"content": GOOD}]]) == [1.0] and ours(completions=[GOOD]) == [4.0]
+    assert theirs.__name__ == "think_format_reward" and ours.__name__ == "Longest"
+    assert theirs(completions=[[{"content": GOOD}]]) == [1.0]
+    assert ours(completions=["ab", "abc"]) == [1.0, 0.0]
 
 
 def test_one_name_cannot_stand_for_two_rewards(own_rewards):
@@ -448,8 +456,11 @@ def test_a_function_of_ones_own(own_rewards):
     assert (polite.__name__, weight) == ("polite", 0.5)
     assert polite(prompts=None, completions=["thank you", "no"]) == [2.0, 0.0]
     assert thanks is polite
-    with pytest.raises(BadInput, match='no parameter "value"'):
-        build_rewards({"polite": {"value": 3.0}})
+    [polite], _ = build_rewards({"polite": {"value": 3.0}})
+    # A column of the data set never takes the place of a parameter that the recipe gave.
+    assert polite(prompts=None, completions=["thank you"], value=["9"]) == [3.0]
+    with pytest.raises(BadInput, match='no parameter "valu"'):
+        build_rewards({"polite": {"valu": 3.0}})
 
 
 def test_a_class_of_ones_own(own_rewards):
@@ -508,8 +519,7 @@ def test_completions_plain_and_conversational():
 # --- all of them -------------------------------------------------------------------------------
 
 # Learned rewards need a model that was trained first: tests/test_reward_model.py.
-STATED = {name: f for name, f in REWARDS.items() if not isinstance(f, LearnedReward)}
-ALL, _ = build_rewards(dict.fromkeys(STATED, 1.0), think_tag="think", max_completion_length=64)
+ALL, _ = build_rewards(dict.fromkeys(REWARDS, 1.0), think_tag="think", max_completion_length=64)
 NAMES = [function.__name__ for function in ALL]
 
 
@@ -537,9 +547,9 @@ def all_scores(texts, **gold) -> dict[str, list]:
 
 
 def test_every_reward_pickles_by_name_and_value():
-    for function in [*ALL, *STATED.values()]:
+    for function in [*ALL, *REWARDS.values()]:
         copy = pickle.loads(pickle.dumps(function))
-        assert copy == function and copy.__name__ == function.__name__
+        assert copy.__name__ == function.__name__
         columns = columns_for([GOOD])
         assert copy(completions=[GOOD], **columns) == function(completions=[GOOD], **columns)
 
@@ -557,9 +567,7 @@ def test_an_unparseable_gold_leaves_the_row_out_wherever_gold_matters():
     values = all_scores([GOOD], gold="no number")
     skipped = {name for name, [value] in values.items() if value is None}
     assert skipped == {
-        name
-        for name, function in zip(NAMES, ALL, strict=True)
-        if isinstance(function, rewards.answers.AnswerReward)
+        name for name, function in zip(NAMES, ALL, strict=True) if function.func is rules.per_answer
     }
     assert len(skipped) == 6
 
@@ -567,7 +575,7 @@ def test_an_unparseable_gold_leaves_the_row_out_wherever_gold_matters():
 def test_threads_agree_with_the_main_one():
     texts = [GOOD, WRONG, answer(r"\frac{36}{2}"), answer("x + 1"), answer("1 2 3"), "18", ""]
     expected = all_scores(texts, kind="math")
-    rewards.answers._grade.cache_clear()
+    rules._grade.cache_clear()
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: all_scores(texts, kind="math"), range(8)))
     assert results == [expected] * 8
@@ -690,7 +698,7 @@ def test_numbers_too_large_to_compute_are_wrong_and_quick(power):
 def seconds(function, text: str) -> float:
     """This thread's own computing time, which a busy machine does not change much."""
     columns = columns_for([text])
-    rewards.answers._grade.cache_clear()
+    rules._grade.cache_clear()
     start = time.thread_time()
     function(completions=[text], **columns)
     return time.thread_time() - start
@@ -745,7 +753,7 @@ def test_every_gold_answer_scores_full_marks(path, kind, gold_of):
 @pytest.mark.parametrize("path", ["math/train.jsonl", "math500/test.jsonl"])
 def test_every_gold_answer_of_math_would_pass_the_gate_as_a_wrong_one(path):
     golds = [row["answer"] for row in rows(path) if row["answer"].strip()]
-    assert [gold for gold in golds if not rewards.answers.reads_as_math(gold)] == []
+    assert [gold for gold in golds if not rules.reads_as_math(gold)] == []
 
 
 def test_the_arithmetic_of_gsm8k_holds():
@@ -813,16 +821,10 @@ def test_the_import_is_light():
     assert run.stdout == "set()\n", run.stderr
 
 
-def test_names_are_registered_once_and_listed():
-    assert set(NAMES) == set(STATED) and len(NAMES) == 23
-    assert all(name == REWARDS[name].__name__ for name in NAMES)
-    assert all(type(REWARDS[name]).__doc__ for name in NAMES)
-    assert set(rewards.__all__) == {
-        "REWARDS",
-        "build_rewards",
-        "completion_texts",
-        "learned_rewards",
-        "recipe_rewards",
-        "reward",
-    }
-    assert not set(string.whitespace + ".") & set("".join(NAMES))
+def test_each_reward_shows_what_it_is_by_its_name():
+    import inspect
+
+    for name, function in REWARDS.items():
+        assert function.__name__ == name and len(function.__doc__) > 40
+        assert "return" in inspect.getsource(function)
+        assert "(prompts" not in inspect.getsource(function)  # the rule, not what applies it

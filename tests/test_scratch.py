@@ -375,8 +375,7 @@ def test_lora_on_what_is_not_there(model, peft_folder):
 
 
 def learner(folder, name: str, **changes) -> Learner:
-    from lib.checks import load_problems
-    from lib.tasks import make_rows
+    from lib.tasks import load_problems, make_rows
 
     given = {"profile": "cpu", "output_dir": str(folder), "lora_targets": TARGETS, **changes}
     config = resolve("ci", {"max_completion_length": 6, "num_iterations": 2, **given}, CPU)

@@ -68,7 +68,7 @@ def test_problems_of_the_real_data_sets(name, split, count):
     assert len(problems) == count
     assert len({problem.id for problem in problems}) == count
     assert all(problem.question for problem in problems)
-    assert all(problem.answer or problem.kind == "text" for problem in problems)
+    assert all(problem.answer or problem.kind == "open" for problem in problems)
     assert {problem.kind for problem in problems} == {get_task(name).kind}
 
 
@@ -141,7 +141,7 @@ def test_a_gold_answer_in_tags_is_graded_correct(name):
 
 
 def test_text_is_found_but_not_right_or_wrong():
-    problem, summaries = Problem("1", "…", "gold", {}, "text"), get_task("smoltldr")
+    problem, summaries = Problem("1", "…", "gold", {}, "open"), get_task("smoltldr")
     assert summaries.grade(problem, " A summary. ") == Grade(
         None, "A summary.", "text", "no right or wrong"
     )
@@ -189,7 +189,7 @@ def test_small_sums_refuses(config):
 
 
 def test_splits_depend_on_the_question_alone():
-    problems = [Problem(str(i), f"question {i}", "") for i in range(1000)]
+    problems = [Problem(str(i), f"question {i}", "1") for i in range(1000)]
     test = only_split(problems, "test", 0.2)
     assert 160 < len(test) < 240
     assert only_split(problems[::-1], "test", 0.2) == test[::-1]
@@ -241,7 +241,7 @@ def test_reasoning_gym_grades_numbers_strictly_and_leniently():
 def test_reasoning_gym_grades_by_its_own_scorer_where_many_answers_are_right():
     countdown = get_task("reasoning_gym", {"dataset": "countdown", "size": 30})
     problem = countdown.load("test")[0]
-    assert countdown.kind == "text"
+    assert countdown.kind == "open"
     assert countdown.grade(problem, f"<answer>{problem.answer}</answer>", "answer").correct
     turned = f"0 + ({problem.answer})"  # uses a number that is not there
     assert not countdown.grade(problem, f"<answer>{turned}</answer>", "answer").correct
@@ -350,7 +350,7 @@ def test_a_task_of_ones_own_in_a_dozen_lines(tmp_path):
 
 
 def test_sampling_is_deterministic_and_keeps_the_order():
-    problems = [Problem(str(i), f"{i}", "") for i in range(100)]
+    problems = [Problem(str(i), f"{i}", "1") for i in range(100)]
     chosen = sample_problems(problems, 10, seed=3)
     assert chosen == sample_problems(problems, 10, seed=3)
     assert chosen != sample_problems(problems, 10, seed=4)
@@ -440,7 +440,7 @@ def test_shots_need_examples_and_solutions():
 
 
 def test_a_data_sets_own_system_message_is_used_where_the_format_has_none():
-    asked = Problem("1", "Hello?", "", {"system": "Be kind."}, "text")
+    asked = Problem("1", "Hello?", "", {"system": "Be kind."}, "open")
     assert contents(make_rows([asked], "plain")[0]) == [("system", "Be kind."), ("user", "Hello?")]
     assert contents(make_rows([asked], "answer")[0])[0][1] == PROMPT_FORMATS["answer"].system
 
@@ -458,16 +458,22 @@ def test_rows_of_mixed_meta_become_one_table():
     from datasets import Dataset
 
     problems = [
-        Problem("1", "?", "", {"level": 1, "score": 1, "tag": "a", "list": [1], "prompt": "no"}),
-        Problem("2", "?", "", {"level": None, "score": 0.5, "tag": 2, "images": "no"}),
-        Problem("3", "?", "", {"tag": True}),
+        Problem("1", "?", "1", {"level": 1, "score": 1, "tag": "a", "list": [1], "prompt": "no"}),
+        Problem("2", "?", "1", {"level": None, "score": 0.5, "tag": 2, "images": "no"}),
+        Problem("3", "?", "1", {"tag": True, "test": {"in": [1]}}),
+        Problem("4", "?", "1", {"mixed": {"a": 1}}),
+        Problem("5", "?", "1", {"mixed": {"b": 2}}),
     ]
     table = Dataset.from_list(make_rows(problems, "think"))
-    columns = ["prompt", "answer", "id", "question", "kind", "level", "score", "tag"]
+    columns = ["prompt", "answer", "id", "question", "kind", "level", "score", "tag", "list"]
+    columns += ["test", "mixed"]
     assert table.column_names == columns
-    assert table["level"][:] == [1, None, None]
-    assert table["score"][:] == [1.0, 0.5, None]
-    assert table["tag"][:] == ["a", "2", "True"]
+    assert table["level"][:3] == [1, None, None]
+    assert table["score"][:3] == [1.0, 0.5, None]
+    assert table["tag"][:3] == ["a", "2", "True"]
+    assert table["list"][:2] == [[1], None]
+    assert table["test"][2] == {"in": [1]}
+    assert table["mixed"][3:] == ['{"a": 1}', '{"b": 2}']  # a shared type would add what lacks
     assert [message["role"] for message in table["prompt"][0]] == ["system", "user"]
 
 
@@ -521,7 +527,7 @@ def test_boxes_are_found_by_matching_braces():
     ("name", "config", "sentence"),
     [
         ("gsm8", {}, "There is no task 'gsm8': did you mean \"gsm8k\"?"),
-        ("zzz", {}, "There is no task 'zzz': choose one of aqua, gsm8k"),
+        ("zzz", {}, "There is no task 'zzz': choose one of aqua, csv"),
         ("small_sums", {"larges": 9}, "no parameter 'larges': did you mean \"largest\"?"),
         ("gsm8k", {"largest": 9}, "Task 'gsm8k' has no parameter 'largest': it has none."),
         ("jsonl", {}, "Task 'jsonl' needs the parameter 'path'"),

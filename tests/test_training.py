@@ -11,8 +11,10 @@ from lib.config import resolve
 from lib.errors import BadInput
 from lib.models import load_policy
 from lib.runs import read_jsonl
+from lib.tasks import fitting_rows
 from lib.training.arguments import grpo_arguments, in_force
-from lib.training.rollouts import fitting_rows, generates_here
+from lib.training.checkpoints import check_fills_a_step
+from lib.training.rollouts import generates_here
 from lib.training.run import (
     make_trainer,
     prepare,
@@ -180,9 +182,17 @@ def test_prompts_that_do_not_fit_are_left_out(embedded):
         {"id": name, "prompt": [{"role": "user", "content": "one two three " * times}]}
         for name, times in (("short/1", 1), ("long/1", 40))
     )
-    assert fitting_rows([short, long], tokenizer, config) == [short]
-    with pytest.raises(BadInput, match=r"The prompt of long/1 has \d+ tokens and max_seq_length"):
+    assert fitting_rows([short], tokenizer, config) == ([short], "")
+    rows, note = fitting_rows([short, long], tokenizer, config)
+    assert rows == [short] and "1 of 2 prompts" in note and "long/1" in note
+    raised = int(re.search(r"with max_seq_length (\d+) all fit", note)[1])
+    config = config.model_copy(update={"max_seq_length": raised})
+    assert fitting_rows([short, long], tokenizer, config) == ([short, long], "")
+    config = config.model_copy(update={"max_seq_length": raised - 1})
+    assert fitting_rows([short, long], tokenizer, config)[0] == [short]
+    with pytest.raises(BadInput) as caught:
         fitting_rows([long], tokenizer, config)
+    assert caught.value.key == "too-long"
 
 
 def test_what_unsloths_trainer_would_pass_over_is_refused():
@@ -194,4 +204,4 @@ def test_what_unsloths_trainer_would_pass_over_is_refused():
 
 def test_too_few_problems_for_a_step(ci_config):
     with pytest.raises(BadInput, match="1 training problems do not fill one step"):
-        fitting_rows([{"id": "a"}], None, ci_config)
+        check_fills_a_step([{"id": "a"}], ci_config)

@@ -19,10 +19,9 @@ config = resolve("ci", given)
 run = open_run(config)
 with hushed(run):
     import unsloth, unsloth.models.rl
-    from lib.checks import load_problems
     from lib.models import load_policy
     from lib.rewards import recipe_rewards
-    from lib.tasks import make_rows
+    from lib.tasks import load_problems, make_rows
     from lib.training.run import make_trainer, save_trained, train
     _, training, _, examples = load_problems(config)
     rows = make_rows(training, config.prompt_format, config.shots, examples)

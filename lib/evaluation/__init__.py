@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.checks import load_problems
 from lib.config import Config, side_config
 from lib.engines import Engine
 from lib.evaluation.breakdowns import add_rewards
@@ -31,7 +30,7 @@ from lib.runs import (
     write_jsonl,
 )
 from lib.sampling import Completion, Sampling, prompt_hash
-from lib.tasks import Problem, Task, get_format, make_rows
+from lib.tasks import Problem, Task, fitting_rows, get_format, load_problems, make_rows
 from lib.tasks.judging import judge
 
 TAKEN = ("base", "validation", "comparison", "side_comparison", "side_by_side")  # in `evals/`
@@ -83,10 +82,13 @@ def evaluate(
     answers are generated.
 
     Args:
-        problems, rows: the held-out problems and their prompts, in the same order.
+        problems, rows: the held-out problems and their prompts; what the context cannot hold is
+            left out, and the engine's notes say so.
         name: of the evaluation: `evals/<name>.jsonl` and `.json`.
         model: the files of the model measured.
     """
+    rows, note = fitting_rows(rows, engine.tokenizer, config, config.completion_tokens)
+    engine.notes += [note] if note and note not in engine.notes else []
     protocol = _protocol(config, prompt_hash([row["prompt"] for row in rows]))
     records = _resume(run, name, {**protocol, "model": _fingerprint(model)})
     log, tag = run.evals / f"{name}.jsonl", get_format(config.prompt_format).answer_tag

@@ -13,8 +13,7 @@ from lib import stats
 from lib.answers import normalize_number
 from lib.config import Config
 from lib.evaluation.compare import changes, clusters_of, greedy_records
-from lib.preflight import score
-from lib.rewards import recipe_rewards
+from lib.rewards import recipe_rewards, score
 from lib.sampling import Completion
 from lib.stats import rate
 

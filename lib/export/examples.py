@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.checks import load_problems
 from lib.config import ROOT, Config
 from lib.engines import TransformersEngine
 from lib.errors import BadInput
@@ -18,7 +17,7 @@ from lib.files import read_json, write_jsonl
 from lib.models import load_tokenizer, model_folder
 from lib.rewards import recipe_rewards
 from lib.sampling import Sampling
-from lib.tasks import get_format, make_rows
+from lib.tasks import get_format, load_problems, make_rows
 from lib.tasks.judging import judge
 
 

@@ -161,6 +161,33 @@ def preflight_figure(found: Preflight, samples: Sequence[dict]) -> Figure:
     return figure
 
 
+def group_figure(group: Sequence[dict], scale: bool = True) -> Figure:
+    """What the completions of one prompt earned, and the advantages GRPO makes of it.
+
+    Args:
+        group: samples of `lib.preflight`, of one prompt.
+        scale: divide by the group's standard deviation, as GRPO does and Dr. GRPO does not.
+    """
+    rewards_G = np.array([sample["total"] for sample in group])
+    advantages_G = rewards_G - rewards_G.mean()
+    if scale and len(group) > 1:
+        advantages_G = advantages_G / (rewards_G.std(ddof=1) + 1e-4)
+    texts = [" ".join(sample["completion"].split())[:36] or "(empty)" for sample in group]
+    with plt.rc_context(STYLE):
+        size = (10, 1 + 0.3 * len(group))
+        figure, (left, right) = plt.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
+        left.barh(range(len(group)), rewards_G, color=BLUE)
+        left.axvline(rewards_G.mean(), color="black", linewidth=1, linestyle="--")
+        left.set_yticks(range(len(group)), [text.replace("$", r"\$") for text in texts])
+        left.set_xlabel("weighted reward (dashed: the group's mean)")
+        left.invert_yaxis()
+        right.barh(range(len(group)), advantages_G, color=GREEN)
+        right.axvline(0, color="black", linewidth=1)
+        right.set_xlabel("advantage")
+        left.set_title(f"gold answer {group[0]['answer'][:40]}", loc="left", fontsize=10)
+    return figure
+
+
 def memory_bars(need: MemoryPlan) -> Figure:
     """Where a run's memory goes, against what there is."""
     with plt.rc_context(STYLE):

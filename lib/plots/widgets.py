@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.preflight import score
+from lib.rewards import score
 from lib.sampling import Completion
 
 

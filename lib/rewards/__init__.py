@@ -4,6 +4,7 @@
         {
             "correctness": 1.0,
             "gated_format": {"weight": 0.5, "gate": "correct"},
+            "my_rewards.py:short": {"weight": 0.2, "limit": 80},
             "my_package.my_module.my_reward": 0.0,
         }
     )
@@ -11,52 +12,85 @@
     [2.0]
 
 Each function has TRL's signature, `f(prompts, completions, **columns)`, and returns one float a
-completion, or None where the gold answer cannot be parsed. Each keeps the numbers of the project
-that it comes from (`correctness` pays 2.0), and the recipe's weight multiplies them; weight 0
-logs a reward without paying it. A reward of one's own is registered with `@reward("name")`.
-
-The rooms: `answers` (is it right), `format` (tags), `reasoning` (steps, arithmetic, language),
-`length` (length, repetition), `model` (learned).
+completion, or None where it cannot judge. Each keeps the numbers of the project that it comes
+from (`correctness` pays 2.0), and the recipe's weight multiplies them; weight 0 logs a reward
+without paying it. A reward of one's own is a function in a file beside the recipe, or one that
+`@reward("name")` registers. The rules themselves stand in `lib.rewards.rules` and `reasoning`.
 """
 
+import asyncio
+import copy
+import functools
+import hashlib
 import importlib
+import importlib.util
 import inspect
+import json
 import math
-from collections.abc import Callable, Mapping
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 from lib.config import Config
 from lib.errors import BadInput, nearest
-from lib.rewards import answers, format, length, model, reasoning  # noqa: F401
-from lib.rewards.base import REWARDS, build, completion_texts, reward, with_name
-from lib.rewards.model import LearnedReward
+from lib.rewards.reasoning import REASONING
+from lib.rewards.rules import RULES, per_answer
 from lib.runs import run_folder
-from lib.tasks.prompts import get_format
+from lib.tasks import find_file, get_format, message_text
+from lib.tasks.prompts import PromptFormat
 
-__all__ = [
-    "REWARDS",
-    "build_rewards",
-    "completion_texts",
-    "learned_rewards",
-    "recipe_rewards",
-    "reward",
-]
+# Every value is ready to be called with TRL's signature, a class with its defaults.
+REWARDS: dict[str, Callable] = {}
+# Rewards that want torch, by where they are.
+LEARNED = {
+    "reward_model": "lib.rewards.model.LearnedReward",
+    "gold_reward": "lib.rewards.model.GoldReward",
+}
+_BUILT: dict[str, tuple[list[Callable], list[float]]] = {}
 
 
-def recipe_rewards(config: Config) -> tuple[list[Callable], list[float]]:
-    """The rewards of a recipe and their weights, told its prompt's tags and its run's folder."""
+def recipe_rewards(config: Config, tokenizer: Any = None) -> tuple[list[Callable], list[float]]:
+    """The rewards of a recipe and their weights, with its prompt's tags and its run's folder.
+
+    They are built once, however often a notebook wants them.
+
+    Args:
+        tokenizer: whose chat template may open the reasoning's tag in the prompt, so that no
+            completion begins with it; the rewards for form then count it as written.
+    """
     form = get_format(config.prompt_format)
-    return build_rewards(
-        config.rewards,
+    shared = dict(
         tags=form.answer_tag,
         think_tag=form.think_tag,
         max_completion_length=config.max_completion_length,
         run_folder=str(run_folder(config)),
+        opened=opened_tag(tokenizer) if tokenizer else "",
     )
+    files = {name: find_file(name.partition(":")[0], config) for name in config.rewards}
+    stamps = [Path(file).stat().st_mtime_ns for file in files.values() if Path(file).is_file()]
+    registered = [id(REWARDS.get(name)) for name in config.rewards]
+    key = json.dumps([config.rewards, shared, list(files.values()), stamps, registered])
+    if key not in _BUILT:
+        _BUILT[key] = build_rewards(config.rewards, **shared, files=files)
+    functions, weights = _BUILT[key]
+    return [*functions], [*weights]
 
 
-def learned_rewards(config: Config) -> list[LearnedReward]:
+def learned_rewards(config: Config) -> list[Callable]:
     """Those of a recipe's rewards that are reward models."""
-    return [reward for reward in recipe_rewards(config)[0] if isinstance(reward, LearnedReward)]
+    return [function for function in recipe_rewards(config)[0] if hasattr(function, "own")]
+
+
+def opened_tag(tokenizer: Any) -> str:
+    """The name of the tag with which a chat template ends the prompt ("think"), or ""."""
+    turn = [{"role": "user", "content": "?"}]
+    prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    match = re.search(r"<(\w+)>\s*$", prompt)
+    return match[1] if match else ""
 
 
 def build_rewards(
@@ -65,17 +99,22 @@ def build_rewards(
     think_tag: str | None = None,
     max_completion_length: int | None = None,
     run_folder: str | None = None,
+    opened: str = "",
+    files: Mapping[str, str] | None = None,
 ) -> tuple[list[Callable], list[float]]:
     """The reward functions of a recipe and their weights, for `GRPOTrainer` and `GRPOConfig`.
 
     Args:
         spec: name → weight, or name → {"weight": 1.0, and the reward's own parameters}. A name
-            is one of `REWARDS`, or the import path of a function, class or object.
+            is one of `REWARDS`, a function of a file ("my_rewards.py:short"), or the import path
+            of a function, class or object.
         tags: the tag that the answer must stand in, or None to search free text for it.
         think_tag: the tag of the reasoning; None leaves each reward the one of its project.
         max_completion_length: in tokens, for the rewards that measure against the limit.
         run_folder: where a learned reward finds the model that this run trained.
             These four reach every reward that has such a parameter and is not given it in spec.
+        opened: the tag that the chat template opens before each completion (`opened_tag`).
+        files: where the file of a name is, if not in the working folder.
 
     Returns:
         (functions, weights), as long as `spec` and in its order.
@@ -86,7 +125,7 @@ def build_rewards(
     """
     if not isinstance(spec, Mapping) or not spec:
         raise BadInput(f'rewards is {spec!r}: write names and weights, {{"correctness": 1.0}}.')
-    shared = {"tags": tags, "answer_tag": tags, "think_tag": think_tag}
+    shared = {"tags": tags, "answer_tag": tags, "think_tag": think_tag, "opened": opened}
     shared |= {"max_completion_length": max_completion_length, "run_folder": run_folder}
     # tags=None says something (search free text); the others then keep their defaults.
     shared = {key: value for key, value in shared.items() if key == "tags" or value is not None}
@@ -94,7 +133,7 @@ def build_rewards(
     for name, entry in spec.items():
         parameters = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
         weights.append(_weight(name, parameters.pop("weight", 1.0)))
-        functions.append(_build(name, parameters, shared))
+        functions.append(_build(name, parameters, shared, (files or {}).get(name)))
     names = [function.__name__ for function in functions]
     for name in names:
         if names.count(name) > 1:
@@ -102,7 +141,7 @@ def build_rewards(
     return functions, weights
 
 
-def _weight(name: str, weight) -> float:
+def _weight(name: str, weight: Any) -> float:
     if not _is_number(weight):
         raise BadInput(
             f'The weight of reward "{name}" is {weight!r}: give a number (0 to log it only).'
@@ -110,41 +149,309 @@ def _weight(name: str, weight) -> float:
     return float(weight)
 
 
-def _build(name: str, parameters: dict, shared: dict) -> Callable:
-    found = _find(name)
-    if not isinstance(found, type):
-        _check_parameters(name, parameters, {})
-        return found if hasattr(found, "__name__") else with_name(found, name.split(".")[-1])
-    known = dict(inspect.signature(found).parameters)
+def _build(name: str, parameters: dict, shared: dict, file: str | None) -> Callable:
+    title = str(name).rpartition(":" if ":" in str(name) else ".")[2]
+    rule = RULES.get(name) or REASONING.get(name)
+    if rule:
+        return _rule(name, *rule, parameters, shared)
+    target = _find(name, file)
+    known = dict(inspect.signature(target).parameters)
+    if inspect.isclass(target):
+        _check_parameters(name, parameters, known)
+        given = {key: value for key, value in shared.items() if key in known}
+        return with_name(_instance(target, name, **given | parameters), title)
+    for column in ("prompts", "completions", "completion_ids"):
+        known.pop(column, None)
     _check_parameters(name, parameters, known)
-    parameters = {key: value for key, value in shared.items() if key in known} | parameters
-    return with_name(build(found, name, **parameters), name.split(".")[-1])
+    if parameters:
+        return with_name(functools.partial(_with_parameters, target, parameters), title)
+    return target if hasattr(target, "__name__") else with_name(target, title)
+
+
+def _with_parameters(function: Callable, parameters: Mapping, /, **columns):
+    """A function's own parameters, which no column of the data set takes the place of."""
+    return function(**columns | parameters)
+
+
+def _rule(name: str, apply: Callable, score: Callable, parameters: dict, shared: dict) -> Callable:
+    """A rule with its parameters, tried once so that wrong values are refused at once."""
+    known = dict(inspect.signature(score).parameters)
+    known.pop(next(iter(known)))
+    if apply is per_answer:
+        known["tags"] = inspect.Parameter("tags", inspect.Parameter.KEYWORD_ONLY, default="answer")
+    _check_parameters(name, parameters, known)
+    given = {key: value for key, value in shared.items() if key in known} | parameters
+    think_tag = given.get("think_tag", known["think_tag"].default if "think_tag" in known else "")
+    if shared.get("opened") and shared["opened"] == (
+        "think" if name == "think_format" else think_tag
+    ):
+        given["opened"] = f"<{shared['opened']}>"
+    function = functools.partial(apply, score, given)
+    function([], [""], answer=["1"], kind=["number"], completion_ids=[[]])
+    return with_name(functools.update_wrapper(function, score), name)
 
 
 def _check_parameters(name: str, parameters: dict, known: dict[str, inspect.Parameter]) -> None:
     for key, value in parameters.items():
-        if key not in known:
-            raise BadInput(f'Reward "{name}" has no parameter "{key}": {nearest(key, known)}')
+        if key not in known or known[key].kind in (
+            inspect.Parameter.VAR_KEYWORD,
+            inspect.Parameter.VAR_POSITIONAL,
+        ):
+            names = [n for n, p in known.items() if p.kind is not p.VAR_KEYWORD]
+            raise BadInput(f'Reward "{name}" has no parameter "{key}": {nearest(key, names)}')
         if _is_number(known[key].default) and not _is_number(value):
             raise BadInput(f'{key} of reward "{name}" is {value!r}: give a number.')
 
 
-def _is_number(value) -> bool:
+def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _find(name: str):
-    """The class or function that a recipe's name means: registered, or at an import path."""
+def _find(name: str, file: str | None) -> Callable:
+    """The class or function that a recipe's name means: registered, in a file, or imported."""
     if name in REWARDS:
-        found = REWARDS[name]
-        return found if inspect.isfunction(found) else type(found)
-    module, _, attribute = str(name).rpartition(".")
+        registered = REWARDS[name]
+        return registered if inspect.isfunction(registered) else type(registered)
+    path, colon, attribute = str(name).partition(":")
+    if colon:
+        module = _module_of(Path(file or path).expanduser(), name)
+        if not hasattr(module, attribute):
+            own = [
+                n
+                for n, v in vars(module).items()
+                if getattr(v, "__module__", "") == module.__name__
+            ]
+            raise BadInput(f'{path} has no reward "{attribute}": {nearest(attribute, own)}')
+        return _callable(name, getattr(module, attribute))
+    module, _, attribute = LEARNED.get(name, str(name)).rpartition(".")
     if not module:
-        raise BadInput(f'There is no reward "{name}": {nearest(name, REWARDS)}')
+        raise BadInput(
+            f'There is no reward "{name}": {nearest(name, [*REWARDS, *LEARNED])} A function of '
+            f'your own is named by its file, "my_rewards.py:{name}".',
+            key="reward",
+        )
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        target = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise BadInput(f'Reward "{name}" cannot be imported: {error}.') from error
-    if not callable(found):
-        raise BadInput(f'Reward "{name}" is a {type(found).__name__}, which cannot be called.')
-    return found
+    return _callable(name, target)
+
+
+def _callable(name: str, target: Any) -> Callable:
+    if not callable(target):
+        raise BadInput(f'Reward "{name}" is a {type(target).__name__}, which cannot be called.')
+    return target
+
+
+def _module_of(file: Path, name: str) -> Any:
+    """The Python file as a module, run once as long as it does not change."""
+    if not file.is_file():
+        raise BadInput(
+            f'Reward "{name}": there is no file {file}; put it beside the recipe, or give its path.'
+        )
+    digest = hashlib.sha256(file.resolve().as_posix().encode()).hexdigest()[:8]
+    title = f"reward_file_{file.stem}_{digest}"
+    stamp = file.stat().st_mtime_ns
+    module = sys.modules.get(title)
+    if module is None or module.stamp != stamp:
+        spec = importlib.util.spec_from_file_location(title, file)
+        module = importlib.util.module_from_spec(spec)
+        module.stamp = stamp
+        sys.modules[title] = module
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # whatever a user's file may raise
+            del sys.modules[title]
+            line = traceback.extract_tb(error.__traceback__)[-1].lineno
+            line = getattr(error, "lineno", None) or line
+            raise BadInput(
+                f"{file.name} cannot be run ({type(error).__name__}: {error}, line {line}): fix it."
+            ) from error
+    return module
+
+
+# --- the registry ------------------------------------------------------------------------------
+
+
+def reward(name: str) -> Callable:
+    """Registers the function or class below it by `name`, in this process.
+
+        @reward("ends_politely")
+        def ends_politely(prompts, completions, **columns):
+            return [float("thank" in text[-80:]) for text in completion_texts(completions)]
+
+    A function takes `prompts, completions, **columns` (the data set's columns, and TRL's
+    `completion_ids`, `trainer_state`, …) and returns one float a completion, or None where the
+    completion cannot be judged; other parameters of its own may be set in a recipe. A class has
+    such a `__call__`; the arguments of its constructor are the reward's parameters, and each
+    needs a default. What is decorated comes back unchanged, but for a function's `__name__`,
+    under which TRL logs it.
+
+    Running a notebook cell again replaces what it registered before. A name that another
+    module has taken stays with it. A recipe, which every notebook reads anew, names a function
+    by its file: "my_rewards.py:ends_politely".
+
+    Raises:
+        BadInput: a name that is none, is taken, or a class that its defaults cannot build.
+    """
+    if not isinstance(name, str) or not name or "." in name or ":" in name:
+        raise BadInput(f'@reward needs a name without dots, @reward("my_reward"), not {name!r}.')
+
+    def register(what):
+        if not inspect.isfunction(what) and not inspect.isclass(what):
+            raise BadInput(f'@reward("{name}") stands above a function or class, not {what!r}.')
+        owner = LEARNED.get(name) or getattr(REWARDS.get(name, what), "__module__", "")
+        if owner != what.__module__:
+            raise BadInput(f'The reward name "{name}" is taken by {owner}: choose another name.')
+        REWARDS[name] = with_name(what if inspect.isfunction(what) else _instance(what, name), name)
+        return what
+
+    return register
+
+
+def _instance(reward_class: type, name: str, **parameters: Any) -> Callable:
+    try:
+        return reward_class(**parameters)
+    except TypeError as error:
+        raise BadInput(
+            f'The reward class "{name}" cannot be built ({error}): give every parameter a default.'
+        ) from error
+
+
+def with_name(function: Callable, name: str) -> Callable:
+    """The same reward with `__name__` set (also on a frozen dataclass): TRL logs under it."""
+    object.__setattr__(function, "__name__", name)
+    return function
+
+
+def completion_texts(completions: Sequence) -> list[str]:
+    """The text of each completion, plain (a string) or conversational (a list of messages)."""
+    return [message_text(completion) for completion in completions]
+
+
+REWARDS.update({name: _build(name, {}, {}, None) for name in (*RULES, *REASONING)})
+
+
+# --- calling them ------------------------------------------------------------------------------
+
+
+class Checked:
+    """The same reward, by the same name, whose answers can be trusted; async ones are awaited.
+
+    Each call gets copies, so that a reward that edits what it is given changes nothing.
+
+    Raises, when called:
+        BadInput: it raised, gave too few or too many values, or one that is no number (None,
+            for a completion that it cannot judge, is right).
+    """
+
+    def __init__(self, function: Callable):
+        self.reward = function
+        self.__name__ = function.__name__
+
+    def __call__(self, /, completions: Sequence, **columns) -> list[float | None]:
+        name, count = self.__name__, len(completions)
+        given = {"completions": completions} | columns
+        given = {name: _copied(name, value) for name, value in given.items()}
+        try:
+            values = self.reward(**given)
+            if inspect.isawaitable(values):
+                values = _awaited(values)
+            if isinstance(values, str | Mapping | set):
+                raise TypeError(f"it returned a {type(values).__name__}, not a list of numbers")
+            values = list(values)
+        except BadInput:
+            raise
+        except Exception as error:  # whatever a user's function may raise
+            raise BadInput(
+                f'The reward "{name}" failed with {type(error).__name__} ({error}) in '
+                f"{_place(error)}: fix it.",
+                key="reward-failed",
+            ) from error
+        if len(values) != count:
+            raise BadInput(
+                f'The reward "{name}" returned {len(values)} values for {count} completions: '
+                f"let it return one for each, in their order.",
+                key="reward-count",
+            )
+        return [self._number(value) for value in values]
+
+    def _number(self, value: Any) -> float | None:
+        if value is None:
+            return None
+        try:
+            number = math.nan if isinstance(value, str) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise BadInput(
+                f'The reward "{self.__name__}" returned {value!r}, which is no number: let it '
+                f"return a finite one, or None for a completion that it cannot judge.",
+                key="reward-value",
+            )
+        return number
+
+
+def _copied(name: str, value: Any) -> Any:
+    if name == "completion_ids":  # many, and numbers: no need to go deep
+        return [list(ids) for ids in value]
+    return copy.deepcopy(value) if isinstance(value, list) else value
+
+
+def _awaited(values: Any) -> Any:
+    """What an async reward gives; in a thread of its own, since a notebook's has a loop already."""
+
+    async def wait():
+        return await values
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, wait()).result()
+
+
+def _place(error: Exception) -> str:
+    """The line of the reward that raised it, or called what did: "rewards.py, line 12"."""
+    frames = traceback.extract_tb(error.__traceback__)
+    passing = ("/asyncio/", "/concurrent/", Path(__file__).as_posix())
+    own = [f for f in frames if not any(part in Path(f.filename).as_posix() for part in passing)]
+    frame = (own or frames)[0]
+    return f"{Path(frame.filename).name}, line {frame.lineno}"
+
+
+def score(
+    rewards: Sequence[Callable], rows: Sequence[dict], answers: Sequence[Any]
+) -> dict[str, list[float]]:
+    """Each reward's value for each completion, called as TRL calls it; None becomes NaN."""
+    columns = {key: [row[key] for row in rows] for key in rows[0] if key != "prompt"}
+    scores = {}
+    for function in map(Checked, rewards):
+        values = function(
+            prompts=[row["prompt"] for row in rows],
+            completions=[[{"role": "assistant", "content": a.text}] for a in answers],
+            completion_ids=[list(a.token_ids) for a in answers],
+            **columns,
+        )
+        scores[function.__name__] = [math.nan if value is None else value for value in values]
+    return scores
+
+
+def temptations(row: Mapping[str, Any], form: PromptFormat) -> dict[str, str]:
+    """Completions of one prompt by what they are: the right one, and ways to look like it."""
+    tag, gold = form.answer_tag or "answer", row["answer"]
+    think = f"<{form.think_tag}>It is easy.</{form.think_tag}>\n" if form.think_tag else ""
+
+    def tagged(answer: str) -> str:
+        return f"{think}<{tag}>{answer}</{tag}>"
+
+    return {
+        "right": tagged(gold),
+        "right, without tags": gold,
+        "wrong": tagged("7919"),
+        "tags without content": tagged(""),
+        "right, only in the reasoning": f"It is {gold}. {tagged('')}",
+        "many answers": tagged(f"1 2 3 4 5 {gold}"),
+        "two answers, the last one right": f"{tagged('7919')} {tagged(gold)}",
+        "two answers, the first one right": f"{tagged(gold)} {tagged('7919')}",
+        "denied": tagged(f"not {gold}"),
+        "the question again": row["question"],
+        "nothing": "",
+    }

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from lib.config import ROOT
 from lib.errors import BadInput
-from lib.rewards.base import completion_texts, reward
+from lib.rewards import completion_texts
 from lib.runs import Run, read_json
 
 RECORD = "reward.json"  # its scale, and how good it is
@@ -101,7 +101,6 @@ def _loaded(folder: str, stamp: int) -> RewardModel:
     return RewardModel.load(Path(folder))
 
 
-@reward("reward_model")
 @dataclass(frozen=True)
 class LearnedReward:
     """The score of the run's reward model, in standard deviations of held-out answers' scores.
@@ -141,7 +140,6 @@ class LearnedReward:
         )
 
 
-@reward("gold_reward")
 @dataclass(frozen=True)
 class GoldReward(LearnedReward):
     """The same by the run's second reward model: give it weight 0, and it judges the first."""

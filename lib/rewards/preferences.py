@@ -15,11 +15,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lib.checks import load_problems
 from lib.config import Config
 from lib.errors import BadInput
 from lib.stats import rate
-from lib.tasks import Problem, sample_problems
+from lib.tasks import Problem, load_problems, sample_problems
 from lib.tasks.prompts import PromptFormat, get_format, make_rows
 
 
@@ -75,7 +74,7 @@ def _answers(
     """(chosen, rejected, fault) for each pair that the problem gives."""
     if "rejected" in problem.meta:
         return [(problem.meta["chosen"], problem.meta["rejected"], "people's choice")]
-    if problem.kind == "text":
+    if problem.kind == "open":
         raise BadInput(
             f"{problem.id} has no rejected answer and no right one to make pairs from: set "
             f"preferences to a task that has pairs, as preference_pairs."

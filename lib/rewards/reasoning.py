@@ -6,13 +6,11 @@ keep their weights well below the answer's.
 """
 
 import re
-from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 
 from lib.errors import BadInput, nearest
-from lib.rewards.base import reward
-from lib.rewards.format import TextReward, section
+from lib.rewards.rules import per_text, section
 
 
 def reasoning_of(text: str, think_tag: str, answer_tag: str) -> str:
@@ -30,29 +28,22 @@ _STEP = re.compile(
 )
 
 
-@reward("reasoning_steps")
-@dataclass(frozen=True)
-class ReasoningSteps(TextReward):
+def reasoning_steps(
+    text: str, *, value=1.0, enough=3, think_tag="think", answer_tag="answer"
+) -> float:
     """1.0 for three steps or more that are marked as such, a third for each below that.
 
     Marks are "Step 1", "1.", "-", and First, Second, Third, Next, Then, Finally at the start of
     a line or sentence. (open-r1's `reasoning_steps_reward`; here the same step twice, or a mark
     with nothing after it, does not count.)
     """
-
-    value: float = 1.0
-    enough: int = 3
-    think_tag: str = "think"
-    answer_tag: str = "answer"
-
-    def score(self, text: str) -> float:
-        steps = set()
-        for match in _STEP.finditer(reasoning_of(text, self.think_tag, self.answer_tag)):
-            if any(map(str.isalnum, match[1])):
-                steps.add(match[1].strip().lower())
-            if len(steps) >= self.enough:
-                break
-        return self.value * len(steps) / self.enough
+    steps = set()
+    for match in _STEP.finditer(reasoning_of(text, think_tag, answer_tag)):
+        if any(map(str.isalnum, match[1])):
+            steps.add(match[1].strip().lower())
+        if len(steps) >= enough:
+            break
+    return value * len(steps) / enough
 
 
 _NUMBER = r"\d{1,15}+(?:,\d{3})*+(?:\.\d{1,10}+)?+"
@@ -63,23 +54,15 @@ _SIGNS = str.maketrans({"×": "*", "·": "*", "∗": "*", "÷": "/", "−": "-",
 _MOST_EQUATIONS = 100
 
 
-@reward("arithmetic")
-@dataclass(frozen=True)
-class Arithmetic(TextReward):
+def arithmetic(text: str, *, value=1.0, think_tag="think", answer_tag="answer") -> float:
     """1.0 × the share of the equations in the reasoning that hold; 0 where there are none.
 
     Equations are numbers with + − × ÷ between them, an equals sign and a number, such as
     "16 - 3 - 4 = 9"; a result with decimals may be rounded. Each different one counts once, and
     at most 100 are looked at. It pays true equations that have nothing to do with the problem.
     """
-
-    value: float = 1.0
-    think_tag: str = "think"
-    answer_tag: str = "answer"
-
-    def score(self, text: str) -> float:
-        found = set(equations(reasoning_of(text, self.think_tag, self.answer_tag)))
-        return self.value * sum(holds(*both) for both in found) / len(found) if found else 0.0
+    pairs = set(equations(reasoning_of(text, think_tag, answer_tag)))
+    return value * sum(holds(*pair) for pair in pairs) / len(pairs) if pairs else 0.0
 
 
 def equations(text: str) -> list[tuple[str, str]]:
@@ -91,8 +74,8 @@ def equations(text: str) -> list[tuple[str, str]]:
     text = text.replace("\\times", "*").replace("\\cdot", "*").replace("\\div", "/")
     text = re.sub(r"(?<=\d) ?x ?(?=\d)", "*", text.translate(_SIGNS))
     text = text.replace("  ", " ")
-    whole = (match for match in _EQUATION.finditer(text) if not _is_part(text, match))
-    return [match.groups() for match in islice(whole, _MOST_EQUATIONS)]
+    complete = (match for match in _EQUATION.finditer(text) if not _is_part(text, match))
+    return [match.groups() for match in islice(complete, _MOST_EQUATIONS)]
 
 
 def _is_part(text: str, match: re.Match) -> bool:
@@ -151,9 +134,7 @@ _NOTATION = re.compile(r"\\[A-Za-z]++|</?[A-Za-z]++>")
 _GREEK = re.compile(r"[Ͱ-Ͽ]++")
 
 
-@reward("language_consistency")
-@dataclass(frozen=True)
-class LanguageConsistency(TextReward):
+def language_consistency(text: str, *, value=1.0, language="en") -> float:
     """1.0 × the share of letters that are of the target language's script; 0 without letters.
 
     DeepSeek-R1's remedy for reasoning that mixes languages (arXiv 2501.12948, section 2.3.2),
@@ -162,23 +143,20 @@ class LanguageConsistency(TextReward):
     `language` is a two-letter code; names of tags, LaTeX commands and (but in Greek) Greek
     letters are not counted.
     """
+    if language not in _SCRIPTS:
+        hint = nearest(language, _SCRIPTS)
+        raise BadInput(f"language_consistency has no language {language!r}: {hint}")
+    text = _NOTATION.sub(" ", text)
+    if language != "el":
+        text = _GREEK.sub(" ", text)
+    letters = "".join(_LETTERS.findall(text))
+    if letters.isascii():  # the usual case, and no need to look at each letter
+        return value if letters and _SCRIPTS[language] == _LATIN else 0.0
+    of_script = re.findall(f"[{_SCRIPTS[language]}]++", letters)
+    return value * sum(map(len, of_script)) / len(letters)
 
-    value: float = 1.0
-    language: str = "en"
 
-    def __post_init__(self):
-        if self.language not in _SCRIPTS:
-            raise BadInput(
-                f"language_consistency has no language {self.language!r}: "
-                f"{nearest(self.language, _SCRIPTS)}"
-            )
-
-    def score(self, text: str) -> float:
-        text = _NOTATION.sub(" ", text)
-        if self.language != "el":
-            text = _GREEK.sub(" ", text)
-        letters = "".join(_LETTERS.findall(text))
-        if letters.isascii():  # the usual case, and no need to look at each letter
-            return self.value if letters and _SCRIPTS[self.language] == _LATIN else 0.0
-        of_script = re.findall(f"[{_SCRIPTS[self.language]}]++", letters)
-        return self.value * sum(map(len, of_script)) / len(letters)
+REASONING = {
+    score.__name__: (per_text, score)
+    for score in (reasoning_steps, arithmetic, language_consistency)
+}

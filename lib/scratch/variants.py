@@ -19,7 +19,6 @@ from typing import Any
 
 import psutil
 
-from lib.checks import load_problems
 from lib.config import Config, resolve
 from lib.engines import START_ERRORS, TransformersEngine, VllmEngine, no_vllm
 from lib.errors import BadInput, Stopped
@@ -38,6 +37,7 @@ from lib.process import peak_memory
 from lib.rewards import recipe_rewards
 from lib.runs import Run, hushed, open_run
 from lib.scratch.lora import live_weights
+from lib.tasks import load_problems
 from lib.tasks.prompts import make_rows
 
 

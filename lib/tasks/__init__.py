@@ -4,37 +4,41 @@
     >>> get_task("small_sums", {"largest": 20}).load("test")[0].question
     'What is 0 + 0?'
 
-What a task is, and how to add one, stands in `lib.tasks.problems`; tasks whose
-problems are generated in `lib.tasks.generated`; how a problem becomes a prompt in
-`lib.tasks.prompts`. Their public names can be imported from here.
+What a task is, and how to add one, stands in `lib.tasks.problems`; tasks whose problems are
+rows of a data set in `lib.tasks.datasets`, or are generated in `lib.tasks.generated`; how a
+problem becomes a prompt in `lib.tasks.prompts`. Their public names can be imported from here.
 """
 
-import hashlib
 import inspect
 import random
-import re
+import typing
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
+from lib.config import ROOT, Config
 from lib.errors import BadInput, nearest
+from lib.tasks.datasets import OwnRows, StoredTask, message_text
 from lib.tasks.generated import ReasoningGym, SmallSums
 from lib.tasks.problems import (
     KINDS,
+    OPEN,
     TASKS,
     Problem,
-    StoredTask,
     Task,
-    check_split,
-    only_split,
+    check_ids,
+    gold_text,
     task,
 )
-from lib.tasks.prompts import PROMPT_FORMATS, PromptFormat, boxed_spans, get_format, make_rows
-from lib.tasks.sources import read_rows
+from lib.tasks.prompts import PROMPT_FORMATS, PromptFormat, fitting_rows, get_format, make_rows
 
 __all__ = [
+    "KINDS",
+    "OPEN",
     "PROMPT_FORMATS",
     "TASKS",
+    "OwnRows",
     "Problem",
     "PromptFormat",
     "ReasoningGym",
@@ -42,9 +46,14 @@ __all__ = [
     "StoredTask",
     "Task",
     "few_shot_examples",
+    "fitting_rows",
     "get_format",
     "get_task",
+    "gold_text",
+    "load_problems",
     "make_rows",
+    "message_text",
+    "problem_notes",
     "sample_problems",
     "summary_scores",
     "task",
@@ -55,7 +64,8 @@ def get_task(name: str, config: dict | None = None) -> Task:
     """The task `name`, made with the parameters in `config`.
 
     Raises:
-        BadInput: unknown task or parameter (the nearest right one is named), or one missing.
+        BadInput: unknown task or parameter (the nearest right one is named), one missing, or one
+            of a wrong type.
     """
     if name not in TASKS:
         raise BadInput(f"There is no task {name!r}: {nearest(name, TASKS)}")
@@ -67,10 +77,28 @@ def get_task(name: str, config: dict | None = None) -> Task:
         raise BadInput(
             f"Task {name!r} has no parameter {unknown[0]!r}: {nearest(unknown[0], known)}"
         )
+    types = typing.get_type_hints(cls.__init__)
     for p in parameters:
         if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in config:
             raise BadInput(f"Task {name!r} needs the parameter {p.name!r}: add it to its config.")
+        if p.name in config and not _is_a(config[p.name], types.get(p.name, Any)):
+            value, wanted = config[p.name], getattr(p.annotation, "__name__", p.annotation)
+            raise BadInput(
+                f"{p.name} of task {name!r} is {value!r}, a {type(value).__name__}: give a "
+                f"{wanted}{', without quotes' if wanted in ('int', 'float', 'bool') else ''}.",
+                key="type",
+            )
     return cls(**config)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is of an annotated type, as far as that is simple; a bool is no number."""
+    kinds = typing.get_args(kind) or (kind,)
+    if not all(isinstance(one, type) and not typing.get_args(one) for one in kinds):
+        return True
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, kinds) or (float in kinds and isinstance(value, int))
 
 
 def sample_problems(problems: Sequence[Problem], n: int | None, seed: int) -> list[Problem]:
@@ -99,159 +127,121 @@ def few_shot_examples(task: Task, n: int, data_dir: str | Path | None = None) ->
     return sample_problems(source.load("train", data_dir), n, seed=0)
 
 
-@task("gsm8k")
-class Gsm8k(StoredTask):
-    """Grade-school word problems (Cobbe et al. 2021, arXiv 2110.14168)."""
+def load_problems(config: Config) -> tuple[Task, list[Problem], list[Problem], list[Problem]]:
+    """The task, its training problems, its held-out problems, and the worked examples.
 
-    kind, folder, hub = "number", "gsm8k", ("openai/gsm8k", "main")
+    No held-out question is a training question or an example, in whatever spelling, and none is
+    held out twice.
 
-    def problem(self, row, id):
-        solution, marker, gold = row["answer"].rpartition("####")
-        if not marker:
-            raise BadInput(f'{id}: the answer has no "#### " before its number: mend that row.')
-        # <<48/2=24>> marks what the data set's authors sent to a calculator.
-        solution = re.sub(r"<<.*?>>", "", solution).strip()
-        return Problem(id, row["question"], gold.strip(), {"solution": solution}, self.kind)
-
-
-@task("numina")
-class NuminaMath(StoredTask):
-    """Competition mathematics, whose gold stands in the solution's last \\boxed{}.
-
-    A twentieth of its questions is the test split; `math500` is the benchmark others report.
+    Raises:
+        BadInput: the data are not there, too few, none can be graded, or two have one id.
     """
-
-    kind, folder, hub = "math", "math", ("AI-MO/NuminaMath-TIR",)
-    columns, held_out = ("problem", "solution"), 0.05
-
-    def problem(self, row, id):
-        gold = row.get("answer")
-        if not gold:
-            boxes = boxed_spans(row["solution"])
-            gold = row["solution"][slice(*boxes[-1])] if boxes else None
-        if not gold:
-            return None
-        meta = {"solution": row["solution"], "subject": row.get("subject"), "level": _level(row)}
-        return Problem(row.get("unique_id", id), row["problem"], gold, meta, self.kind)
+    return _load(config)[0]
 
 
-@task("math500")
-class Math500(NuminaMath):
-    """500 problems of MATH's test split (Hendrycks et al. 2021; Lightman et al. 2023)."""
-
-    folder, hub = "math500", ("HuggingFaceH4/MATH-500",)
-    columns = ("problem", "solution", "answer", "subject", "level", "unique_id")
-    held_out, examples_from = 0.0, "numina"
-
-    def load(self, split, data_dir=None):
-        if split == "train":
-            raise BadInput('Task "math500" has no train split: train on "numina", test on this.')
-        return super().load(split, data_dir)
+def problem_notes(config: Config) -> list[str]:
+    """What is wrong with a recipe's problems and does not stop it, a sentence each."""
+    return _load(config)[1]
 
 
-def _level(row: dict) -> int | None:
-    """MATH's difficulty 1 to 5, written 5 or "Level 5"; None where it is unknown."""
-    digits = re.search(r"\d+", str(row.get("level", "")))
-    return int(digits[0]) if digits else None
+def _load(config: Config) -> tuple[tuple, list[str]]:
+    task = get_task(config.task, _with_paths(config))
+    data_dir = find_data_dir(config)
+    examples = few_shot_examples(task, config.shots, data_dir)
+    shown = {example.key for example in examples}
+    test = [p for p in task.load("test", data_dir) if p.key not in shown]
+    unique = _once(test)
+    held_out = sample_problems(unique, config.eval_problems, seed=0)
+    held_keys = shown | {problem.key for problem in held_out}
+    source = get_task(task.examples_from) if task.examples_from else task
+    rows = source.load("train", data_dir)
+    unseen = [p for p in rows if p.key not in held_keys]
+    if rows and not unseen:
+        raise BadInput(
+            f"All {len(held_out)} problems of task {config.task!r} are held out, and none is left "
+            f"to train on: give task_config a test_share (0.2 holds out a fifth) or a test_path, "
+            f"or eval_problems below {len(held_out)}.",
+            key="all-held-out",
+        )
+    training = sample_problems(unseen, config.train_problems, config.seed)
+    check_ids(training)
+    check_ids(held_out)
+    notes = []
+    if len(unique) < len(test):
+        first_ones = set(map(id, unique))
+        again = next(p for p in test if id(p) not in first_ones)
+        notes.append(
+            f"{len(test) - len(unique)} held-out problems repeat a question (the first is "
+            f"{again.id}): each is asked once."
+        )
+    if len(unseen) < len(rows) - len(examples):
+        notes.append(
+            f"{len(rows) - len(examples) - len(unseen)} training problems ask what a held-out one "
+            f"asks, and are left out."
+        )
+    return (task, training, held_out, examples), notes + _gold_notes(training, held_out)
 
 
-@task("aqua")
-class Aqua(StoredTask):
-    """Algebra word problems with five options (Ling et al. 2017, arXiv 1705.04146).
+def _once(problems: Sequence[Problem]) -> list[Problem]:
+    """Each question once, its first problem; those of a cluster may repeat it."""
+    firsts: dict[str, Problem] = {}
+    return [p for p in problems if p.meta.get("cluster") or firsts.setdefault(p.key, p) is p]
 
-    The small validation split serves as train.
+
+def _gold_notes(training: Sequence[Problem], held_out: Sequence[Problem]) -> list[str]:
+    """Whose gold answers cannot be read.
+
+    Raises:
+        BadInput: nobody's can.
     """
-
-    kind, folder, hub = "choice", "aqua_rat", ("deepmind/aqua_rat", "raw")
-    splits = {"train": "validation"}  # noqa: RUF012
-    columns = ("question", "options", "rationale", "correct")
-
-    def problem(self, row, id):
-        options = [re.sub(r"^([A-E])\)\s*", r"\1) ", option) for option in row["options"]]
-        question = "\n".join([row["question"], "Options (answer with the letter):", *options])
-        meta = {"solution": row["rationale"], "options": options}
-        return Problem(id, question, row["correct"], meta, self.kind)
-
-
-@task("smoltldr")
-class SmolTldr(StoredTask):
-    """Summaries of one sentence or two; the gold is a summary that a person wrote."""
-
-    kind, folder, hub = "text", "scitldr", ("mlabonne/smoltldr",)
-    columns, repeats = ("prompt", "completion"), True
-
-    def problem(self, row, id):
-        return Problem(id, row["prompt"], row["completion"], {}, self.kind)
+    notes = []
+    for name, problems in (("training", training), ("held-out", held_out)):
+        unreadable = [problem for problem in problems if not problem.readable]
+        if not unreadable:
+            continue
+        first = unreadable[0]
+        problem = (
+            f"{len(unreadable)} of {len(problems)} {name} problems have a gold answer that "
+            f"cannot be read as kind {first.kind!r}; the first is {first.id}: "
+            f"{first.answer[:60]!r}"
+        )
+        if len(unreadable) == len(problems):
+            raise BadInput(f"{problem}. Fix the answers, or choose another kind.", "unreadable")
+        notes.append(f"{problem}. No answer to them can be right, and no reward judges them.")
+    return notes
 
 
-@task("preference_pairs")
-class PreferencePairs(StoredTask):
-    """Prompts with a preferred and a rejected completion, to train a reward model on.
-
-    Several pairs may have one question: they are one cluster.
-
-    Args:
-        longest: characters of a question with its system message; longer ones are left out.
-            0: none are.
-    """
-
-    kind, folder, hub = "text", "preference_pairs", ("Intel/orca_dpo_pairs",)
-    hub_splits = {"train": "train[:95%]", "test": "train[95%:]"}  # noqa: RUF012
-    columns, repeats = ("question", "chosen", "rejected"), True
-
-    def __init__(self, longest: int = 0):
-        self.longest = longest
-
-    def problem(self, row, id):
-        system = row.get("system") or ""
-        if self.longest and len(system) + len(row["question"]) > self.longest:
-            return None
-        chosen, rejected = str(row["chosen"]), str(row["rejected"])
-        meta = {"chosen": chosen, "rejected": rejected, "system": system}
-        meta["cluster"] = hashlib.sha256(row["question"].encode()).hexdigest()[:12]
-        return Problem(id, row["question"], chosen, meta, self.kind)
+def _with_paths(config: Config) -> dict[str, Any]:
+    """task_config with its files found where the recipe means them."""
+    paths = {
+        key: find_file(value, config)
+        for key, value in config.task_config.items()
+        if key in ("path", "test_path") and isinstance(value, str)
+    }
+    return config.task_config | paths
 
 
-@task("jsonl")
-class JsonLines(Task):
-    """Problems in a JSON Lines file of one's own; its other columns become meta.
+def find_file(path: str, config: Config) -> str:
+    """The path of a file or folder that a recipe names: from the working folder, beside the
+    recipe, or in the repository. As it is where there is none (it may be a name on the Hub)."""
+    for folder in (config.working_folder, config.recipe_folder, ROOT):
+        place = folder / Path(path).expanduser()
+        if place.exists():
+            return str(place.resolve())
+    return str(Path(path).expanduser())
 
-    Args:
-        path: the file (relative to the working folder).
-        question, answer: the names of its columns.
-        kind: how answers are compared: "number", "math", "choice" or "text".
-        test_path: a second file, which is then the test split.
-        test_share: the share of questions held out as the test split, chosen by their text.
-            With neither, both splits are the whole file: then do not train and test on it.
-    """
 
-    def __init__(
-        self,
-        path: str,
-        question: str = "question",
-        answer: str = "answer",
-        kind: str = "number",
-        test_path: str | None = None,
-        test_share: float = 0.0,
-    ):
-        if kind not in KINDS:
-            raise BadInput(f"There is no kind of answer {kind!r}: {nearest(kind, KINDS)}")
-        self.path, self.question, self.answer = path, question, answer
-        self.kind, self.test_path, self.test_share = kind, test_path, test_share
-
-    def load(self, split, data_dir=None):
-        check_split(split)
-        path = self.test_path if split == "test" and self.test_path else self.path
-        rows = read_rows(path, (self.question, self.answer))
-        problems = [self._problem(row, f"{Path(path).stem}/{i}") for i, row in enumerate(rows)]
-        if not self.test_share or self.test_path:
-            return problems
-        return only_split(problems, split, self.test_share)
-
-    def _problem(self, row: dict, id: str) -> Problem:
-        meta = {key: row[key] for key in row if key not in (self.question, self.answer, "id")}
-        id, question, gold = str(row.get("id", id)), row[self.question], str(row[self.answer])
-        return Problem(id, str(question), gold, meta, self.kind)
+def find_data_dir(config: Config) -> Path | None:
+    """data_dir, from the working folder or the repository; None where it is not set."""
+    if not config.data_dir:
+        return None
+    folder = Path(find_file(config.data_dir, config))
+    if folder.is_dir():
+        return folder
+    raise BadInput(
+        f"There is no data folder {config.data_dir}: fix data_dir, or leave it empty to load "
+        f"the data from the Hub."
+    )
 
 
 def summary_scores(text: str, gold: str) -> dict[str, float]:

@@ -12,7 +12,7 @@ from functools import cached_property
 
 from lib.answers import normalize_number
 from lib.errors import BadInput, nearest
-from lib.tasks.problems import Problem, Task, check_split, only_split, task
+from lib.tasks.problems import OPEN, Problem, Task, check_split, only_split, task
 
 TEST_SHARE = 0.35
 
@@ -119,9 +119,9 @@ class ReasoningGym(Task):
 
     @cached_property
     def kind(self) -> str:
-        """ "number" where every answer of the pool is one, else "text"."""
+        """ "number" where every answer of the pool is one, else "open"."""
         plain = all(_NUMBER.fullmatch(entry["answer"] or "") for entry in self.pool)
-        return "number" if plain else "text"
+        return "number" if plain else OPEN
 
     def load(self, split, data_dir=None):
         check_split(split)
@@ -129,13 +129,13 @@ class ReasoningGym(Task):
 
     def grade(self, problem, text, tags=None):
         """Finds the answer as every task does; right is what the data set's scorer gives 1.0."""
-        found = super().grade(problem, text, tags)
-        answer = found.extracted
+        grade = super().grade(problem, text, tags)
+        answer = grade.extracted
         if answer is not None and self.kind == "number":
             answer = normalize_number(answer) or answer  # scorers know no "$18.00"
         correct = self.score(problem, answer) == 1.0
-        wrong = found.why if answer is None else "differs"
-        return replace(found, correct=correct, why=None if correct else wrong)
+        wrong = grade.why if answer is None else "differs"
+        return replace(grade, correct=correct, why=None if correct else wrong)
 
     def score(self, problem: Problem, answer: str | None) -> float:
         """reasoning-gym's own score, 0 to 1; 0 for what its scorer would have to execute."""
@@ -146,7 +146,7 @@ class ReasoningGym(Task):
             return 0.0
         try:
             return float(self.generator.score_answer(answer, problem.meta["entry"]))
-        except Exception:  # a scorer that stumbles over an answer has not found it right
+        except Exception:  # a scorer that stumbles over an answer does not call it right
             return 0.0
 
     def _numbers_are_small(self, question: str) -> bool:
@@ -163,7 +163,7 @@ class ReasoningGym(Task):
 
 def _make_generator(dataset: str, parameters: dict):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SyntaxWarning)  # a dependency's `is "…"`, told each time
+        warnings.simplefilter("ignore", SyntaxWarning)  # a dependency's `is "…"`, each time
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
     if dataset not in DATASETS:

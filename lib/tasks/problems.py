@@ -1,6 +1,7 @@
 """What a task is: it turns a data set into problems, each a question with its gold answer.
 
-A task of your own is one small class:
+A task of your own is one small class (for a file of your own, or a data set on the Hub whose
+columns only need naming, none is needed: see `lib.tasks.datasets.OwnRows`):
 
     @task("svamp")
     class Svamp(StoredTask):
@@ -12,18 +13,21 @@ A task of your own is one small class:
 """
 
 import hashlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
+from typing import Any, get_args
 
 from lib import answers
 from lib.answers import Grade
 from lib.answers.extraction import inside_tags
 from lib.errors import BadInput
-from lib.tasks.sources import load_rows
 
 SPLITS = ("train", "test")
-KINDS = ("number", "math", "choice", "text")
+OPEN = "open"  # the kind of answers of which none is right or wrong
+KINDS = (*get_args(answers.Kind), OPEN)
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,14 @@ class Problem:
 
     Attributes:
         id: stable between runs, such as "gsm8k/test/17".
-        answer: the gold as `lib.answers` reads it ("18", not the whole solution).
+        answer: the gold as `lib.answers` reads it ("18", not the whole solution); whatever type
+            the data set has it in, it is text here (`gold_text`).
         meta: what else the data set knows (solution, level, subject, options …). An entry
-            named "cluster" marks problems that belong together (`evaluation.stats` widens errors
-            for them); "system" is a system message of the data set's own.
-        kind: how answers are compared: "number", "math", "choice" or "text".
+            named "cluster" marks problems that belong together (`lib.stats` widens errors
+            for them); "system" is a system message of the data set's own, and "turns" the chat
+            messages that come before the question.
+        kind: how answers are compared: "number", "math", "choice", "text" (words), or "open" (no
+            answer is right or wrong: a summary).
     """
 
     id: str
@@ -44,6 +51,64 @@ class Problem:
     answer: str
     meta: dict = field(default_factory=dict)
     kind: str = "number"
+
+    def __post_init__(self):
+        if not (isinstance(self.answer, str) and (self.answer.strip() or self.kind == OPEN)):
+            object.__setattr__(self, "answer", gold_text(self.answer, self.id))
+
+    @property
+    def key(self) -> str:
+        """The question without case and spacing: equal where two problems ask the same."""
+        turns = [turn["content"] for turn in self.meta.get("turns") or ()]
+        return " ".join(" ".join([*turns, self.question]).split()).casefold()
+
+    @property
+    def readable(self) -> bool:
+        """Whether an answer can be graded against the gold at all."""
+        return self.kind == OPEN or answers.gold_parses(self.answer, self.kind)
+
+
+def gold_text(value: Any, where: str) -> str:
+    """A gold answer as text, from whatever type a data set has it in.
+
+    >>> [gold_text(gold, "row 1") for gold in ("18", 18, 18.0, ["18"], {"ground_truth": "18"})]
+    ['18', '18', '18', '18', '18']
+
+    Raises:
+        BadInput: there is none (None, NaN, "" or []), there are several, or it is no answer;
+            `where` says in which row.
+    """
+    if hasattr(value, "tolist"):  # numpy's numbers and arrays
+        value = value.tolist()
+    if isinstance(value, Mapping) and "ground_truth" in value:  # verl's `reward_model` column
+        value = value["ground_truth"]
+    if isinstance(value, list | tuple) and len(value) == 1:
+        return gold_text(value[0], where)
+    if is_missing(value):
+        raise BadInput(
+            f"{where} has no gold answer ({value!r}): fill it in, or leave the row out.", "gold"
+        )
+    if isinstance(value, float | Decimal):
+        # 18.0 is how a table that has gaps stores 18, and 1e-07 how Python writes 0.0000001.
+        return f"{Decimal(str(value)):f}".removesuffix(".0")
+    if isinstance(value, str | int):
+        return str(value)
+    shape = f"a {type(value).__name__}"
+    if isinstance(value, list | tuple):
+        shape = f"a list of {len(value)}"
+    raise BadInput(
+        f"{where} has {shape} as its gold answer ({str(value)[:60]}): give one text or number "
+        f'(several values that all belong in the answer as one text, "2, 3"), or name the column '
+        f'inside it with a dot ("answer.value").',
+        key="gold",
+    )
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell of a table is empty: None, NaN, an infinite number, "" or []."""
+    if isinstance(value, float | Decimal):
+        return not math.isfinite(value)
+    return value is None or (isinstance(value, str) and not value.strip()) or value in ([], {}, ())
 
 
 class Task:
@@ -63,44 +128,45 @@ class Task:
     def grade(self, problem: Problem, text: str, tags: str | None = None) -> Grade:
         """Whether the completion `text` answers the problem; strict where a tag is given.
 
-        Problems of kind "text" have no right answer: `correct` is None, and `extracted` is what
+        Problems of kind "open" have no right answer: `correct` is None, and `extracted` is what
         a reward or `summary_scores` would judge.
         """
-        if self.kind == "text":
-            return _grade_text(text, tags)
+        if self.kind == OPEN:
+            return _grade_open(text, tags)
         return answers.grade(text, problem.answer, self.kind, tags)
 
 
-def _grade_text(text: str, tags: str | None) -> Grade:
+def _grade_open(text: str, tags: str | None) -> Grade:
     """Finds the text of the answer: between the tags, or without tags all after the thinking."""
     inside = inside_tags(text, tags or "answer")
     if inside is None and tags:
         return Grade(None, why="no tags")
     where = "text" if inside is None else "tags"
-    found = (text.rpartition("</think>")[2] if inside is None else inside).strip()
-    if not found:
+    answer = (text.rpartition("</think>")[2] if inside is None else inside).strip()
+    if not answer:
         return Grade(None, None, where, "empty tags" if where == "tags" else "no answer found")
-    return Grade(None, found, where, "no right or wrong")
+    return Grade(None, answer, where, "no right or wrong")
 
 
 TASKS: dict[str, type[Task]] = {}
 
 
-def task(name: str) -> Callable[[type[Task]], type[Task]]:
-    """Class decorator: makes the task known to `get_task` and to recipes under `name`.
+def task(*names: str) -> Callable[[type[Task]], type[Task]]:
+    """Class decorator: makes the task known to `get_task` and to recipes under these names.
 
     Running a notebook cell again replaces what it registered before.
 
     Raises:
-        BadInput: another module has taken the name.
+        BadInput: another module has taken a name.
     """
 
     def register(cls: type[Task]) -> type[Task]:
-        owner = TASKS[name].__module__ if name in TASKS else cls.__module__
-        if owner != cls.__module__:
-            raise BadInput(f"The task name {name!r} is taken by {owner}: choose another name.")
-        cls.name = name
-        TASKS[name] = cls
+        for name in names:
+            owner = TASKS[name].__module__ if name in TASKS else cls.__module__
+            if owner != cls.__module__:
+                raise BadInput(f"The task name {name!r} is taken by {owner}: choose another name.")
+            TASKS[name] = cls
+        cls.name = names[0]
         return cls
 
     return register
@@ -114,51 +180,27 @@ def check_split(split: str) -> None:
 def only_split(problems: list[Problem], split: str, test_share: float) -> list[Problem]:
     """Those of the problems that belong to the split, by a hash of the question alone.
 
-    So no question stands in both splits, however and with whatever seed the problems were made.
+    So no question stands in both splits, however and with whatever seed the problems were made;
+    of a question that occurs in several spellings, all go to test where one does.
     """
 
     def is_test(question: str) -> bool:
         digest = hashlib.sha256(question.encode("utf-8", "replace")).digest()
         return int.from_bytes(digest[:8]) < test_share * 2**64
 
-    return [problem for problem in problems if is_test(problem.question) is (split == "test")]
+    tested = {problem.key for problem in problems if is_test(problem.question)}
+    return [problem for problem in problems if (problem.key in tested) is (split == "test")]
 
 
-class StoredTask(Task):
-    """A task whose rows stand in `<data_dir>/<folder>/<split>.jsonl` or on the Hub.
-
-    Attributes:
-        hub: repository, and configuration if it has several.
-        splits: our split → the data set's, where its name differs, in files and on the Hub.
-        hub_splits: the same for the Hub alone.
-        columns: what every row must have.
-        repeats: its train and test splits share questions; those are left out of train.
-        held_out: the share of train's questions that is the test split instead, for a data set
-            that has no test split of its own.
-    """
-
-    folder: str
-    hub: tuple[str, ...]
-    splits: dict[str, str] = {}  # noqa: RUF012
-    hub_splits: dict[str, str] = {}  # noqa: RUF012
-    columns: tuple[str, ...] = ("question", "answer")
-    repeats: bool = False
-    held_out: float = 0.0
-
-    def problem(self, row: dict, id: str) -> Problem | None:
-        """The problem in one row, or None where it has no gold answer."""
-        raise NotImplementedError
-
-    def load(self, split: str, data_dir: str | Path | None = None) -> list[Problem]:
-        check_split(split)
-        stored = "train" if self.held_out else self.splits.get(split, split)
-        hub_split = self.hub_splits.get(split, stored)
-        rows = load_rows(self.folder, stored, self.hub, hub_split, self.columns, data_dir)
-        problems = [self.problem(row, f"{self.name}/{split}/{i}") for i, row in enumerate(rows)]
-        problems = [problem for problem in problems if problem]
-        if self.held_out:
-            return only_split(problems, split, self.held_out)
-        if split == "train" and self.repeats:
-            tested = {problem.question for problem in self.load("test", data_dir)}
-            problems = [problem for problem in problems if problem.question not in tested]
-        return problems
+def check_ids(problems: Iterable[Problem]) -> None:
+    """Raises BadInput where two problems have one id, by which answers are graded."""
+    first: dict[str, Problem] = {}
+    for problem in problems:
+        other = first.setdefault(problem.id, problem)
+        if other is not problem:
+            raise BadInput(
+                f'Two problems have the id "{problem.id}" ({other.question[:40]!r} and '
+                f"{problem.question[:40]!r}): give each row an id of its own, or leave the "
+                f"column out.",
+                key="equal-ids",
+            )

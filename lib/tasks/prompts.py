@@ -6,10 +6,13 @@ make_rows(problems, PROMPT_FORMATS["reasoning"])[0]
  "answer": "18", "id": "gsm8k/test/0", "question": "Janet's …", "kind": "number", …}
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from lib.config import Config
 from lib.errors import BadInput, nearest
 from lib.tasks.problems import Problem
 
@@ -120,8 +123,9 @@ def make_rows(
 ) -> list[dict]:
     """One row a problem, with the same columns of the same types in all.
 
-    Columns: prompt (chat messages), answer, id, question, kind, and every meta entry that is a
-    scalar in all problems that have it (None where a problem lacks it; mixed types as text).
+    Columns: prompt (chat messages), answer, id, question, kind, and every meta entry, None where
+    a problem lacks it; numbers of mixed types as floats, other mixed types as text, and lists or
+    dicts that differ in what they hold as JSON.
 
     Args:
         shots: how many of `examples` stand before the question, as earlier turns.
@@ -140,18 +144,20 @@ def make_rows(
         )
     shown = examples[:shots]
     turns = [turn for example in shown for turn in _turns(prompt_format, example)]
-    shown_questions = {example.question for example in shown}
-    problems = [problem for problem in problems if problem.question not in shown_questions]
+    shown_keys = {example.key for example in shown}
+    problems = [problem for problem in problems if problem.key not in shown_keys]
     rows = [_row(problem, prompt_format, turns) for problem in problems]
-    for row, extra in zip(rows, _meta_columns(problems), strict=True):
-        row.update(extra)
+    for name, values in _meta_columns(problems).items():
+        for row, value in zip(rows, values, strict=True):
+            row[name] = value
     return rows
 
 
 def _row(problem: Problem, prompt_format: PromptFormat, turns: list[dict]) -> dict:
     system = prompt_format.system or problem.meta.get("system")
     prompt = [{"role": "system", "content": system}] if system else []
-    prompt += [*turns, {"role": "user", "content": prompt_format.ask(problem.question)}]
+    prompt += [*turns, *problem.meta.get("turns", ())]
+    prompt += [{"role": "user", "content": prompt_format.ask(problem.question)}]
     values = (prompt, problem.answer, problem.id, problem.question, problem.kind)
     return dict(zip(ROW_COLUMNS, values, strict=True))
 
@@ -163,25 +169,70 @@ def _turns(prompt_format: PromptFormat, example: Problem) -> list[dict]:
     ]
 
 
-def _meta_columns(problems: Sequence[Problem]) -> list[dict]:
-    """Per problem its scalar meta entries, each column of one type that Arrow can store."""
-    types: dict[str, set[type]] = {}
-    reserved = _TRAINER_COLUMNS | set(ROW_COLUMNS)
-    for problem in problems:
-        for name, value in problem.meta.items():
-            if value is not None and name not in reserved:
-                types.setdefault(name, set()).add(type(value))
-    scalars = {name: found for name, found in types.items() if found <= {str, int, float, bool}}
+def _meta_columns(problems: Sequence[Problem]) -> dict[str, list]:
+    """Each meta entry as a column, of one type that Arrow can store and gives back unchanged."""
+    names = dict.fromkeys(name for problem in problems for name in problem.meta)
+    columns = {}
+    for name in names:
+        if name in _TRAINER_COLUMNS or name in ROW_COLUMNS or name == "turns":
+            continue
+        values = [problem.meta.get(name) for problem in problems]
+        types = {type(value) for value in values if value is not None}
+        if types:
+            columns[name] = _of_one_type(values, types)
+    return columns
 
-    def column(value, found: set[type]):
-        if value is None or len(found) == 1:
-            return value
-        return float(value) if found == {int, float} else str(value)
 
-    return [
-        {name: column(problem.meta.get(name), found) for name, found in scalars.items()}
-        for problem in problems
+def _of_one_type(values: list, types: set[type]) -> list:
+    if types <= {int, float} and len(types) == 2:
+        return [None if value is None else float(value) for value in values]
+    if types <= {str, int, float, bool}:
+        return values if len(types) == 1 else [v if v is None else str(v) for v in values]
+    from datasets import Dataset
+
+    try:
+        if Dataset.from_dict({"values": values})["values"][:] == values:
+            return values
+    except (ValueError, TypeError, NotImplementedError, OverflowError):  # Arrow's are among them
+        pass
+    return [v if v is None else json.dumps(v, default=str, ensure_ascii=False) for v in values]
+
+
+def fitting_rows(
+    rows: Sequence[dict], tokenizer: Any, config: Config, completion: int = 0
+) -> tuple[list[dict], str]:
+    """The rows whose prompt leaves room for a whole completion in max_seq_length, and a note.
+
+    Args:
+        completion: tokens of a completion; 0: max_completion_length.
+
+    Returns: (rows, note); the note says what is left out, and is empty where nothing is.
+
+    Raises:
+        BadInput: no row fits.
+    """
+    if not rows:
+        return [], ""
+    completion = completion or config.max_completion_length
+    texts = [
+        tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+        for row in rows
     ]
+    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    room = config.max_seq_length - completion
+    fitting = [row for row, length in zip(rows, lengths, strict=True) if length <= room]
+    if len(fitting) == len(rows):
+        return fitting, ""
+    longest = max(lengths)
+    note = (
+        f"{len(rows) - len(fitting)} of {len(rows)} prompts are longer than the {room} tokens "
+        f"that max_seq_length {config.max_seq_length} leaves beside a completion of {completion}, "
+        f"and are left out; the longest, {rows[lengths.index(longest)]['id']}, has {longest}: "
+        f"with max_seq_length {longest + completion} all fit."
+    )
+    if not fitting:
+        raise BadInput(note, "too-long")
+    return fitting, note
 
 
 def unbox(text: str) -> str:

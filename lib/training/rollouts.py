@@ -20,7 +20,6 @@ from lib.memory import by_unsloth
 from lib.models import Policy, live_weights
 from lib.runs import Run, read_json
 from lib.sampling import training_sampling
-from lib.training.checkpoints import check_fills_a_step
 
 TURN = 1_000_003  # between the seeds of a step's turns: more than there are steps
 ALIKE = 1e-6  # totals no further apart are the same
@@ -62,32 +61,6 @@ def choose_rows(rows: Sequence[dict], run: Run, config: Config) -> tuple[list[di
         rows = sorted(rows, key=lambda row: -rates.get(row["id"], middle))
         notes.append("those more often right come first")
     return list(rows), "; ".join(notes) + "."
-
-
-def fitting_rows(rows: Sequence[dict], tokenizer: Any, config: Config) -> list[dict]:
-    """The rows whose prompt leaves room for a whole completion in max_seq_length.
-
-    Raises:
-        BadInput: fewer are left than one step takes.
-    """
-    check_fills_a_step(rows, config)
-    texts = [
-        tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
-        for row in rows
-    ]
-    lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    room = config.max_seq_length - config.max_completion_length
-    fitting = [row for row, length in zip(rows, lengths, strict=True) if length <= room]
-    if len(fitting) < config.prompts_per_step:
-        longest = max(lengths)
-        raise BadInput(
-            f"The prompt of {rows[lengths.index(longest)]['id']} has {longest} tokens and "
-            f"max_seq_length {config.max_seq_length} less max_completion_length "
-            f"{config.max_completion_length} leaves {room}: raise max_seq_length to "
-            f"{longest + config.max_completion_length}.",
-            key="prompt-too-long",
-        )
-    return fitting
 
 
 def prompt_order(count: int, config: Config) -> list[int]:

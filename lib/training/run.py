@@ -10,11 +10,12 @@ from lib.errors import BadInput
 from lib.models import Policy, save_adapter
 from lib.output_layer import widen_head
 from lib.runs import Run, read_json, read_jsonl, written_whole
+from lib.tasks.prompts import fitting_rows
 from lib.training.arguments import grpo_arguments
 from lib.training.callbacks import Completions, StepLog
-from lib.training.checkpoints import fresh_checkpoints
+from lib.training.checkpoints import check_fills_a_step, fresh_checkpoints
 from lib.training.dynamic_sampling import DynamicSampling
-from lib.training.rollouts import RolloutEngine, fitting_rows, training_prompts
+from lib.training.rollouts import RolloutEngine, training_prompts
 from lib.training.survival import Survival, resume_point
 from lib.training.tracking import Tracking
 
@@ -44,12 +45,10 @@ def make_trainer(
     from lib.training import GRPOTrainer
 
     config = config.model_copy(update={"backend": policy.backend})
-    fitting = fitting_rows(rows, policy.tokenizer, config)
-    if len(fitting) < len(rows):
-        policy.notes.append(
-            f"{len(rows) - len(fitting)} of {len(rows)} training problems are left out: their "
-            f"prompts and max_completion_length exceed max_seq_length {config.max_seq_length}."
-        )
+    check_fills_a_step(rows, config)
+    fitting, note = fitting_rows(rows, policy.tokenizer, config)
+    policy.notes += [note] if note else []
+    check_fills_a_step(fitting, config)
     log = StepLog(run, config, len(fitting), watch)
     completions = Completions(run, rewards, weights, log)
     resampling = DynamicSampling(completions, fitting, config.seed, config.resample)

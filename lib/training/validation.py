@@ -26,7 +26,7 @@ from lib.runs import (
 from lib.sampling import Sampling
 from lib.tasks import Problem, Task, sample_problems
 from lib.tasks.judging import judge
-from lib.tasks.prompts import get_format
+from lib.tasks.prompts import fitting_rows, get_format
 from lib.training.callbacks import StepLog
 
 
@@ -39,8 +39,8 @@ def set_aside(training: Sequence[Problem], config: Config) -> tuple[list[Problem
         return list(training), []
     count = max(1, min(config.validation_problems, len(training) // 4))
     chosen = sample_problems(training, count, seed=0)
-    questions = {problem.question for problem in chosen}
-    return [problem for problem in training if problem.question not in questions], chosen
+    keys = {problem.key for problem in chosen}
+    return [problem for problem in training if problem.key not in keys], chosen
 
 
 class Validation(TrainerCallback):
@@ -63,7 +63,12 @@ class Validation(TrainerCallback):
         log: StepLog,
         engine: Engine | None = None,
     ):
-        self.policy, self.problems, self.rows, self.task = policy, problems, rows, task
+        limits = (config, config.completion_tokens)
+        self.rows, note = fitting_rows(rows, policy.tokenizer, *limits)
+        policy.notes += [note] if note else []
+        by_id = {problem.id: problem for problem in problems}
+        self.problems = [by_id[row["id"]] for row in self.rows]
+        self.policy, self.task = policy, task
         self.config, self.run, self.log, self.engine = config, run, log, engine
 
     def on_train_begin(self, args, state, control, **kwargs):

@@ -1,0 +1,498 @@
+"""Tasks whose problems are rows of a data set: in files, or on the Hugging Face Hub.
+
+    <data_dir>/gsm8k/test.jsonl    one row a line: {"question": "…", "answer": "… #### 18"}
+
+The folder is given by argument or by the environment variable GRPO_DATA_DIR; without either,
+the rows are loaded from the Hub. `OwnRows` (task "file") takes a file of one's own in any
+place, `HubRows` (task "hub") any data set on the Hub; their columns are named in the recipe.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lib.errors import BadInput, nearest
+from lib.tasks.problems import (
+    KINDS,
+    OPEN,
+    Problem,
+    Task,
+    check_split,
+    gold_text,
+    is_missing,
+    only_split,
+    task,
+)
+from lib.tasks.prompts import boxed_spans
+
+
+class StoredTask(Task):
+    """A task whose rows stand in `<data_dir>/<folder>/<split>.jsonl` or on the Hub.
+
+    Attributes:
+        hub: repository, and configuration if it has several.
+        splits: our split → the data set's, where its name differs, in files and on the Hub.
+        hub_splits: the same for the Hub alone.
+        columns: what every row must have.
+        repeats: its train and test splits share questions; those are left out of train.
+        held_out: the share of train's questions that is the test split instead, for a data set
+            that has no test split of its own.
+    """
+
+    folder: str
+    hub: tuple[str, ...]
+    splits: dict[str, str] = {}  # noqa: RUF012
+    hub_splits: dict[str, str] = {}  # noqa: RUF012
+    columns: tuple[str, ...] = ("question", "answer")
+    repeats: bool = False
+    held_out: float = 0.0
+
+    def problem(self, row: dict, id: str) -> Problem | None:
+        """The problem in one row, or None where it has no gold answer."""
+        raise NotImplementedError
+
+    def load(self, split: str, data_dir: str | Path | None = None) -> list[Problem]:
+        check_split(split)
+        stored = "train" if self.held_out else self.splits.get(split, split)
+        rows = self._rows(split, stored, data_dir or os.environ.get("GRPO_DATA_DIR"))
+        problems = [self.problem(row, f"{self.name}/{split}/{i}") for i, row in enumerate(rows)]
+        problems = [problem for problem in problems if problem]
+        if self.held_out:
+            return only_split(problems, split, self.held_out)
+        if split == "train" and self.repeats:
+            tested = {problem.key for problem in self.load("test", data_dir)}
+            problems = [problem for problem in problems if problem.key not in tested]
+        return problems
+
+    def _rows(self, split: str, stored: str, data_dir: str | Path | None) -> list[dict]:
+        if data_dir:
+            return read_rows(self._file(Path(data_dir), stored), self.columns)
+        way_out = (
+            f"put the rows into <folder>/{self.folder}/{stored}.jsonl and give that folder as "
+            f"data_dir or in the environment variable GRPO_DATA_DIR"
+        )
+        hub_split = self.hub_splits.get(split, stored)
+        return hub_rows(*self.hub, split=hub_split, columns=self.columns, way_out=way_out)
+
+    def _file(self, data_dir: Path, split: str) -> Path:
+        path = data_dir / self.folder / f"{split}.jsonl"
+        if not data_dir.is_dir():
+            raise BadInput(f"There is no data folder {data_dir}: fix data_dir or GRPO_DATA_DIR.")
+        if not path.parent.is_dir():
+            raise BadInput(
+                f"{data_dir} has no folder {self.folder}: put the rows into {path}, or give "
+                f"neither data_dir nor GRPO_DATA_DIR to load them from the Hub."
+            )
+        if not path.is_file():
+            there = ", ".join(sorted(f.name for f in path.parent.glob("*.jsonl"))) or "no .jsonl"
+            raise BadInput(
+                f"{path.parent} has no {path.name} (it has {there}): choose another split."
+            )
+        return path
+
+
+@task("gsm8k")
+class Gsm8k(StoredTask):
+    """Grade-school word problems (Cobbe et al. 2021, arXiv 2110.14168)."""
+
+    kind, folder, hub = "number", "gsm8k", ("openai/gsm8k", "main")
+
+    def problem(self, row, id):
+        solution, marker, gold = gold_text(row["answer"], id).rpartition("####")
+        if not marker:
+            raise BadInput(f'{id}: the answer has no "#### " before its number: fix that row.')
+        # <<48/2=24>> marks what the data set's authors sent to a calculator.
+        solution = re.sub(r"<<.*?>>", "", solution).strip()
+        return Problem(id, row["question"], gold.strip(), {"solution": solution}, self.kind)
+
+
+@task("numina")
+class NuminaMath(StoredTask):
+    """Competition mathematics, whose gold stands in the solution's last \\boxed{}.
+
+    A twentieth of its questions is the test split; `math500` is the benchmark others report.
+    """
+
+    kind, folder, hub = "math", "math", ("AI-MO/NuminaMath-TIR",)
+    columns, held_out = ("problem", "solution"), 0.05
+
+    def problem(self, row, id):
+        gold = row.get("answer")
+        if is_missing(gold):
+            boxes = boxed_spans(row["solution"])
+            gold = row["solution"][slice(*boxes[-1])] if boxes else None
+        if is_missing(gold):
+            return None
+        meta = {"solution": row["solution"], "subject": row.get("subject"), "level": _level(row)}
+        return Problem(row_id(row, id, "unique_id"), row["problem"], gold, meta, self.kind)
+
+
+@task("math500")
+class Math500(NuminaMath):
+    """500 problems of MATH's test split (Hendrycks et al. 2021; Lightman et al. 2023)."""
+
+    folder, hub = "math500", ("HuggingFaceH4/MATH-500",)
+    columns = ("problem", "solution", "answer", "subject", "level")
+    held_out, examples_from = 0.0, "numina"
+
+    def load(self, split, data_dir=None):
+        if split == "train":
+            raise BadInput('Task "math500" has no train split: train on "numina", test on this.')
+        return super().load(split, data_dir)
+
+
+def _level(row: dict) -> int | None:
+    """MATH's difficulty 1 to 5, written 5 or "Level 5"; None where it is unknown."""
+    digits = re.search(r"\d+", str(row.get("level", "")))
+    return int(digits[0]) if digits else None
+
+
+@task("aqua")
+class Aqua(StoredTask):
+    """Algebra word problems with five options (Ling et al. 2017, arXiv 1705.04146).
+
+    The small validation split serves as train.
+    """
+
+    kind, folder, hub = "choice", "aqua_rat", ("deepmind/aqua_rat", "raw")
+    splits = {"train": "validation"}  # noqa: RUF012
+    columns = ("question", "options", "rationale", "correct")
+
+    def problem(self, row, id):
+        options = [re.sub(r"^([A-E])\)\s*", r"\1) ", option) for option in row["options"]]
+        question = "\n".join([row["question"], "Options (answer with the letter):", *options])
+        meta = {"solution": row["rationale"], "options": options}
+        return Problem(id, question, row["correct"], meta, self.kind)
+
+
+@task("smoltldr")
+class SmolTldr(StoredTask):
+    """Summaries of one sentence or two; the gold is a summary that a person wrote."""
+
+    kind, folder, hub = OPEN, "scitldr", ("mlabonne/smoltldr",)
+    columns, repeats = ("prompt", "completion"), True
+
+    def problem(self, row, id):
+        return Problem(id, row["prompt"], row["completion"], {}, self.kind)
+
+
+@task("preference_pairs")
+class PreferencePairs(StoredTask):
+    """Prompts with a preferred and a rejected completion, to train a reward model on.
+
+    Question, chosen and rejected are texts or chat messages (of the answers the last one counts).
+    Several pairs may have one question: they are one cluster.
+
+    Args:
+        longest: characters of a question with its system message; longer ones are left out.
+            0: none are.
+    """
+
+    kind, folder, hub = OPEN, "preference_pairs", ("Intel/orca_dpo_pairs",)
+    hub_splits = {"train": "train[:95%]", "test": "train[95%:]"}  # noqa: RUF012
+    columns, repeats = ("chosen", "rejected"), True
+
+    def __init__(self, longest: int = 0):
+        self.longest = longest
+
+    def problem(self, row, id):
+        content = row.get("question") or row.get("prompt")
+        if content is None and isinstance(row["chosen"], list):  # the question is in both dialogues
+            content = row["chosen"][:-1]
+        question, meta = conversation(content, id)
+        meta["system"] = row.get("system") or meta.get("system") or ""
+        if self.longest and len(meta["system"]) + len(question) > self.longest:
+            return None
+        for side in ("chosen", "rejected"):
+            meta[side] = message_text(row[side][-1:] if isinstance(row[side], list) else row[side])
+        meta["cluster"] = hashlib.sha256(question.encode()).hexdigest()[:12]
+        return Problem(id, question, meta["chosen"], meta, self.kind)
+
+
+class OwnColumns(Task):
+    """Rows whose columns are named; the columns that are neither become meta.
+
+    Args:
+        question: the column of the question: text, or chat messages that end with the user's.
+        answer: the column of the gold answer; a dot leads into a column that holds a table
+            ("reward_model.ground_truth").
+        kind: how answers are compared: "number", "math", "choice", "text" (words), or "open" (no
+            gold is right).
+        test_share: the share of questions held out as the test split, chosen by their text.
+    """
+
+    def __init__(self, question: str, answer: str, kind: str, test_share: float):
+        if kind not in KINDS:
+            raise BadInput(f"There is no kind of answer {kind!r}: {nearest(kind, KINDS)}")
+        if not 0 <= test_share < 1:
+            raise BadInput(f"test_share is {test_share}: give a share from 0 to below 1.")
+        self.question, self.answer = question, answer
+        self.kind, self.test_share = kind, test_share
+
+    @property
+    def columns(self) -> tuple[str, str]:
+        return self.question, self.answer
+
+    def problems(self, rows: list[dict], source: str) -> list[Problem]:
+        return [self._problem(row, f"{source}/{i}") for i, row in enumerate(rows)]
+
+    def _problem(self, row: dict, id: str) -> Problem:
+        used = {column.partition(".")[0] for column in (*self.columns, "id")}
+        question, meta = conversation(cell(row, self.question), id)
+        meta |= {key: row[key] for key in row if key not in used}
+        gold = gold_text(cell(row, self.answer), id)
+        return Problem(row_id(row, id), question, gold, meta, self.kind)
+
+
+@task("file", "jsonl", "csv", "parquet")
+class OwnRows(OwnColumns):
+    """Problems in a file of one's own: JSON Lines, JSON, CSV, TSV or Parquet, by its ending.
+
+    Args:
+        path: the file, from the working folder, beside the recipe, or in the repository.
+        question, answer, kind, test_share: as of `OwnColumns`. With neither test_share nor
+            test_path, both splits are the whole file.
+        test_path: a second file, which is then the test split.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        question: str = "question",
+        answer: str = "answer",
+        kind: str = "number",
+        test_path: str | Path | None = None,
+        test_share: float = 0.0,
+    ):
+        super().__init__(question, answer, kind, test_share)
+        self.path, self.test_path = path, test_path
+
+    def load(self, split, data_dir=None):
+        check_split(split)
+        path = self.test_path if split == "test" and self.test_path else self.path
+        source = Path(path).stem + (f"/{split}" if self.test_path else "")
+        problems = self.problems(read_rows(path, self.columns, filled=True), source)
+        if not self.test_share or self.test_path:
+            return problems
+        return only_split(problems, split, self.test_share)
+
+
+@task("hub")
+class HubRows(OwnColumns):
+    """Any data set on the Hugging Face Hub, or saved in a folder as `datasets` loads it.
+
+    Args:
+        path: the repository, such as "openai/gsm8k", or a folder.
+        subset: its configuration, if it has several.
+        question, answer, kind, test_share: as of `OwnColumns`.
+        train, test: the names of its splits; with test_share both come from `train`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        question: str = "question",
+        answer: str = "answer",
+        kind: str = "number",
+        subset: str = "",
+        train: str = "train",
+        test: str = "test",
+        test_share: float = 0.0,
+    ):
+        super().__init__(question, answer, kind, test_share)
+        self.path, self.subset = path, subset
+        self.splits = {"train": train, "test": train if test_share else test}
+
+    def load(self, split, data_dir=None):
+        check_split(split)
+        name, way_out = self.splits[split], "download it to a file and use the task file"
+        where = [self.path, *([self.subset] if self.subset else [])]
+        rows = hub_rows(*where, split=name, columns=self.columns, way_out=way_out)
+        problems = self.problems(rows, f"{self.path}/{name}")
+        return only_split(problems, split, self.test_share) if self.test_share else problems
+
+
+def read_rows(path: str | Path, columns: Iterable[str] = (), filled: bool = False) -> list[dict]:
+    """The rows of a JSON Lines, JSON, CSV, TSV or Parquet file; each must have `columns`.
+
+    Raises:
+        BadInput: no such file, one that cannot be read, or a missing column (the file and the
+            line or row are named).
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise BadInput(f"There is no file {path}: give the path of a JSONL, CSV or Parquet file.")
+    read = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
+    rows = read.get(path.suffix.lower(), _read_json)(path)
+    for where, row in rows:
+        check_columns(row, columns, where, filled)
+    if not rows:
+        raise BadInput(f"{path} has no rows: give a file with at least one.")
+    return [row for _, row in rows]
+
+
+def _read_json(path: Path) -> list[tuple[str, dict]]:
+    """JSON Lines (blank lines are skipped), or one JSON list; rows by where they stand."""
+    data = path.read_bytes()
+    if path.suffix.lower() == ".json" and data.lstrip()[:1] == b"[":
+        lines = [(f"{path}, row {i}", row) for i, row in enumerate(_json(data, str(path)))]
+    else:
+        numbered = [(f"{path}, line {i}", line) for i, line in enumerate(data.split(b"\n"), 1)]
+        lines = [(where, _json(line, where)) for where, line in numbered if line.strip()]
+    for where, row in lines:
+        if not isinstance(row, dict):
+            raise BadInput(f'{where} is not a JSON object: write {{"column": value, …}}.')
+    return lines
+
+
+def _json(data: bytes, where: str) -> Any:
+    try:
+        value = json.loads(data.decode("utf-8-sig"))
+        if b"\\ud" in data.lower():
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeEncodeError:
+        raise BadInput(
+            f"{where} holds half a character (a lone surrogate, \\ud800 to \\udfff), which no "
+            f"tokenizer reads: fix that line.",
+            key="surrogate",
+        ) from None
+    except ValueError as error:  # broken JSON or broken UTF-8
+        raise BadInput(f"{where} is not valid JSON ({error}): fix that line.") from None
+
+
+def _read_csv(path: Path) -> list[tuple[str, dict]]:
+    """Every cell as the text it is, separated by what the header has most of: , ; or a tab."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+            file.seek(0)
+            separator = max(",;\t", key=header.count)
+            reader = csv.DictReader(file, delimiter=separator)
+            rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
+    except UnicodeDecodeError:
+        raise BadInput(f"{path} is not UTF-8: save it as UTF-8.", "encoding") from None
+    except csv.Error as error:
+        raise BadInput(f"{path} is no CSV that can be read ({error}): fix it.", "csv") from None
+    for where, row in rows:
+        if None in row:
+            raise BadInput(
+                f"{where} has more cells than the header: put quotation marks around a text that "
+                f"holds {separator!r}.",
+                key="csv",
+            )
+    return rows
+
+
+def _read_parquet(path: Path) -> list[tuple[str, dict]]:
+    import pandas as pd
+
+    try:
+        # By way of JSON, since pandas' cells hold numpy's arrays and NaN where a list is missing.
+        rows = json.loads(pd.read_parquet(path).to_json(orient="records", double_precision=15))
+    except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
+        raise BadInput(f"{path} is no Parquet file that can be read ({error}): fix it.") from None
+    return [(f"{path}, row {i}", row) for i, row in enumerate(rows, 1)]
+
+
+def hub_rows(
+    *hub: str, split: str, columns: Iterable[str] = (), way_out: str = ""
+) -> list[dict[str, Any]]:
+    """The rows of a data set on the Hub: repository, configuration, and a split of it.
+
+    Raises:
+        BadInput: it cannot be loaded (`way_out` says what to do instead), or a missing column.
+    """
+    try:
+        import datasets
+
+        rows = datasets.load_dataset(*hub, split=split).to_list()
+    # Whatever goes wrong on the way to the Hub (name service, proxy, log-in, rate limit,
+    # a renamed data set) has the same way out.
+    except Exception as error:
+        known = f"{type(error).__name__}: {error}" if isinstance(error, ValueError) else ""
+        raise BadInput(
+            f"{hub[0]} could not be loaded from the Hugging Face Hub "
+            f"({' '.join(known.split())[:200] or type(error).__name__}): check the connection, "
+            f"or {way_out}."
+        ) from error
+    for number, row in enumerate(rows):
+        check_columns(row, columns, f"{hub[0]}, split {split}, row {number}")
+    return rows
+
+
+def cell(row: dict, column: str) -> Any:
+    """What a row has in a column; "a.b" is the entry b of the column a. None where it is not."""
+    if column in row:
+        return row[column]
+    first, dot, rest = column.partition(".")
+    return cell(row[first], rest) if dot and isinstance(row.get(first), dict) else None
+
+
+def check_columns(row: dict, columns: Iterable[str], where: str, filled: bool = False) -> None:
+    """Raises BadInput unless the row has each of `columns`, with a value; not empty if `filled`."""
+    for column in columns:
+        if column.partition(".")[0] not in row:
+            there = ", ".join(map(str, row)) or "none"
+            raise BadInput(
+                f'{where} has no column "{column}": it has {there}; name the one you mean in '
+                f"task_config (question: …, answer: …).",
+                key="column",
+            )
+        value = cell(row, column)
+        if value is None or (filled and is_missing(value)):
+            raise BadInput(f'{where} has nothing in its column "{column}": fill it in.', "empty")
+
+
+def row_id(row: dict, id: str, column: str = "id") -> str:
+    """The row's own id where it has one, else `id`."""
+    own = row.get(column)
+    return id if is_missing(own) else str(own)
+
+
+def conversation(content: Any, id: str) -> tuple[str, dict[str, Any]]:
+    """The question that a text or chat messages end with; and as meta what comes before it.
+
+    Raises:
+        BadInput: messages that do not end with a user's, or something else altogether.
+    """
+    if isinstance(content, str | int | float):
+        return str(content), {}
+    wanted = (
+        "the question must be a text, or chat messages {role, content} that end with the user's: "
+        "fix that row"
+    )
+    if not isinstance(content, list) or not all(
+        isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in content
+    ):
+        raise BadInput(f"{id}: {wanted}.", "question")
+    turns = [{"role": turn["role"], "content": message_text(turn)} for turn in content]
+    system = [turns.pop(0)["content"]] if turns and turns[0]["role"] == "system" else []
+    if not turns or turns[-1]["role"] != "user":
+        raise BadInput(f"{id}: {wanted}.", "question")
+    meta = {"system": system[0]} if system else {}
+    return turns[-1]["content"], meta | ({"turns": turns[:-1]} if turns[:-1] else {})
+
+
+def message_text(message: Any) -> str:
+    """The text of a completion: a string, a chat message (also in typed parts), or several.
+
+    Of several messages (a dialogue with tools) the last one counts, since it holds the answer.
+    None is an empty text.
+    """
+    if isinstance(message, str):
+        return message
+    if message is None:
+        return ""
+    if isinstance(message, dict):  # a message, or one typed part of a message
+        return message_text(message.get("content", message.get("text")))
+    if not isinstance(message, list | tuple):
+        return str(message)
+    if all(isinstance(turn, dict) and "content" in turn for turn in message):
+        return message_text(message[-1]) if message else ""
+    return "".join(map(message_text, message))  # a message's content in typed parts

@@ -1,0 +1,372 @@
+"""Data as people have it: files of any kind, golds of any type, chat messages, what is broken."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lib.config import ROOT, resolve
+from lib.errors import BadInput
+from lib.tasks import (
+    Problem,
+    get_task,
+    gold_text,
+    load_problems,
+    make_rows,
+    problem_notes,
+)
+from tests.conftest import CPU
+
+
+def write(path: Path, *rows: dict) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def sums(count: int, **more) -> list[dict]:
+    return [{"question": f"{i} + 1?", "answer": i + 1, **more} for i in range(count)]
+
+
+def configured(path, **given):
+    task_config = {"path": str(path)} | given.pop("task_config", {})
+    return resolve(None, {"task": "file", "task_config": task_config} | given, CPU)
+
+
+def key_of(call, *arguments) -> str:
+    with pytest.raises(BadInput) as caught:
+        call(*arguments)
+    assert len(str(caught.value).splitlines()) == 1
+    return caught.value.key
+
+
+# Gold answers
+
+
+@pytest.mark.parametrize(
+    ("gold", "text"),
+    [
+        ("18", "18"),
+        (18, "18"),
+        (0, "0"),
+        (18.0, "18"),
+        (-2.5, "-2.5"),
+        (1e-7, "0.0000001"),
+        (["2"], "2"),
+        ([["2"]], "2"),
+        ((2,), "2"),
+        ({"ground_truth": "7", "style": "rule"}, "7"),
+        ({"ground_truth": ["7"]}, "7"),
+        ("2, 3", "2, 3"),
+    ],
+)
+def test_a_gold_of_any_type_becomes_text(gold, text):
+    assert gold_text(gold, "row 1") == Problem("1", "?", gold).answer == text
+
+
+def test_numpys_golds_are_read():
+    import numpy as np
+
+    golds = [np.int64(5), np.float64(5.0), np.array([5]), np.str_("5")]
+    assert [gold_text(gold, "row 1") for gold in golds] == ["5"] * 4
+
+
+@pytest.mark.parametrize(
+    "gold", [None, float("nan"), float("inf"), "", "  ", [], {}, ["2", "3"], {"a": 1}, [None], b"2"]
+)
+def test_what_is_no_gold_is_refused_with_its_row(gold, tmp_path):
+    assert key_of(gold_text, gold, "row 1") == key_of(Problem, "1", "?", gold) == "gold"
+    if isinstance(gold, bytes):
+        return
+    path = write(tmp_path / "mine.jsonl", *sums(2), {"question": "?", "answer": gold})
+    with pytest.raises(BadInput, match=r"mine(\.jsonl, line 3|/2)"):
+        get_task("file", {"path": path}).load("test")
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("gsm8k", {"question": "?", "answer": 5}),
+        ("gsm8k", {"question": "?", "answer": ["#### 5", "#### 6"]}),
+        ("numina", {"problem": "?", "solution": "x", "answer": {"a": 5}}),
+    ],
+)
+def test_a_gold_of_a_known_data_set_is_refused_in_a_sentence(name, row, tmp_path):
+    (tmp_path / get_task(name).folder).mkdir()
+    write(tmp_path / get_task(name).folder / "train.jsonl", row)
+    key_of(get_task(name).load, "train", tmp_path)
+
+
+def test_golds_of_math500_are_evaluated_as_they_are_rewarded(tmp_path):
+    from lib.rewards import build_rewards
+
+    row = {"problem": "?", "solution": "x", "subject": "a", "level": "Level 5", "unique_id": None}
+    (tmp_path / "math500").mkdir()
+    write(tmp_path / "math500" / "test.jsonl", row | {"answer": 5}, row | {"answer": ["2"]})
+    math500 = get_task("math500")
+    problems = math500.load("test", tmp_path)
+    assert [problem.id for problem in problems] == ["math500/test/0", "math500/test/1"]
+    [correctness], _ = build_rewards({"correctness": 1.0})
+    for problem, answer in zip(problems, ("5", "2"), strict=True):
+        text = f"<answer>{answer}</answer>"
+        assert math500.grade(problem, text, "answer").correct
+        [row] = make_rows([problem], "answer")
+        columns = {key: [row[key]] for key in row if key != "prompt"}
+        assert correctness(completions=[text], **columns) == [2.0]
+
+
+def test_golds_that_cannot_be_read_are_counted_and_the_first_is_named(tmp_path):
+    rows = sums(20)
+    rows[3]["answer"] = rows[17]["answer"] = "n/a"
+    path = write(tmp_path / "mine.jsonl", *rows)
+    config = configured(path, eval_problems=5, task_config={"test_share": 0.4})
+    _, training, held_out, _ = load_problems(config)
+    unreadable = [p.id for p in (*training, *held_out) if p.answer == "n/a"]
+    notes = " ".join(problem_notes(config))
+    assert unreadable and all(f"{id}: 'n/a'" in notes for id in unreadable[:1])
+    write(tmp_path / "mine.jsonl", *({**row, "answer": "n/a"} for row in rows))
+    assert key_of(load_problems, config) == "unreadable"
+
+
+# Ids
+
+
+def test_null_ids_count_as_missing_and_equal_ones_are_refused(tmp_path):
+    path = write(tmp_path / "mine.jsonl", *sums(8, id=None))
+    config = configured(path, eval_problems=3)
+    _, training, held_out, _ = load_problems(config)
+    assert len({problem.id for problem in (*training, *held_out)}) == 8
+    write(tmp_path / "mine.jsonl", *sums(8, id=7))
+    with pytest.raises(BadInput, match='"7"') as caught:
+        load_problems(config)
+    assert caught.value.key == "equal-ids"
+    rows = [row | {"id": row["answer"] // 4} for row in sums(8)]
+    write(tmp_path / "mine.jsonl", *rows)
+    assert key_of(load_problems, config) == "equal-ids"
+    # A second file may count from the same number.
+    rows = [row | {"id": row["answer"]} for row in sums(8)]
+    write(tmp_path / "mine.jsonl", *rows[:5])
+    test = {
+        "test_path": write(tmp_path / "test.jsonl", *(r | {"id": i} for i, r in enumerate(rows)))
+    }
+    assert len(load_problems(configured(path, eval_problems=3, task_config=test))[2]) == 3
+
+
+# Files
+
+
+def test_csv_tsv_json_and_parquet_are_read_as_jsonl_is(tmp_path):
+    import pandas as pd
+
+    rows = [
+        {"question": 'Say "a, b";\nthen 1 + 1?', "answer": 2, "level": 1},
+        {"question": "2 + 2?", "answer": 4, "level": 2},
+    ]
+    frame = pd.DataFrame(rows)
+    frame.to_csv(tmp_path / "mine.csv", index=False, encoding="utf-8-sig")
+    frame.to_csv(tmp_path / "excel.csv", index=False, sep=";")
+    frame.to_csv(tmp_path / "mine.tsv", index=False, sep="\t")
+    frame.to_parquet(tmp_path / "mine.parquet")
+    (tmp_path / "mine.json").write_text(json.dumps(rows))
+    write(tmp_path / "mine.jsonl", *rows)
+    for name in ("mine.csv", "excel.csv", "mine.tsv", "mine.parquet", "mine.json", "mine.jsonl"):
+        first, second = get_task("file", {"path": str(tmp_path / name)}).load("test")
+        assert (first.question, first.answer) == (rows[0]["question"], "2"), name
+        assert (second.answer, str(second.meta["level"])) == ("4", "2"), name
+    assert get_task("csv", {"path": str(tmp_path / "mine.csv")}).load("train")[1].answer == "4"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "key"),
+    [
+        ("a.csv", b"question,answer\nTom has 3, Ann 2. All?,5\n", "csv"),
+        ("a.csv", b"question,answer\n1 + 1?\n", "empty"),
+        ("a.csv", b"question,answer\n1 + 1?,\n", "empty"),
+        ("a.csv", b"q,a\n1 + 1?,2\n", "column"),
+        ("a.csv", "question,answer\n1 + 1?,2\n".encode("utf-16"), "encoding"),
+        ("a.csv", b"question,answer\n", ""),
+        ("a.csv", b"", ""),
+        ("a.parquet", b"no parquet", ""),
+        ("a.jsonl", b'{"question": "half \\ud83d a smile", "answer": 1}', "surrogate"),
+        ("a.jsonl", b'{"question": {"text": "?"}, "answer": 1}', "question"),
+        ("a.jsonl", b'{"question": [{"role": "assistant", "content": "x"}], "answer": 1}', ""),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, name, content, key):
+    (tmp_path / name).write_bytes(content)
+    said = key_of(get_task("file", {"path": str(tmp_path / name)}).load, "test")
+    assert said == key or not key
+
+
+def test_a_smile_is_not_half_a_character(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"question": "\\ud83d\\ude00?", "answer": 1}')
+    assert get_task("file", {"path": str(tmp_path / "a.jsonl")}).load("test")[0].question == "😀?"
+
+
+def test_columns_of_a_data_set_of_the_hub_are_named_in_the_recipe(tmp_path):
+    import pandas as pd
+
+    frame = pd.DataFrame({"Body": [f"{i} + 1?" for i in range(40)], "Answer": range(1, 41)})
+    for split, rows in (("train", frame[:30]), ("validation", frame[30:])):
+        rows.to_csv(tmp_path / f"{split}.csv", index=False)
+    given = {"path": str(tmp_path), "question": "Body", "answer": "Answer", "test": "validation"}
+    config = resolve(None, {"task": "hub", "task_config": given, "eval_problems": 0}, CPU)
+    _, training, held_out, _ = load_problems(config)
+    assert (len(training), len(held_out), held_out[0].answer) == (30, 10, "31")
+    hub = get_task("hub", given | {"test_share": 0.4})
+    assert len(hub.load("train")) + len(hub.load("test")) == 30 and hub.load("test")
+    assert key_of(get_task("hub", given | {"question": "body"}).load, "train") == "column"
+    assert key_of(get_task("hub", given | {"test": "nowhere"}).load, "test") == ""
+
+
+# Questions
+
+
+def test_chat_messages_are_a_question(tmp_path):
+    parts = [{"type": "text", "text": "And "}, {"type": "text", "text": "2 + 2?"}]
+    dialogue = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "1 + 1?"},
+        {"role": "assistant", "content": "2"},
+        {"role": "user", "content": parts},
+    ]
+    verl = {"prompt": dialogue, "reward_model": {"style": "rule", "ground_truth": "4"}}
+    path = write(tmp_path / "verl.jsonl", verl, {**verl, "prompt": dialogue[1:2]})
+    for answer in ("reward_model", "reward_model.ground_truth"):
+        task = get_task("file", {"path": path, "question": "prompt", "answer": answer})
+        first, second = task.load("test")
+        assert (first.question, first.answer) == ("And 2 + 2?", "4")
+        assert second.question == "1 + 1?"
+    plain, tagged = (make_rows([first], name)[0]["prompt"] for name in ("plain", "answer"))
+    said = [("system", "Be brief."), ("user", "1 + 1?"), ("assistant", "2"), ("user", "And 2 + 2?")]
+    assert [(turn["role"], turn["content"]) for turn in plain] == said
+    assert [turn["content"] for turn in tagged[1:]] == [text for _, text in said[1:]]
+
+
+def test_preference_pairs_as_messages(tmp_path):
+    asked, good, bad = (
+        {"role": role, "content": text}
+        for role, text in (("user", "Hi?"), ("assistant", "Hello."), ("assistant", "Go away."))
+    )
+    (tmp_path / "preference_pairs").mkdir()
+    rows = [
+        {"question": "Hi?", "chosen": "Hello.", "rejected": "Go away."},
+        {"prompt": [asked], "chosen": [good], "rejected": [bad]},
+        {"chosen": [asked, good], "rejected": [asked, bad]},
+    ]
+    write(tmp_path / "preference_pairs" / "test.jsonl", *rows)
+    for pair in get_task("preference_pairs").load("test", tmp_path):
+        sides = (pair.question, pair.meta["chosen"], pair.meta["rejected"])
+        assert sides == ("Hi?", "Hello.", "Go away.")
+
+
+def test_lists_and_dicts_reach_the_rewards(tmp_path):
+    more = {"tests": ["f(1) == 2", "f(2) == 3"], "extra": {"unit": "eggs"}}
+    path = write(tmp_path / "mine.jsonl", *sums(3, **more))
+    rows = make_rows(get_task("file", {"path": path}).load("test"), "answer")
+    assert {key: rows[0][key] for key in more} == more
+
+    from datasets import Dataset
+
+    assert Dataset.from_list(rows)[2]["tests"] == more["tests"]
+
+
+def test_the_same_question_in_other_spelling_is_not_trained_and_asked(tmp_path):
+    rows = sums(60)
+    rows += [{"question": f"  {row['question'].replace(' ', '  ')}\n", "answer": 0} for row in rows]
+    path = write(tmp_path / "mine.jsonl", *rows)
+    for given in ({"test_share": 0.3}, {}):
+        config = configured(path, eval_problems=12, task_config=given)
+        _, training, held_out, _ = load_problems(config)
+        assert not {p.key for p in training} & {p.key for p in held_out}
+        assert len({p.key for p in held_out}) == len(held_out) == 12
+        assert any("repeat a question" in note for note in problem_notes(config))
+    upper = [{**row, "question": row["question"].replace("?", " IS?")} for row in sums(5)]
+    lower = [{**row, "question": row["question"].replace("?", " is?")} for row in sums(8)]
+    write(tmp_path / "mine.jsonl", *lower)
+    test = {"test_path": write(tmp_path / "test.jsonl", *upper)}
+    config = configured(path, eval_problems=0, task_config=test)
+    assert len(load_problems(config)[1]) == 3
+    assert any("left out" in note for note in problem_notes(config))
+
+
+# Settings
+
+
+def test_one_file_without_a_split(tmp_path):
+    path = write(tmp_path / "mine.jsonl", *sums(20))
+    assert key_of(load_problems, configured(path, eval_problems=0)) == "all-held-out"
+    _, training, held_out, _ = load_problems(configured(path, eval_problems=5))
+    assert (len(training), len(held_out)) == (15, 5)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"test_share": "0.5"},
+        {"test_share": True},
+        {"test_share": 1.5},
+        {"path": 5},
+        {"question": 5},
+        {"path": None},
+        {"kind": "nummer"},
+    ],
+)
+def test_a_parameter_of_a_wrong_type_is_refused(given):
+    key_of(get_task, "file", {"path": "mine.jsonl"} | given)
+
+
+def test_files_are_found_from_where_the_user_is_and_beside_the_recipe(tmp_path, monkeypatch):
+    write(tmp_path / "mine.jsonl", *sums(9))
+    (tmp_path / "mine.yaml").write_text("task: file\ntask_config: {path: mine.jsonl}\n")
+    monkeypatch.chdir(ROOT / "notebooks")  # where a notebook's kernel is
+    recipe = resolve(tmp_path / "mine.yaml", {"eval_problems": 3}, CPU)
+    assert len(load_problems(recipe)[1]) == 6
+    monkeypatch.setenv("GRPO_WORKING_DIR", str(tmp_path.parent))
+    beside = configured(f"{tmp_path.name}/mine.jsonl", eval_problems=3)
+    assert len(load_problems(beside)[1]) == 6
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(load_problems(configured("~/mine.jsonl", eval_problems=3))[1]) == 6
+    monkeypatch.delenv("GRPO_WORKING_DIR")
+    missing = configured("mine.jsonl")
+    with pytest.raises(BadInput, match="There is no file"):
+        load_problems(missing)
+    assert os.getcwd() == str(ROOT / "notebooks")
+
+
+# All of it in one place
+
+
+def test_mine_is_looked_at_before_it_is_trained(tmp_path, monkeypatch):
+    """docs/your_own.md: the three files, copied elsewhere and changed."""
+    from lib.preflight import look
+
+    for name in ("mine.csv", "mine.yaml", "my_rewards.py"):
+        shutil.copy(ROOT / "notebooks" / "recipes" / name, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    rows = (tmp_path / "mine.csv").read_text()
+    (tmp_path / "mine.csv").write_text(rows + "Calculate  2 + 12.,14\nHow many?,a few\n")
+    page = look("./mine.yaml")
+    assert "problems to train on, 16 held out" in page and "'a few'" in page
+    assert "<|im_start|>user\nCalculate" in page
+    paid = {what: float(value) for value, what in re.findall(r"(\d\.\d+)  (right|wrong):", page)}
+    assert paid["right"] > 2 > paid["wrong"]
+    (tmp_path / "my_rewards.py").write_text("def shrt(completions, **columns): return [0.0]\n")
+    with pytest.raises(BadInput, match='did you mean "shrt"'):
+        look("./mine.yaml")
+
+
+def test_mine_trains_two_steps(tmp_path):
+    """As a user does it, from the command line, with weights that are real."""
+    for name in ("mine.csv", "mine.yaml", "my_rewards.py"):
+        shutil.copy(ROOT / "notebooks" / "recipes" / name, tmp_path)
+    command = [sys.executable, "-m", "lib.suite", str(tmp_path / "mine.yaml"), "--only", "02", "03"]
+    command += ["-p", "output_dir", str(tmp_path), "-p", "preflight_prompts", "2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    steps = [json.loads(line) for line in (tmp_path / "mine/train_log.jsonl").open()]
+    assert len(steps) == 2 and all("rewards/short/mean" in step for step in steps)
