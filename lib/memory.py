@@ -81,6 +81,7 @@ class ModelShape:
 # Models that recipes name, so that a plan needs no connection.
 # fmt: off
 SHAPES = {
+    "LiquidAI/LFM2.5-1.2B-Instruct":    ModelShape(16, 2048, 8192, 32, 8, 64, 65536, True),
     "google/gemma-2-2b-it":             ModelShape(26, 2304, 9216, 8, 4, 256, 256000, True),
     "Qwen/Qwen2.5-0.5B-Instruct":       ModelShape(24, 896, 4864, 14, 2, 64, 151936, True),
     "Qwen/Qwen2.5-1.5B-Instruct":       ModelShape(28, 1536, 8960, 12, 2, 128, 151936, True),

@@ -58,6 +58,7 @@ FAMILIES = {  # of the models that recipes name: transformers' configuration, an
     "Qwen/Qwen2.5": ("Qwen2Config", "Qwen2ForCausalLM"),
     "Qwen/Qwen3-": ("Qwen3Config", "Qwen3ForCausalLM"),
     "meta-llama/": ("LlamaConfig", "LlamaForCausalLM"),
+    "LiquidAI/LFM2": ("Lfm2Config", "Lfm2ForCausalLM"),
     "mistralai/": ("MistralConfig", "MistralForCausalLM"),
 }
 
