@@ -150,6 +150,12 @@ def resume() -> Result:
     return seen
 
 
+def plain() -> Result:
+    """Three steps by transformers, peft and TRL alone, where Unsloth and vLLM are not installed."""
+    plain = dict(backend="transformers", rollout_engine="transformers", optim="adamw_torch")
+    return train(config_of("plain", max_steps=3, **plain))
+
+
 def train(config: Config) -> Result:
     from lib.models import load_policy
     from lib.rewards import recipe_rewards
@@ -240,7 +246,9 @@ def accuracy() -> Result:
     return dict(written=str(file.relative_to(ROOT)), engines=engines)
 
 
-STAGES = {stage.__name__: stage for stage in (load, policy, steps, adapters, resume, benchmark)}
+STAGES = {
+    stage.__name__: stage for stage in (load, policy, steps, adapters, resume, plain, benchmark)
+}
 ORDER = list(STAGES)
 STAGES["accuracy"] = accuracy
 
@@ -259,7 +267,8 @@ def run_stage(name: str, file: Path) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "result.json")
         command = [sys.executable, "-m", "benchmarks.gpu_check", "--inside", name, str(out)]
-        limit = None if name in ("accuracy", "benchmark") else LIMIT
+        unlimited = name in ("accuracy", "benchmark") or not detect_hardware().gpu
+        limit = None if unlimited else LIMIT
         try:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
             said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
