@@ -17,7 +17,12 @@ from lib.engines import VllmEngine, engine_arguments, no_vllm
 from lib.errors import BadInput
 from lib.gpu import choose_backend, raise_if_memory
 from lib.hardware import gpu_environment
-from lib.models import lora_arguments, model_folder, plain_arguments, unsloth_arguments
+from lib.models import (
+    lora_arguments,
+    model_folder,
+    plain_arguments,
+    unsloth_arguments,
+)
 from lib.stack import Stack
 from tests.conftest import CPU, L4, SMALL, T4
 
