@@ -4,15 +4,17 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
 
 from lib import gpu
 from lib.adapters import check_adapter
-from lib.config import resolve
+from lib.config import ROOT, resolve
 from lib.engines import VllmEngine, engine_arguments, no_vllm
 from lib.errors import BadInput
 from lib.gpu import choose_backend, raise_if_memory
@@ -196,6 +198,24 @@ def test_the_arguments_are_those_that_the_installed_libraries_take(embedded):
             given = given if function == "from_pretrained" else set(lora_arguments(config))
             assert given - {"max_num_seqs"} <= names, given - names
         assert "pretrained_model_name_or_path" in plain_arguments(config, embedded)
+
+
+@pytest.mark.parametrize("card", ["t4", "l4", "rtx4060ti", "rtx5080"])
+def test_every_recipe_is_configured_on_a_pretended_card(card):
+    """By Unsloth's and vLLM's own code; the test above is what is left of it without the lock."""
+    try:
+        version("vllm")
+    except PackageNotFoundError:
+        pytest.skip("the GPU lock (requirements.txt) is not installed")
+    command = [sys.executable, "tests/pretend_gpu.py", card]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("PRETENDED ")]
+    assert lines, done.stderr[-2000:]
+    for line in lines:
+        seen = json.loads(line.removeprefix("PRETENDED "))
+        assert "error" not in seen, seen
+        assert not (seen["training"] or seen["evaluation"] or seen["as_trained"]), seen
+        assert card != "t4" or seen["flashinfer_sampler"] == "0", seen
 
 
 def test_two_adapters_in_one_engine_are_two(tmp_path):
