@@ -44,4 +44,5 @@ def test_the_notebooks_fetch_the_suite_from_the_projects_address():
         assert f'"{address}"' in code[0], file.name
         badge = "".join(cells[0]["source"])
         if file.name < "06":
-            assert f"{address.removeprefix('https://')}/blob/main/notebooks/{file.name}" in badge
+            place = address.removeprefix("https://github.com/")
+            assert f"github/{place}/blob/main/notebooks/{file.name})" in badge
