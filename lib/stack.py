@@ -134,6 +134,15 @@ def _switches(
                 f"memory, which cards below compute capability 8.0 do not have; choose another "
                 f"model.",
             )
+    by_vllm = "vllm" in (config.rollout_engine, config.eval_engine)
+    gemma = any(name in config.model.lower() for name in ("gemma-2", "gemma-3"))
+    if config.precision == "fp16" and by_vllm and gemma:
+        yield Finding(
+            "gemma-fp16",
+            f"vLLM does not run {config.model} in fp16, in which Gemma's numbers overflow, and "
+            f"{hardware.gpu} has no bf16: choose another model, or set backend, rollout_engine and "
+            f"eval_engine to transformers.",
+        )
     standby = environment.get("UNSLOTH_VLLM_STANDBY", "0") != "0"
     if standby and "expandable_segments:True" in environment.get("PYTORCH_CUDA_ALLOC_CONF", ""):
         yield Finding(

@@ -26,6 +26,7 @@ from lib.engines import engine_arguments
 from lib.hardware import GIB, Hardware, gpu_environment
 from lib.memory import SHAPES, check_fit
 from lib.models import unsloth_arguments
+from lib.stack import PACKAGES, Stack, installation
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,11 @@ def main(name: str, *recipes: str) -> None:
                 config = resolve(recipe, {"profile": "auto"}, card.hardware)
                 if config.model not in SHAPES or config.model == "embedded":
                     continue
-                seen = look(config, card, Path(folder))
+                stack = Stack(dict.fromkeys(PACKAGES, "1"), "580.95.05", "13.0")
+                refused = [str(f) for f in installation(config, card.hardware, stack) if f.stops]
+                seen = {"recipe": recipe, "refused": refused}
+                if not refused:
+                    seen = look(config, card, Path(folder))
             except Exception as error:
                 seen = {"recipe": recipe, "error": f"{type(error).__name__}: {error}"[:400]}
             print("PRETENDED", json.dumps(seen), flush=True)

@@ -75,6 +75,14 @@ def test_an_older_vllm_needs_no_plugin(installed):
     assert choose_backend(config_on(T4, **FOUR_BIT), T4)[0] == "unsloth"
 
 
+def test_gemma_is_refused_in_fp16(installed):
+    gemma = {"model": "google/gemma-2-2b-it"}
+    with pytest.raises(BadInput) as error:
+        choose_backend(config_on(T4, rollout_engine="vllm", **gemma), T4)
+    assert error.value.key == "gemma-fp16"
+    assert choose_backend(config_on(L4, rollout_engine="vllm", **gemma), L4)[0] == "unsloth"
+
+
 def test_two_reasons_fall_back(installed, monkeypatch):
     """Their training step is the next test's, and that of `backend: transformers`."""
     old = replace(T4, gpu="Tesla P100", capability=6.0)
@@ -213,6 +221,9 @@ def test_every_recipe_is_configured_on_a_pretended_card(card):
     assert lines, done.stderr[-2000:]
     for line in lines:
         seen = json.loads(line.removeprefix("PRETENDED "))
+        if seen.get("refused"):
+            assert "gemma" in seen["recipe"] and card == "t4"
+            continue
         assert "error" not in seen, seen
         assert not (seen["training"] or seen["evaluation"] or seen["as_trained"]), seen
         assert card != "t4" or seen["flashinfer_sampler"] == "0", seen
