@@ -21,7 +21,7 @@ def check_adapter(folder: Path, base: Path) -> None:
     file = folder / "adapter_config.json"
     settings = read_json(file) if file.is_file() else {}
     if settings.get("peft_type") != "LORA":
-        kind = settings.get("peft_type") or "no adapter_config.json"
+        kind = settings.get("peft_type") or "its adapter_config.json names no kind"
         raise BadInput(f"{folder} is no LoRA adapter ({kind}): give one.", key="adapter-type")
     shapes = _shapes(folder, "adapter_model.safetensors")
     pairs = _pairs(shapes)

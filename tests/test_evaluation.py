@@ -150,7 +150,7 @@ def test_a_candidate_is_found_by_name_or_path(config, run, embedded, tmp_path):
         ("merged", "run 05_merge_export for this run first"),
         ("nowhere/model.gguf", "There is no file nowhere/model.gguf"),
         ("nowhere", "is neither a folder nor a Hub name"),
-        (str(run.adapter), "has no adapter_model.safetensors"),
+        (str(run.adapter), "is no LoRA adapter"),
         (str(tmp_path), "only safetensors are loaded"),
     ):
         with pytest.raises(BadInput, match=sentence):

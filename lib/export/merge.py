@@ -8,6 +8,7 @@ weight_faults(folder, adapter, run.merged)      # tensors that are not W + sÂ·BÂ
 from pathlib import Path
 from typing import Any
 
+from lib.adapters import check_adapter
 from lib.config import ROOT, Config
 from lib.engines import Engine
 from lib.errors import BadInput
@@ -48,11 +49,8 @@ def find_candidate(named: str, config: Config, run: Run) -> Path:
         if path.is_file() and path.suffix == ".gguf":
             return path.resolve()
         if is_adapter(path):
-            if (path / "adapter_model.safetensors").is_file():
-                return path.resolve()
-            raise BadInput(
-                f"The adapter {named} has no adapter_model.safetensors: export it again."
-            )
+            check_adapter(path, model_folder(config))
+            return path.resolve()
     if folder.suffix == ".gguf":
         raise BadInput(f"There is no file {named}: give the path of a .gguf file.")
     return model_folder(config.model_copy(update={"model": named}))
