@@ -161,6 +161,12 @@ def look(config: Config, card: Card, folder: Path) -> dict[str, Any]:
     ours = unsloth_arguments(config, base)
     seen: dict[str, Any] = {"recipe": config.name, "profile": config.profile}
     seen["planned"] = round(check_fit(config, SHAPES[config.model], card.hardware).total, 1)
+    four = engine_arguments(config, base, adapters=True, as_trained=True)
+    seen["evaluation"] = configured(engine_arguments(config, base, adapters=True))
+    seen["as_trained"] = configured(four)
+    seen["flashinfer_sampler"] = os.environ.get("VLLM_USE_FLASHINFER_SAMPLER", "")
+    if not ours.get("fast_inference"):
+        return seen | {"training": ""}
     with contextlib.redirect_stdout(io.StringIO()):
         theirs = zoo.load_vllm(
             model_name=str(base),
@@ -177,9 +183,6 @@ def look(config: Config, card: Card, folder: Path) -> dict[str, Any]:
     for key in ("gpu_memory_utilization", "max_num_seqs", "quantization", "dtype"):
         seen[key] = str(theirs.get(key, ""))
     seen["training"] = configured(theirs)
-    four = engine_arguments(config, base, adapters=True, as_trained=True)
-    seen["evaluation"] = configured(engine_arguments(config, base, adapters=True))
-    seen["as_trained"] = configured(four)
     seen["flashinfer_sampler"] = os.environ.get("VLLM_USE_FLASHINFER_SAMPLER", "")
     return seen
 
