@@ -294,8 +294,11 @@ def idle_constants(c: Any) -> str:
 
 
 def corrects(c: Any) -> bool:
-    """Whether the loss is corrected for vLLM's slightly different probabilities."""
-    return c.rollout_engine == "vllm" and c.vllm_importance_sampling_correction
+    """Whether the loss is corrected for vLLM's slightly different probabilities: on a CPU, where
+    both compute nearly the same, only where it was asked for."""
+    key = "vllm_importance_sampling_correction"
+    wanted = c.profile != "cpu" or c.origin(key) != "default"
+    return c.rollout_engine == "vllm" and wanted and getattr(c, key)
 
 
 def unknown_sampling(c: Any) -> str:

@@ -259,6 +259,7 @@ def test_profiles_set_only_known_keys():
 
 
 VLLM = {"rollout_engine": "vllm", "profile": "cpu"}
+VLLM |= {"vllm_importance_sampling_correction": True}
 
 
 @pytest.mark.parametrize(
@@ -278,9 +279,9 @@ VLLM = {"rollout_engine": "vllm", "profile": "cpu"}
         ({"multi_objective_aggregation": "normalize_then_sum", "resample": 2}, "gdpo"),
         ({"ref_model_sync_steps": 8}, "reference"),
         ({"sync_ref_model": True, "beta": 0.1}, "reference"),
-        ({"vllm_importance_sampling_clip_min": 4.0}, "sampler"),
+        ({"vllm_importance_sampling_clip_min": 4.0, **VLLM}, "sampler"),
         ({"vllm_importance_sampling_mode": "token_truncate",
-          "vllm_importance_sampling_clip_max": 0.0}, "sampler"),
+          "vllm_importance_sampling_clip_max": 0.0, **VLLM}, "sampler"),
         ({"top_p": 0.9, **VLLM}, "truncated-sampling"),
         ({"top_k": 20, **VLLM}, "truncated-sampling"),
         ({"min_p": 0.1, **VLLM}, "truncated-sampling"),
@@ -302,7 +303,7 @@ def test_settings_that_exclude_each_other(parameters, key):
 
 
 def test_what_a_truncated_sampler_may_do():
-    given = {"top_p": 0.9, "vllm_importance_sampling_correction": False, **VLLM}
+    given = {"top_p": 0.9} | VLLM | {"vllm_importance_sampling_correction": False}
     assert resolve(None, given, CPU).top_p == 0.9
     assert resolve(None, {"loss_type": "cispo", "epsilon_high": 5.0}, CPU).epsilon_high == 5.0
 

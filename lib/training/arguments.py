@@ -10,7 +10,7 @@ from typing import Any
 
 from lib.config import Config
 from lib.hardware import cap_gpu_memory
-from lib.keys import DEFAULTS, TRL
+from lib.keys import DEFAULTS, TRL, corrects
 from lib.memory import read_shape, settled
 from lib.models import Policy
 from lib.runs import Run
@@ -69,7 +69,7 @@ def grpo_arguments(config: Config, run: Run, policy: Policy | None = None) -> di
         shuffle_dataset=False,
         use_vllm=with_vllm,
         vllm_gpu_memory_utilization=share,
-        vllm_importance_sampling_correction=_corrects(config),
+        vllm_importance_sampling_correction=corrects(config),
         cast_lm_head_to_fp32=False,
         bf16=config.precision == "bf16",
         fp16=config.precision == "fp16",
@@ -82,12 +82,6 @@ def grpo_arguments(config: Config, run: Run, policy: Policy | None = None) -> di
         # Within the updates from one batch of rollouts there is nothing to go on from.
         save_steps=-(-config.save_steps // config.num_iterations) * config.num_iterations,
     )
-
-
-def _corrects(config: Config) -> bool:
-    key = "vllm_importance_sampling_correction"
-    wanted = config.profile != "cpu" or config.origin(key) != "default"
-    return wanted and config.rollout_engine == "vllm" and getattr(config, key)
 
 
 def in_force(
