@@ -14,7 +14,7 @@ from lib.engines import Engine
 from lib.errors import BadInput
 from lib.export.ollama import write_templates
 from lib.files import read_json, written_whole
-from lib.models import model_folder
+from lib.models import load_tokenizer, model_folder
 from lib.runs import Run
 
 
@@ -131,7 +131,6 @@ def save_merged(model: Any, base: Path, folder: Path) -> None:
         BadInput: a weight that fp16 cannot hold.
     """
     import torch
-    from transformers import AutoTokenizer
 
     model = model.to(torch.float16)
     if not all(weight.isfinite().all() for weight in model.parameters()):
@@ -140,7 +139,7 @@ def save_merged(model: Any, base: Path, folder: Path) -> None:
         )
     with written_whole(folder) as beside:
         model.save_pretrained(beside)
-        AutoTokenizer.from_pretrained(base).save_pretrained(beside)
+        load_tokenizer(base).save_pretrained(beside)  # with the template of training
         write_templates(beside)
 
 
