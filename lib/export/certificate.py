@@ -341,10 +341,15 @@ def need_same(certificate: dict[str, Any]) -> None:
 
 def transformers_form(name: str, model: Any, folder: Path, config: Config, **facts: Any) -> Form:
     """A model loaded in transformers (or peft), with the tokenizer of its folder."""
+    from transformers import AutoTokenizer
+
     from lib.engines import TransformersEngine
     from lib.models import load_tokenizer
 
-    tokenizer = load_tokenizer(folder)
+    try:
+        tokenizer = load_tokenizer(folder)
+    except BadInput:  # no template, say: its row shows it
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     engine = TransformersEngine.around(model, tokenizer)
     ends = model.generation_config.eos_token_id
     return Form(
