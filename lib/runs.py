@@ -78,9 +78,9 @@ BEFORE_TRAINING = ("memory", "preflight", "reward_model")
 # Keys that do not make another training: where it lies, what it runs on, how it is measured.
 UNNAMED = (
     *("name", "run", "output_dir", "data_dir", "profile", "resume", "report_to", "backend"),
-    *("rollout_engine", "gpu_memory", "micro_batch", "gradient_checkpointing", "save_steps"),
+    *("rollout_engine", "gpu_memory", "micro_batch", "gradient_checkpointing", "save_"),
     *("preflight_prompts", "ignore_preflight", "eval_", "side_task", "candidate", "variants"),
-    *("seeds", "push_to_hub"),
+    *("seeds", "push_to_hub", "certificate_", "logging_"),
 )
 STALE = (
     '<p role="alert" style="padding:.6rem 1rem;border:2px solid #c60">This page is of an earlier '
