@@ -7,10 +7,13 @@ AdamW, prompts and completions of one length, and rewards that differ within all
 share `--dead`. G is 8; `long` is in small, with G = 4 and no step to warm up, since a step of the
 slowest takes minutes.
 
-- trl: GRPOTrainer with its defaults (a group a pass, gradient checkpointing), transformers'
-  generate. Its log-probs come from a Triton kernel that no CPU runs; plain torch takes its place.
-- trl_vllm: the same with vLLM in its process; on a GPU only.
+- trl: GRPOTrainer as it comes (a group a pass, gradient checkpointing), transformers' generate.
+  Its log-probs come from a Triton kernel that no CPU runs; plain torch takes its place.
+- trl_best: the same at its best settings here: no checkpointing, all groups in one pass, vLLM in
+  its process where there is a GPU (on a CPU its hand-over of weights fails).
+- trl_vllm: trl with vLLM in its process; on a GPU only.
 - unsloth: the same trainer on Unsloth's model, as Unsloth's notebooks set it; on a GPU with vLLM.
+- unsloth_best: without checkpointing, and all groups in one pass.
 - ours: lib.training.run.make_trainer, as a recipe makes it; on a GPU with `backend: transformers`,
   since Unsloth's trainer is the system before.
 
@@ -45,7 +48,8 @@ from lib.models import load_policy  # noqa: E402
 from lib.process import peak_memory  # noqa: E402
 from lib.runs import Run, hushed, installed_versions, open_run, write_json  # noqa: E402
 
-SYSTEMS = ("trl", "trl_vllm", "unsloth", "ours")
+SYSTEMS = ("trl", "trl_best", "trl_vllm", "unsloth", "unsloth_best", "ours")
+IN_ONE_PASS = ("trl_best", "unsloth_best", "ours")
 CAP = 16.0  # GiB of a GPU
 PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm_", "aten::addmm")
 PHASES = ("generation", "hand-over", "reward", "old log-probs", "forward", "backward", "optimizer")
@@ -135,11 +139,11 @@ def on_gpu() -> bool:
 
 
 def by_vllm(system: str) -> bool:
-    return system in ("ours", "trl_vllm") or (system == "unsloth" and on_gpu())
+    return system == "ours" or system == "trl_vllm" or (on_gpu() and system != "trl")
 
 
 def configuration(system: str, shape: Shape, folder: str, model: str):
-    by_unsloth = system == "unsloth" or (system == "ours" and not on_gpu())
+    by_unsloth = system.startswith("unsloth") or (system == "ours" and not on_gpu())
     return resolve(
         None,
         ({"gpu_memory_cap": CAP} if on_gpu() else {"profile": "cpu"})
@@ -149,8 +153,8 @@ def configuration(system: str, shape: Shape, folder: str, model: str):
             "backend": "unsloth" if by_unsloth else "transformers",
             "prompts_per_step": shape.groups,
             "num_generations": shape.group,
-            "micro_batch": shape.group * (shape.groups if system == "ours" else 1),
-            "gradient_checkpointing": system != "ours",
+            "micro_batch": shape.group * (shape.groups if system in IN_ONE_PASS else 1),
+            "gradient_checkpointing": system not in IN_ONE_PASS,
             "rollout_engine": "vllm" if by_vllm(system) else "transformers",
             "shared_prompts": system == "ours",
             "max_seq_length": shape.prompt + shape.completion + 8,
@@ -175,7 +179,7 @@ def make(system: str, config, run: Run, shape: Shape, dead: float, clock: "Clock
 
     def arguments(*asked):
         told = stated(*asked) | {"generation_kwargs": length}
-        if system == "trl_vllm":
+        if system.startswith("trl") and by_vllm(system):
             share = cap_gpu_memory(CAP, config.gpu_memory_utilization)
             told |= {"use_vllm": True, "vllm_gpu_memory_utilization": share}
         return told
@@ -207,14 +211,14 @@ def make(system: str, config, run: Run, shape: Shape, dead: float, clock: "Clock
         def _get_per_token_logps_and_entropies(self, model, ids, mask, kept, *_, **__):
             return *plain_logps(model, ids, mask, kept, self.temperature), None
 
-    trainer = (Plain if system == "trl" and not on_gpu() else GRPOTrainer)(
+    trainer = (Plain if system.startswith("trl") and not on_gpu() else GRPOTrainer)(
         model=policy.model,
         processing_class=policy.tokenizer,
         reward_funcs=[reward],
         args=GRPOConfig(**arguments(config, run)),
         train_dataset=Dataset.from_list(rows),
     )
-    if system == "trl_vllm":
+    if system.startswith("trl") and by_vllm(system):
         clock.time(trainer.vllm_generation, "sync_weights", "hand-over")
     clock.time(trainer, "_generate_single_turn", "generation")
     return trainer
