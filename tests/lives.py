@@ -136,6 +136,11 @@ def vanish() -> None:
     Path("/nowhere/reward_model.safetensors").read_bytes()
 
 
+def fill_log(log: Path) -> None:
+    log.unlink(missing_ok=True)
+    log.symlink_to("/dev/full")
+
+
 def fill_disk() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
 
@@ -192,9 +197,7 @@ def main(folder: Path) -> None:
         live("vllm", **updates)
         live("vllm_stopped", "vllm_killed", reward=At(3, die), **updates)
         live("vllm_stopped", "vllm_resumed", resume=True, **updates)
-        (folder / "full_log").mkdir()
-        (folder / "full_log" / "train_log.jsonl").symlink_to("/dev/full")
-        live("full_log")
+        live("full_log", reward=At(1, lambda: fill_log(folder / "full_log" / "train_log.jsonl")))
 
     chains = [start(folder, chain.__name__, chain) for chain in (by_transformers, by_vllm)]
     for chain in chains:

@@ -84,7 +84,7 @@ def test_a_reward_whose_file_is_gone_stops_the_run_and_costs_no_step(lives):
     sentence = said(lives, "vanished")
     assert sentence.startswith('Stopped: The reward "length" failed with FileNotFoundError')
     assert "/nowhere/reward_model.safetensors" in sentence
-    assert sentence.endswith("mend it. Step 2 is kept: resume goes on from it.")
+    assert sentence.endswith("Step 2 is kept: resume goes on from it.")
 
 
 def test_a_loss_that_is_no_number_moves_no_weight(lives):
