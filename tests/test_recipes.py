@@ -15,7 +15,7 @@ from lib.export import is_adapter
 from lib.hardware import PROFILES
 from lib.memory import check_fit
 from lib.models import load_policy
-from lib.rewards import build_rewards, learned_rewards, recipe_rewards
+from lib.rewards import learned_rewards, recipe_rewards
 from lib.rewards.model import RewardModel
 from lib.rewards.preferences import load_pairs
 from lib.rewards.training import (
@@ -27,7 +27,7 @@ from lib.rewards.training import (
 )
 from lib.runs import Run, read_json, read_jsonl, run_folder
 from lib.tasks import TASKS, StoredTask, load_problems
-from lib.tasks.prompts import fitting_rows, get_format, make_rows
+from lib.tasks.prompts import fitting_rows, make_rows
 from lib.training.arguments import grpo_arguments
 from lib.training.run import make_trainer, save_trained, train
 from tests.conftest import CPU, L4, SMALL, T4
@@ -55,13 +55,6 @@ ON_DATA = [path for path in ALL if trains_on_data(path)]
 LEARNED = [path for path in ALL if "reward_model" in resolve(path, {}, T4).rewards]
 
 
-def rewards_of(config: Config):
-    form = get_format(config.prompt_format)
-    return build_rewards(
-        config.rewards, form.answer_tag, form.think_tag, config.max_completion_length
-    )
-
-
 def name_of(path) -> str:
     return path.stem
 
@@ -78,7 +71,7 @@ def test_arguments_are_valid(path, profile, tmp_path):
     made = GRPOConfig(**(arguments | on_this_machine))
     assert made.generation_batch_size == config.completions_per_step
     assert made.num_generations == config.num_generations
-    functions, weights = rewards_of(config)
+    functions, weights = recipe_rewards(config)
     assert len(functions) == len(weights) == len(config.rewards)
 
 
