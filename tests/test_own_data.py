@@ -207,9 +207,12 @@ def test_a_smile_is_not_half_a_character(tmp_path):
     assert get_task("file", {"path": str(tmp_path / "a.jsonl")}).load("test")[0].question == "😀?"
 
 
-def test_columns_of_a_data_set_of_the_hub_are_named_in_the_recipe(tmp_path):
+def test_columns_of_a_data_set_of_the_hub_are_named_in_the_recipe(
+    tmp_path, tmp_path_factory, monkeypatch
+):
     import pandas as pd
 
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
     frame = pd.DataFrame({"Body": [f"{i} + 1?" for i in range(40)], "Answer": range(1, 41)})
     for split, rows in (("train", frame[:30]), ("validation", frame[30:])):
         rows.to_csv(tmp_path / f"{split}.csv", index=False)
