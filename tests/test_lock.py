@@ -91,11 +91,8 @@ def notebook(*cells: str):
 def test_a_notebooks_cells_have_it_while_they_run(place):
     place.mkdir()
     slow = "import time; from pathlib import Path; Path('busy').touch(); time.sleep(8)"
-    client = NotebookClient(
-        notebook(OPEN.format(folder=str(place)), slow),
-        resources={"metadata": {"path": str(place.parent)}},
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    cells = notebook(OPEN.format(folder=str(place)), slow)
+    client = NotebookClient(cells, resources={"metadata": {"path": str(place.parent)}})
     with client.setup_kernel(env={**os.environ, "PYTHONPATH": str(ROOT)}):
         client.execute_cell(client.nb.cells[0], 0)
         taken = holder(place, 0).communicate()[0]
