@@ -51,7 +51,7 @@ def public_name(config: Config) -> str:
 
 def save_prompt(folder: Path, config: Config, examples: Sequence[Problem]) -> None:
     """`prompt.json`: the conversation that training put around a question, "{question}" in it."""
-    blank = Problem(id="", question="{question}", answer="", kind="text")
+    blank = Problem(id="prompt", question="{question}", answer="any", kind="text")
     [row] = make_rows([blank], config.prompt_format, config.shots, examples)
     write_json(folder / "prompt.json", {"messages": row["prompt"]})
 
