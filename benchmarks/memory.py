@@ -65,9 +65,7 @@ REWARD_MODEL = """
 import sys
 from pathlib import Path
 from lib.config import resolve
-from lib.rewards.model import RewardModel
-from lib.rewards.preferences import Pair
-from lib.rewards.training import save_reward_model, untrained
+from lib.learned import Pair, RewardModel, save_reward_model, untrained
 
 pair = Pair("1", "Hi?", [{"role": "user", "content": "Hi?"}], "Hello.", "No.", "made")
 for folder in sys.argv[2:]:

@@ -13,18 +13,18 @@ from lib.engines import TransformersEngine
 from lib.evaluation import evaluate
 from lib.export import is_adapter
 from lib.hardware import PROFILES
-from lib.memory import check_fit
-from lib.models import load_policy
-from lib.rewards import learned_rewards, recipe_rewards
-from lib.rewards.model import RewardModel
-from lib.rewards.preferences import load_pairs
-from lib.rewards.training import (
+from lib.learned import (
+    RewardModel,
     fit_output,
     fitting,
+    load_pairs,
     save_reward_model,
     train_reward_model,
     untrained,
 )
+from lib.memory import check_fit
+from lib.models import load_policy
+from lib.rewards import learned_rewards, recipe_rewards
 from lib.runs import Run, read_json, read_jsonl, run_folder
 from lib.tasks import TASKS, StoredTask, load_problems
 from lib.tasks.prompts import fitting_rows, make_rows

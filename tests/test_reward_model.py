@@ -9,17 +9,23 @@ import pytest
 
 from lib.config import resolve, side_config
 from lib.errors import BadInput
-from lib.rewards import build_rewards, recipe_rewards
-from lib.rewards.model import GoldReward, LearnedReward, RewardModel
-from lib.rewards.preferences import (
+from lib.learned import (
+    GoldReward,
+    LearnedReward,
     Pair,
-    attacks,
+    RewardModel,
+    fit_output,
+    fitting,
     halves,
-    length_correlation,
     load_pairs,
     quality,
     reliability,
+    save_reward_model,
+    score_pairs,
+    train_reward_model,
+    untrained,
 )
+from lib.rewards import build_rewards, recipe_rewards
 from lib.runs import Run, read_json
 from lib.suite import CHAIN, REWARD_MODEL, choose_notebooks
 from lib.tasks import load_problems
@@ -78,8 +84,12 @@ def test_a_text_without_a_rejected_answer_makes_no_pairs(data_dir):
         load_pairs(resolve("llama-3.2-1b_tldr", {**given, "profile": "cpu"}, CPU))
 
 
+def scored(*margins: float) -> np.ndarray:
+    return np.array([(margin + 7, 7) for margin in margins])
+
+
 def test_quality_stands_beside_the_rule_that_the_longer_wins():
-    found = {row["what"]: row["rate"] for row in quality(PAIRS, [1.0, 2.0, -0.5])}
+    found = {row["what"]: row["rate"] for row in quality(PAIRS, scored(1.0, 2.0, -0.5))}
     assert found == {
         "reward model": pytest.approx(2 / 3),
         "rule: the longer wins": pytest.approx(1 / 3),
@@ -88,22 +98,14 @@ def test_quality_stands_beside_the_rule_that_the_longer_wins():
         "pairs whose longer answer is preferred": 1.0,
         "pairs whose shorter answer is preferred": 1.0,
     }
-    assert length_correlation(PAIRS, [3.0, 1.0, 2.0]) == pytest.approx(1.0)
 
 
 def test_reliability_is_of_the_answer_that_scores_higher():
     sure, unsure = math.log(9), math.log(1.5)  # probabilities 0.9 and 0.6
     margins = [sure] * 9 + [-sure] + [unsure, -unsure] * 5
-    low, high = reliability(margins, groups=2)
+    low, high = reliability(scored(*margins), groups=2)
     assert (low["share"], low["rate"]) == (pytest.approx(0.6), 0.5)
     assert (high["share"], high["rate"]) == (pytest.approx(0.9), 0.9)
-
-
-def test_attacks_are_worse_answers_to_the_same_prompt():
-    tried = attacks(PAIRS[0], PAIRS[1])
-    assert tried["answer to another question"] == "b" and tried["nothing"] == ""
-    assert tried["rejected, praised"].endswith("no") and tried["chosen, first half"] == "long"
-    assert PAIRS[0].chosen not in tried.values()
 
 
 # --- training -----------------------------------------------------------------------------------
@@ -112,13 +114,6 @@ def test_attacks_are_worse_answers_to_the_same_prompt():
 @pytest.fixture(scope="module")
 def trained(config, embedded):
     """(the run's folder, held-out pairs, scores before, the log, scores after)"""
-    from lib.rewards.training import (
-        fitting,
-        save_reward_model,
-        score_pairs,
-        train_reward_model,
-        untrained,
-    )
     from lib.runs import open_run
 
     run = open_run(config)
@@ -137,7 +132,7 @@ def test_training_lowers_the_loss_of_bradley_and_terry(trained, config):
     assert len(log) == config.reward_steps
     first, last = (sum(row["loss"] for row in part) / 4 for part in (log[:4], log[-4:]))
     assert last < first - 0.02, (first, last)
-    loss = [sum(math.log1p(math.exp(-m)) for m in s.margins) / 12 for s in (before, after)]
+    loss = [np.log1p(np.exp(s[:, 1] - s[:, 0])).mean() for s in (before, after)]
     assert loss[1] < loss[0]
     left = {path.name for path in run.folder.iterdir()}
     assert "reward_model" in left and not [n for n in left if n.startswith(".reward")]
@@ -152,7 +147,7 @@ def test_the_saved_model_is_safetensors_and_scores_as_measured(trained):
     [function], _ = build_rewards({"reward_model": 1.0}, run_folder=str(run.folder))
     prompts = [p.prompt for p in held_out]
     values = function(prompts=prompts, completions=[p.chosen for p in held_out])
-    expected = [(score - record["mean"]) / record["std"] for score in after.chosen]
+    expected = [(score - record["mean"]) / record["std"] for score in after[:, 0]]
     assert values == pytest.approx(expected, abs=1e-6)
     every = values + function(prompts=prompts, completions=[p.rejected for p in held_out])
     assert sum(every) == pytest.approx(0, abs=1e-3)
@@ -194,18 +189,16 @@ def test_a_reward_model_that_vanishes_stops_the_run_with_its_sentence(trained, t
 
 
 def test_the_output_layer_is_fitted_to_what_the_lower_layers_tell(config, embedded):
-    from lib.rewards.training import fit_output, score_pairs, untrained
-
     lower = config.model_copy(update={"reward_layers": 12})
     model, tokenizer = untrained(lower)
     assert len(model.model.layers) == model.config.num_hidden_layers == 12
     judge, (training, held_out) = RewardModel(model, tokenizer), load_pairs(lower)
     below = model.model.layers[0].mlp.up_proj.weight.detach().clone()
-    before = score_pairs(judge, held_out).margins
+    before = score_pairs(judge, held_out)
     fit_output(judge, training[:48])
-    after = score_pairs(judge, held_out).margins
+    after = score_pairs(judge, held_out)
     assert (model.model.layers[0].mlp.up_proj.weight == below).all()
-    was, now = (sum(math.log1p(math.exp(-m)) for m in some) / 12 for some in (before, after))
+    was, now = (np.log1p(np.exp(s[:, 1] - s[:, 0])).mean() for s in (before, after))
     assert now < 0.9 * was, (was, now)
 
 
@@ -229,8 +222,6 @@ def test_a_reward_is_scored_before_the_policy_is_loaded_or_told_to_be_missing(tm
 
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 def test_the_switch_decides_what_is_trained(full, config, run, embedded):
-    from lib.rewards.training import train_reward_model, untrained
-
     one = config.model_copy(update={"full_finetuning": full, "reward_steps": 1})
     model, tokenizer = untrained(one)
     layer = model.model.layers[0]
@@ -286,8 +277,8 @@ def test_figures(trained):
     assert np.abs(reward_plots.from_start(equal, "format")).max() < 1e-9
     for figure in (
         reward_plots.training_figure(log),
-        reward_plots.scores_figure(after.chosen, after.rejected),
-        reward_plots.reliability_figure(reliability(after.margins)),
+        reward_plots.scores_figure(*after.T),
+        reward_plots.reliability_figure(reliability(after)),
         reward_plots.pays_figure(rollouts, ["reward_model"]),
     ):
         figure.savefig(run.folder / "figure.png")

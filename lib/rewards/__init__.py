@@ -47,8 +47,8 @@ from lib.tasks.prompts import PromptFormat
 REWARDS: dict[str, Callable] = {}
 # Rewards that want torch, by where they are.
 LEARNED = {
-    "reward_model": "lib.rewards.model.LearnedReward",
-    "gold_reward": "lib.rewards.model.GoldReward",
+    "reward_model": "lib.learned.LearnedReward",
+    "gold_reward": "lib.learned.GoldReward",
 }
 _BUILT: dict[str, tuple[list[Callable], list[float]]] = {}
 
