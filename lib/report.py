@@ -13,6 +13,7 @@ import pandas as pd
 from lib.config import Config
 from lib.evaluation.breakdowns import side_by_side
 from lib.evaluation.compare import HEADER, comparison_rows, greedy_records, verdict
+from lib.evaluation.runs import accuracy_rows, cost_rows, sentences
 from lib.progress import duration
 from lib.runs import Run, read_json, read_jsonl
 
@@ -141,11 +142,39 @@ def write_answers(run: Run, rows: Sequence[dict[str, Any]]) -> Path:
     return page
 
 
-def _template() -> jinja2.Template:
+def write_comparison(run: Run, compared: Sequence[dict[str, Any]]) -> Path:
+    """`comparison.html`: claims, figures, and tables that a click on a column sorts; no network.
+
+    Args:
+        compared: of `lib.evaluation.runs.compare_arms`.
+    """
+
+    def table(rows: Sequence[dict[str, Any]]) -> str:
+        frame = pd.DataFrame(rows, dtype=object)
+        form = "{:.1f}".format
+        return frame.to_html(index=False, border=0, na_rep="", float_format=form)
+
+    figures = {
+        "learning_curves": "Reward while each arm trains: mean and range over seeds.",
+        "differences": "Differences with 95 % intervals: what crosses zero may be chance.",
+    }
+    page = run.folder / "comparison.html"
+    text = _template("comparison").render(
+        title=f"{run.folder.name}: runs side by side",
+        claims=sentences(compared),
+        accuracy=table(accuracy_rows(compared)),
+        figures=[(_figure(run, name), sentence) for name, sentence in figures.items()],
+        cost=table(cost_rows(compared)),
+    )
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+def _template(name: str = "report") -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
     environment.undefined = jinja2.StrictUndefined
-    return environment.get_template("report.html.jinja")
+    return environment.get_template(f"{name}.html.jinja")
 
 
 def _json(path: Path, missing: Any) -> Any:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from lib.browser import browse, browser, side_by_side
+from lib.notebook import table
+from lib.plots.widgets import browse, browser, paid_parts, two_steps
 from lib.runs import append_jsonl, read_rollouts, rollout_steps
 
 
@@ -70,15 +71,15 @@ def test_chosen_by_prompt_and_by_reward():
     assert browse([]) == []
 
 
-def test_two_steps_side_by_side():
-    rows = side_by_side(FIRST, LATER, prompt="2+2")
+def test_two_steps_two_steps():
+    rows = two_steps(FIRST, LATER, prompt="2+2")
     assert [(r["completion, step 1"], r["completion, step 7"]) for r in rows] == [
         ("bb", "ee"),
         ("a", "ff"),
     ]
-    uneven = side_by_side(FIRST, LATER)
+    uneven = two_steps(FIRST, LATER)
     assert len(uneven) == 4 and "completion, step 7" not in uneven[3]
-    assert texts_of(side_by_side([], LATER), 7) == ["ee", "ff"]
+    assert texts_of(two_steps([], LATER), 7) == ["ee", "ff"]
 
 
 def texts_of(rows, step) -> list[str]:
@@ -88,7 +89,7 @@ def texts_of(rows, step) -> list[str]:
 def test_the_widgets_show_what_is_chosen(kept):
     shown = []
     box = browser(kept, show=lambda rows: shown.append(rows) or rows)
-    step, other, prompt, sort, descending, positive, _ = box.children
+    step, other, prompt, sort, descending, positive, _ = box.box.children
     assert texts(shown[-1]) == ["ee", "ff"]  # the last step
     descending.value = False
     assert texts(shown[-1]) == ["ff", "ee"]
@@ -100,3 +101,21 @@ def test_the_widgets_show_what_is_chosen(kept):
     assert texts(shown[-1]) == ["bb", "dddd"]
     other.value = 7
     assert texts_of(shown[-1][:1], 7) == ["ee"]
+
+
+def test_an_executed_page_shows_the_first_state_and_a_live_one_the_widget(kept, monkeypatch):
+    def mimes() -> dict:
+        return browser(kept, show=table)._repr_mimebundle_()
+
+    live = mimes()
+    assert "application/vnd.jupyter.widget-view+json" in live and "VBox" not in live["text/plain"]
+    monkeypatch.setenv("GRPO_WORKING_DIR", ".")
+    page = mimes()
+    assert page.keys() == {"text/html", "text/plain"}
+    assert ">ee<" in page["text/html"] and "Run this cell" in page["text/html"]
+
+
+def test_what_is_paid_adds_up_to_the_total():
+    row = {"correctness": 2.0, "digit": 0.5, "length": 40.0, "judge": None}
+    parts = paid_parts(row, {"correctness": 0.5, "length": 0})
+    assert parts == {"0.5 × correctness": 1.0, "digit": 0.5, "length (not paid)": 40, "judge": None}

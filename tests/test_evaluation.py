@@ -545,7 +545,7 @@ def test_answers_side_by_side_and_what_the_viewer_picks(run):
     assert pick_answer(rows, "neither", 0) == []
     shown = []
     viewer = answer_viewer(rows, lambda found: shown.append(dict(found)) or "shown")
-    change, number = viewer.children[0].children
+    change, number = viewer.box.children[0].children
     change.value = "broken"
     assert shown[-1]["id"] == "1"
     change.value, number.value = "all", 2

@@ -100,6 +100,7 @@ def test_component_rows_are_totals_and_advantages():
     rows = component_rows([tagged(gold), "?"], ROWS[0], rewards, weights, scale=False)
     assert [row["total"] for row in rows] == [1.25, 0]
     assert [row["advantage"] for row in rows] == [0.625, -0.625]
+    assert rows[0]["0.5 × correctness"] + rows[0]["hard_format"] == rows[0]["total"]
     scaled = component_rows([tagged(gold), "?"], ROWS[0], rewards, weights)
     assert scaled[0]["advantage"] == pytest.approx(0.625 / np.std([1.25, 0], ddof=1), abs=1e-3)
 
@@ -114,10 +115,11 @@ def test_moving_a_weight_in_the_playground_changes_the_table():
         weights,
         show=lambda rows: shown.append(rows) or table(rows),
     )
-    slider = next(child for child in box.children if child.description == "correctness")
+    controls = box.box.children
+    slider = next(child for child in controls if child.description == "correctness")
     slider.value = 1.0
     assert [rows[0]["total"] for rows in shown] == [1.25, 2.25]
-    box.children[0].value = "typed"
+    controls[0].value = "typed"
     assert shown[-1][0]["completion"] == "typed"
 
 

@@ -11,12 +11,14 @@ from lib.evaluation.runs import (
     cost_rows,
     differing_settings,
     find_arms,
+    logs_of,
     missing_runs,
     pairs_of,
     planned_seconds,
     sentences,
 )
-from lib.plots.runs import differences_figure, learning_curves, write_comparison
+from lib.plots.curves import differences_figure, learning_curves
+from lib.report import write_comparison
 from lib.runs import Run, append_jsonl, discard, open_run, read_json, read_jsonl, write_json
 from lib.scratch.variants import (
     base_config,
@@ -164,7 +166,7 @@ def test_arms_are_told_apart_where_they_are_apart(arms):
         **{"arm": "grpo", "steps": 4, "tokens": 100, "seconds": 6},
         **{"cpu_seconds": None, "peak_gib": None},
     }
-    assert len(learning_curves(arms).axes) == 2
+    assert len(learning_curves(logs_of(arms)).axes) == 2
     assert len(differences_figure(compared).axes) == 2
 
 

@@ -229,6 +229,11 @@ def batches_log(run: Run) -> list[dict]:
     return [row for row in read_jsonl(run.train_log) if (row["step"] - 1) % updates == 0]
 
 
+def logs_of(arms: Arms) -> dict[str, list[list[dict]]]:
+    """Each run's log by arm, a row a batch (`batches_log`); empty logs of a base."""
+    return {name: [batches_log(run) for run in runs] for name, runs in arms.items()}
+
+
 def summary(arms: Arms, compared: Sequence[dict]) -> dict[str, Any]:
     """All that the comparison found, to keep: rows, claims, rewards by step, and on what."""
     record = read_json(list(arms.values())[-1][0].record)

@@ -1,18 +1,17 @@
-"""The curves of a training run, from its log."""
+"""Curves over training: one run's log, several runs', and what its rewards paid."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lib.plots import BLUE, GREEN, GREY, ORANGE, STYLE
+from lib.plots import BLUE, COLORS, GREY, ORANGE, POINTS, bounds, row_of_axes, styled
 from lib.progress import duration
-
-COLORS = (BLUE, ORANGE, GREEN, GREY, *plt.cm.Dark2.colors)
 
 
 @dataclass(frozen=True)
@@ -35,13 +34,10 @@ def panels(log: Sequence[dict]) -> list[Panel]:
             "signal/drawn": "groups with signal, as drawn",
         }
     cut = {"completions/clipped_ratio": "completions cut off"}
+    held_out = {"heldout/strict": "strict", "heldout/lenient": "lenient"}
     wanted = [
         Panel("reward", "reward", {"reward": "total", **each}),
-        Panel(
-            "held-out accuracy",
-            "share",
-            {"heldout/strict": "strict", "heldout/lenient": "lenient"},
-        ),
+        Panel("held-out accuracy", "share", held_out),
         Panel("signal and limits", "share", {**signal, **cut}),
         Panel("completion length", "tokens", {"completions/mean_length": ""}),
         Panel("entropy", "nats a token", {"entropy": ""}),
@@ -51,50 +47,51 @@ def panels(log: Sequence[dict]) -> list[Panel]:
     return [panel for panel in wanted if held & panel.lines.keys()]
 
 
+@styled
 def training_curves(log: Sequence[dict], title: str = "") -> Figure:
-    """Every panel by optimizer step: each value pale, its mean over the latest steps in colour.
-
-    Large enough to be read where it is shown 980 pixels wide.
-    """
+    """Every panel by optimizer step: each value pale, its mean over the latest steps in colour."""
     shown = panels(log)
     rows = -(-len(shown) // 2)
-    with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=(10, 2.9 * rows + 0.4), layout="constrained")
-        axes = list(figure.subplots(rows, 2, sharex=True, squeeze=False).flat)
-        for axis, panel in zip(axes, shown, strict=False):
-            _draw(axis, panel, log)
-        for axis in axes[len(shown) :]:
-            axis.set_axis_off()
-        axes[max(0, len(shown) - 2)].tick_params(labelbottom=True)  # none beneath it, where odd
-        whole_steps(axes[0])  # and those that share its steps
-        figure.supxlabel("optimizer step", fontsize=12)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    figure = plt.figure(figsize=(10, 2.9 * rows + 0.4))
+    axes = list(figure.subplots(rows, 2, sharex=True, squeeze=False).flat)
+    for axis, panel in zip(axes, shown, strict=False):
+        _draw(axis, panel, log)
+    for axis in axes[len(shown) :]:
+        axis.set_axis_off()
+    axes[max(0, len(shown) - 2)].tick_params(labelbottom=True)  # none beneath it, where odd
+    whole_steps(axes[0])  # and those that share its steps
+    figure.supxlabel("optimizer step", fontsize=12)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     return figure
 
 
-def _draw(axis: Any, panel: Panel, log: Sequence[dict]) -> None:
+def _draw(axis: Axes, panel: Panel, log: Sequence[dict]) -> None:
     for i, (key, label) in enumerate(panel.lines.items()):
         points = [(row["step"], row[key]) for row in log if row.get(key) is not None]
         if not points:
             continue
         steps, values = zip(*points, strict=True)
         color = COLORS[i % len(COLORS)]
-        every_step = len(points) > len(log) / 2
-        axis.plot(steps, values, color=color, lw=1, alpha=0.3 if every_step else 1, marker="")
-        if every_step:
-            axis.plot(steps, smooth(values), color=color, lw=2, label=label)
+        if len(points) > len(log) / 2:
+            smoothed(axis, steps, values, color, label)
         else:  # measured now and then: each point counts, also beneath another
+            axis.plot(steps, values, color=color, lw=1)
             axis.plot(steps, values, "o", ms=4 + 2 * i, zorder=3 - i, color=color, label=label)
-    axis.set_title(panel.title, loc="left", fontsize=12)
-    axis.set_ylabel(panel.unit, fontsize=11)
-    axis.tick_params(labelsize=10)
+    axis.set_title(panel.title)
+    axis.set_ylabel(panel.unit)
     if panel.unit == "share":
         axis.set_ylim(-0.02, 1.02)
     if len(panel.lines) > 1:
-        axis.legend(fontsize=10)
+        axis.legend()
 
 
-def whole_steps(axis: Any) -> None:
+def smoothed(axis: Axes, steps, values, color, label: str = "", window: int = 5) -> None:
+    """Each step's value pale, and the mean of the latest ones in colour."""
+    axis.plot(steps, values, color=color, lw=1, alpha=0.3)
+    axis.plot(steps, smooth(values, window), color=color, lw=2, label=label)
+
+
+def whole_steps(axis: Axes) -> None:
     """No tick between two steps, as a run of few would have."""
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
@@ -106,17 +103,73 @@ def smooth(values: Sequence[float], window: int = 5) -> np.ndarray:
 
 
 def pace(log: Sequence[dict], steps: int) -> str:
-    """How far a run of so many steps is: "step 20 of 36, 2 min 20 s left, 281 tokens/s".
+    """How far a run of that many steps is: "step 20 of 36, 2 min 20 s left, 281 tokens/s".
 
     Time and tokens (of prompts and completions) are those of the latest ten steps.
     """
     last, first = log[-1], log[-min(len(log), 11)]
     done, spent = last["step"] - first["step"], last["seconds"] - first["seconds"]
-    told = [f"step {last['step']} of {steps}"]
+    parts = [f"step {last['step']} of {steps}"]
     if last["step"] >= steps:
-        told.append(f"{duration(last['seconds'])} in all")
+        parts.append(f"{duration(last['seconds'])} in all")
     elif done:
-        told.append(f"{duration(spent / done * (steps - last['step']))} left")
+        parts.append(f"{duration(spent / done * (steps - last['step']))} left")
     if done and spent > 0 and "num_tokens" in last and "num_tokens" in first:
-        told.append(f"{(last['num_tokens'] - first['num_tokens']) / spent:,.0f} tokens/s")
-    return ", ".join(told)
+        parts.append(f"{(last['num_tokens'] - first['num_tokens']) / spent:,.0f} tokens/s")
+    return ", ".join(parts)
+
+
+# --- several runs -------------------------------------------------------------------------------
+
+
+@styled
+def learning_curves(arms: Mapping[str, Sequence[Sequence[dict]]], key: str = "reward") -> Figure:
+    """A panel an arm by share of its budget: mean over seeds, band from lowest to highest.
+
+    The first trained arm is drawn in grey behind the others.
+
+    Args:
+        arms: name → the log of each seed, a row a batch of rollouts (`batches_log`); an arm whose
+            logs are empty was not trained, and is left out.
+    """
+    curves = {}
+    for name, logs in arms.items():
+        if length := min(map(len, logs)):
+            curves[name] = np.array([smooth([row[key] for row in log[:length]]) for log in logs])
+    columns = min(3, len(curves))
+    lines = -(-len(curves) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(10, 2.4 * lines + 0.4), sharey=True, squeeze=False
+    )
+    first = next(iter(curves))
+    for axis, name in zip(axes.flat, curves, strict=False):
+        for shown, color in ((first, GREY), (name, BLUE))[name == first :]:
+            values_SU = curves[shown]
+            done = np.arange(1, values_SU.shape[1] + 1) / values_SU.shape[1]
+            axis.plot(done, values_SU.mean(0), color=color, lw=2)
+            axis.fill_between(
+                done, values_SU.min(0), values_SU.max(0), color=color, alpha=0.2, lw=0
+            )
+        axis.set_title(name)
+    for axis in list(axes.flat)[len(curves) :]:
+        axis.set_axis_off()
+    figure.supxlabel("share of the completions drawn", fontsize=11)
+    figure.supylabel(key, fontsize=11)
+    return figure
+
+
+@styled
+def differences_figure(compared: Sequence[Mapping[str, Any]]) -> Figure:
+    """Each arm's difference in accuracy to those compared with, with 95 % intervals."""
+    others = dict.fromkeys(key for row in compared for key in row if key.startswith("to "))
+    titles = [f"difference {other}, in points" for other in others]
+    figure, axes = row_of_axes(*titles, height=1 + 0.35 * len(compared), sharey=True)
+    for axis, other in zip(axes, others, strict=True):
+        for y, row in enumerate(reversed(compared)):
+            if other in row:
+                axis.plot(bounds(row[other]["interval"]), [y, y], color=ORANGE, lw=2)
+                axis.plot(row[other]["difference"], y, "o", color=BLUE)
+        axis.axvline(0, color="black", lw=0.8)
+        axis.xaxis.set_major_formatter(POINTS)
+    axes[0].set_yticks(range(len(compared)), [row["arm"] for row in reversed(compared)])
+    return figure

@@ -2,65 +2,60 @@
 
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from lib.plots import BLUE, GREEN, GREY, ORANGE, STYLE
-from lib.plots.curves import smooth, whole_steps
+from lib.plots import BLUE, COLORS, GREEN, GREY, ORANGE, row_of_axes, styled, whiskers
+from lib.plots.curves import smoothed, whole_steps
 
 
+@styled
 def training_figure(log: Sequence[dict]) -> Figure:
     """Loss and accuracy of each step's pairs, pale, and their running means."""
-    steps = [row["step"] for row in log]
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
-        named = zip(axes, (("loss", np.log(2)), ("accuracy", 0.5)), strict=True)
-        for axis, (name, chance) in named:
-            values = [row[name] for row in log]
-            axis.plot(steps, values, color=BLUE, alpha=0.3, lw=1)
-            axis.plot(steps, smooth(values, 10), color=BLUE, lw=2)
-            axis.axhline(chance, color="black", lw=1, ls=":", label="a coin")
-            axis.set_title(f"{name} on training pairs", loc="left", fontsize=10)
-            axis.set_xlabel("optimizer step")
-            whole_steps(axis)
-        axes[0].legend(fontsize=8)
+    names = {"loss": np.log(2), "accuracy": 0.5}
+    figure, axes = row_of_axes(*(f"{name} on training pairs" for name in names), height=3)
+    for axis, (name, chance) in zip(axes, names.items(), strict=True):
+        smoothed(axis, [row["step"] for row in log], [row[name] for row in log], BLUE, window=10)
+        axis.axhline(chance, color="black", lw=1, ls=":", label="a coin")
+        axis.set_xlabel("optimizer step")
+        whole_steps(axis)
+    axes[0].legend()
     return figure
 
 
+@styled
 def scores_figure(chosen: Sequence[float], rejected: Sequence[float]) -> Figure:
     """How the scores of preferred and rejected answers spread, and their margins pair by pair."""
     margins = np.subtract(chosen, rejected)
-    with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
-        bins = np.histogram_bin_edges([*chosen, *rejected], bins=24)
-        left.hist(rejected, bins=bins, color=ORANGE, alpha=0.6, label="rejected")
-        left.hist(chosen, bins=bins, color=BLUE, alpha=0.6, label="preferred")
-        left.set_xlabel("score")
-        left.set_title("held-out answers", loc="left", fontsize=10)
-        left.legend(fontsize=8)
-        right.hist(margins, bins=24, color=GREEN)
-        right.axvline(0, color="black", lw=0.8)
-        right.set_xlabel("score of preferred − score of rejected")
-        right.set_title(f"{np.mean(margins > 0):.0%} right of zero", loc="left", fontsize=10)
+    titles = "held-out answers", f"{np.mean(margins > 0):.0%} right of zero"
+    figure, (left, right) = row_of_axes(*titles, height=3)
+    bins = np.histogram_bin_edges([*chosen, *rejected], bins=24)
+    left.hist(rejected, bins=bins, color=ORANGE, alpha=0.6, label="rejected")
+    left.hist(chosen, bins=bins, color=BLUE, alpha=0.6, label="preferred")
+    left.set_xlabel("score")
+    left.legend()
+    right.hist(margins, bins=24, color=GREEN)
+    right.axvline(0, color="black", lw=0.8)
+    right.set_xlabel("score of preferred − score of rejected")
     return figure
 
 
+@styled
 def reliability_figure(rows: Sequence[dict]) -> Figure:
-    """The model's probability against how often it is right (`preferences.reliability`)."""
-    xs, rates = [row["share"] for row in rows], [row["rate"] for row in rows]
-    ends = [[row["rate"] - row["low"] for row in rows], [row["high"] - row["rate"] for row in rows]]
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(4.4, 3.8), layout="constrained")
-        axis.plot([0.5, 1], [0.5, 1], ":", color="black", lw=1, label="as sure as right")
-        axis.errorbar(xs, rates, yerr=np.maximum(0, ends), fmt="o-", color=BLUE, lw=1, capsize=2)
-        axis.set_xlabel("probability of the answer that scores higher")
-        axis.set_ylabel("how often it is the preferred one")
-        axis.set_ylim(0, 1.03)
-        axis.legend(fontsize=8)
+    """The model's probability against how often it is right (`lib.learned.reliability`)."""
+    xs = [row["share"] for row in rows]
+    figure, [axis] = row_of_axes("", height=4.2, width=5)
+    axis.plot([0.5, 1], [0.5, 1], ":", color="black", lw=1, label="as sure as right")
+    axis.plot(xs, [row["rate"] for row in rows], "o-", color=BLUE, lw=1)
+    whiskers(axis, xs, rows, BLUE)
+    axis.set_xlabel("probability of the answer that scores higher")
+    axis.set_ylabel("how often it is the preferred one")
+    axis.set_ylim(0, 1.03)
+    axis.legend()
     return figure
 
 
+@styled
 def pays_figure(rollouts: Sequence[Sequence[dict]], paid: Sequence[str]) -> Figure:
     """Rewards of all completions by training step, in standard deviations from the first ones.
 
@@ -71,23 +66,23 @@ def pays_figure(rollouts: Sequence[Sequence[dict]], paid: Sequence[str]) -> Figu
         rollouts: each step's rows (`lib.runs.read_rollouts`).
         paid: the names of the rewards that the policy earns.
     """
+    titles = "rewards, in σ from the start", "tokens", "repeated word triples"
+    figure, axes = row_of_axes(*titles, height=3.2)
+    lines = [
+        (axes[0], from_start(rollouts, name), f"{name}, {'paid' if name in paid else 'watched'}")
+        for name in rollouts[0][0]["rewards"]
+    ]
+    colors = [*COLORS[: len(lines)], GREY, GREY]
+    lines.append((axes[1], [[row["tokens"] for row in rows] for rows in rollouts], ""))
+    repeats = [[repeated(row["completion"]) for row in rows] for rows in rollouts]
+    lines.append((axes[2], repeats, ""))
     steps = [rows[0]["step"] for rows in rollouts]
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(10, 3), layout="constrained")
-        colors = (BLUE, ORANGE, GREEN, *plt.cm.Dark2.colors)
-        for name, color in zip(rollouts[0][0]["rewards"], colors, strict=False):
-            label = f"{name}, {'paid' if name in paid else 'watched'}"
-            _curve(axes[0], steps, from_start(rollouts, name), color, label)
-        axes[0].legend(fontsize=8)
-        tokens = [[row["tokens"] for row in rows] for rows in rollouts]
-        repeats = [[repeated(row["completion"]) for row in rows] for rows in rollouts]
-        _curve(axes[1], steps, tokens, GREY, "")
-        _curve(axes[2], steps, repeats, GREY, "")
-        for axis, title in zip(
-            axes, ("rewards, in σ from the start", "tokens", "repeated word triples"), strict=True
-        ):
-            axis.set_title(title, loc="left", fontsize=10)
-        figure.supxlabel("optimizer step", fontsize=10)
+    for (axis, values, label), color in zip(lines, colors, strict=True):
+        # Rounded, since rounding is no slope.
+        smoothed(axis, steps, np.round([np.nanmean(part) for part in values], 6), color, label)
+        whole_steps(axis)
+    axes[0].legend()
+    figure.supxlabel("optimizer step", fontsize=11)
     return figure
 
 
@@ -104,11 +99,3 @@ def repeated(text: str) -> float:
     words = text.split()
     triples = list(zip(words, words[1:], words[2:], strict=False))
     return 1 - len(set(triples)) / len(triples) if triples else 0.0
-
-
-def _curve(axis, steps, values, color, label) -> None:
-    """Each step's mean pale, the mean of the latest five in colour; rounding is no slope."""
-    means = np.round([np.nanmean(part) for part in values], 6)
-    axis.plot(steps, means, color=color, lw=1, alpha=0.3)
-    axis.plot(steps, smooth(means), color=color, lw=2, label=label)
-    whole_steps(axis)

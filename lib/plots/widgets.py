@@ -1,13 +1,69 @@
-"""Things to play with in a notebook; each is a thin skin over a function that can be tested."""
+"""Things to play with in a notebook; each is a thin skin over a function that can be tested.
 
+An executed page has no kernel to play with: it shows what the widget showed first.
+"""
+
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
 from lib.rewards import score
+from lib.runs import Run, read_rollouts, rollout_steps
 from lib.sampling import Completion
+
+EXECUTED = "GRPO_WORKING_DIR"  # set where `lib.suite` executes a notebook, with nobody to play
+SORTS = ("advantage", "total", "tokens")  # of the rollout browser; besides, any reward's name
+
+
+@dataclass
+class Playable:
+    """A widget, and in an executed page (or where widgets do not work) its first state as HTML.
+
+    Attributes:
+        box: the ipywidgets widget.
+        static: what it shows first, a table as `lib.notebook.table` makes it.
+    """
+
+    box: Any
+    static: Any
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        text = "Run this cell in a notebook to play."
+        html = getattr(self.static, "_repr_html_", lambda: "")()
+        page = {"text/html": f"{html}<p><em>{text}</em></p>", "text/plain": text}
+        return page if EXECUTED in os.environ else self.box._repr_mimebundle_() | page
+
+
+def playable(
+    controls: Sequence[Any], choose: Callable[[], Any], show: Callable[[Any], Any], box: Any
+) -> Playable:
+    """Redraws beneath `box` whenever one of its controls changes.
+
+    Args:
+        choose: rows by the state of the controls.
+        show: makes what is displayed of the rows (a table).
+    """
+    import ipywidgets as widgets
+
+    out = widgets.Output()
+
+    def render(*_: Any) -> None:
+        out.outputs = ()
+        out.append_display_data(show(choose()))
+
+    first = show(choose())
+    out.append_display_data(first)
+    for control in controls:
+        control.observe(render, "value")
+    return Playable(widgets.VBox([*box, out]), first)
+
+
+# --- rewards of completions ---------------------------------------------------------------------
 
 
 def component_rows(
@@ -17,7 +73,8 @@ def component_rows(
     weights: Sequence[float],
     scale: bool = True,
 ) -> list[dict[str, Any]]:
-    """What each completion of one group earns: each reward, the weighted total, the advantage.
+    """What each completion of one group earns: each reward times its weight, their total, and
+    the advantage. A reward of weight 0 stands by itself, as "name (not paid)".
 
     Args:
         texts: the completions of one prompt.
@@ -27,20 +84,39 @@ def component_rows(
     """
     answers = [Completion(text, tuple(text.encode()), "stop") for text in texts]
     scores = score(rewards, [row] * len(texts), answers)
-    parts = np.array(list(scores.values()), dtype=float)
-    totals = np.nansum(parts * np.asarray(weights, dtype=float)[:, None], axis=0)
+    weight_of = dict(zip(scores, weights, strict=True))
+    parts = [paid_parts({k: v[i] for k, v in scores.items()}, weight_of) for i in range(len(texts))]
+    values_RG = np.array(list(scores.values()), dtype=float)
+    totals = np.nansum(values_RG * np.asarray(weights, dtype=float)[:, None], axis=0)
     advantages = totals - totals.mean()
     if scale and len(texts) > 1:
         advantages = advantages / (totals.std(ddof=1) + 1e-4)
     return [
         {
             "completion": text,
-            **{name: values[i] for name, values in scores.items()},
-            "total": round(float(totals[i]), 4),
-            "advantage": round(float(advantages[i]), 3),
+            **part,
+            "total": round(float(total), 4),
+            "advantage": round(float(a), 3),
         }
-        for i, text in enumerate(texts)
+        for text, part, total, a in zip(texts, parts, totals, advantages, strict=True)
     ]
+
+
+def paid_parts(
+    rewards: Mapping[str, float | None], weights: Mapping[str, float]
+) -> dict[str, float | None]:
+    """The parts that add up to a completion's total: each reward times its weight.
+
+    Args:
+        weights: by name; a reward without one counts once, and one of weight 0 is only shown.
+    """
+    parts = {}
+    for name, value in rewards.items():
+        weight = weights.get(name, 1.0)
+        title = f"{weight:g} × {name}" if weight not in (0, 1) else name
+        paid = None if value is None else round((weight or 1.0) * value, 4)
+        parts[title if weight else f"{name} (not paid)"] = paid
+    return parts
 
 
 def playground(
@@ -49,43 +125,35 @@ def playground(
     rewards: Sequence[Callable],
     weights: Sequence[float],
     show: Callable[[list[dict]], Any],
-) -> Any:
+) -> Playable:
     """Sliders for the weights and a box for a completion of one's own, over a live table.
 
     Args:
-        texts: completions that are always in the group.
+        texts: the group; the first stands in the box.
         show: makes what is displayed of the rows (a table).
     """
     import ipywidgets as widgets
 
-    wide, whole = widgets.Layout(width="95%"), {"description_width": "initial"}
+    wide, full = widgets.Layout(width="95%"), {"description_width": "initial"}
     box = widgets.Textarea(value=texts[0], description="completion", layout=wide)
     pick = widgets.Dropdown(options=list(texts), description="or pick", layout=wide)
     sliders = [
         widgets.FloatSlider(
-            value=weight,
-            min=0,
-            max=max(2.0, 2 * weight),
-            step=0.05,
-            description=f.__name__,
-            style=whole,
+            weight, min=0, max=max(2.0, 2 * weight), step=0.05, description=f.__name__, style=full
         )
         for f, weight in zip(rewards, weights, strict=True)
     ]
     scale = widgets.Checkbox(value=True, description="divide by the group's std")
-    out = widgets.Output()
-
-    def render(*_: Any) -> None:
-        chosen = [slider.value for slider in sliders]
-        rows = component_rows([box.value, *texts], row, rewards, chosen, scale.value)
-        out.outputs = ()
-        out.append_display_data(show(rows))
-
     pick.observe(lambda change: setattr(box, "value", change["new"]), "value")
-    for control in (box, scale, *sliders):
-        control.observe(render, "value")
-    render()
-    return widgets.VBox([box, pick, *sliders, scale, out])
+
+    def choose() -> list[dict]:
+        now = [slider.value for slider in sliders]
+        return component_rows([box.value, *texts[1:]], row, rewards, now, scale.value)
+
+    return playable([box, scale, *sliders], choose, show, [box, pick, *sliders, scale])
+
+
+# --- answers before and after -------------------------------------------------------------------
 
 
 def pick_answer(rows: Sequence[dict], change: str, number: int) -> list[tuple[str, Any]]:
@@ -99,7 +167,7 @@ def pick_answer(rows: Sequence[dict], change: str, number: int) -> list[tuple[st
     return list(chosen[min(number, len(chosen) - 1)].items()) if chosen else []
 
 
-def answer_viewer(rows: Sequence[dict], show: Callable[[list[tuple[str, Any]]], Any]) -> Any:
+def answer_viewer(rows: Sequence[dict], show: Callable[[list[tuple[str, Any]]], Any]) -> Playable:
     """Two models' answers to a problem, chosen by what changed and by a slider.
 
     Args:
@@ -111,15 +179,122 @@ def answer_viewer(rows: Sequence[dict], show: Callable[[list[tuple[str, Any]]], 
     counts = Counter(row["change"] for row in rows)
     options = [(f"all ({len(rows)})", "all"), *((f"{k} ({n})", k) for k, n in counts.items())]
     change = widgets.Dropdown(options=options, description="changed")
-    number = widgets.IntSlider(min=0, max=len(rows) - 1, description="problem")
-    out = widgets.Output()
+    number = widgets.IntSlider(min=0, max=max(0, len(rows) - 1), description="problem")
 
-    def render(*_: Any) -> None:
-        number.max = (counts[change.value] or len(rows)) - 1
-        out.outputs = ()
-        out.append_display_data(show(pick_answer(rows, change.value, number.value)))
+    def choose() -> list[tuple[str, Any]]:
+        number.max = max(0, (counts[change.value] or len(rows)) - 1)
+        return pick_answer(rows, change.value, number.value)
 
-    for control in (change, number):
-        control.observe(render, "value")
-    render()
-    return widgets.VBox([widgets.HBox([change, number]), out])
+    return playable([change, number], choose, show, [widgets.HBox([change, number])])
+
+
+# --- a training run's completions ---------------------------------------------------------------
+
+
+def browse(
+    rollouts: Sequence[Mapping],
+    prompt: str | None = None,
+    sort: str = "advantage",
+    descending: bool = True,
+    positive: bool | None = None,
+    weights: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """One step's completions as rows of a table.
+
+    Args:
+        rollouts: of `lib.runs.read_rollouts`.
+        prompt: the id of one prompt; None: all.
+        sort: advantage, total, tokens, or a reward's name; rows without it come last.
+        positive: True keeps rows whose value sorted by is above zero, False those at or below.
+        weights: of the rewards by name, so that the parts shown add up to the total.
+    """
+
+    def value(row: Mapping) -> float:
+        number = row[sort] if sort in SORTS else row["rewards"].get(sort)
+        return np.nan if number is None else number
+
+    def order(row: Mapping) -> tuple[bool, float]:
+        return np.isnan(value(row)), -value(row) if descending else value(row)
+
+    keep = {True: lambda v: v > 0, False: lambda v: v <= 0, None: lambda v: True}[positive]
+    chosen = [row for row in rollouts if prompt in (None, row["id"]) and keep(value(row))]
+    return [
+        {
+            "question": row["question"],
+            "gold": row["answer"],
+            "completion": row["completion"] + (" ✂" if row["truncated"] else ""),
+            **paid_parts(row["rewards"], weights or {}),
+            **{name: row[name] for name in ("total", "advantage", "tokens")},
+        }
+        for row in sorted(chosen, key=order)
+    ]
+
+
+def two_steps(
+    left: Sequence[Mapping], right: Sequence[Mapping], **choice: Any
+) -> list[dict[str, Any]]:
+    """Two steps' completions, each in the order of `browse`, the first beside the first.
+
+    Where both steps drew the same prompt, `prompt=` sets like beside like; else the rows have
+    in common their rank alone.
+    """
+    ranked = [
+        [
+            {
+                f"{name}, step {side[0]['step']}": row[name]
+                for name in ("question", "completion", "total")
+            }
+            for row in browse(side, **choice)
+        ]
+        for side in (left, right)
+        if side
+    ]
+    return [
+        {"rank": rank} | {name: value for row in rows for name, value in (row or {}).items()}
+        for rank, rows in enumerate(zip_longest(*ranked), 1)
+    ]
+
+
+def browser(run: Run, show: Callable[[list[dict]], Any]) -> Playable:
+    """Menus for step, prompt and order over a table; a second step stands beside the first.
+
+    Args:
+        show: makes what is displayed of the rows (a table).
+    """
+    import ipywidgets as widgets
+
+    steps = rollout_steps(run)
+    entries = run.recorded().get("config", {}).get("rewards", {})
+    weights = {
+        name.rpartition(":" if ":" in name else ".")[2]: entry.get("weight", 1.0)
+        if isinstance(entry, Mapping)
+        else entry
+        for name, entry in entries.items()
+    }
+    step = widgets.SelectionSlider(options=steps, value=steps[-1], description="step")
+    second = [("—", None), *((str(number), number) for number in steps)]
+    other = widgets.Dropdown(options=second, description="beside step")
+    prompt = widgets.Dropdown(options=[("all", None)], description="prompt")
+    names = list(read_rollouts(run, steps[0])[0]["rewards"])
+    sort = widgets.Dropdown(options=[*SORTS, *names], description="sort by")
+    descending = widgets.Checkbox(value=True, description="highest first")
+    positive = widgets.Dropdown(
+        options=[("all", None), ("above 0", True), ("0 and below", False)], description="only"
+    )
+    controls = dict(prompt=prompt, sort=sort, descending=descending, positive=positive)
+
+    def offer_prompts(*_: Any) -> None:
+        seen = {row["id"]: row["question"] for row in read_rollouts(run, step.value)}
+        prompt.options = [("all", None), *((text, key) for key, text in seen.items())]
+
+    def choose() -> list[dict]:
+        choice = {name: control.value for name, control in controls.items()}
+        rows = read_rollouts(run, step.value)
+        if other.value is None:
+            return browse(rows, **choice, weights=weights)
+        return two_steps(rows, read_rollouts(run, other.value), **choice)
+
+    step.observe(offer_prompts, "value")
+    offer_prompts()
+    everything = [step, other, *controls.values()]
+    return playable(everything, choose, show, everything)
