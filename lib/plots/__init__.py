@@ -207,7 +207,7 @@ def groups_figure(panels: Mapping[str, Sequence[dict]]) -> Figure:
         axis.set_xlabel("tokens" if any("tokens" in row["group"] for row in rows) else "")
         axis.set_ylim(0, 1.1)
     axes[0].set_ylabel("greedy answers strictly right")
-    axes[-1].legend()
+    axes[-1].legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
     return figure
 
 
