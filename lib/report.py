@@ -64,6 +64,13 @@ FIGURES = {
         "How often the preferred answer wins, by how sure the model is.",
     ),
 }
+# nbconvert's page is for light screens alone, and sets sources that a cell shows in body type.
+PAGES = """
+.jp-RenderedMarkdown pre { font-family: var(--jp-code-font-family, monospace) }
+@media (prefers-color-scheme: dark) {
+  html { filter: invert(0.92) hue-rotate(180deg); background: white }
+  img { filter: invert(1) hue-rotate(180deg) }
+}"""
 CHANGES = {
     "fixed": "For the better",
     "broken": "For the worse",
@@ -302,5 +309,7 @@ def _export(notebook: Path) -> Path:
 
     page, _ = HTMLExporter().from_filename(str(notebook))
     target = notebook.with_suffix(".html")
-    target.write_text(page, encoding="utf-8")
+    target.write_text(
+        page.replace("</head>", f"<style>{PAGES}</style></head>", 1), encoding="utf-8"
+    )
     return target
