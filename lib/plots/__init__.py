@@ -212,23 +212,27 @@ def groups_figure(panels: Mapping[str, Sequence[dict]]) -> Figure:
 
 
 @styled
-def calibration_figure(groups: Mapping[str, Sequence[dict]]) -> Figure:
-    """Reliability of the majority vote: share of agreeing samples against how often it is right.
+def calibration_figure(
+    groups: Mapping[str, Sequence[dict]],
+    x: str = "share of samples that agree with the majority",
+    y: str = "majority's answer is right (lenient)",
+    low: float = 0.0,
+) -> Figure:
+    """Reliability: how sure a model is against how often it is right.
 
     Args:
-        groups: model → rows of `lib.evaluation.breakdowns.calibration`; the size of a point is
-            the number of its problems.
+        groups: model → rows of `lib.evaluation.breakdowns.calibration` or
+            `lib.learned.reliability`; the size of a point is the number of its problems.
+        low: the least that `x` can be.
     """
     figure, [axis] = row_of_axes("", height=4.4, width=5)
-    axis.plot([0, 1], [0, 1], ":", color="black", lw=1, label="as sure as right")
+    axis.plot([low, 1], [low, 1], ":", color="black", lw=1, label="as sure as right")
     for (model, rows), color in zip(groups.items(), MODELS, strict=False):
         xs, ys = [row["share"] for row in rows], [row["rate"] for row in rows]
         sizes = [12 + 120 * row["answers"] / sum(r["answers"] for r in rows) for row in rows]
         whiskers(axis, xs, rows, color)
         axis.plot(xs, ys, color=color, lw=1, label=model)
         axis.scatter(xs, ys, s=sizes, color=color)
-    axis.set(xlim=(0, 1.03), ylim=(0, 1.03))
-    axis.set_xlabel("share of samples that agree with the majority")
-    axis.set_ylabel("majority's answer is right (lenient)")
+    axis.set(xlim=(low, 1.03), ylim=(0, 1.03), xlabel=x, ylabel=y)
     axis.legend()
     return figure

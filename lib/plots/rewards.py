@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from lib.plots import BLUE, COLORS, GREEN, GREY, ORANGE, row_of_axes, styled, whiskers
+from lib.plots import BLUE, COLORS, GREEN, GREY, ORANGE, calibration_figure, row_of_axes, styled
 from lib.plots.curves import smoothed, whole_steps
 
 
@@ -40,19 +40,10 @@ def scores_figure(chosen: Sequence[float], rejected: Sequence[float]) -> Figure:
     return figure
 
 
-@styled
 def reliability_figure(rows: Sequence[dict]) -> Figure:
     """The model's probability against how often it is right (`lib.learned.reliability`)."""
-    xs = [row["share"] for row in rows]
-    figure, [axis] = row_of_axes("", height=4.2, width=5)
-    axis.plot([0.5, 1], [0.5, 1], ":", color="black", lw=1, label="as sure as right")
-    axis.plot(xs, [row["rate"] for row in rows], "o-", color=BLUE, lw=1)
-    whiskers(axis, xs, rows, BLUE)
-    axis.set_xlabel("probability of the answer that scores higher")
-    axis.set_ylabel("how often it is the preferred one")
-    axis.set_ylim(0, 1.03)
-    axis.legend()
-    return figure
+    x, y = "probability of the answer that scores higher", "how often it is the preferred one"
+    return calibration_figure({"reward model": rows}, x, y, low=0.5)
 
 
 @styled
