@@ -77,5 +77,6 @@ class TestNotebook:
     def test_is_stripped(self, path):
         notebook = json.loads(path.read_text())
         assert "papermill" not in notebook["metadata"]
+        assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
         for cell in cells(path, "code"):
             assert not cell["outputs"] and cell["execution_count"] is None
