@@ -44,20 +44,25 @@ class ModelShape:
     head_dim: int
     vocab: int
     tied: bool
+    convolutions: int = 0  # the blocks of LFM2 that have one in place of attention
 
     @property
-    def layer_sizes(self) -> dict[str, tuple[int, int]]:
-        """Inputs and outputs of a block's linear layers."""
-        h, m = self.hidden, self.intermediate
+    def layer_sizes(self) -> dict[str, tuple[int, int, int]]:
+        """Inputs and outputs of a block's linear layers, and how many blocks have them."""
+        h, m, n, without = self.hidden, self.intermediate, self.layers, self.convolutions
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        attention = {"q_proj": (h, queries), "k_proj": (h, keys), "v_proj": (h, keys)}
-        gated = {"gate_proj": (h, m), "up_proj": (h, m), "down_proj": (m, h)}
-        return attention | {"o_proj": (queries, h)} | gated
+        names = ("o_proj", "gate_proj", "up_proj", "down_proj")
+        sizes = {"q_proj": (h, queries), "k_proj": (h, keys), "v_proj": (h, keys)}
+        sizes = {name: (*size, n - without) for name, size in sizes.items()}
+        if without:  # a convolution's own output layer has attention's name and size
+            names, sizes["in_proj"] = ("out_proj", "w1", "w3", "w2"), (h, 3 * h, without)
+        rest = (queries, h, n), (h, m, n), (h, m, n), (m, h, n)
+        return sizes | dict(zip(names, rest, strict=True))
 
     @property
     def linear(self) -> int:
         """Weights in the linear layers of all blocks (what 4-bit loading shrinks)."""
-        return self.layers * sum(i * o for i, o in self.layer_sizes.values())
+        return sum(i * o * blocks for i, o, blocks in self.layer_sizes.values())
 
     @property
     def embeddings(self) -> int:
@@ -71,17 +76,18 @@ class ModelShape:
         """Weights of an adapter of rank r on these linear layers: r·(in + out) each."""
         sizes = self.layer_sizes
         names = sizes if targets == "all-linear" else [n for n in targets if n in sizes]
-        return self.layers * r * sum(sum(sizes[name]) for name in names)
+        return r * sum((i + o) * blocks for i, o, blocks in (sizes[name] for name in names))
 
     def kv_bytes(self, tokens: int, width: int = 2) -> int:
         """Keys and values of that many tokens, each number in `width` bytes."""
-        return 2 * width * self.layers * self.kv_heads * self.head_dim * tokens
+        layers = self.layers - self.convolutions
+        return 2 * width * layers * self.kv_heads * self.head_dim * tokens
 
 
 # Models that recipes name, so that a plan needs no connection.
 # fmt: off
 SHAPES = {
-    "LiquidAI/LFM2.5-1.2B-Instruct":    ModelShape(16, 2048, 8192, 32, 8, 64, 65536, True),
+    "LiquidAI/LFM2.5-1.2B-Instruct":    ModelShape(16, 2048, 8192, 32, 8, 64, 65536, True, 10),
     "google/gemma-2-2b-it":             ModelShape(26, 2304, 9216, 8, 4, 256, 256000, True),
     "Qwen/Qwen2.5-0.5B-Instruct":       ModelShape(24, 896, 4864, 14, 2, 64, 151936, True),
     "Qwen/Qwen2.5-1.5B-Instruct":       ModelShape(28, 1536, 8960, 12, 2, 128, 151936, True),
@@ -118,15 +124,19 @@ def shape_of(settings: dict[str, Any]) -> ModelShape:
         return given[0]
 
     hidden, heads = size("hidden_size", "n_embd"), size("num_attention_heads", "n_head")
+    inner = text.get("intermediate_size") or text.get("n_inner") or 4 * hidden
+    if text.get("block_auto_adjust_ff_dim"):  # LFM2
+        inner = 2 * inner // 3
     return ModelShape(
         layers=size("num_hidden_layers", "n_layer"),
         hidden=hidden,
-        intermediate=text.get("intermediate_size") or text.get("n_inner") or 4 * hidden,
+        intermediate=inner,
         heads=heads,
         kv_heads=text.get("num_key_value_heads") or heads,
         head_dim=text.get("head_dim") or hidden // heads,
         vocab=size("vocab_size"),
         tied=text.get("tie_word_embeddings", True),
+        convolutions=(text.get("layer_types") or []).count("conv"),
     )
 
 

@@ -29,6 +29,7 @@ TINY = Hardware(cores=2, memory=4.0)
 
 # Published parameter counts, in millions.
 PUBLISHED = {
+    "LiquidAI/LFM2.5-1.2B-Instruct": 1170,
     "google/gemma-2-2b-it": 2614,
     "Qwen/Qwen2.5-0.5B-Instruct": 494,
     "Qwen/Qwen2.5-1.5B-Instruct": 1544,
@@ -152,11 +153,17 @@ def test_the_plan_is_near_what_was_measured(name):
             {"text_config": {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,
                              "vocab_size": 100, "intermediate_size": 128, "head_dim": 32,
                              "num_key_value_heads": 2}, "tie_word_embeddings": False},
-            (2, 64, 128, 4, 2, 32, 100, False),
+            (2, 64, 128, 4, 2, 32, 100, False, 0),
         ),
         (
             {"n_embd": 64, "n_head": 4, "n_layer": 2, "vocab_size": 100},
-            (2, 64, 256, 4, 4, 16, 100, True),
+            (2, 64, 256, 4, 4, 16, 100, True, 0),
+        ),
+        (
+            {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 100,
+             "intermediate_size": 384, "block_auto_adjust_ff_dim": True,
+             "layer_types": ["conv", "full_attention", "conv"], "num_key_value_heads": 2},
+            (3, 64, 256, 4, 2, 16, 100, True, 2),
         ),
     ],
 )  # fmt: skip

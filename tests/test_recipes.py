@@ -23,7 +23,7 @@ from lib.learned import (
     untrained,
 )
 from lib.memory import check_fit
-from lib.models import load_policy
+from lib.models import load_policy, lora_targets
 from lib.rewards import learned_rewards, recipe_rewards
 from lib.runs import Run, read_json, read_jsonl, run_folder
 from lib.tasks import TASKS, StoredTask, load_problems
@@ -79,7 +79,9 @@ def test_arguments_are_valid(path, profile, tmp_path):
 @pytest.mark.parametrize("path", ALL, ids=name_of)
 def test_fits_the_gpu(path, profile):
     config = on(HARDWARE[profile], path)
-    assert check_fit(config, find_shape(config), HARDWARE[profile]).fits
+    shape = find_shape(config)
+    assert check_fit(config, shape, HARDWARE[profile]).fits
+    assert set(lora_targets(config)) <= set(shape.layer_sizes)
 
 
 @pytest.mark.parametrize("path", ON_DATA, ids=name_of)
