@@ -111,7 +111,7 @@ class Keys(BaseModel):
     # --- comparison of runs (09) -------------------------------------------
     variants: dict[str, dict[str, Any]] = {}  # name → the settings in which it differs
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = []  # each variant is trained with each
-    runs: list[str] = []  # folders under output_dir to compare; []: those of the variants
+    runs: list[str] = []  # folders under output_dir to compare, of runs or sweeps; []: the variants
 
     # --- export ------------------------------------------------------------
     gguf: list[str] = ["f16", "q8_0", "q4_k_m"]  # files for llama.cpp and Ollama; []: none

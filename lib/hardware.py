@@ -125,6 +125,18 @@ def _query_gpu() -> tuple[str, float, float]:
     return parse_gpu(asked.stdout) if asked.returncode == 0 else ("", 0.0, 0.0)
 
 
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may be set to, for each GPU that this process may use."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [each.strip() for each in visible.split(",") if each.strip() not in ("", "-1")]
+    if not shutil.which("nvidia-smi"):
+        return []
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    asked = subprocess.run(command, capture_output=True, text=True)
+    return asked.stdout.split() if asked.returncode == 0 else []
+
+
 def parse_gpu(listing: str) -> tuple[str, float, float]:
     """The first line of `nvidia-smi --query-gpu=name,memory.total,compute_cap`.
 

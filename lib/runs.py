@@ -21,7 +21,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
@@ -54,6 +54,7 @@ __all__ = [
     "discard",
     "hushed",
     "installed_versions",
+    "name_ending",
     "open_run",
     "put_aside",
     "put_back",
@@ -263,16 +264,22 @@ def with_own_name(config: Config, recipe: Config | None) -> Config:
     }
     if config.run or not changes:
         return config
-    ending = "".join(f"-{key}{value}" for key, value in sorted(changes.items()))
-    if len(ending) > 48 or re.search(r"[^\w.+-]", ending):
-        ending = f"-{hashlib.sha256(ending.encode()).hexdigest()[:8]}"
-    own, plain = config.model_copy(update={"run": f"{config.name}{ending}"}), run_folder(config)
+    own = config.model_copy(update={"run": f"{config.name}{name_ending(changes)}"})
+    plain = run_folder(config)
     record = plain / "run.json"
     if run_folder(own).exists() or not record.is_file():
         return own
     made = read_json(record).get("config", {})
     same = all(key in made and made[key] == value for key, value in changes.items())
     return config if config.resume or same else own
+
+
+def name_ending(changes: Mapping[str, Any]) -> str:
+    """What a run's name says of its settings; of long or nested values, a short hash."""
+    ending = "".join(f"-{key}{value}" for key, value in sorted(changes.items()))
+    if len(ending) > 48 or re.search(r"[^\w.+-]", ending):
+        ending = f"-{hashlib.sha256(ending.encode()).hexdigest()[:8]}"
+    return ending
 
 
 def check_place(config: Config) -> None:

@@ -6,6 +6,7 @@
     python -m lib.suite demo --resume
     python -m lib.suite doctor demo          # five minutes: what would stop it?
     python -m lib.suite regrade demo    # every number of its evaluation from the stored answers
+    python -m lib.suite sweep lr.yaml   # recipes × parameters × seeds
 
 The first failure stops the run and is shown; `--resume` goes on there. Ctrl-C stops it, too:
 training ends its step and keeps it; a second one stops at once. Exit code 0: all done; 1: a
@@ -53,7 +54,11 @@ CHAIN = (
     "05_merge_export",
 )
 # what else there is, by its first word
-COMMANDS = {"regrade": "lib.evaluation.regrade", "doctor": "lib.doctor"}
+COMMANDS = {
+    "regrade": "lib.evaluation.regrade",
+    "doctor": "lib.doctor",
+    "sweep": "lib.sweep",
+}
 REWARD_MODEL = "06_reward_model"  # in the chain where a recipe's reward is learned
 # Not in the chain: run with --only.
 FURTHER = (REWARD_MODEL, "07_grpo_from_scratch", "08_serving", "09_compare_runs")

@@ -70,9 +70,15 @@ def is_begun(config: Config) -> bool:
     run = Run(run_folder(config))
     if not run.record.is_file():
         return False
-    stored = translate(read_json(run.record)["config"])
+    record = read_json(run.record)
+    stored = translate(record["config"])
     wanted = config.model_dump(mode="json")
     keys = (stored.keys() & wanted.keys()) - set(NOT_SETTINGS)  # newer keys are at their defaults
+    if stored["profile"] != config.profile and config.origin("profile") == "default":
+        # On other hardware, which nobody asked for: what that alone decides may differ.
+        made, decides = record.get("origins", {}), ("profile", "recipe on")
+        origins = {key: (config.origin(key), made.get(key, "")) for key in keys - {"profile"}}
+        keys = {key for key, of in origins.items() if not any(o.startswith(decides) for o in of)}
     return all(stored[key] == wanted[key] for key in keys)
 
 
@@ -103,13 +109,14 @@ def planned_seconds(config: Config, missing: Mapping[str, Config]) -> float:
 
 
 def find_arms(config: Config) -> dict[str, list[Run]]:
-    """The runs to compare, base first where there is one: those of `runs`, or of the variants.
+    """The runs to compare, base first where there is one: those of `runs` (a sweep's folder stands
+    for its runs, those that differ by the seed as one arm), or of the variants.
 
     Raises:
         BadInput: a folder of `runs` is no run.
     """
     if config.runs:
-        return {Path(name).name: [_run(name, config)] for name in config.runs}
+        return {arm: runs for name in config.runs for arm, runs in _arms(name, config).items()}
     arms = {BASE: [Run(run_folder(base_config(config)))]}
     for name, each in variant_configs(config).items():
         run = Run(run_folder(each))
@@ -118,11 +125,17 @@ def find_arms(config: Config) -> dict[str, list[Run]]:
     return arms
 
 
-def _run(name: str, config: Config) -> Run:
-    """A run by its name under output_dir, or by its path."""
+def _arms(name: str, config: Config) -> dict[str, list[Run]]:
+    """A run by its name under output_dir or by its path; of a sweep's folder, what is measured."""
     for folder in (Path(name).expanduser(), output_folder(config) / name, ROOT / name):
         if (folder / "run.json").is_file():
-            return Run(folder.resolve())
+            return {Path(name).name: [Run(folder.resolve())]}
+        arms: dict[str, list[Run]] = {}
+        for each in sorted(folder.glob("*_*/evals/trained.json")):
+            run = Run(each.resolve().parents[1])
+            arms.setdefault(run.folder.name.rpartition("_")[0], []).append(run)
+        if arms:
+            return arms
     raise BadInput(
         f"There is no run {name}: name folders that hold a run.json in `runs`.", "no-run"
     )
