@@ -14,6 +14,7 @@ import json
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -216,8 +217,11 @@ def connect(address: str) -> tuple[Any, Callable]:
     except ImportError:
         raise BadInput('--ray needs Ray: pip install "ray>=2.50".', "no-ray") from None
     try:
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if port.isdecimal():  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise BadInput(f"No Ray cluster at {address}: {first_line(error)}", "no-ray") from None
     on = {"num_gpus": 1} if ray.cluster_resources().get("GPU") else {"num_cpus": 1}
     root, folder = str(ROOT), os.getcwd()

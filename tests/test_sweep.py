@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -98,7 +99,7 @@ def test_what_is_finished_is_not_repeated(tmp_path, capsys):
         open_run(configure(*read_arguments(words))).note(finished={"03_training": {"seconds": 1}})
     assert [finished for _, finished in plan(arms_of(path)).values()] == [True, True]
     assert main([str(path)]) == 0
-    assert "2 done before" in capsys.readouterr().out
+    assert "2 of them done before" in capsys.readouterr().out
     changed = sweep_file(tmp_path, seeds=[0, 1], parameters={"max_steps": 2})
     assert [finished for _, finished in plan(arms_of(changed)).values()] == [False, False]
     more = sweep_file(tmp_path, seeds=[0, 1], only=["03", "04"])
@@ -135,10 +136,22 @@ def test_without_ray_it_is_one_sentence(tmp_path, monkeypatch, capsys):
     assert "--ray needs Ray: pip install" in capsys.readouterr().err
 
 
+def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path, capsys):
+    pytest.importorskip("ray", reason="Ray, an extra, is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    assert main([str(sweep_file(tmp_path)), "--ray", address]) == 2
+    assert f"No Ray cluster at {address}: " in capsys.readouterr().err
+
+
 @pytest.fixture
-def cluster():
+def cluster(monkeypatch):
     """Ray on this machine: two nodes with a core each; none of its processes is left."""
     pytest.importorskip("ray", reason="Ray, an extra, is not installed")
+    # Else Ray takes 127.0.0.1 for the address by which others reach this machine.
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     from ray.cluster_utils import Cluster
 
     one = {"num_cpus": 1, "num_gpus": 0, "object_store_memory": 80 * 2**20}
