@@ -192,11 +192,14 @@ def test_a_lost_worker_and_a_failing_run_take_no_other_with_them(tmp_path, clust
                     return named[1]
         return ""
 
+    until = time.time() + 240
     while not (name := run_of_lost_worker()):
-        assert sweep.poll() is None, sweep.communicate()
+        assert sweep.poll() is None and time.time() < until, (sweep.kill(), sweep.communicate())
         time.sleep(0.2)
+    lost = psutil.Process(raylet).children(recursive=True)
     os.kill(raylet, signal.SIGKILL)
-    out, errors = sweep.communicate()
+    out, errors = sweep.communicate(timeout=400)
+    assert psutil.wait_procs(lost, timeout=30)[1] == []
     assert sweep.returncode == 1, out + errors
     assert "Traceback" not in out + errors
     [said] = [line for line in out.splitlines() if " failed: " in line]
