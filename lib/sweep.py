@@ -41,7 +41,7 @@ KEYS = dict(name=str, recipe=str, recipes=list, parameters=dict, seeds=list, onl
 WORDS = {str: "a text", list: "a list", dict: "`key: values` pairs"}
 START = "--- "  # begins the log's line of each start
 RETRIES = 3  # of a run whose worker was lost
-PATIENCE = 60  # seconds in which what a lost worker left has ended
+PATIENCE = 600  # seconds in which what a lost worker left has ended
 
 Arms = Mapping[str, list[str]]  # run name → the runner's arguments
 
