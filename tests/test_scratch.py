@@ -431,7 +431,7 @@ def test_what_stops_a_run_is_said_and_resumed_it_is_the_run_that_was_not_stopped
         made.train()
     made.rewards, logps = [length], made.logps
     made.logps = lambda batch: [*(part * float("nan") for part in logps(batch)[:2]), None]
-    with pytest.raises(Stopped, match=r"loss of step 3 is no number \(nan\).*Step 2 is kept"):
+    with pytest.raises(Stopped, match=r"loss of step 3 is not a number \(nan\).*Step 2 is kept"):
         made.train()
     made.logps = logps
     made.train()
