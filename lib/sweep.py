@@ -262,7 +262,10 @@ def run_sweep(path: Path, address: str | None) -> int:
     left = {name: words for name, words in arms.items() if not planned[name][1]}
     folder, failed, started = planned[next(iter(arms))][0].parent, {}, time.time()
     done_before, logs = len(arms) - len(left), Run.shown(folder / "*" / "sweep.log")
-    print(f"{len(arms)} runs, {done_before} of them done before; logs: {logs}", flush=True)
+    print(
+        f"{len(arms)} run{'s' * (len(arms) > 1)}, {done_before} of them done before; logs: {logs}",
+        flush=True,
+    )
     with closing(run_on_ray(left, ray, call) if ray else run_here(left)) as ends:
         for count, (name, why) in enumerate(ends, 1):
             failed |= {name: why} if why else {}

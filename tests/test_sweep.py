@@ -106,6 +106,36 @@ def test_what_is_finished_is_not_repeated(tmp_path, capsys):
     assert [finished for _, finished in plan(arms_of(more)).values()] == [False, False]
 
 
+def test_runs_follow_each_other_and_none_stops_another(tmp_path, capsys):
+    assert main([str(sweep_file(tmp_path, seeds=[0, 1], only=["04"]))]) == 1
+    out = capsys.readouterr().out
+    assert "1 of 2: small/ci_0 failed; about" in out and "2 of 2: small/ci_1 failed" in out
+    for seed in (0, 1):
+        log = tmp_path / "small" / f"ci_{seed}" / "sweep.log"
+        said = rf"small/ci_{seed} failed: 04_pass_at_k_eval stopped: .*adapter is not there.*{log}"
+        assert re.search(said, out)
+    path = sweep_file(tmp_path, only=["01"], seeds=[0])
+    assert main([str(path)]) == 0
+    assert "1 of 1: small/ci_0 done; about 0 s left" in capsys.readouterr().out
+    assert main([str(path)]) == 0
+    assert "1 run, 1 of them done before" in capsys.readouterr().out
+
+
+def test_ctrl_c_ends_the_run_and_starts_no_other(tmp_path):
+    path = sweep_file(tmp_path, seeds=[0, 1], only=["01"])
+    command = [sys.executable, "-m", "lib.suite", "sweep", str(path)]
+    sweep = subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True)
+    while len(runs := psutil.Process(sweep.pid).children(recursive=True)) < 2:  # with its kernel
+        assert sweep.poll() is None, sweep.communicate()
+        time.sleep(0.1)
+    sweep.send_signal(signal.SIGINT)
+    out, errors = sweep.communicate()
+    assert sweep.returncode == 130 and "Traceback" not in out + errors
+    assert "Interrupted: the same command goes on from there." in errors
+    assert psutil.wait_procs(runs, timeout=10)[1] == []
+    assert [each.name for each in (tmp_path / "small").glob("ci_*")] == ["ci_0"]
+
+
 def test_a_run_ends_with_its_sweep(tmp_path):
     [words] = arms_of(sweep_file(tmp_path, parameters={"max_steps": 500})).values()
     code = "import sys, lib.sweep; print(lib.sweep.start(sys.argv[1:])[0].pid, flush=True); input()"
