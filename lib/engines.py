@@ -134,9 +134,10 @@ def engine_arguments(
     if config.profile == "cpu":
         # Compiling takes longer than a small evaluation. A short prompt fills none of the usual
         # blocks of 128, and only full ones are shared.
-        from lib.vllm_cpu import lean_settings
+        from lib.vllm_cpu import draw_without_compiler
 
-        return arguments | dict(enforce_eager=True, block_size=32) | lean_settings()
+        draw_without_compiler()
+        return arguments | dict(enforce_eager=True, block_size=32)
     if share is None:
         share = ALONE_T4 if config.profile == "t4" else ALONE
     arguments |= dict(gpu_memory_utilization=cap_gpu_memory(config.gpu_memory_cap, share))
