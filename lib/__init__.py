@@ -1,23 +1,23 @@
 """What the notebooks share. Imports point up this list only (`make lint` holds them to it).
 
-    errors, hardware, keys, config     what this machine is, and what a recipe may say
-    stack, gpu                         what is installed, and which way a run goes on a GPU
-    files, lock, process, runs         the run folder: written whole, by one process
-    progress                           one line, with the time left
-    answers/  stats                    read and compare an answer; what a difference shows
-    tasks/                             data sets become problems, problems become prompts
-    rewards/                           what a completion is paid, by rule
-    judge                              a language model behind an API as one more reward
-    memory                             what a run takes, planned before it starts
-    embedded, templates, adapters      the model that comes with a package; what a model must have
-    models, sampling, engines          a policy to train; completions from vLLM or transformers
-    proof, preflight                   does the engine sample from the policy; is there a signal
-    plots/                             figures and widgets
-    training/                          TRL's GRPOTrainer, and the callbacks of 03_training
-    evaluation/                        ask, grade, compare, and compute again without the model
-    learned                            a reward model, trained on preference pairs
-    scratch/                           GRPO in the open, for 07_grpo_from_scratch
-    export/                            merge, GGUF, Ollama, certificate, Hub, servers, a page
-    notebook, report, execute          tables, the page, one notebook in a kernel of its own
-    doctor, suite                      before a run, and a recipe's whole chain
+errors, hardware, keys, config     what this machine is, and what a recipe may say
+stack, gpu                         what is installed, and which way a run goes on a GPU
+files, lock, process, runs         the run folder: written whole, by one process
+progress                           one line, with the time left
+answers/  stats                    read and compare an answer; what a difference shows
+tasks/                             data sets become problems, problems become prompts
+rewards/                           what a completion is paid, by rule
+judge                              a language model behind an API as one more reward
+memory                             what a run takes, planned before it starts
+embedded, templates, adapters      the model that comes with a package; what a model must have
+models, sampling, engines          a policy to train; completions from vLLM or transformers
+proof, preflight                   does the engine sample from the policy; is there a signal
+plots/                             figures and widgets
+training/                          TRL's GRPOTrainer, and the callbacks of 03_training
+evaluation/                        ask, grade, compare, and compute again without the model
+learned                            a reward model, trained on preference pairs
+scratch/                           GRPO in the open, for 07_grpo_from_scratch
+export/                            merge, GGUF, Ollama, certificate, Hub, servers, a page
+notebook, report, execute          tables, the page, one notebook in a kernel of its own
+doctor, suite                      before a run, and a recipe's whole chain
 """
