@@ -21,7 +21,20 @@ CELLS = """() => [...window.jupyterapp.shell.currentWidget.content.model.cells]
 
 
 @pytest.fixture
-def lab(tmp_path):
+def page():
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not CHROMIUM:
+        pytest.skip("no chromium on this machine")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield browser.new_page(viewport={"width": 1200, "height": 1000})
+        browser.close()
+
+
+@pytest.fixture
+def lab(tmp_path, page):
     """JupyterLab on a folder with a copy of 02, and the suite's `ci` recipe; its address."""
     shutil.copy(ROOT / "notebooks" / "02_reward_design.ipynb", tmp_path)
     with socket.socket() as free:
@@ -62,19 +75,6 @@ def lab(tmp_path):
         os.killpg(server.pid, signal.SIGINT)
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
-
-
-@pytest.fixture
-def page():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM:
-        pytest.skip("no chromium on this machine")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser.new_page(viewport={"width": 1200, "height": 1000})
-        browser.close()
 
 
 def test_02_runs_in_jupyterlab_and_its_playground_answers_a_slider(lab, page, tmp_path):
