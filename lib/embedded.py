@@ -8,9 +8,12 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+from lib.config import ROOT
 from lib.errors import BadInput
 from lib.files import cache_folder
 
@@ -28,7 +31,7 @@ def embedded_folder() -> Path:
     if not folder.is_dir():
         beside = folder.with_name(f"{folder.name}.{os.getpid()}")
         try:
-            _convert_gguf(_embedded_gguf(), beside)
+            _convert_quietly(_embedded_gguf(), beside)
             beside.rename(folder)
         except OSError:
             if not folder.is_dir():  # else another process was first, with the same weights
@@ -51,7 +54,20 @@ def _embedded_gguf() -> Path:
     return file
 
 
-def _convert_gguf(file: Path, folder: Path) -> None:
+def _convert_quietly(file: Path, folder: Path) -> None:
+    """In a process of its own: what the libraries say there is nobody's concern, and the runner,
+    which only wants to know the model's size, need not import torch."""
+    print("The embedded model is made ready, once: about half a minute.", flush=True)
+    code = "import sys; from pathlib import Path; from lib.embedded import convert_gguf as convert"
+    command = [sys.executable, "-c", f"{code}; convert(*map(Path, sys.argv[1:]))"]
+    done = subprocess.run(
+        [*command, str(file), str(folder)], cwd=ROOT, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise RuntimeError(f"The embedded model could not be converted:\n{done.stderr[-2000:]}")
+
+
+def convert_gguf(file: Path, folder: Path) -> None:
     """Dequantise to bf16 safetensors that transformers, peft, Unsloth and vLLM all read."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -96,7 +96,7 @@ def test_of_two_processes_that_convert_at_once_the_first_counts(monkeypatch, tmp
             (folder / "model.safetensors").write_text(folder.name)
 
     monkeypatch.setenv("GRPO_CACHE", str(tmp_path))
-    monkeypatch.setattr("lib.embedded._convert_gguf", convert)
+    monkeypatch.setattr("lib.embedded._convert_quietly", convert)
     folder = embedded_folder()
     assert (folder / "model.safetensors").read_text() == folder.name
     assert list(folder.parent.iterdir()) == [folder]
