@@ -10,10 +10,12 @@ that is finished is not repeated, unless its settings have changed; one that was
 """
 
 import argparse
+import ctypes
 import gc
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,8 @@ class PeakMemory:
     def __init__(self, on_gpu: bool):
         self.on_gpu = on_gpu
         gc.collect()
+        with suppress(AttributeError, OSError):
+            ctypes.CDLL(None).malloc_trim(0)  # what glibc keeps of freed memory would be missing
         if on_gpu:
             import torch
 
