@@ -17,7 +17,7 @@ class Sampling:
 
     Attributes:
         n: completions a prompt.
-        max_tokens, min_tokens: at most and at least so many tokens each.
+        max_tokens, min_tokens: at most and at least that many tokens each.
         seed: of the whole call; the same call on the same engine repeats itself.
     """
 

@@ -175,7 +175,7 @@ def mean_with_error(
         values: one a problem, any finite numbers.
         clusters: one label a problem, or None.
         within: the lowest and the highest value there can be. Values that are all equal then
-            have the interval that so many problems can exclude: at most a share
+            have the interval that this many problems can exclude: at most a share
             u = 1 − 0.05^(1/n), about 3/n, of all problems has others. Without it they have none.
 
     Raises:
@@ -383,7 +383,7 @@ def problems_needed(gain: float = 0.05, changed: float = CHANGED) -> int:
 
 
 def detectable_difference(problems: int, changed: float = CHANGED) -> float | None:
-    """The smallest true gain that so many problems show in 80 of 100 evaluations.
+    """The smallest true gain that this many problems show in 80 of 100 evaluations.
 
     `problems_needed` turned around; None where not even a gain on every problem would show.
     """
@@ -397,7 +397,7 @@ def detectable_difference(problems: int, changed: float = CHANGED) -> float | No
 
 
 def power_sentence(problems: int, changed: float = CHANGED, gain: float = MARGIN) -> str:
-    """What so many held-out problems can show, and how many a gain of 5 points takes."""
+    """What this many held-out problems can show, and how many a gain of 5 points takes."""
     least, needed = detectable_difference(problems, changed), problems_needed(gain, changed)
     shown = "no gain, however large"
     if least is not None:

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,18 @@ def ci_config(tmp_path):
 def run(tmp_path) -> Run:
     (tmp_path / "run").mkdir()
     return Run(tmp_path / "run")
+
+
+@pytest.fixture
+def browser():
+    """A real headless browser, where chromium is on this machine."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if not chromium:
+        pytest.skip("no chromium on this machine")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
+        )
+        yield browser
+        browser.close()

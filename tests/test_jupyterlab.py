@@ -14,27 +14,13 @@ import pytest
 
 from lib.config import ROOT
 
-CHROMIUM = shutil.which("chromium")
 CELLS = """() => [...window.jupyterapp.shell.currentWidget.content.model.cells]
     .filter(cell => cell.type === "code")
     .map(cell => cell.toJSON())"""
 
 
 @pytest.fixture
-def page():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM:
-        pytest.skip("no chromium on this machine")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser.new_page(viewport={"width": 1200, "height": 1000})
-        browser.close()
-
-
-@pytest.fixture
-def lab(tmp_path, page):
+def lab(tmp_path, browser):
     """JupyterLab on a folder with a copy of 02, and the suite's `ci` recipe; its address."""
     shutil.copy(ROOT / "notebooks" / "02_reward_design.ipynb", tmp_path)
     with socket.socket() as free:
@@ -77,7 +63,8 @@ def lab(tmp_path, page):
         server.wait(30)
 
 
-def test_02_runs_in_jupyterlab_and_its_playground_answers_a_slider(lab, page, tmp_path):
+def test_02_runs_in_jupyterlab_and_its_playground_answers_a_slider(lab, browser, tmp_path):
+    page = browser.new_page(viewport={"width": 1200, "height": 1000})
     page.goto(lab)
     page.wait_for_function(
         "() => window.jupyterapp?.shell?.currentWidget?.content?.model?.cells?.length > 10"

@@ -1,7 +1,6 @@
 """The Gradio page in a real headless browser, and the folder for a Space."""
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -14,8 +13,6 @@ from lib.export.page import build, rewards_of, write_space
 from lib.export.serve import free_port
 from lib.files import read_jsonl
 from lib.tasks import Problem, make_rows
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture
@@ -34,19 +31,6 @@ def test_rewards_are_paid_for_samples_alone(ci_config, samples):
     lines = rewards_of(ci_config, samples[0], texts)
     assert lines and all(base < trained for _, base, trained in lines)
     assert rewards_of(ci_config, None, texts) == []
-
-
-@pytest.fixture
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not CHROMIUM:
-        pytest.skip("no chromium on this machine")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
-        )
-        yield browser
-        browser.close()
 
 
 def see(browser, address, theme, to):

@@ -291,7 +291,9 @@ def _about_size(row: dict[str, Any], word: str) -> list[str]:
         return ["One problem, or one family of them, gives no error: evaluate more."]
     if not is_share(row):
         seen = 2.8 * row["stderr"]  # Miller eq. 10 at 95 % and a power of 80 %
-        return [f"A true difference below about {seen:.2f} would be missed by so many problems."]
+        return [
+            f"A true difference below about {seen:.2f} would be missed with this many problems."
+        ]
     if not row["stderr"]:
         return [stats.power_sentence(row["problems"])]
     # ψ − δ² is the variance of a problem's difference; families of problems widen it.

@@ -148,7 +148,7 @@ class Batch:
     returns_BT: Tensor | None = None
 
     def split(self, groups: int) -> "list[Batch]":
-        """The batch in parts of so many prompts with their completions."""
+        """The batch in parts of that many prompts with their completions."""
         group = len(self.tokens_BT) // len(self.prompts_NS)
         held = {name: value for name, value in vars(self).items() if value is not None}
         parts = {
