@@ -290,6 +290,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("file", type=Path, help="the sweep's YAML file")
     parser.add_argument("--ray", metavar="ADDRESS", help='a cluster: host:port, or "auto"')
     options = parser.parse_args(arguments)
+    # Also where it was started in the background, which ignores Ctrl-C by default.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         return run_sweep(options.file, options.ray)
