@@ -1,8 +1,10 @@
 """What several tests share: the real data, a run folder of their own, the embedded model."""
 
 import gc
+import json
 import os
 import shutil
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -100,3 +102,18 @@ def browser():
         )
         yield browser
         browser.close()
+
+
+class JsonHandler(BaseHTTPRequestHandler):
+    """What the local stand-ins of web services share: they answer in JSON, and log nothing."""
+
+    def reply(self, status, value):
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass

@@ -4,7 +4,7 @@ been tried), and what goes with a model's files."""
 import base64
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 import pytest
 from huggingface_hub import ModelCard
@@ -18,9 +18,10 @@ from lib.export.hub import (
 )
 from lib.export.ollama import write_templates
 from lib.files import read_json, write_json, write_jsonl
+from tests.conftest import JsonHandler
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(JsonHandler):
     """As much of huggingface.co as `create_repo` and `upload_folder` ask for."""
 
     def do_POST(self):
@@ -51,17 +52,6 @@ class Hub(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.seen.append((self.path, self.headers.get("Authorization")))
         self.reply(404, {"error": self.path})
-
-    def reply(self, status, value):
-        data = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_):
-        pass
 
 
 @pytest.fixture
