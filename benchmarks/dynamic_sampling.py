@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from lib.config import Config, resolve  # noqa: E402
-from lib.engines import VllmEngine  # noqa: E402
+from lib.engines import VllmEngine, training_sampling  # noqa: E402
 from lib.hardware import detect_hardware  # noqa: E402
 from lib.models import live_weights, load_policy  # noqa: E402
 from lib.preflight import keep, preflight  # noqa: E402
@@ -47,7 +47,6 @@ from lib.runs import (  # noqa: E402
     rollout_steps,
     write_json,
 )
-from lib.sampling import training_sampling  # noqa: E402
 from lib.stats import mean_with_error  # noqa: E402
 from lib.tasks import load_problems  # noqa: E402
 from lib.tasks.prompts import make_rows  # noqa: E402

@@ -27,12 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import ROOT, Config, resolve
-from lib.engines import TransformersEngine, VllmEngine
+from lib.engines import Sampling, TransformersEngine, VllmEngine, chat_text
 from lib.evaluation import evaluate
 from lib.hardware import detect_hardware
 from lib.models import model_folder
 from lib.runs import Run, installed_versions, open_run, read_json, write_json
-from lib.sampling import Sampling, chat_text
 from lib.tasks import get_task, make_rows
 
 TASK = get_task("small_sums", {"largest": 20})

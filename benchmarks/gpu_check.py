@@ -186,10 +186,9 @@ def adapters() -> Result:
     """Two adapters in one engine are two, and the first is itself again afterwards."""
     import torch
 
-    from lib.engines import VllmEngine
+    from lib.engines import Sampling, VllmEngine
     from lib.export import become_trained
     from lib.models import load_with_transformers, model_folder
-    from lib.sampling import Sampling
 
     config = config_of("adapters")
     folder = model_folder(config)

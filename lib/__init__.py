@@ -1,8 +1,8 @@
 """What the notebooks share. Imports point up this list only (`make lint` holds them to it).
 
 errors, hardware, keys, config     what this machine is, and what a recipe may say
-stack, gpu                         what is installed, and which way a run goes on a GPU
-files, lock, process, runs         the run folder: written whole, by one process
+files, lock, process               written whole, by one process
+stack, runs                        what is installed, which way a run goes; the run folder
 progress                           one line, with the time left
 answers/  stats                    read and compare an answer; what a difference shows
 tasks/                             data sets become problems, problems become prompts
@@ -10,7 +10,7 @@ rewards/                           what a completion is paid, by rule
 judge                              a language model behind an API as one more reward
 memory                             what a run takes, planned before it starts
 embedded, templates, adapters      the model that comes with a package; what a model must have
-models, sampling, engines          a policy to train; completions from vLLM or transformers
+models, engines                    a policy to train; completions from vLLM or transformers
 proof, preflight                   does the engine sample from the policy; is there a signal
 plots/                             figures and widgets
 training/                          TRL's GRPOTrainer, and the callbacks of 03_training

@@ -189,8 +189,8 @@ def rewards_hold(
     rewards: Sequence[Callable], weights: Sequence[float], rows: Sequence[dict], form: Any
 ) -> Iterator[Finding]:
     """Rewards on made-up completions: they run, pay something, and take each one by itself."""
+    from lib.engines import Completion
     from lib.rewards import score, temptations
-    from lib.sampling import Completion
 
     tries = [(row, text) for row in rows[:4] for text in temptations(row, form).values()]
     batch = [row for row, _ in tries]
@@ -382,9 +382,8 @@ class Probe:
 
     def completions(self) -> Iterator[Finding]:
         """Of the base model: are they cut off, and do the rewards tell them apart?"""
-        from lib.engines import make_engine
+        from lib.engines import make_engine, training_sampling
         from lib.preflight import preflight
-        from lib.sampling import training_sampling
 
         task, training, _, examples = load_problems(self.config)
         rows = make_rows(training, self.config.prompt_format, self.config.shots, examples)
@@ -404,9 +403,8 @@ class Probe:
 
     def proof(self) -> Iterator[Finding]:
         """That the engine samples from the policy that is trained."""
-        from lib.engines import VllmEngine
+        from lib.engines import VllmEngine, chat_text, training_sampling
         from lib.models import live_weights, load_policy
-        from lib.sampling import chat_text, training_sampling
 
         engine, on_gpu = self.engine, self.config.profile != "cpu"
         if on_gpu:  # which it had alone

@@ -5,28 +5,92 @@
     # per prompt a list of n completions: text, token ids, finish reason
 
 An engine holds one model. `hand_over` gives it other weights of the same shape
-(a merged policy) in place, without a restart. What goes in and what comes out
-stands in `lib.sampling`.
+(a merged policy) in place, without a restart.
 """
 
 import gc
+import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lib.config import Config
 from lib.errors import BadInput
-from lib.gpu import raise_if_memory
 from lib.hardware import cap_gpu_memory
-from lib.sampling import Completion, Messages, Sampling, chat_text
+from lib.stack import LORA_RANKS, raise_if_memory
 from lib.templates import ready_tokenizer
 
-LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has kernels for
 ALONE, ALONE_T4 = 0.9, 0.85  # of the card's memory, for an engine with nothing beside it
+Messages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn; temperature 0 is greedy.
+
+    Attributes:
+        n: completions a prompt.
+        max_tokens, min_tokens: at most and at least that many tokens each.
+        seed: of the whole call; the same call on the same engine repeats itself.
+    """
+
+    n: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_tokens: int = 256
+    min_tokens: int = 0
+    seed: int = 0
+    logprobs: bool = False
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What came back: finish_reason is "stop" where the model ended its turn, else "length".
+
+    Attributes:
+        logprobs: one a token, under the sampled model at temperature 1; None if not asked for.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    logprobs: tuple[float, ...] | None = None
+
+
+def training_sampling(config: Config, n: int = 1, step: int = 0) -> Sampling:
+    """How completions are drawn in training; what a step draws depends on seed and step alone."""
+    return Sampling(
+        n=n,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
+        max_tokens=config.max_completion_length,
+        seed=config.seed + step,
+    )
+
+
+def chat_text(tokenizer: Any, messages: Messages) -> str:
+    """The prompt as the model reads it, up to where its own turn begins."""
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def prompt_hash(prompts: Sequence[Messages]) -> str:
+    """A digest of all prompts: two evaluations compare only where it is the same."""
+    text = json.dumps(list(prompts), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+
+
 Answers = Iterator[tuple[int, list[Completion]]]  # a prompt's index, and its completions
 
 
-class Engine(Protocol):
+class Engine:
     """
     Attributes:
         notes: sentences to show, such as why vLLM is not used.
@@ -35,20 +99,24 @@ class Engine(Protocol):
 
     name: str
     notes: list[str]
-    takes_adapters: bool
-    adapter: Path | None
+    takes_adapters = False
+    adapter: Path | None = None
 
     def stream(self, prompts: Sequence[Messages], sampling: Sampling) -> Answers:
         """All prompts at once, so that the engine stays full; each as soon as it is answered."""
+        raise NotImplementedError
 
     def generate(self, prompts: Sequence[Messages], sampling: Sampling) -> list[list[Completion]]:
         """n completions for each prompt, in the prompts' order."""
+        return in_order(self.stream(prompts, sampling))
 
     def hand_over(self, weights: Iterable[tuple[str, Any]]) -> None:
         """Take other weights of the same shape: (name, tensor) as in the model's state dict."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Give the memory back, as far as the engine can."""
+        gc.collect()
 
 
 def make_engine(
@@ -134,8 +202,6 @@ def engine_arguments(
     if config.profile == "cpu":
         # Compiling takes longer than a small evaluation. A short prompt fills none of the usual
         # blocks of 128, and only full ones are shared.
-        from lib.vllm_cpu import draw_without_compiler
-
         draw_without_compiler()
         return arguments | dict(enforce_eager=True, block_size=32)
     if share is None:
@@ -156,13 +222,39 @@ def lora_rank(r: int) -> int:
     Raises:
         BadInput: there is none.
     """
-    for rank in LORA_RANKS:
-        if rank >= r:
-            return rank
-    raise BadInput(f"r {r} is above {LORA_RANKS[-1]}, vLLM's largest: lower it.", key="rank")
+    if r > LORA_RANKS[-1]:
+        raise BadInput(f"r {r} is above {LORA_RANKS[-1]}, vLLM's largest: lower it.", key="rank")
+    return next(rank for rank in LORA_RANKS if rank >= r)
 
 
-class VllmEngine:
+def draw_without_compiler() -> None:
+    """Have vLLM on a CPU draw tokens without a compiler, in this process from now on.
+
+    It draws with a random number for every word of the vocabulary, in functions that torch compiles
+    at first use, also where `enforce_eager` is set: that takes a C++ compiler and some seconds in
+    every process, and uncompiled they make a decoding step half as long again.
+    """
+    from vllm.v1.sample import sampler
+    from vllm.v1.sample.ops import topk_topp_sampler
+
+    topk_topp_sampler.compiled_random_sample = draw
+    sampler.batched_count_greater_than = lambda logprobs_BV, chosen_B1: (
+        logprobs_BV >= chosen_B1
+    ).sum(-1)
+
+
+def draw(logits_BV: Any) -> Any:
+    """A token for each row, [B], from softmax(logits): one uniform number, by the distribution
+    function's inverse. It is summed in 64 bit, or its tail would be rounded away."""
+    import torch
+
+    upto_BV = logits_BV.softmax(-1).cumsum(-1, dtype=torch.float64)
+    at_B1 = torch.rand(len(upto_BV), 1, dtype=torch.float64) * upto_BV[:, -1:]
+    drawn_B1 = torch.searchsorted(upto_BV, at_B1, right=True)
+    return drawn_B1[:, 0].clamp(max=upto_BV.shape[1] - 1)  # past the end where nothing is a number
+
+
+class VllmEngine(Engine):
     """vLLM in this process, on a GPU or (package vllm-cpu) on the processor.
 
     Args:
@@ -199,12 +291,8 @@ class VllmEngine:
         self.llm, self.tokenizer = llm, ready_tokenizer(llm.get_tokenizer(), folder)
         self._adapters: dict[tuple[str, int], int] = {}  # (file, when it was written): its id
         self.notes: list[str] = []
-        self.adapter: Path | None = None
         self.takes_adapters = llm.llm_engine.vllm_config.lora_config is not None
         self._waiting: list[str] = []  # requests that an interrupted stream left
-
-    def generate(self, prompts, sampling):
-        return in_order(self.stream(prompts, sampling))
 
     def stream(self, prompts, sampling):
         texts = [chat_text(self.tokenizer, prompt) for prompt in prompts]
@@ -231,17 +319,8 @@ class VllmEngine:
         # torch's generator, and the GPU's gives each request a seed from numpy's.
         torch.manual_seed(sampling.seed)
         np.random.seed(sampling.seed % 2**32)
-        params = SamplingParams(
-            n=sampling.n,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-            repetition_penalty=sampling.repetition_penalty,
-            max_tokens=sampling.max_tokens,
-            min_tokens=sampling.min_tokens,
-            logprobs=0 if sampling.logprobs else None,
-        )
+        scored = dict(seed=None, logprobs=0 if sampling.logprobs else None)
+        params = SamplingParams(**asdict(sampling) | scored)
         requests = [{"prompt_token_ids": list(ids)} for ids in prompts]
         first = self.llm.request_counter.counter
         self._waiting = [str(first + i) for i in range(len(requests))]
@@ -256,7 +335,7 @@ class VllmEngine:
 
     def close(self):
         del self.llm
-        gc.collect()
+        super().close()
 
     def _lora_request(self):
         """A request of its own for each adapter as it is now: vLLM takes an id it has seen before
@@ -280,30 +359,23 @@ def _from_vllm(output: Any) -> Completion:
     return Completion(output.text, tuple(output.token_ids), reason, logprobs)
 
 
-class TransformersEngine:
+class TransformersEngine(Engine):
     """transformers' generate: slower, and runs wherever torch does."""
 
     name = "transformers"
     batch = 64  # sequences at once
     batch_with_logprobs = 8  # each of their tokens then keeps a whole vocabulary of numbers
-    takes_adapters = False
-    adapter = None
 
     def __init__(self, config: Config, folder: Path, as_trained: bool = False):
         from transformers import AutoModelForCausalLM
 
-        from lib.models import in_4_bit, load_tokenizer, torch_dtype
-        from lib.output_layer import widen_head
+        from lib.models import load_tokenizer, plain_arguments, widen_head
 
         self.notes: list[str] = []
-        quantized = in_4_bit(config) if as_trained and config.load_in_4bit else None
         self.tokenizer = load_tokenizer(folder)
-        self.model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=torch_dtype(config),
-            quantization_config=quantized,
-            device_map="cpu" if config.profile == "cpu" else {"": 0},
-        ).eval()
+        plain = dict(full_finetuning=False, load_in_4bit=as_trained and config.load_in_4bit)
+        arguments = plain_arguments(config.model_copy(update=plain), folder)
+        self.model = AutoModelForCausalLM.from_pretrained(**arguments).eval()
         if config.cast_lm_head_to_fp32:
             widen_head(self.model)
 
@@ -313,9 +385,6 @@ class TransformersEngine:
         engine = cls.__new__(cls)
         engine.notes, engine.model, engine.tokenizer = [], model, tokenizer
         return engine
-
-    def generate(self, prompts, sampling):
-        return in_order(self.stream(prompts, sampling))
 
     def stream(self, prompts, sampling):
         import torch
@@ -383,4 +452,4 @@ class TransformersEngine:
 
     def close(self):
         del self.model
-        gc.collect()
+        super().close()

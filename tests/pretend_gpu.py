@@ -26,7 +26,8 @@ from lib.engines import engine_arguments
 from lib.hardware import GIB, Hardware, gpu_environment
 from lib.memory import SHAPES, check_fit
 from lib.models import unsloth_arguments
-from lib.stack import PACKAGES, Stack, installation
+from lib.process import STACK
+from lib.stack import Stack, installation
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def main(name: str, *recipes: str) -> None:
                 config = resolve(recipe, {"profile": "auto"}, card.hardware)
                 if config.model not in SHAPES or config.model == "embedded":
                     continue
-                stack = Stack(dict.fromkeys(PACKAGES, "1"), "580.95.05", "13.0")
+                stack = Stack(dict.fromkeys(STACK, "1"), "580.95.05", "13.0")
                 refused = [str(f) for f in installation(config, card.hardware, stack) if f.stops]
                 seen = {"recipe": recipe, "refused": refused}
                 if not refused:

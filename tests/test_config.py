@@ -7,7 +7,7 @@ import pytest
 
 from lib.config import RECIPES, ROOT, Config, notebook_config, resolve, with_changes
 from lib.errors import BadInput
-from lib.hardware import PROFILES, Hardware, choose_profile, parse_gpu
+from lib.hardware import PROFILES, Hardware, choose_profile
 from lib.keys import ALIASES, translate
 from tests.conftest import CPU, L4, T4
 
@@ -233,18 +233,18 @@ def test_every_recipe_resolves_on_every_hardware(path, hardware):
 
 
 @pytest.mark.parametrize(
-    ("listing", "profile"),
+    ("gpu", "memory", "capability", "profile"),
     [
-        ("Tesla T4, 15360, 7.5", "t4"),
-        ("NVIDIA GeForce RTX 4080, 16376, 8.9", "rtx16"),
-        ("NVIDIA L4, 23034, 8.9", "l4"),
-        ("NVIDIA A100-SXM4-40GB, 40960, 8.0", "a100"),
-        ("NVIDIA H100 80GB HBM3, 81559, 9.0", "h100"),
-        ("", "cpu"),
+        ("Tesla T4", 15.0, 7.5, "t4"),
+        ("NVIDIA GeForce RTX 4080", 16.0, 8.9, "rtx16"),
+        ("NVIDIA L4", 22.5, 8.9, "l4"),
+        ("NVIDIA A100-SXM4-40GB", 40.0, 8.0, "a100"),
+        ("NVIDIA H100 80GB HBM3", 79.6, 9.0, "h100"),
+        ("", 0.0, 0.0, "cpu"),
     ],
 )
-def test_profile_is_chosen_by_the_gpu(listing, profile):
-    assert choose_profile(Hardware(*parse_gpu(listing))) == profile
+def test_profile_is_chosen_by_the_gpu(gpu, memory, capability, profile):
+    assert choose_profile(Hardware(gpu, memory, capability)) == profile
 
 
 @pytest.mark.parametrize(("cap", "profile"), [(16.0, "rtx16"), (24, "l4"), (0.0, "h100")])

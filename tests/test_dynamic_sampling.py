@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lib.config import resolve
+from lib.engines import chat_text
 from lib.runs import append_jsonl, open_run, read_jsonl
-from lib.sampling import chat_text
 from lib.tasks import get_task
 from lib.tasks.prompts import make_rows
 from lib.training.dynamic_sampling import DynamicSampling, Groups, resample

@@ -11,7 +11,7 @@ import pytest
 
 from lib import stats
 from lib.config import ROOT, resolve
-from lib.engines import TransformersEngine, make_engine
+from lib.engines import Sampling, TransformersEngine, make_engine
 from lib.errors import BadInput
 from lib.evaluation import candidate_name, evaluate, tracked
 from lib.evaluation.breakdowns import (
@@ -43,7 +43,6 @@ from lib.runs import (
     write_json,
     write_jsonl,
 )
-from lib.sampling import Sampling
 from lib.tasks import get_task, make_rows
 from lib.tasks.judging import harness_scores, judge
 from lib.tasks.problems import Problem

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lib.config import resolve
+from lib.engines import chat_text
 from lib.export import certificate as c
 from lib.export.examples import example_eval, main
 from lib.export.gguf import LlamaCpp, write_gguf
@@ -21,7 +22,6 @@ from lib.export.serve import serve_gguf
 from lib.files import read_json, write_json
 from lib.models import load_policy, load_tokenizer
 from lib.runs import open_run
-from lib.sampling import chat_text
 from lib.tasks import load_problems, make_rows
 from tests.conftest import CPU
 

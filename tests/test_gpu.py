@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from lib import gpu
+from lib import stack
 from lib.adapters import check_adapter
 from lib.config import ROOT, resolve
 from lib.engines import VllmEngine, engine_arguments, no_vllm
 from lib.errors import BadInput
-from lib.gpu import choose_backend, raise_if_memory
 from lib.hardware import gpu_environment
 from lib.models import (
     lora_arguments,
@@ -25,7 +24,7 @@ from lib.models import (
     plain_arguments,
     unsloth_arguments,
 )
-from lib.stack import Stack
+from lib.stack import Stack, choose_backend, raise_if_memory
 from tests.conftest import CPU, L4, SMALL, T4
 
 FOUR_BIT = dict(load_in_4bit=True, model="embedded")
@@ -40,8 +39,8 @@ def installed(monkeypatch):
     """As if the GPU lock were installed, but for the packages that a test takes out."""
     versions = {"torch": "2.13.0", "vllm": "0.31.0", "vllm-bnb-plugin": "0.0.3"}
     versions |= {"bitsandbytes": "0.50.2", "unsloth": "2026.10.9"}
-    stack = Stack(versions, "580.95.05", "13.0")
-    monkeypatch.setattr(gpu, "read_stack", lambda: stack)
+    complete = Stack(versions, "580.95.05", "13.0")
+    monkeypatch.setattr(stack, "read_stack", lambda: complete)
     return versions
 
 
@@ -115,7 +114,7 @@ def test_without_unsloth_a_step_is_trained(tmp_path, monkeypatch):
 
 
 def test_an_old_driver_stops(monkeypatch, installed):
-    monkeypatch.setattr(gpu, "read_stack", lambda: Stack(installed, "550.54.15", "13.0"))
+    monkeypatch.setattr(stack, "read_stack", lambda: Stack(installed, "550.54.15", "13.0"))
     with pytest.raises(BadInput, match=r"requirements-cu128\.txt") as error:
         choose_backend(config_on(T4), T4)
     assert error.value.key == "driver"

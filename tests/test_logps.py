@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lib.output_layer import widen_head
+from lib.models import widen_head
 from lib.training.logps import completion_scores, plain_logps, why_not_shared
 from tests.conftest import CPU, SMALL
 

@@ -201,7 +201,7 @@ from lib.config import resolve
 from lib.engines import TransformersEngine
 from lib.models import load_policy
 from lib.process import peak_memory
-from lib.sampling import Sampling
+from lib.engines import Sampling
 from tests.conftest import SMALL
 
 words, hidden, (tokenizer, folder) = 100_000, 256, sys.argv[1:]

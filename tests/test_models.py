@@ -139,7 +139,7 @@ def test_without_unsloth_the_policy_says_so(config, monkeypatch):
 
 
 def test_samples_repeat_with_the_seed_and_differ_without(engine):
-    from lib.sampling import Sampling
+    from lib.engines import Sampling
 
     def texts(seed: int) -> list[str]:
         sampling = Sampling(2, 1.0, max_tokens=8, seed=seed)
@@ -151,7 +151,7 @@ def test_samples_repeat_with_the_seed_and_differ_without(engine):
 
 
 def test_logprobs_and_finish_reasons(engine):
-    from lib.sampling import Sampling
+    from lib.engines import Sampling
 
     [[short]] = engine.generate(QUESTIONS[:1], Sampling(max_tokens=2, logprobs=True))
     assert short.finish_reason == "length"
@@ -165,8 +165,8 @@ def test_merged_weights_in_the_engine_answer_as_the_adapter(config, embedded, ad
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from lib.engines import Sampling, chat_text
     from lib.export import become_trained, merged_weights
-    from lib.sampling import Sampling, chat_text
 
     sampling = Sampling(max_tokens=6)
     base = [c[0].text for c in engine.generate(QUESTIONS, sampling)]

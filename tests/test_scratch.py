@@ -279,7 +279,7 @@ import json, sys
 from pathlib import Path
 from lib.config import resolve
 from lib.engines import VllmEngine
-from lib.sampling import Sampling
+from lib.engines import Sampling
 from lib.hardware import Hardware
 from lib.runs import Run, quiet_process
 quiet_process(Run(Path(sys.argv[2])))

@@ -2,8 +2,7 @@
 
 import torch
 
-from lib.sampling import Sampling
-from lib.vllm_cpu import draw
+from lib.engines import Sampling, draw
 
 QUESTION = [{"role": "user", "content": "What is 2 + 3?"}]
 

@@ -4,10 +4,9 @@ import pytest
 import torch
 
 from lib.config import resolve
-from lib.engines import TransformersEngine
+from lib.engines import Sampling, TransformersEngine
 from lib.errors import BadInput
 from lib.runs import Run
-from lib.sampling import Sampling
 from lib.tasks import Problem, get_task
 from lib.tasks.prompts import make_rows
 from lib.training.warm_up import IGNORED, warm_up, worked_rows

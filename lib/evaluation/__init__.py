@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import Config, side_config
-from lib.engines import Engine
+from lib.engines import Completion, Engine, Sampling, prompt_hash
 from lib.evaluation.breakdowns import add_rewards
 from lib.evaluation.compare import compare, is_judged, summarize
 from lib.progress import Progress
@@ -29,7 +29,6 @@ from lib.runs import (
     write_json,
     write_jsonl,
 )
-from lib.sampling import Completion, Sampling, prompt_hash
 from lib.tasks import Problem, Task, fitting_rows, get_format, load_problems, make_rows
 from lib.tasks.judging import judge
 

@@ -12,9 +12,9 @@ import numpy as np
 from lib import stats
 from lib.answers import normalize_number
 from lib.config import Config
+from lib.engines import Completion
 from lib.evaluation.compare import changes, clusters_of, greedy_records
 from lib.rewards import recipe_rewards, score
-from lib.sampling import Completion
 from lib.stats import rate
 
 MAJORITY, AGREEMENT = 3, 4  # samples a problem from which a vote, or its share, says something

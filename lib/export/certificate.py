@@ -19,11 +19,11 @@ from typing import Any
 
 from lib import stats
 from lib.config import Config
+from lib.engines import Messages, Sampling, chat_text
 from lib.errors import BadInput
 from lib.export.ollama import DIALOGUES
 from lib.files import read_json, write_json
 from lib.runs import Run
-from lib.sampling import Messages, Sampling, chat_text
 from lib.tasks import Problem, Task
 from lib.tasks.judging import judge
 from lib.tasks.prompts import get_format

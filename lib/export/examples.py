@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import ROOT, Config
-from lib.engines import TransformersEngine
+from lib.engines import Sampling, TransformersEngine
 from lib.errors import BadInput
 from lib.export.hub import conversation
 from lib.export.merge import is_adapter, load_merged
 from lib.files import read_json, write_jsonl
 from lib.models import load_tokenizer, model_folder
 from lib.rewards import recipe_rewards
-from lib.sampling import Sampling
 from lib.tasks import get_format, load_problems, make_rows
 from lib.tasks.judging import judge
 

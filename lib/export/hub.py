@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import Config
+from lib.engines import Messages
 from lib.errors import BadInput
 from lib.export.merge import is_adapter
 from lib.files import read_json, read_jsonl, write_json
 from lib.models import EMBEDDED
 from lib.runs import Run
-from lib.sampling import Messages
 from lib.tasks import Problem, make_rows
 
 EMBEDDED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lib.engines import Messages
 from lib.errors import BadInput, first_line
 from lib.files import read_json, write_json
 from lib.models import load_tokenizer
-from lib.sampling import Messages
 
 DIALOGUES: dict[str, Messages] = {
     "a system text": [

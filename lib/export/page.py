@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import ROOT, Config
+from lib.engines import Messages
 from lib.export.examples import reward_table, write_samples
 from lib.export.hub import conversation, public_name
 from lib.files import write_json
 from lib.runs import Run
-from lib.sampling import Messages
 
 # (model's name, conversation) → the answer so far, again and again
 Ask = Callable[[str, Messages], Iterator[str]]

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import Config
+from lib.engines import Messages
 from lib.errors import BadInput, first_line
-from lib.sampling import Messages
 
 KEY = "GRPO_SERVER_KEY"
 

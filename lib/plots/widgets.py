@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from lib.engines import Completion
 from lib.rewards import score
 from lib.runs import Run, read_rollouts, rollout_steps
-from lib.sampling import Completion
 
 EXECUTED = "GRPO_WORKING_DIR"  # set where `lib.suite` executes a notebook, with nobody to play
 SORTS = ("advantage", "total", "tokens")  # of the rollout browser; besides, any reward's name

@@ -24,15 +24,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lib.config import Config, Keys
-from lib.engines import VllmEngine
+from lib.engines import Completion, VllmEngine, chat_text, training_sampling
 from lib.errors import BadInput
 from lib.keys import PEFT, TRL
-from lib.models import load_tokenizer, lora_targets, model_folder
-from lib.output_layer import without_head_copies
+from lib.models import load_tokenizer, lora_targets, model_folder, without_head_copies
 from lib.progress import Progress
 from lib.rewards import score
 from lib.runs import Run, append_jsonl, discard, read_json, write_json, written_whole
-from lib.sampling import Completion, chat_text, training_sampling
 from lib.scratch import (
     Batch,
     Totals,

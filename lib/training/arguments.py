@@ -25,7 +25,7 @@ FOLLOWS = {
     "vllm_importance_sampling_correction": "rollout_engine vllm, and on a CPU if asked for: TRL "
     "scores each batch a second time for it, a fifth of a step there",
     "vllm_gpu_memory_utilization": "gpu_memory_cap's share of the card",
-    "cast_lm_head_to_fp32": "lib.output_layer does it for the trainer and vLLM alike",
+    "cast_lm_head_to_fp32": "lib.models does it for the trainer and vLLM alike",
     "shuffle_dataset": "training_prompts has the prompts of all steps in their order",
     "bf16": "precision",
     "fp16": "precision",

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 
 from lib.config import Config
-from lib.engines import START_ERRORS, VllmEngine, no_vllm
+from lib.engines import START_ERRORS, VllmEngine, no_vllm, training_sampling
 from lib.errors import BadInput
 from lib.memory import by_unsloth
 from lib.models import Policy, live_weights
 from lib.runs import Run, read_json
-from lib.sampling import training_sampling
 
 TURN = 1_000_003  # between the seeds of a step's turns: more than there are steps
 ALIKE = 1e-6  # totals no further apart are the same

@@ -7,8 +7,7 @@ from typing import Any
 
 from lib.config import Config
 from lib.errors import BadInput
-from lib.models import Policy, save_adapter
-from lib.output_layer import widen_head
+from lib.models import Policy, save_adapter, widen_head
 from lib.runs import Run, read_json, read_jsonl, written_whole
 from lib.tasks.prompts import fitting_rows
 from lib.training.arguments import grpo_arguments

@@ -39,7 +39,7 @@ from transformers import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl.trainer.utils import split_tensor_dict
 
-from lib.output_layer import is_wide
+from lib.models import is_wide
 from lib.training.logps import completion_scores, plain_logps, why_not_shared
 from lib.training.survival import is_out_of_memory
 
@@ -152,7 +152,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, *others, **options
     ):
         plain = self.accelerator.unwrap_model(model)
-        by_kernel = input_ids.is_cuda and not is_wide(plain.get_output_embeddings())
+        by_kernel = input_ids.is_cuda and not is_wide(plain)
         if not self.shares_prompts and by_kernel:
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, *others, **options

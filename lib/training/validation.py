@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from lib.config import Config
-from lib.engines import Engine, TransformersEngine
+from lib.engines import Engine, Sampling, TransformersEngine
 from lib.models import Policy, live_weights, write_adapter
 from lib.runs import (
     Run,
@@ -23,7 +23,6 @@ from lib.runs import (
     write_json,
     written_whole,
 )
-from lib.sampling import Sampling
 from lib.tasks import Problem, Task, sample_problems
 from lib.tasks.judging import judge
 from lib.tasks.prompts import fitting_rows, get_format

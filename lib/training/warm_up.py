@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from lib.config import Config
+from lib.engines import Messages, chat_text
 from lib.models import Policy
 from lib.runs import Run, written_whole
-from lib.sampling import Messages, chat_text
 from lib.tasks import sample_problems
 from lib.tasks.problems import Problem
 from lib.tasks.prompts import PromptFormat, get_format
