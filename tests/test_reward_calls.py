@@ -5,8 +5,9 @@ import os
 import pytest
 
 from lib.config import ROOT, resolve
+from lib.engines import Completion
 from lib.errors import BadInput
-from lib.rewards import REWARDS, Checked, build_rewards, recipe_rewards
+from lib.rewards import REWARDS, Checked, build_rewards, recipe_rewards, score
 from tests.conftest import CPU
 
 
@@ -139,26 +140,31 @@ def test_a_file_that_does_not_work_is_named(tmp_path, name, text, sentence):
 # --- a template that opens the reasoning ---------------------------------------------------------
 
 
-def test_a_tag_that_the_template_opens_counts_as_written():
-    class Tokenizer:
-        """Of a reasoning model: its template begins the completion's reasoning itself."""
+def test_a_tag_that_the_template_opens_counts_as_written(embedded):
+    """Rows that were fitted to the policy's context name it, and every reward heeds it."""
+    from lib.models import load_tokenizer
+    from lib.tasks import Problem, fitting_rows, make_rows
 
-        def apply_chat_template(self, turns, tokenize, add_generation_prompt):
-            return f"<|user|>{turns[0]['content']}<|assistant|>\n<think>\n"
-
+    tokenizer = load_tokenizer(embedded)
+    tokenizer.chat_template += "{% if add_generation_prompt %}<think>\n{% endif %}"
     names = ("hard_format", "mark", "tag_count", "reward_format", "think_format", "xmlcount")
-    names += ("gated_format",)
-    spec = dict.fromkeys(names, 1.0)
-    config = resolve(None, {"prompt_format": "think", "rewards": spec}, CPU)
-    closed, _ = recipe_rewards(config)
-    opened, _ = recipe_rewards(config, Tokenizer())
+    names += ("gated_format", "reward_len")
+    config = resolve(None, {"prompt_format": "think", "rewards": dict.fromkeys(names, 1.0)}, CPU)
+    rewards, _ = recipe_rewards(config)
+    plain = make_rows([Problem("1", "4 + 4?", "8")], "think")
+    opened, _ = fitting_rows(plain, tokenizer, config)
     text = "4 + 4 = 8.\n</think>\n<answer>\n8\n</answer>"
-    given = dict(answer=["8"], kind=["number"])
-    full = [f(completions=[f"<think>\n{text}"], **given) for f in closed]
-    assert [f(completions=[text], **given) for f in opened] == full
-    assert [f(completions=[f"<think>\n{text}"], **given) for f in opened] == full
-    assert [f(completions=[text], **given) for f in closed] != full
-    # Another template, and another tag: nothing is added.
-    config = config.model_copy(update={"prompt_format": "reasoning"})
-    plain = [f(completions=[text], **given) for f in recipe_rewards(config, Tokenizer())[0][:2]]
-    assert plain == [f(completions=[text], **given) for f in recipe_rewards(config)[0][:2]]
+
+    def paid(text, rows):
+        return score(rewards, rows, [Completion(text, (), "stop")])
+
+    full = paid(f"<think>\n{text}", plain)
+    assert full["reward_format"] == full["think_format"] == [1.0]
+    length = {"reward_len": paid(text, plain)["reward_len"]}  # no reward for form
+    assert paid(text, opened) == full | length
+    assert paid(f"<think>\n{text}", opened) == full
+    assert paid(text, plain)["mark"] < full["mark"]
+    # Another tag: nothing is added.
+    other = config.model_copy(update={"prompt_format": "reasoning"})
+    [mark] = recipe_rewards(other.model_copy(update={"rewards": {"mark": 1.0}}))[0]
+    assert mark(completions=[text], opened_tag=["think"]) == mark(completions=[text])

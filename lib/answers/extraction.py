@@ -50,7 +50,7 @@ def find_answer(text: str | None, kind: str, lists: bool = False) -> Found:
     if not isinstance(text, str):
         return None, None
     text = _final_part(text)
-    if kind == "text" and text.rstrip().endswith("</think>"):
+    if kind == "text" and (text.rstrip().endswith("</think>") or "<think>" in text):
         return None, None  # any words of the thinking would do
     inside = inside_tags(text, "answer")
     if inside is not None and inside.strip():

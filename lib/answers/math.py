@@ -84,8 +84,8 @@ _SPELLINGS = [
 ]
 
 _REALS = re.compile(
-    r"(?:ℝ|\\mathbb\s?\{?\s?R\s?\}?+|\\(?:R|reals)(?![A-Za-z]))"
-    r"(?!\s?(?:[\^_]|\\(?:setminus|backslash)))"
+    r"(?:ℝ|\\math(?:bb|bf|rm)\s?\{?\s?(?-i:R)\s?\}?+|\\(?:R|reals)(?![A-Za-z]))"
+    r"(?!\s?(?:[\^_]|-\s?\\\{|\\(?:setminus|backslash)))"
     r"|^\W{0,3}(?:\\text\w*\{)?(?:all|any)\ (?:the\ )?real(?:s|\ numbers?)(?:\ [a-z])?\W*$",
     re.IGNORECASE,
 )
@@ -104,9 +104,11 @@ _SCALE = re.compile(
     re.IGNORECASE,
 )
 _DEGREES = re.compile(r"(?<=[\d}])\s?(?:\\text\w*\s?\{\s?)?degrees?(?![A-Za-z])\s?\}?")
-_QUOTED = re.compile(r"""(['"`])(?!\1)(.*)\1""", re.DOTALL)
-_WITHOUT_POINT = re.compile(r"^(?:[a-z] ?\\in )?\{?R ?\}? ?\\setminus ?\\\{([^,{}\\]+)\\\}$")
-_BUILDER = re.compile(r"\\\{\s?[a-zA-Z]\s?(?:\\in\s?[^|:]*)?(?:\\mid|:|\|)(.*)\\\}")
+_QUOTED = re.compile(r"""(['"`]{1,3})(?!['"`])(.*)\1""", re.DOTALL)
+_WITHOUT_POINT = re.compile(r"^(?:[a-z] ?\\in )?\{?R ?\}? ?(?:\\setminus|-) ?\\\{([^,{}\\]+)\\\}$")
+_WITHIN = re.compile(r"^\| ?([a-z]) ?\| ?(<|\\le) ?([^|,]+)$")  # |x| < 3
+_BEYOND = re.compile(r"^\| ?([a-z]) ?\| ?(>|\\ge) ?([^|,]+)$")
+_BUILDER = re.compile(r"\\?\{\s?[a-zA-Z]\s?(?:\\in\s?[^|:]*)?(?:\\mid|:|\|)(.*?)\\?\}")
 _TEXT = re.compile(
     r"\\(?:text(?:bf|it|rm|normal|sf|up)?|mbox|hbox|mathrm) ?\{([^{}]*)\}( ?\^ ?\{?[23]\}?)?"
 )
@@ -159,7 +161,7 @@ def one_spelling(latex: str) -> str:
     if quoted := _QUOTED.fullmatch(text.strip(" .")):
         text = quoted[2]
     if "\\begin" not in text:
-        text = _ESCAPED_TWICE.sub(r"\\", text)
+        text = _ESCAPED_TWICE.sub(r"\\", text).replace("\\&", ",").replace("&", ",")
     text = " ".join(text.replace("\\\\", ROW).split())
     for pattern, plain in _SPELLINGS:
         text = pattern.sub(plain, text)
@@ -168,6 +170,7 @@ def one_spelling(latex: str) -> str:
         text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
     text = _UNIT.sub(" ", text).strip(_OUTER).rstrip(".\\").strip(_OUTER)
     text = _WITHOUT_POINT.sub(r"(-\\infty ,\1) \\cup (\1, \\infty )", text)
+    text = _WITHIN.sub(r"-(\3) \2 \1 \2 \3", _BEYOND.sub(r"\1 \2 \3 , -(\3) \2 \1", text))
     builder = _BUILDER.fullmatch(text)
     return builder[1].strip(_OUTER) if builder and _COMPARES.search(builder[1]) else text
 
@@ -177,7 +180,7 @@ def one_spelling(latex: str) -> str:
 _LETTERS = re.compile(r"[A-Za-z][A-Za-z\s.'-]*")
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
 _PROSE = re.compile(r"[A-Za-z][A-Za-z\s.,;:!?'-]*")
-_INTEGER_NAME = re.compile(r"(?<![A-Za-z\\])[kmn](?![A-Za-z])|(?<=\\pi)\s?[kmn]\b")
+_INTEGER_NAME = re.compile(r"(?<![A-Za-z\\])[k-n](?![A-Za-z])|(?<=\\pi)\s?[k-n]\b")
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 _BRACKETS = {"<": "()", r"\le": "[]"}
 

@@ -38,6 +38,7 @@ _PLAIN = str.maketrans(
     }
 )  # fmt: skip
 _SUPERSCRIPT = re.compile(f"[{_RAISED}]+")
+_RATIO = re.compile(f"([{_RAISED}]+)[⁄/]([{_LOWERED}]+)")
 _BEFORE_VULGAR = re.compile(rf"(?<=\w)(?=[{_VULGAR}])")  # 2½ is 2 1/2
 _TO_LINE = str.maketrans(_RAISED, "0123456789+-")
 # A thin or fixed space between digits is a thousands separator even in running text.
@@ -48,6 +49,7 @@ def plain_characters(text: str) -> str:
     """The text with full-width digits, typographic minus signs, spaces and ½ made plain ASCII."""
     if text.isascii():
         return text.replace("\0", "")
+    text = _RATIO.sub(lambda m: unicodedata.normalize("NFKC", f" {m[1]}/{m[2]}"), text)
     text = _SUPERSCRIPT.sub(lambda m: f"^{{{m[0].translate(_TO_LINE)}}}", text)
     return _FIXED_SPACE.sub(",", _BEFORE_VULGAR.sub(" ", text)).translate(_PLAIN)
 
@@ -126,9 +128,9 @@ _EUROPEAN = re.compile(
 )
 # In running text 12,75 is one number, unless it stands in a bracket or a list.
 _EUROPEAN_IN_TEXT = re.compile(
-    r"(?<![\d.,(\[{|;-])(?<!, )"
+    r"(?<![\d.,(\[{|;])(?<!, )(?<!\d-)"
     r"(?:\d{1,3}(?:\.\d{3})+,\d{1,2}|\d{1,7},\d{1,2}|\d{1,3}(?:\.\d{3}){2,})"
-    r"(?![\d,.]*\d|\s?[,;)\]}|]|\s(?:and|or)\b)"
+    r"(?![\d,.]*\d|\s?[,;)\]}|]|\s(?:and|or)\s\W?\d)"
 )
 _ON_THE_HOUR = re.compile(r"(?<![\d:])(\d{1,2}):00(?![\d:])")  # 2:00 pm answers "at what hour?"
 _SIMPLE = re.compile(r"-?\d{1,40}(?:\.\d{1,40})?")

@@ -108,9 +108,16 @@ def number_in(place: str, where: str) -> str | None:
 
 
 _TWO_QUANTITIES = re.compile(
-    r"\W{0,3}\d[\d.,]*+(?:\s[A-Za-z]{1,20}){1,3},?\s(?:and|or)\s\d[\d.,]*+(?:\s[A-Za-z]{1,20}){0,3}\W*"
+    r"\d[\d.,]*+(?:\s(?!and|or)[A-Za-z]{2,20}){1,2}"
+    r"(?:,?\s(?:and|or)\s\d[\d.,]*+(?:\s[A-Za-z]{1,20}){1,3}|,?\s\d[\d.,]*+\s[A-Za-z]{1,20})\W*$"
 )
-_COUNTED = re.compile(r"(?<![A-Za-z\\])(?<=\d)\s[A-Za-z]{2,20}")
+# What ends in two numbers has no last one: 18-20 eggs, 5 or 6, between 5 and 6.
+_TWO_AT_THE_END = re.compile(
+    r"(?:(?P<sum>\d[\d.,]*\s?-\s?\d[\d.,]*)|(?:\d(?:\s[A-Za-z]{2,20})?\s?(?:\bto\b|\bor\b|~|\.\.+)"
+    r"|\b(?:between|from)\s\W?\d[\d.,]*(?:\s[A-Za-z]{2,20})?\sand)\s?\$?\d[\d.,]*%?)"
+    r"(?:\s[A-Za-z]{1,20}){0,3}\W*$"
+)
+_COUNTED = re.compile(r"(?<![A-Za-z\\])(?<=[\d}])\s[A-Za-z]{2,20}")
 _WORD = re.compile(
     r"(?<![A-Za-z\\])(?!(?:and|or|pi|sqrt|sin|cos|tan|log|ln|inf|infinity|oo)(?![A-Za-z]))"
     r"(?:[A-Za-z]{3,}|(?:am|an|as|at|be|by|he|if|in|is|it|me|my|no|of|on|so|to|up|us|we)(?![A-Za-z]))"
@@ -124,9 +131,7 @@ def nothing_else(text: str, kind: str) -> str | None:
     if kind in ("choice", "text") or len(text) > 200 or "\n" in text:
         return None
     if kind == "number":
-        if _TWO_QUANTITIES.fullmatch(text):
-            return NO_ANSWER
-        return text if is_arithmetic(text) else None
+        return text if is_arithmetic(text) or read_number(text) is not None else None
     bare = _WORDS_IN_LATEX.sub("", text)
     if re.fullmatch(r"(?:all|any) (?:the )?real(?:s| numbers?)\W*", bare, re.I):
         return text
@@ -145,6 +150,11 @@ def last_number(text: str) -> str | None:
         if read_number(part) is not None:
             numbers = find_numbers(part)
             return numbers[0] if len(numbers) == 1 else part
+    last_line = plain_characters(tail.rstrip().rpartition("\n")[2])
+    if _TWO_QUANTITIES.search(last_line[-160:]):
+        return NO_ANSWER
+    if two := _TWO_AT_THE_END.search(last_line[-160:]):
+        return two["sum"] or NO_ANSWER
     for size in (MAX_ANSWER, 16 * MAX_ANSWER):  # further back there is no answer
         part = text if len(text) <= size else text[-size:].partition(" ")[2]
         numbers = find_numbers(part)
@@ -217,7 +227,7 @@ def last_letter(text: str) -> str | None:
     if alone:
         return alone[1].upper()
     first = _FIRST_LETTER.match(tail) if "\n" not in text.strip() and text == tail else None
-    if first and first["closed"] and not re.search(r"[(\[][A-J][)\]]", tail[first.end() :]):
+    if first and first["closed"] and not re.search(r"\b[A-J][).:\]]", tail[first.end() :]):
         return first[1].upper()  # b. 4
     leading = set(_LINE_LETTER.findall(tail))
     if len(leading) == 1:
@@ -231,11 +241,17 @@ def last_letter(text: str) -> str | None:
 
 _TAG = re.compile(r"</?[A-Za-z][^<>\n]{0,40}>")
 _LATEX_TEXT = re.compile(r"\\(?:text\w{0,6}|mbox|mathrm|f?box(?:ed)?) ?\{([^{}]*+)\}")
-_REASON = re.compile(r",?\s(?:because|since|as it|due to)\b.*", re.DOTALL | re.IGNORECASE)
-_LEADING = re.compile(
-    r"(?:so |thus |hence )?(?:(?:it|this|that|he|she|they)\s(?:is|was|are|were)|it's)\s", re.I
+_REASON = re.compile(
+    r"(?:,?\s(?:because|since|as it|due to)|,\s(?:who|which|where))\b.*", re.DOTALL | re.IGNORECASE
 )
-_STATES = re.compile(r".*\b(?:is|are|was|were|it['’]s|say|think|believe|guess)\b:?\s", re.DOTALL)
+_LEADING = re.compile(
+    r"(?:so |thus |hence )?(?:(?:it|this|that|he|she|they)\s(?:is|was|are|were)|it's)\s"
+    r"(?:(?:in|at|on)\s)?",
+    re.IGNORECASE,
+)
+_STATES = re.compile(
+    r".*\b(?:is|are|was|were|it['’]s|say|think|believe|guess)\b:?\s(?:(?:in|at|on)\s)?", re.DOTALL
+)
 _ARTICLES = re.compile(r"\b(?:a|an|the)\s+(?=\w)")
 _NOT_PUNCTUATION = re.compile(r"(?<![^\W_])-(?=\d)|(?<=\d)\.(?=\d)|[^\W_]")
 

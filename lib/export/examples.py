@@ -16,7 +16,7 @@ from lib.export.merge import is_adapter, load_merged
 from lib.files import read_json, write_jsonl
 from lib.models import load_tokenizer, model_folder
 from lib.rewards import recipe_rewards
-from lib.tasks import get_format, load_problems, make_rows
+from lib.tasks import fitting_rows, get_format, load_problems, make_rows
 from lib.tasks.judging import judge
 
 
@@ -62,6 +62,9 @@ def example_eval(path: str | Path, n: int = 8) -> list[dict[str, Any]]:
     problems = problems[:n]
     rows = make_rows(problems, config.prompt_format, config.shots, examples)
     model, tokenizer = load_trained(path, config)
+    rows, _ = fitting_rows(rows, tokenizer, config, config.completion_tokens)
+    by_id = {problem.id: problem for problem in problems}
+    problems = [by_id[row["id"]] for row in rows]
     engine = TransformersEngine.around(model, tokenizer)
     sampling = Sampling(max_tokens=config.completion_tokens, seed=config.seed)
     answers = [c for [c] in engine.generate([row["prompt"] for row in rows], sampling)]

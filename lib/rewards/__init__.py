@@ -27,7 +27,6 @@ import importlib.util
 import inspect
 import json
 import math
-import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -53,14 +52,10 @@ LEARNED = {
 _BUILT: dict[str, tuple[list[Callable], list[float]]] = {}
 
 
-def recipe_rewards(config: Config, tokenizer: Any = None) -> tuple[list[Callable], list[float]]:
+def recipe_rewards(config: Config) -> tuple[list[Callable], list[float]]:
     """The rewards of a recipe and their weights, with its prompt's tags and its run's folder.
 
     They are built once, however often a notebook wants them.
-
-    Args:
-        tokenizer: whose chat template may open the reasoning's tag in the prompt, so that no
-            completion begins with it; the rewards for form then count it as written.
     """
     form = get_format(config.prompt_format)
     shared = dict(
@@ -68,7 +63,6 @@ def recipe_rewards(config: Config, tokenizer: Any = None) -> tuple[list[Callable
         think_tag=form.think_tag,
         max_completion_length=config.max_completion_length,
         run_folder=str(run_folder(config)),
-        opened=opened_tag(tokenizer) if tokenizer else "",
     )
     files = {name: find_file(name.partition(":")[0], config) for name in config.rewards}
     stamps = [Path(file).stat().st_mtime_ns for file in files.values() if Path(file).is_file()]
@@ -85,21 +79,12 @@ def learned_rewards(config: Config) -> list[Callable]:
     return [function for function in recipe_rewards(config)[0] if hasattr(function, "own")]
 
 
-def opened_tag(tokenizer: Any) -> str:
-    """The name of the tag with which a chat template ends the prompt ("think"), or ""."""
-    turn = [{"role": "user", "content": "?"}]
-    prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    match = re.search(r"<(\w+)>\s*$", prompt)
-    return match[1] if match else ""
-
-
 def build_rewards(
     spec: Mapping[str, float | Mapping],
     tags: str | None = "answer",
     think_tag: str | None = None,
     max_completion_length: int | None = None,
     run_folder: str | None = None,
-    opened: str = "",
     files: Mapping[str, str] | None = None,
 ) -> tuple[list[Callable], list[float]]:
     """The reward functions of a recipe and their weights, for `GRPOTrainer` and `GRPOConfig`.
@@ -113,7 +98,6 @@ def build_rewards(
         max_completion_length: in tokens, for the rewards that measure against the limit.
         run_folder: where a learned reward finds the model that this run trained.
             These four reach every reward that has such a parameter and is not given it in spec.
-        opened: the tag that the chat template opens before each completion (`opened_tag`).
         files: where the file of a name is, if not in the working folder.
 
     Returns:
@@ -125,7 +109,7 @@ def build_rewards(
     """
     if not isinstance(spec, Mapping) or not spec:
         raise BadInput(f'rewards is {spec!r}: write names and weights, {{"correctness": 1.0}}.')
-    shared = {"tags": tags, "answer_tag": tags, "think_tag": think_tag, "opened": opened}
+    shared = {"tags": tags, "answer_tag": tags, "think_tag": think_tag}
     shared |= {"max_completion_length": max_completion_length, "run_folder": run_folder}
     # tags=None says something (search free text); the others then keep their defaults.
     shared = {key: value for key, value in shared.items() if key == "tags" or value is not None}
@@ -156,6 +140,13 @@ def _build(name: str, parameters: dict, shared: dict, file: str | None) -> Calla
         return _rule(name, *rule, parameters, shared)
     target = _find(name, file)
     known = dict(inspect.signature(target).parameters)
+    call = inspect.signature(target.__call__).parameters if inspect.isclass(target) else known
+    if not any(p.kind is p.VAR_KEYWORD for p in call.values()):
+        raise BadInput(
+            f'Reward "{name}" does not take the data set\'s columns: write it as '
+            f"def {title}(prompts, completions, **columns).",
+            key="signature",
+        )
     if inspect.isclass(target):
         _check_parameters(name, parameters, known)
         given = {key: value for key, value in shared.items() if key in known}
@@ -165,7 +156,8 @@ def _build(name: str, parameters: dict, shared: dict, file: str | None) -> Calla
     _check_parameters(name, parameters, known)
     if parameters:
         return with_name(functools.partial(_with_parameters, target, parameters), title)
-    return target if hasattr(target, "__name__") else with_name(target, title)
+    named = getattr(target, "__name__", "<lambda>") != "<lambda>"
+    return target if named else with_name(target, title)
 
 
 def _with_parameters(function: Callable, parameters: Mapping, /, **columns):
@@ -180,12 +172,8 @@ def _rule(name: str, apply: Callable, score: Callable, parameters: dict, shared:
     if apply is per_answer:
         known["tags"] = inspect.Parameter("tags", inspect.Parameter.KEYWORD_ONLY, default="answer")
     _check_parameters(name, parameters, known)
-    given = {key: value for key, value in shared.items() if key in known} | parameters
-    think_tag = given.get("think_tag", known["think_tag"].default if "think_tag" in known else "")
-    if shared.get("opened") and shared["opened"] == (
-        "think" if name == "think_format" else think_tag
-    ):
-        given["opened"] = f"<{shared['opened']}>"
+    given = {"think_tag": known["think_tag"].default} if "think_tag" in known else {}
+    given |= {key: value for key, value in shared.items() if key in known} | parameters
     function = functools.partial(apply, score, given)
     function([], [""], answer=["1"], kind=["number"], completion_ids=[[]])
     return with_name(functools.update_wrapper(function, score), name)
@@ -213,16 +201,13 @@ def _find(name: str, file: str | None) -> Callable:
         registered = REWARDS[name]
         return registered if inspect.isfunction(registered) else type(registered)
     path, colon, attribute = str(name).partition(":")
-    if colon:
+    if colon or path.endswith(".py"):
         module = _module_of(Path(file or path).expanduser(), name)
-        if not hasattr(module, attribute):
-            own = [
-                n
-                for n, v in vars(module).items()
-                if getattr(v, "__module__", "") == module.__name__
-            ]
+        own = {n: v for n, v in (REWARDS | vars(module)).items()
+               if getattr(v, "__module__", "") == module.__name__}  # fmt: skip
+        if attribute not in own | vars(module):
             raise BadInput(f'{path} has no reward "{attribute}": {nearest(attribute, own)}')
-        return _callable(name, getattr(module, attribute))
+        return _callable(name, (vars(module) | own)[attribute])
     module, _, attribute = LEARNED.get(name, str(name)).rpartition(".")
     if not module:
         raise BadInput(
@@ -357,7 +342,7 @@ class Checked:
             values = self.reward(**given)
             if inspect.isawaitable(values):
                 values = _awaited(values)
-            if isinstance(values, str | Mapping | set):
+            if isinstance(values, str | Mapping | set) or not hasattr(values, "__iter__"):
                 raise TypeError(f"it returned a {type(values).__name__}, not a list of numbers")
             values = list(values)
         except BadInput:
@@ -365,7 +350,7 @@ class Checked:
         except Exception as error:  # whatever a user's function may raise
             raise BadInput(
                 f'The reward "{name}" failed with {type(error).__name__} ({error}) in '
-                f"{_place(error)}: fix it.",
+                f"{_place(error, self.reward)}: fix it.",
                 key="reward-failed",
             ) from error
         if len(values) != count:
@@ -408,11 +393,13 @@ def _awaited(values: Any) -> Any:
         return pool.submit(asyncio.run, wait()).result()
 
 
-def _place(error: Exception) -> str:
+def _place(error: Exception, reward: Callable) -> str:
     """The line of the reward that raised it, or called what did: "rewards.py, line 12"."""
     frames = traceback.extract_tb(error.__traceback__)
     passing = ("/asyncio/", "/concurrent/", Path(__file__).as_posix())
     own = [f for f in frames if not any(part in Path(f.filename).as_posix() for part in passing)]
+    if not own and (code := getattr(inspect.unwrap(reward), "__code__", None)):
+        return f"{Path(code.co_filename).name}, line {code.co_firstlineno}"
     frame = (own or frames)[0]
     return f"{Path(frame.filename).name}, line {frame.lineno}"
 

@@ -25,7 +25,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 from lib import answers
 from lib.answers.extraction import inside_tags
@@ -47,8 +46,7 @@ def per_text(
     score: Callable, parameters: Mapping, /, prompts=None, completions=(), **columns
 ) -> list[float]:
     """`score(text, **parameters)` for each completion."""
-    opened, given = parameters.get("opened", ""), _without(parameters, "opened")
-    return [score(_text(completion, opened), **given) for completion in completions]
+    return [score(text, **parameters) for text in _texts(completions, columns, parameters)]
 
 
 def per_tokens(
@@ -62,9 +60,8 @@ def per_answer(
     score: Callable, parameters: Mapping, /, prompts=None, completions=(), **columns
 ) -> list[float | None]:
     """`score(attempt, **parameters)` for each; None where the gold answer cannot be read."""
-    tags, opened = parameters.get("tags", "answer"), parameters.get("opened", "")
-    given = _without(parameters, "tags", "opened")
-    texts = [_text(completion, opened) for completion in completions]
+    given = dict(parameters)
+    tags, texts = given.pop("tags", "answer"), _texts(completions, columns, parameters)
     golds = need_column(columns, "answer", score)
     kinds = columns.get("kind") or ["math"] * len(texts)
     ids = columns.get("completion_ids") or [None] * len(texts)
@@ -76,14 +73,13 @@ def per_answer(
     return values
 
 
-def _without(parameters: Mapping, *names: str) -> dict:
-    return {key: value for key, value in parameters.items() if key not in names}
-
-
-def _text(completion: Any, opened: str) -> str:
-    """A completion's text, behind the tag that the chat template opens before it ("<think>")."""
-    text = message_text(completion)
-    return text if not opened or text.lstrip().startswith(opened) else f"{opened}\n{text}"
+def _texts(completions: Sequence, columns: Mapping, parameters: Mapping) -> list[str]:
+    """The completions' texts, behind the reasoning's tag where the chat template opens it."""
+    texts = [message_text(completion) for completion in completions]
+    tag = parameters.get("think_tag")
+    if tag is None or tag not in (columns.get("opened_tag") or ()):
+        return texts
+    return [t if t.lstrip().startswith(f"<{tag}>") else f"<{tag}>\n{t}" for t in texts]
 
 
 def need_column(columns: Mapping, name: str, score: Callable) -> Sequence:
@@ -405,16 +401,14 @@ def reward_format(text: str, *, value=1.0, think_tag="think", answer_tag="answer
     return value if sections(text, think_tag, answer_tag, alone=True) else 0.0
 
 
-def think_format(text: str) -> float:
-    """TRL's `think_format_reward`: 1.0 for "<think>…</think>…", where <think> stands once, first.
+def think_format(text: str, *, think_tag="think") -> float:
+    """1.0 for "<think>…</think>…", where <think> stands once, first; any end will do.
 
-    Any end will do, none and an empty reasoning included.
+    (TRL's `think_format_reward`; an empty reasoning is paid as well.)
     """
-    if not text.startswith("<think>"):
-        return 0.0
-    from trl.rewards import think_format_reward
-
-    return think_format_reward([[{"content": text}]])[0]
+    opened, closed, _ = text.partition(f"</{think_tag}>")
+    first = opened.startswith(f"<{think_tag}>") and text.count(f"<{think_tag}>") == 1
+    return float(first and bool(closed))
 
 
 def digit(text: str, *, value=0.5, answer_tag="answer") -> float:

@@ -49,6 +49,7 @@ from lib.scratch.lora import (
     save_lora,
     without_lora,
 )
+from lib.tasks import fitting_rows
 from lib.training.checkpoints import check_fills_a_step, check_resumable, fresh_checkpoints
 from lib.training.rollouts import rollout_row
 from lib.training.survival import need_number, survived
@@ -103,12 +104,15 @@ class Learner:
         check_settings(config)
         check_fills_a_step(rows, config)
         check_resumable(config, run)
-        self.config, self.rows, self.run, self.engine = config, rows, run, engine
+        self.config, self.run, self.engine = config, run, engine
         self.rewards, self.weights = rewards, np.array(weights)
         self.base, self.step, self.tokens = model_folder(config), 0, 0
         # fp16 would need its loss scaled; where there is no bf16, fp32 serves.
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self.tokenizer = load_tokenizer(self.base)
+        self.rows, note = fitting_rows(rows, self.tokenizer, config)
+        check_fills_a_step(self.rows, config)
+        print(note, end="\n" * bool(note))
         self.model = AutoModelForCausalLM.from_pretrained(self.base, dtype=dtype)
         without_head_copies(self.model.to("cpu" if config.profile == "cpu" else "cuda"))
         torch.manual_seed(config.seed)  # LoRA's A is drawn at random

@@ -7,6 +7,7 @@ the rows are loaded from the Hub. `OwnRows` (task "file") takes a file of one's 
 place, `HubRows` (task "hub") any data set on the Hub; their columns are named in the recipe.
 """
 
+import ast
 import csv
 import hashlib
 import json
@@ -202,6 +203,7 @@ class PreferencePairs(StoredTask):
 
     def problem(self, row, id):
         content = row.get("question") or row.get("prompt")
+        row = row | {side: _unpacked(row[side]) for side in ("chosen", "rejected")}
         if content is None and isinstance(row["chosen"], list):  # the question is in both dialogues
             content = row["chosen"][:-1]
         question, meta = conversation(content, id)
@@ -362,7 +364,7 @@ def _json(data: bytes, where: str) -> Any:
             f"tokenizer reads: fix that line.",
             key="surrogate",
         ) from None
-    except ValueError as error:  # broken JSON or broken UTF-8
+    except (ValueError, RecursionError) as error:  # broken JSON or broken UTF-8
         raise BadInput(f"{where} is not valid JSON ({error}): fix that line.") from None
 
 
@@ -372,8 +374,9 @@ def _read_csv(path: Path) -> list[tuple[str, dict]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
             file.seek(0)
-            separator = max(",;\t", key=header.count)
-            reader = csv.DictReader(file, delimiter=separator)
+            separator = max(",;\t|", key=header.count)
+            csv.field_size_limit(1 << 30)
+            reader = csv.DictReader(file, delimiter=separator, skipinitialspace=True)
             rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
     except UnicodeDecodeError:
         raise BadInput(f"{path} is not UTF-8: save it as UTF-8.", "encoding") from None
@@ -461,22 +464,48 @@ def conversation(content: Any, id: str) -> tuple[str, dict[str, Any]]:
     Raises:
         BadInput: messages that do not end with a user's, or something else altogether.
     """
+    content = _unpacked(content)
     if isinstance(content, str | int | float):
         return str(content), {}
-    wanted = (
-        "the question must be a text, or chat messages {role, content} that end with the user's: "
-        "fix that row"
-    )
-    if not isinstance(content, list) or not all(
-        isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in content
+    messages = content if isinstance(content, list) else [content]
+    turns = [_turn(message) for message in messages]
+    system = turns.pop(0)["content"] if turns and turns[0].get("role") == "system" else ""
+    if (
+        not all(turns)
+        or not turns
+        or turns[-1]["role"] != "user"
+        or not turns[-1]["content"].strip()
     ):
-        raise BadInput(f"{id}: {wanted}.", "question")
-    turns = [{"role": turn["role"], "content": message_text(turn)} for turn in content]
-    system = [turns.pop(0)["content"]] if turns and turns[0]["role"] == "system" else []
-    if not turns or turns[-1]["role"] != "user":
-        raise BadInput(f"{id}: {wanted}.", "question")
-    meta = {"system": system[0]} if system else {}
-    return turns[-1]["content"], meta | ({"turns": turns[:-1]} if turns[:-1] else {})
+        raise BadInput(
+            f"{id}: the question must be a text, or chat messages {{role, content}} that end with "
+            f"the user's: fix that row.",
+            key="question",
+        )
+    meta = {"system": system} if system else {}
+    return turns[-1]["content"], meta | ({"earlier_turns": turns[:-1]} if turns[1:] else {})
+
+
+def _turn(message: Any) -> dict[str, str]:
+    """A chat message, also as {from, value}; {} for what is none."""
+    if not isinstance(message, dict) or not {"role", "from"} & message.keys():
+        return {}
+    role = message.get("role") or message["from"]
+    role = {"human": "user", "gpt": "assistant"}.get(role, role)
+    return {"role": role, "content": message_text(message)}
+
+
+def _unpacked(content: Any) -> Any:
+    """Messages that a table keeps as text, in JSON or as Python writes them; else as it is."""
+    if not isinstance(content, str) or not re.match(
+        r"\s*\[?\s*\{\s*['\"](?:role|from|content)['\"]", content
+    ):
+        return content
+    for read in (json.loads, ast.literal_eval):  # of literals alone: nothing is executed
+        try:
+            return read(content)
+        except (ValueError, SyntaxError, RecursionError):
+            continue
+    return content
 
 
 def message_text(message: Any) -> str:
@@ -490,7 +519,8 @@ def message_text(message: Any) -> str:
     if message is None:
         return ""
     if isinstance(message, dict):  # a message, or one typed part of a message
-        return message_text(message.get("content", message.get("text")))
+        keys = (key for key in ("content", "text", "value") if key in message)
+        return message_text(message.get(next(keys, "")))
     if not isinstance(message, list | tuple):
         return str(message)
     if all(isinstance(turn, dict) and "content" in turn for turn in message):

@@ -14,6 +14,8 @@ columns only need naming, none is needed: see `lib.tasks.datasets.OwnRows`):
 
 import hashlib
 import math
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -40,8 +42,8 @@ class Problem:
             the data set has it in, it is text here (`gold_text`).
         meta: what else the data set knows (solution, level, subject, options …). An entry
             named "cluster" marks problems that belong together (`lib.stats` widens errors
-            for them); "system" is a system message of the data set's own, and "turns" the chat
-            messages that come before the question.
+            for them); "system" is a system message of the data set's own, and "earlier_turns" the
+            chat messages that come before the question.
         kind: how answers are compared: "number", "math", "choice", "text" (words), or "open" (no
             answer is right or wrong: a summary).
     """
@@ -58,14 +60,18 @@ class Problem:
 
     @property
     def key(self) -> str:
-        """The question without case and spacing: equal where two problems ask the same."""
-        turns = [turn["content"] for turn in self.meta.get("turns") or ()]
-        return " ".join(" ".join([*turns, self.question]).split()).casefold()
+        """The question without case and spaces: equal where two problems ask the same."""
+        turns = [turn["content"] for turn in self.meta.get("earlier_turns") or ()]
+        text = unicodedata.normalize("NFKC", " ".join([*turns, self.question])).casefold()
+        return "".join(text.replace("\u200b", "").split())
 
     @property
     def readable(self) -> bool:
         """Whether an answer can be graded against the gold at all."""
         return self.kind == OPEN or answers.gold_parses(self.answer, self.kind)
+
+
+_QUOTED_ITEM = re.compile(r"""\s*\[\s*(['"])([^'"]+)\1\s*\]\s*""")
 
 
 def gold_text(value: Any, where: str) -> str:
@@ -82,6 +88,8 @@ def gold_text(value: Any, where: str) -> str:
         value = value.tolist()
     if isinstance(value, Mapping) and "ground_truth" in value:  # verl's `reward_model` column
         value = value["ground_truth"]
+    if isinstance(value, str) and (quoted := _QUOTED_ITEM.fullmatch(value)):
+        return quoted[2]  # ["2"] as a table's cell
     if isinstance(value, list | tuple) and len(value) == 1:
         return gold_text(value[0], where)
     if is_missing(value):

@@ -53,7 +53,7 @@ class PromptFormat:
 
     def show(self, problem: Problem) -> str:
         """The problem's own solution as a completion in this format, for a worked example."""
-        solution = problem.meta.get("solution") or ""
+        solution = str(problem.meta.get("solution") or "")
         if "{solution}" in self.example and not solution:
             raise BadInput(
                 f"Problem {problem.id} has no worked solution to show as an example in prompt "
@@ -155,8 +155,8 @@ def make_rows(
 
 def _row(problem: Problem, prompt_format: PromptFormat, turns: list[dict]) -> dict:
     system = prompt_format.system or problem.meta.get("system")
-    prompt = [{"role": "system", "content": system}] if system else []
-    prompt += [*turns, *problem.meta.get("turns", ())]
+    prompt = [{"role": "system", "content": str(system)}] if system else []
+    prompt += [*turns, *problem.meta.get("earlier_turns", ())]
     prompt += [{"role": "user", "content": prompt_format.ask(problem.question)}]
     values = (prompt, problem.answer, problem.id, problem.question, problem.kind)
     return dict(zip(ROW_COLUMNS, values, strict=True))
@@ -174,7 +174,7 @@ def _meta_columns(problems: Sequence[Problem]) -> dict[str, list]:
     names = dict.fromkeys(name for problem in problems for name in problem.meta)
     columns = {}
     for name in names:
-        if name in _TRAINER_COLUMNS or name in ROW_COLUMNS or name == "turns":
+        if name in _TRAINER_COLUMNS or name in ROW_COLUMNS or name == "earlier_turns":
             continue
         values = [problem.meta.get(name) for problem in problems]
         types = {type(value) for value in values if value is not None}
@@ -203,6 +203,9 @@ def fitting_rows(
 ) -> tuple[list[dict], str]:
     """The rows whose prompt leaves room for a whole completion in max_seq_length, and a note.
 
+    Where the chat template ends the prompt with a tag ("<think>"), which no completion can then
+    begin with, the rows name it in the column "opened_tag": rewards for form count it as written.
+
     Args:
         completion: tokens of a completion; 0: max_completion_length.
 
@@ -219,6 +222,8 @@ def fitting_rows(
         for row in rows
     ]
     lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+    if opened := re.search(r"<(\w+)>\s*$", texts[0]):
+        rows = [row | {"opened_tag": opened[1]} for row in rows]
     room = config.max_seq_length - completion
     fitting = [row for row, length in zip(rows, lengths, strict=True) if length <= room]
     if len(fitting) == len(rows):
