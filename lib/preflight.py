@@ -220,7 +220,6 @@ def look(recipe: str) -> str:
     tokenizer = load_tokenizer(model_folder(config))
     _, training, held_out, examples = load_problems(config)
     [row] = make_rows(training[:1], config.prompt_format, config.shots, examples)
-    [row], _ = fitting_rows([row], tokenizer, config)
     rewards, weights = recipe_rewards(config)
     lines = [f"{len(training)} problems to train on, {len(held_out)} held out."]
     lines += data_notes(config, tokenizer) or ["Every problem can be read, and fits."]

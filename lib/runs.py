@@ -285,9 +285,11 @@ def name_ending(changes: Mapping[str, Any]) -> str:
 def check_place(config: Config) -> None:
     """Raises BadInput where no run can be written under that name, before anything is."""
     name, folder = config.run_name, run_folder(config)
-    if name.startswith("~") or any(part.strip(". ") == "" for part in name.split("/")):
+    parts = [part for part in name.split("/") if part.strip(". ") and len(part.encode()) <= 200]
+    if name.startswith("~") or "/".join(parts) != name or not name.isprintable():
         raise BadInput(
-            f"run is {name!r}: it names a folder under output_dir, so give it letters or digits.",
+            f"run is {name[:60]!r}: it names a folder under output_dir, so give it letters or "
+            f"digits, up to 200.",
             key="run-name",
         )
     there = next(path for path in (folder, *folder.parents) if path.exists())

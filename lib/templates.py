@@ -1,8 +1,9 @@
 """A tokenizer made ready: it pads, has an embedding for each token, and a template that fits.
 
 Prompts are written with a system message and up to where the model's own turn begins. Some models'
-templates refuse or drop a system message, or begin the turn with <think>, which the rewards for
-format then never see. Such a template is changed here, for training, evaluation and export alike.
+templates refuse or drop a system message, or begin the turn with <think>, which no completion then
+holds, so that rewards for format would never see it. Such a template is changed here, for training,
+evaluation and export alike.
 """
 
 import re
@@ -19,6 +20,7 @@ FOLD_SYSTEM = (
     " + messages[1]['content']}] + messages[2:] -%}{%- endif -%}"
 )
 SYSTEM = "Answer in one word."
+OPENED = re.compile(r"<(?:think|thought|reason|analysis|scratch)\w*>\s*$")  # and no <assistant>
 PROBE = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Name a colour."}]
 
 
@@ -44,14 +46,15 @@ def ready_tokenizer(tokenizer: Any, folder: Path) -> Any:
     tokenizer.chat_template = template
     if SYSTEM not in _prompt(tokenizer, PROBE):
         tokenizer.chat_template = FOLD_SYSTEM + template
-    if _prompt(tokenizer, PROBE).rstrip().endswith("<think>"):
+    if opened := OPENED.search(_prompt(tokenizer, PROBE)):
         head, begins, tail = tokenizer.chat_template.rpartition("add_generation_prompt")
-        tokenizer.chat_template = head + begins + re.sub(r"<think>(\\n|\n)*", "", tail)
+        tail = re.sub(rf"{opened[0].rstrip()}(\\n|\n)*", "", tail)
+        tokenizer.chat_template = head + begins + tail
     prompt = _prompt(tokenizer, PROBE)
-    if SYSTEM not in prompt or prompt.rstrip().endswith("<think>"):
+    if SYSTEM not in prompt or OPENED.search(prompt):
         raise BadInput(
             f"The chat template of the model in {folder} leaves out the system message or opens "
-            f"<think> itself, and could not be changed: write one to "
+            f"the reasoning's tag itself, and could not be changed: write one to "
             f"{folder / 'chat_template.jinja'}.",
             key="chat-template",
         )

@@ -397,7 +397,10 @@ THINKS = GEMMA.replace("raise_exception('System role not supported')", "''").rep
 )
 
 
-@pytest.mark.parametrize("template", [GEMMA, SILENT, THINKS])
+REASONS = THINKS.replace("<think>", "<reasoning>")
+
+
+@pytest.mark.parametrize("template", [GEMMA, SILENT, THINKS, REASONS])
 def test_a_template_that_refuses_system_or_opens_think(copy, template):
     from lib.engines import chat_text
     from lib.models import load_tokenizer

@@ -5,9 +5,8 @@ import os
 import pytest
 
 from lib.config import ROOT, resolve
-from lib.engines import Completion
 from lib.errors import BadInput
-from lib.rewards import REWARDS, Checked, build_rewards, recipe_rewards, score
+from lib.rewards import REWARDS, Checked, build_rewards, recipe_rewards
 from tests.conftest import CPU
 
 
@@ -135,36 +134,3 @@ def test_a_file_that_does_not_work_is_named(tmp_path, name, text, sentence):
     (tmp_path / "a.py").write_text(text)
     with pytest.raises(BadInput, match=sentence):
         build_rewards({f"{tmp_path}/{name}": 1.0})
-
-
-# --- a template that opens the reasoning ---------------------------------------------------------
-
-
-def test_a_tag_that_the_template_opens_counts_as_written(embedded):
-    """Rows that were fitted to the policy's context name it, and every reward heeds it."""
-    from lib.models import load_tokenizer
-    from lib.tasks import Problem, fitting_rows, make_rows
-
-    tokenizer = load_tokenizer(embedded)
-    tokenizer.chat_template += "{% if add_generation_prompt %}<think>\n{% endif %}"
-    names = ("hard_format", "mark", "tag_count", "reward_format", "think_format", "xmlcount")
-    names += ("gated_format", "reward_len")
-    config = resolve(None, {"prompt_format": "think", "rewards": dict.fromkeys(names, 1.0)}, CPU)
-    rewards, _ = recipe_rewards(config)
-    plain = make_rows([Problem("1", "4 + 4?", "8")], "think")
-    opened, _ = fitting_rows(plain, tokenizer, config)
-    text = "4 + 4 = 8.\n</think>\n<answer>\n8\n</answer>"
-
-    def paid(text, rows):
-        return score(rewards, rows, [Completion(text, (), "stop")])
-
-    full = paid(f"<think>\n{text}", plain)
-    assert full["reward_format"] == full["think_format"] == [1.0]
-    length = {"reward_len": paid(text, plain)["reward_len"]}  # no reward for form
-    assert paid(text, opened) == full | length
-    assert paid(f"<think>\n{text}", opened) == full
-    assert paid(text, plain)["mark"] < full["mark"]
-    # Another tag: nothing is added.
-    other = config.model_copy(update={"prompt_format": "reasoning"})
-    [mark] = recipe_rewards(other.model_copy(update={"rewards": {"mark": 1.0}}))[0]
-    assert mark(completions=[text], opened_tag=["think"]) == mark(completions=[text])

@@ -172,8 +172,7 @@ def _rule(name: str, apply: Callable, score: Callable, parameters: dict, shared:
     if apply is per_answer:
         known["tags"] = inspect.Parameter("tags", inspect.Parameter.KEYWORD_ONLY, default="answer")
     _check_parameters(name, parameters, known)
-    given = {"think_tag": known["think_tag"].default} if "think_tag" in known else {}
-    given |= {key: value for key, value in shared.items() if key in known} | parameters
+    given = {key: value for key, value in shared.items() if key in known} | parameters
     function = functools.partial(apply, score, given)
     function([], [""], answer=["1"], kind=["number"], completion_ids=[[]])
     return with_name(functools.update_wrapper(function, score), name)

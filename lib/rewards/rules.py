@@ -46,7 +46,7 @@ def per_text(
     score: Callable, parameters: Mapping, /, prompts=None, completions=(), **columns
 ) -> list[float]:
     """`score(text, **parameters)` for each completion."""
-    return [score(text, **parameters) for text in _texts(completions, columns, parameters)]
+    return [score(message_text(completion), **parameters) for completion in completions]
 
 
 def per_tokens(
@@ -61,7 +61,7 @@ def per_answer(
 ) -> list[float | None]:
     """`score(attempt, **parameters)` for each; None where the gold answer cannot be read."""
     given = dict(parameters)
-    tags, texts = given.pop("tags", "answer"), _texts(completions, columns, parameters)
+    tags, texts = given.pop("tags", "answer"), list(map(message_text, completions))
     golds = need_column(columns, "answer", score)
     kinds = columns.get("kind") or ["math"] * len(texts)
     ids = columns.get("completion_ids") or [None] * len(texts)
@@ -71,15 +71,6 @@ def per_answer(
         attempt = Attempt(text, gold, kind, tags, tokens)
         values.append(None if gold is None else score(attempt, **given))
     return values
-
-
-def _texts(completions: Sequence, columns: Mapping, parameters: Mapping) -> list[str]:
-    """The completions' texts, behind the reasoning's tag where the chat template opens it."""
-    texts = [message_text(completion) for completion in completions]
-    tag = parameters.get("think_tag")
-    if tag is None or tag not in (columns.get("opened_tag") or ()):
-        return texts
-    return [t if t.lstrip().startswith(f"<{tag}>") else f"<{tag}>\n{t}" for t in texts]
 
 
 def need_column(columns: Mapping, name: str, score: Callable) -> Sequence:

@@ -470,12 +470,8 @@ def conversation(content: Any, id: str) -> tuple[str, dict[str, Any]]:
     messages = content if isinstance(content, list) else [content]
     turns = [_turn(message) for message in messages]
     system = turns.pop(0)["content"] if turns and turns[0].get("role") == "system" else ""
-    if (
-        not all(turns)
-        or not turns
-        or turns[-1]["role"] != "user"
-        or not turns[-1]["content"].strip()
-    ):
+    last = turns[-1] if turns and all(turns) else {}
+    if last.get("role") != "user" or not last["content"].strip():
         raise BadInput(
             f"{id}: the question must be a text, or chat messages {{role, content}} that end with "
             f"the user's: fix that row.",

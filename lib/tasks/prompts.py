@@ -203,9 +203,6 @@ def fitting_rows(
 ) -> tuple[list[dict], str]:
     """The rows whose prompt leaves room for a whole completion in max_seq_length, and a note.
 
-    Where the chat template ends the prompt with a tag ("<think>"), which no completion can then
-    begin with, the rows name it in the column "opened_tag": rewards for form count it as written.
-
     Args:
         completion: tokens of a completion; 0: max_completion_length.
 
@@ -222,8 +219,6 @@ def fitting_rows(
         for row in rows
     ]
     lengths = [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
-    if opened := re.search(r"<(\w+)>\s*$", texts[0]):
-        rows = [row | {"opened_tag": opened[1]} for row in rows]
     room = config.max_seq_length - completion
     fitting = [row for row, length in zip(rows, lengths, strict=True) if length <= room]
     if len(fitting) == len(rows):
