@@ -1,5 +1,7 @@
-"""Rewards: exact values, properties, hostile text, real gold answers, and the golden table."""
+"""Rewards: exact values, properties, hostile text, recipes, calls, and the golden table."""
 
+import asyncio
+import inspect
 import json
 import math
 import os
@@ -12,20 +14,30 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lib.config import ROOT, resolve
 from lib.errors import BadInput
-from lib.rewards import REWARDS, build_rewards, completion_texts, reward, rules
+from lib.rewards import (
+    REWARDS,
+    Checked,
+    build_rewards,
+    completion_texts,
+    recipe_rewards,
+    reward,
+    rules,
+)
 from lib.rewards.reasoning import equations, holds
+from tests.conftest import CPU
 
-ROOT = Path(__file__).parent.parent
-DATA = Path(os.environ.get("GRPO_DATA_DIR") or ROOT.parent / "shared" / "data")
 GOLDEN = Path(__file__).parent / "data" / "adversarial_rewards.json"
-
 GOOD = "<think>\n16 - 3 - 4 = 9, and 9 * 2 = 18.\n</think>\n<answer>\n18\n</answer>"
 WRONG = GOOD.replace("\n18\n", "\n20\n")
+REASONED = "<reasoning>\nline one\nline two\n</reasoning>\n<answer>\n18\n</answer>"
+EMPTY = "<think></think><answer></answer>"
 
 
 def built(name: str, **parameters):
@@ -40,341 +52,161 @@ def score(name: str, text, gold="18", kind="number", n_tokens=0, **parameters):
     return value
 
 
-def answer(text) -> str:
+def tagged(text) -> str:
     return f"<answer>{text}</answer>"
 
 
-# --- exact values ------------------------------------------------------------------------------
+def good(text) -> str:
+    return GOOD.replace("\n18\n", f"\n{text}\n")
 
 
-@pytest.mark.parametrize(
-    ("text", "gold", "expected"),
-    [
-        (GOOD, "18", 2.0),
-        (WRONG, "18", 0.0),
-        (answer("$108"), "108", 2.0),
-        (answer("108"), "$108", 2.0),
-        (answer("18.00 dollars"), "18", 2.0),
-        (answer("1,234"), "1234", 2.0),
-        (answer("18"), "#### 18", 2.0),
-        ("The answer is 18.", "18", 0.0),  # outside the tags
-        (answer("not 18"), "18", 0.0),
-        (answer("18 or 20"), "18", 0.0),
-        (answer(""), "18", 0.0),
-        ("", "18", 0.0),
-        (None, "18", 0.0),
-        (answer("18"), "no number", None),
-        (answer("18"), "", None),
-        (answer("18"), None, None),
-        (answer("18"), 18, 2.0),
-    ],
-)
-def test_correctness(text, gold, expected):
-    assert score("correctness", text, gold) == expected
-    half = None if expected is None else expected / 2
-    assert score("reward_accuracy", text, gold) == half
+# --- exact values: reward, completion, value, and what differs from gold 18 of kind number -------
+
+# fmt: off
+VALUES = [
+    *(("correctness", text, value, {}) for text, value in (
+        (GOOD, 2), (WRONG, 0), (tagged("18.00 dollars"), 2), ("The answer is 18.", 0),
+        (tagged("not 18"), 0), (tagged("18 or 20"), 0), (tagged(""), 0), ("", 0), (None, 0))),
+    *(("correctness", tagged(text), value, {"gold": gold}) for text, gold, value in (
+        ("$108", "108", 2), ("108", "$108", 2), ("1,234", "1234", 2), ("18", "#### 18", 2),
+        ("18", "no number", None), ("18", "", None), ("18", None, None), ("18", 18, 2))),
+    *(("correctness", tagged(text), value, {"gold": gold, "kind": kind})
+      for text, gold, kind, value in (
+        (r"\frac{1}{2}", r"\frac12", "math", 2), ("x^2 + 2x + 1", "(x+1)^2", "math", 2),
+        ("(B)", "B", "choice", 2), ("C", "B", "choice", 0))),
+    ("correctness", "So the answer is 18.", 2, {"tags": None}),
+    # within 10 %, within 20 % (the boundaries included), a number, none
+    *(("partial_credit", tagged(text), value, {}) for text, value in (
+        ("18", 1), ("19.8", 0.5), ("19.9", 0.25), ("14.4", 0.25), ("14.3", 0.1), ("-18", 0.1),
+        ("1e300", 0.1), ("many", 0), (" ".join(map(str, range(1, 19))), 0))),
+    ("partial_credit", "18", 0, {}), ("partial_credit", tagged("0.01"), 0.1, {"gold": "0"}),
+    *(("last_number", text, value, {"gold": gold}) for text, gold, value in (
+        ("He has 3 apples and buys 15, so 18.", "18", 1), ("It costs $1,234.50", "1234.5", 1),
+        ("18 is right, not 20", "18", 0), ("from 20 down to -18", "-18", 1),
+        ("20-18", "18", 1), ("three quarters are 3/4", "0.75", 1), ("none", "18", 0),
+        ("18" + " and so on" * 1000, "18", 1), ("", "18", 0), ("18", "pi", None))),
+    *(("hard_format", text, value, {}) for text, value in (
+        (GOOD, 0.5), (f"Well: {GOOD} Done.", 0.5), (tagged("18"), 0.25), (EMPTY, 0),
+        ("<think>x</think>" + tagged("18") * 2, 0), ("<think>so <answer>18</answer></think>", 0),
+        ("<think>...</think><answer>...</answer>", 0))),
+    *(("mark", text, value, {}) for text, value in (
+        (GOOD, 0.5), ("<answer>18", 0.125), (tagged("18"), 0.25), ("<think>x</think>", 0.25),
+        (EMPTY, 0.25), (GOOD * 2, 0))),
+    *(("tag_count", text, value, {}) for text, value in (
+        (GOOD, 1), ("<think>x</think><answer>18</answer>", 0),
+        ("<think>\nx\n</think>\n<answer>18</answer>", 0.5),
+        ("<think>\n</think>\n<answer>\n</answer>", 0.5))),
+    *(("reward_format", text, value, {}) for text, value in (
+        (GOOD, 1), (f"\n{GOOD}\n", 1), ("<think>a\nb\n\nc</think><answer>18</answer>", 1),
+        (GOOD + " Done.", 0), ("<answer>18</answer><think>x</think>", 0), (GOOD + GOOD, 0),
+        ("<think> </think><answer>18</answer>", 0))),
+    *(("think_format", text, value, {}) for text, value in (
+        (GOOD, 1), ("<think>\na\n</think>", 1), ("Well: " + GOOD, 0),
+        ("<think><think></think>", 0))),
+    *(("digit", text, value, {}) for text, value in (
+        (tagged(" 18 "), 0.5), (tagged("-18"), 0.5), (tagged("$18"), 0), (tagged("18.0"), 0),
+        (tagged("²"), 0), (tagged("20") + tagged("18"), 0.5), ("18", 0),
+        ("<think>so <answer>18</answer></think>", 0))),
+    *(("int", text, value, {}) for text, value in (
+        (tagged("$1,234"), 0.5), (tagged("18.00"), 0.5), (tagged("18.5"), 0),
+        (tagged("1 2 3 4"), 0), (tagged("many"), 0), ("18", 0))),
+    *(("strict_format", text, value, {}) for text, value in (
+        (REASONED, 0.5), (REASONED + "\n", 0.5), (" " + REASONED, 0), (REASONED + "\n\n", 0),
+        (REASONED.replace("\n18\n", "18"), 0))),
+    *(("soft_format", text, value, {}) for text, value in (
+        (REASONED, 0.5), ("<reasoning>a\nb</reasoning> <answer>18</answer> so there", 0.5),
+        ("Well: " + REASONED, 0), (REASONED.replace("18", ""), 0))),
+    *(("xmlcount", text, value, {}) for text, value in (
+        (REASONED, 0.5), (REASONED + "\n", 0.5), (REASONED + "\n" + "x" * 100, 0.3),
+        (REASONED + "\n" + "x" * 10_000, -0.5), (REASONED.removesuffix("\n</answer>"), 0.375),
+        ("", 0))),
+    *(("gated_format", text, value, {"gate": gate}) for text, gate, value in (
+        (GOOD, "parses", 0.5), (WRONG, "parses", 0.5), (GOOD, "correct", 0.5),
+        (WRONG, "correct", 0), (tagged("18"), "parses", 0), (good("no idea"), "parses", 0),
+        (good("18 or 20"), "parses", 0), (good("1 2 3 4 5 6"), "parses", 0),
+        ("<think>\n...\n</think>\n<answer>\n...\n</answer>", "parses", 0))),
+    *(("gated_format", good(text), value, {"gold": r"\sqrt{2}", "kind": "math"})
+      for text, value in (
+        (r"\frac{1}{3}", 0.5), (r"x \in [-2, 7]", 0.5), (r"\text{no real roots}", 0.5),
+        ("1, 2, 3", 0.5), ("no idea", 0), ("1 2 3 4 5 6", 0), ("...", 0))),
+    *(("reward_token_length", GOOD, value, {"n_tokens": n})
+      for n, value in ((50, 0), (40, -5), (60, -200))),
+    *(("soft_overlong", GOOD, value, {"n_tokens": n, "max_completion_length": 100, **more})
+      for n, value, more in (
+        (80, 0, {}), (90, -0.5, {}), (100, -1, {}), (101, -1, {}),
+        (100, 0, {"soft_punish_cache": 0}))),
+    *(("cosine_length", GOOD, value, {"n_tokens": n})
+      for n, value in ((0, 1), (256, 0.75), (512, 0.5), (9999, 0.5))),
+    *(("reward_len", text, value, {}) for text, value in (
+        ("x" * 50, 0), ("x" * 60, -10), ("", -50),
+        ([{"role": "assistant", "content": "x" * 40}], -10))),
+    ("repetition_penalty", GOOD, 0, {"n_tokens": 100}),
+    *(("reasoning_steps", text, value / 3, {}) for text, value in (
+        ("Step 1: add them. Step 2 is here.\nStep 2: halve it.\nStep 3: done.", 3),
+        ("First, we add 3.5 and 4. Then we halve. Finally we round.", 3),
+        ("1. add\n2. halve\n", 2), ("- add\n- add\n- add\n", 1),  # the same step is one step
+        ("Step 1:\nStep 2:\nStep 3:\n", 0), ("I add the 3 to the 4 and halve it.", 0), ("", 0),
+        ("First, hello. Next, hi.\n<think>- add</think>" + tagged("- 1"), 1))),
+    *(("arithmetic", text, value, {}) for text, value in (
+        ("16 - 3 - 4 = 9. 9 × $2 = $18", 1), ("2 + 3 * 4 = 14 and 2 + 3 * 4 = 20", 0.5),
+        ("10/3 = 3.33", 1), ("10/3 = 3.34 or 10/3 = 3", 0), ("1,200 / 4 = 300", 1),
+        ("-3 + 5 = 2", 1), ("3 x 4 = 12", 1), (r"3 \times 4 = 12", 1), ("1 / 0 = 0", 0),
+        ("1 + 1 = 2 " * 50 + "1 + 1 = 3", 0.5),  # each equation counts once
+        ("20% * 3 + 1 = 4", 0), ("3 + 4 = 14 / 2", 0), ("x = 5 and 18 = 18", 0),  # only pieces
+        ("9**9**9 = 1", 0), ("", 0))),
+    *(("language_consistency", text, value, {"language": language})
+      for text, language, value in (
+        ("We add three.", "en", 1), (r"Then $\theta = 3$, so π/2. <think>", "en", 1),
+        ("我们 add", "zh", 0.4), ("我们 add", "en", 0.6), ("Тогда x", "ru", 5 / 6),
+        ("ひらがな漢字", "ja", 1), ("αβγ", "el", 1), ("42", "en", 0), ("", "en", 0))),
+]
+# fmt: on
 
 
-def test_correctness_reads_free_text_when_told_to():
-    assert score("correctness", "So the answer is 18.", tags=None) == 2.0
+@pytest.mark.parametrize(("name", "text", "value", "given"), VALUES)
+def test_what_a_reward_pays(name, text, value, given):
+    assert score(name, text, **given) == (value if value is None else pytest.approx(value))
+    if name == "correctness":
+        assert score("reward_accuracy", text, **given) == (value if value is None else value / 2)
+
+
+def test_tags_of_the_recipe_and_the_limit_reach_every_reward():
+    names = ("hard_format", "mark", "tag_count", "xmlcount", "soft_format", "strict_format")
+    spec = dict.fromkeys((*names, "reward_format"), 1.0)
+    functions, _ = build_rewards(spec, think_tag="scratch")
+    renamed = REASONED.replace("reasoning", "scratch")
+    assert [f(completions=[renamed])[0] for f in functions] == [0.5, 0.5, 1, 0.5, 0.5, 0.5, 1]
     [lenient], _ = build_rewards({"correctness": 1.0}, tags=None)
     assert lenient(completions=["#### 18"], answer=["18"], kind=["number"]) == [2.0]
-
-
-def test_correctness_of_math_and_of_choices():
-    assert score("correctness", answer(r"\frac{1}{2}"), r"\frac12", "math") == 2.0
-    assert score("correctness", answer(r"x^2 + 2x + 1"), "(x+1)^2", "math") == 2.0
-    assert score("correctness", answer("(B)"), "B", "choice") == 2.0
-    assert score("correctness", answer("C"), "B", "choice") == 0.0
-
-
-def test_a_data_set_without_kinds_is_graded_as_math():
-    assert built("correctness")(completions=[answer("$0.5$")], answer=[r"\frac12"]) == [2.0]
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (answer("18"), 1.0),
-        (answer("19.8"), 0.5),  # 10 % off, the boundary included
-        (answer("19.9"), 0.25),
-        (answer("14.4"), 0.25),  # 20 % off
-        (answer("14.3"), 0.1),
-        (answer("-18"), 0.1),
-        (answer("1e300"), 0.1),
-        (answer("many"), 0.0),
-        (answer("1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18"), 0.0),
-        ("18", 0.0),
-    ],
-)
-def test_partial_credit(text, expected):
-    assert score("partial_credit", text) == expected
-
-
-def test_partial_credit_near_zero_is_wrong():
-    assert score("partial_credit", answer("0.01"), "0") == 0.1
-
-
-@pytest.mark.parametrize(
-    ("text", "gold", "expected"),
-    [
-        ("He has 3 apples and buys 15, so 18.", "18", 1.0),
-        ("It costs $1,234.50 in total", "1234.5", 1.0),
-        ("18 is right, not 20", "18", 0.0),
-        ("from 20 down to -18", "-18", 1.0),
-        ("20-18", "18", 1.0),  # a difference, not a negative number
-        ("three quarters are 3/4", "0.75", 1.0),
-        ("18" + " and so on" * 1000, "18", 1.0),
-        ("none", "18", 0.0),
-        ("", "18", 0.0),
-        ("18", "pi", None),
-    ],
-)
-def test_last_number(text, gold, expected):
-    assert score("last_number", text, gold) == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "expected"),
-    [
-        ("hard_format", GOOD, 0.5),
-        ("hard_format", "Well: " + GOOD + " Done.", 0.5),
-        ("hard_format", answer("18"), 0.25),
-        ("hard_format", "<think>x</think>" + answer("18") * 2, 0.0),
-        ("hard_format", "<think></think><answer></answer>", 0.0),
-        ("mark", GOOD, 0.5),
-        ("mark", "<answer>18", 0.125),
-        ("mark", answer("18"), 0.25),
-        ("mark", "<think>x</think>", 0.25),
-        ("mark", "<think></think><answer></answer>", 0.25),
-        ("hard_format", "<think>...</think><answer>...</answer>", 0.0),
-        ("hard_format", "<think>so <answer>18</answer></think>", 0.0),
-        ("mark", GOOD * 2, 0.0),
-        ("tag_count", GOOD, 1.0),
-        ("tag_count", "<think>x</think><answer>18</answer>", 0.0),
-        ("tag_count", "<think>\nx\n</think>\n<answer>18</answer>", 0.5),
-        ("tag_count", "<think>\n</think>\n<answer>\n</answer>", 0.5),
-        ("reward_format", GOOD, 1.0),
-        ("reward_format", "\n" + GOOD + "\n", 1.0),
-        ("reward_format", "<think>a\nb\n\nc</think><answer>18</answer>", 1.0),
-        ("reward_format", GOOD + " Done.", 0.0),
-        ("reward_format", "<answer>18</answer><think>x</think>", 0.0),
-        ("reward_format", GOOD + GOOD, 0.0),
-        ("reward_format", "<think> </think><answer>18</answer>", 0.0),
-        ("think_format", GOOD, 1.0),
-        ("think_format", "<think>\na\n</think>", 1.0),
-        ("think_format", "Well: " + GOOD, 0.0),
-        ("think_format", "<think><think></think>", 0.0),
-        ("digit", answer(" 18 "), 0.5),
-        ("digit", answer("-18"), 0.5),
-        ("digit", answer("$18"), 0.0),
-        ("digit", answer("18.0"), 0.0),
-        ("digit", answer("²"), 0.0),
-        ("digit", answer("20") + answer("18"), 0.5),
-        ("digit", "<think>so <answer>18</answer></think>", 0.0),
-        ("digit", "18", 0.0),
-        ("int", answer("$1,234"), 0.5),
-        ("int", answer("18.00"), 0.5),
-        ("int", answer("18.5"), 0.0),
-        ("int", answer("1 2 3 4"), 0.0),
-        ("int", answer("many"), 0.0),
-        ("int", "18", 0.0),
-    ],
-)
-def test_format_rewards(name, text, expected):
-    assert score(name, text) == expected
-
-
-REASONED = "<reasoning>\nline one\nline two\n</reasoning>\n<answer>\n18\n</answer>"
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "expected"),
-    [
-        ("strict_format", REASONED, 0.5),
-        ("strict_format", REASONED + "\n", 0.5),
-        ("strict_format", " " + REASONED, 0.0),
-        ("strict_format", REASONED + "\n\n", 0.0),
-        ("strict_format", REASONED.replace("\n18\n", "18"), 0.0),
-        ("soft_format", REASONED, 0.5),
-        ("soft_format", "<reasoning>a\nb</reasoning> <answer>18</answer> so there", 0.5),
-        ("soft_format", "Well: " + REASONED, 0.0),
-        ("soft_format", REASONED.replace("18", ""), 0.0),
-        ("xmlcount", REASONED, 0.5),
-        ("xmlcount", REASONED + "\n", 0.5),
-        ("xmlcount", REASONED + "\n" + "x" * 100, 0.5 - 2 * 0.1),
-        ("xmlcount", REASONED + "\n" + "x" * 10_000, -0.5),
-        ("xmlcount", REASONED.removesuffix("\n</answer>"), 0.375),
-        ("xmlcount", "", 0.0),
-    ],
-)
-def test_rewards_of_the_gsm8k_demo(name, text, expected):
-    assert score(name, text) == pytest.approx(expected, abs=1e-12)
-
-
-def test_the_think_tag_is_a_parameter_of_every_format():
-    renamed = REASONED.replace("reasoning", "scratch")
-    names = ("hard_format", "mark", "tag_count", "xmlcount", "soft_format", "strict_format")
-    functions, _ = build_rewards(dict.fromkeys((*names, "reward_format"), 1.0), think_tag="scratch")
-    values = [function(completions=[renamed])[0] for function in functions]
-    assert values == [0.5, 0.5, 1.0, 0.5, 0.5, 0.5, 1.0]
-
-
-@pytest.mark.parametrize(
-    ("text", "gate", "expected"),
-    [
-        (GOOD, "parses", 0.5),
-        (WRONG, "parses", 0.5),
-        (GOOD, "correct", 0.5),
-        (WRONG, "correct", 0.0),
-        (answer("18"), "parses", 0.0),
-        (GOOD.replace("\n18\n", "\nno idea\n"), "parses", 0.0),
-        (GOOD.replace("\n18\n", "\n18 or 20\n"), "parses", 0.0),
-        (GOOD.replace("\n18\n", "\n1 2 3 4 5 6\n"), "parses", 0.0),
-        ("<think>\n...\n</think>\n<answer>\n...\n</answer>", "parses", 0.0),
-    ],
-)
-def test_gated_format(text, gate, expected):
-    assert score("gated_format", text, gate=gate) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (r"\frac{1}{3}", 0.5),
-        (r"x \in [-2, 7]", 0.5),
-        (r"\text{no real roots}", 0.5),
-        ("1, 2, 3", 0.5),
-        ("no idea", 0.0),
-        ("1 2 3 4 5 6", 0.0),
-        ("...", 0.0),
-    ],
-)
-def test_the_gate_of_math(text, expected):
-    assert score("gated_format", GOOD.replace("\n18\n", text), r"\sqrt{2}", "math") == expected
-
-
-@pytest.mark.parametrize(
-    ("name", "n_tokens", "parameters", "expected"),
-    [
-        ("reward_token_length", 50, {}, 0.0),
-        ("reward_token_length", 40, {}, -5.0),
-        ("reward_token_length", 60, {}, -200.0),
-        ("soft_overlong", 80, {"max_completion_length": 100}, 0.0),
-        ("soft_overlong", 90, {"max_completion_length": 100}, -0.5),
-        ("soft_overlong", 100, {"max_completion_length": 100}, -1.0),
-        ("soft_overlong", 101, {"max_completion_length": 100}, -1.0),
-        ("soft_overlong", 100, {"max_completion_length": 100, "soft_punish_cache": 0}, 0.0),
-        ("repetition_penalty", 100, {}, 0.0),
-        ("cosine_length", 0, {}, 1.0),
-        ("cosine_length", 256, {}, 0.75),
-        ("cosine_length", 512, {}, 0.5),
-        ("cosine_length", 9999, {}, 0.5),
-    ],
-)
-def test_length_rewards(name, n_tokens, parameters, expected):
-    assert score(name, GOOD, n_tokens=n_tokens, **parameters) == pytest.approx(expected)
-
-
-def test_reward_len_counts_characters_of_either_kind_of_completion():
-    assert score("reward_len", "x" * 50) == 0.0
-    assert score("reward_len", "x" * 60) == -10.0
-    assert score("reward_len", [{"role": "assistant", "content": "x" * 40}]) == -10.0
-    assert score("reward_len", "") == -50.0
-
-
-def test_repetition_is_counted_in_token_ngrams():
-    penalty = built("repetition_penalty", ngram_size=2)
-    assert penalty(completion_ids=[[5, 5, 5, 5, 5], [1, 2, 3]]) == [-0.75, 0.0]
-
-
-def test_max_completion_length_reaches_the_rewards_that_measure_against_it():
     spec = {"soft_overlong": 1.0, "cosine_length": {"max_completion_length": 10}, "mark": 1.0}
     (overlong, cosine, _), _ = build_rewards(spec, max_completion_length=100)
-    columns = columns_for(["x"]) | {"completion_ids": [[1] * 100]}
-    assert overlong(completions=["x"], **columns) == [-1.0]
-    columns |= {"completion_ids": [[1] * 10]}
-    assert cosine(completions=[GOOD], **columns) == [0.5]
+    columns = columns_for([GOOD])
+    assert overlong(completions=["x"], **columns | {"completion_ids": [[1] * 100]}) == [-1.0]
+    assert cosine(completions=[GOOD], **columns | {"completion_ids": [[1] * 10]}) == [0.5]
+    # A data set without kinds is graded as mathematics.
+    assert built("correctness")(completions=[tagged("$0.5$")], answer=[r"\frac12"]) == [2.0]
 
 
 def test_what_trl_has_is_what_trl_says():
     from trl import rewards as trl
 
-    texts = [GOOD, "no tags", "<think>a</think>b", r"\boxed{18}", r"\boxed{7}"]
-    ids = [list(range(n)) for n in (0, 30, 77, 100, 160)]
+    texts = [GOOD, "no tags", "<think>a</think>b", r"\boxed{18}", r"\boxed{7}", EMPTY, "<think>"]
+    ids = [[n % 3 for n in range(n)] for n in (0, 1, 30, 77, 100, 160, 2)]
     messages = [[{"role": "assistant", "content": text}] for text in texts]
     columns = {"completions": messages, "completion_ids": ids}
-    golds = {"answer": ["18"] * 5, "kind": ["number"] * 5}
-
-    assert built("think_format")(**columns) == trl.think_format_reward(**columns)
-    theirs = trl.get_repetition_penalty_reward(3, -1.0)(**columns)
-    assert built("repetition_penalty")(**columns) == theirs
-    theirs = trl.get_soft_overlong_punishment(100, 20)(**columns)
-    assert built("soft_overlong", max_completion_length=100)(**columns) == theirs
-    theirs = trl.get_cosine_scaled_reward(100)(solution=["$18$"] * 5, **columns)[3:]
-    ours = built("cosine_length", max_completion_length=100, tags=None)(**columns, **golds)[3:]
+    for name, ours, theirs in (
+        ("think_format", {}, trl.think_format_reward),
+        ("repetition_penalty", {}, trl.get_repetition_penalty_reward(3, -1.0)),
+        ("soft_overlong", {"max_completion_length": 100},
+         trl.get_soft_overlong_punishment(100, 20)),
+    ):  # fmt: skip
+        assert built(name, **ours)(**columns) == pytest.approx(theirs(**columns)), name
+    columns = {key: values[3:5] for key, values in columns.items()}
+    theirs = trl.get_cosine_scaled_reward(100)(solution=["$18$"] * 2, **columns)
+    golds = {"answer": ["18"] * 2, "kind": ["number"] * 2}
+    ours = built("cosine_length", max_completion_length=100, tags=None)(**columns, **golds)
     assert ours == pytest.approx(theirs)
-
-
-@pytest.mark.parametrize(
-    ("reasoning", "expected"),
-    [
-        ("Step 1: add them. Step 2 is here.\nStep 2: halve it.\nStep 3: done.", 1.0),
-        ("First, we add 3.5 and 4. Then we halve. Finally we round.", 1.0),
-        ("1. add\n2. halve\n", 2 / 3),
-        ("- add\n- add\n- add\n", 1 / 3),  # the same step is one step
-        ("Step 1:\nStep 2:\nStep 3:\n", 0.0),
-        ("I add the 3 to the 4 and then halve it.", 0.0),
-        ("", 0.0),
-    ],
-)
-def test_reasoning_steps(reasoning, expected):
-    assert score("reasoning_steps", reasoning) == pytest.approx(expected)
-    tagged = f"First, hello. Next, hi.\n<think>{reasoning}</think>{answer('- 1')}"
-    if reasoning:
-        assert score("reasoning_steps", tagged) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("reasoning", "expected"),
-    [
-        ("16 - 3 - 4 = 9. 9 × $2 = $18", 1.0),
-        ("2 + 3 * 4 = 14 and 2 + 3 * 4 = 20", 0.5),
-        ("10/3 = 3.33", 1.0),
-        ("10/3 = 3.34 or 10/3 = 3", 0.0),
-        ("1,200 / 4 = 300", 1.0),
-        ("-3 + 5 = 2", 1.0),
-        ("3 x 4 = 12", 1.0),
-        (r"3 \times 4 = 12", 1.0),
-        ("1 / 0 = 0", 0.0),
-        ("1 + 1 = 2 " * 50 + "1 + 1 = 3", 0.5),  # each equation counts once
-        ("20% * 3 + 1 = 4", 0.0),  # a piece of something else is no equation
-        ("3 + 4 = 14 / 2", 0.0),
-        ("x = 5 and 18 = 18", 0.0),
-        ("9**9**9 = 1", 0.0),
-        ("", 0.0),
-    ],
-)
-def test_arithmetic(reasoning, expected):
-    assert score("arithmetic", reasoning) == expected
-
-
-@pytest.mark.parametrize(
-    ("text", "language", "expected"),
-    [
-        ("We add three.", "en", 1.0),
-        (r"Then $\theta = 3$, so π/2. <think>", "en", 1.0),
-        ("我们 add", "zh", 0.4),
-        ("我们 add", "en", 0.6),
-        ("Тогда x", "ru", 5 / 6),
-        ("ひらがな漢字", "ja", 1.0),
-        ("αβγ", "el", 1.0),
-        ("42", "en", 0.0),
-        ("", "en", 0.0),
-    ],
-)
-def test_language_consistency(text, language, expected):
-    assert score("language_consistency", text, language=language) == pytest.approx(expected)
+    assert built("repetition_penalty", ngram_size=2)(completion_ids=[[5] * 5]) == [-0.75]
 
 
 # --- the registry and recipes ------------------------------------------------------------------
@@ -397,30 +229,84 @@ def test_weights_and_parameters_of_a_recipe():
     assert functions[1](completions=[GOOD]) == [3.0]
 
 
+NOT_A_REWARD = "def one(x): return x\n"
+FILE = """
+from lib.rewards import reward
+
+def short(prompts, completions, limit=5, **columns):
+    return [float(len(c[0]["content"]) <= limit) for c in completions]
+
+@reward("named")
+def other(prompts, completions, **columns):
+    return [3.0] * len(completions)
+
+class Least:
+    def __init__(self, limit=3):
+        self.limit = limit
+    def __call__(self, completions, **columns):
+        return [float(self.limit)] * len(completions)
+
+unnamed = lambda completions, **columns: [0.5] * len(completions)
+NUMBER = 5
+"""
+
+
 @pytest.mark.parametrize(
-    ("spec", "message"),
+    ("spec", "word"),
     [
-        ({"corectness": 1.0}, 'no reward "corectness": did you mean "correctness"'),
+        ({"corectness": 1.0}, 'did you mean "correctness"'),
         ({"hard_format": {"ful": 1}}, 'no parameter "ful": did you mean "full"'),
         ({"hard_format": {"full": "1.0"}}, "full of reward"),
-        ({"correctness": "2.0"}, "weight of reward"),
-        ({"correctness": True}, "weight of reward"),
-        ({"correctness": {"weight": math.nan}}, "weight of reward"),
+        *(({"correctness": weight}, "weight of reward") for weight in ("2.0", True, math.nan)),
         ({"gated_format": {"gate": "corect"}}, "gate is"),
         ({"language_consistency": {"language": "klingon"}}, "no language"),
         ({"soft_overlong": {"soft_punish_cache": 9999}}, "soft_punish_cache is 9999"),
-        ({"nowhere.at.all": 1.0}, 'Reward "nowhere.at.all" cannot be imported'),
+        ({"nowhere.at.all": 1.0}, "cannot be imported"),
         ({"lib.rewards.nothing": 1.0}, "cannot be imported"),
         ({"lib.rewards.LEARNED": 1.0}, "cannot be called"),
-        ({"os.path.join": {"b": 1}}, 'no parameter "b"'),
+        ({"os.path.join": {"b": 1}}, "columns"),
         ({"mark": 1.0, "trl.rewards.think_format_reward": 1.0, "a": 1}, 'no reward "a"'),
-        ({}, "write names and weights"),
-        (["correctness"], "write names and weights"),
+        ({}, "write names"),
+        (["correctness"], "write names"),
+        ({"a.py:shrt": 1.0}, 'did you mean "short"'),
+        ({"a.py": 1.0}, 'no reward "": choose one of'),
+        ({"a.py:NUMBER": 1.0}, "cannot be called"),
+        ({"a.py:short": {"limt": 1}}, 'did you mean "limit"'),
+        ({"b.py:short": 1.0}, "there is no file"),
+        ({"import.py:short": 1.0}, "ModuleNotFoundError.*line 1"),
+        ({"syntax.py:short": 1.0}, "SyntaxError.*line 1"),
+        ({"no.py:one": 1.0}, "columns"),
     ],
 )
-def test_a_recipe_that_is_wrong_says_so(spec, message):
-    with pytest.raises(BadInput, match=message):
+def test_a_recipe_that_is_wrong_says_so(spec, word, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.py").write_text(FILE)
+    (tmp_path / "import.py").write_text("import nowhere_at_all")
+    (tmp_path / "syntax.py").write_text("def short(:\n")
+    (tmp_path / "no.py").write_text(NOT_A_REWARD)
+    with pytest.raises(BadInput, match=word) as error:
         build_rewards(spec)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_recipe_names_a_function_in_a_file_beside_it(tmp_path, monkeypatch, own_rewards):
+    (tmp_path / "my_rewards.py").write_text(FILE)
+    (tmp_path / "mine.yaml").write_text(
+        "rewards:\n  my_rewards.py:short: {weight: 0.5, limit: 2}\n  my_rewards.py:named: 1.0\n"
+        "  my_rewards.py:Least: {limit: 7}\n  my_rewards.py:unnamed: 0.0\n"
+    )
+    monkeypatch.chdir(ROOT / "notebooks")
+    config = resolve(tmp_path / "mine.yaml", {}, CPU)
+    functions, weights = recipe_rewards(config)
+    assert recipe_rewards(config)[0][0] is functions[0]  # built once
+    assert [f.__name__ for f in functions] == ["short", "named", "Least", "unnamed"]
+    texts = [[{"role": "assistant", "content": text}] for text in ("ab", "abc")]
+    paid = [Checked(f)(prompts=None, completions=texts, limit=[9, 9]) for f in functions]
+    assert paid == [[1, 0], [3, 3], [7, 7], [0.5, 0.5]] and weights == [0.5, 1.0, 1.0, 0.0]
+    (tmp_path / "my_rewards.py").write_text(FILE.replace("<=", ">"))
+    os.utime(tmp_path / "my_rewards.py", (1, 1))
+    again = recipe_rewards(config)[0][0]
+    assert Checked(again)(prompts=None, completions=texts) == [0.0, 1.0]
 
 
 @dataclass(frozen=True)
@@ -439,13 +325,7 @@ def test_an_import_path_names_a_function_or_a_class():
     assert ours(completions=["ab", "abc"]) == [1.0, 0.0]
 
 
-def test_one_name_cannot_stand_for_two_rewards(own_rewards):
-    reward("think_format_reward")(lambda prompts, completions, **columns: [0.0])
-    with pytest.raises(BadInput, match="would log them as one"):
-        build_rewards({"trl.rewards.think_format_reward": 1, "think_format_reward": 1})
-
-
-def test_a_function_of_ones_own(own_rewards):
+def test_a_function_or_class_of_ones_own(own_rewards):
     for value in (1.0, 2.0):  # a cell that is run twice
 
         @reward("polite")
@@ -453,58 +333,111 @@ def test_a_function_of_ones_own(own_rewards):
             return [value * ("thank" in text) for text in completion_texts(completions)]
 
     [polite], [weight] = build_rewards({"polite": 0.5})
-    assert (polite.__name__, weight) == ("polite", 0.5)
+    assert (polite.__name__, weight) == ("polite", 0.5) and thanks is polite
     assert polite(prompts=None, completions=["thank you", "no"]) == [2.0, 0.0]
-    assert thanks is polite
     [polite], _ = build_rewards({"polite": {"value": 3.0}})
     # A column of the data set never takes the place of a parameter that the recipe gave.
     assert polite(prompts=None, completions=["thank you"], value=["9"]) == [3.0]
-    with pytest.raises(BadInput, match='no parameter "valu"'):
-        build_rewards({"polite": {"valu": 3.0}})
-
-
-def test_a_class_of_ones_own(own_rewards):
-    @reward("short")
-    @dataclass(frozen=True)
-    class Short:
-        limit: int = 5
-
-        def __call__(self, prompts, completions, **columns):
-            return [float(len(text) <= self.limit) for text in completion_texts(completions)]
-
-    [short], _ = build_rewards({"short": {"limit": 2}})
-    assert short.__name__ == "short"
-    assert short(prompts=None, completions=["ab", "abc"]) == [1.0, 0.0]
-    assert REWARDS["short"](prompts=None, completions=["ab", "abc"]) == [1.0, 1.0]
+    reward("brief")(Longest)
+    assert built("brief", limit=2)(completions=["ab", "abc"]) == [1.0, 0.0]
+    assert REWARDS["brief"](completions=["ab", "abc"]) == [1.0, 1.0]
     with pytest.raises(BadInput, match='"limits": did you mean "limit"'):
-        build_rewards({"short": {"limits": 2}})
+        build_rewards({"brief": {"limits": 2}})
+    reward("think_format_reward")(lambda prompts, completions, **columns: [0.0])
+    with pytest.raises(BadInput, match="would log them as one"):
+        build_rewards({"trl.rewards.think_format_reward": 1, "think_format_reward": 1})
 
 
-@pytest.mark.parametrize("name", ["", "a.b", None, print])
-def test_a_name_must_be_one(name):
-    with pytest.raises(BadInput, match="needs a name"):
-        reward(name)
+class NoDefault:
+    def __init__(self, limit):
+        self.limit = limit
 
 
-def test_what_cannot_be_registered(own_rewards):
-    with pytest.raises(BadInput, match="is taken by lib"):
-        reward("correctness")(lambda prompts, completions: [])
-    with pytest.raises(BadInput, match="function or class"):
-        reward("mine")(REWARDS["mark"])
+@pytest.mark.parametrize(
+    ("name", "what", "word"),
+    [
+        *((name, print, "needs a name") for name in ("", "a.b", "a:b", None, print)),
+        ("correctness", lambda prompts, completions: [], "is taken by lib"),
+        ("mine", REWARDS["mark"], "function or class"),
+        ("mine", NoDefault, "give every parameter a default"),
+    ],
+)
+def test_what_cannot_be_registered(name, what, word, own_rewards):
+    with pytest.raises(BadInput, match=word):
+        reward(name)(what)
 
-    class NoDefault:
-        def __init__(self, limit):
-            self.limit = limit
 
-    with pytest.raises(BadInput, match="give every parameter a default"):
-        reward("mine")(NoDefault)
+# --- calls --------------------------------------------------------------------------------------
 
 
-def test_a_missing_column_is_named():
-    with pytest.raises(BadInput, match='"correctness" needs the column "answer"'):
-        REWARDS["correctness"](completions=[GOOD])
-    with pytest.raises(BadInput, match='"soft_overlong" needs the column "completion_ids"'):
-        REWARDS["soft_overlong"](completions=[GOOD])
+def called(values):
+    def mine(completions, **columns):
+        return values() if callable(values) else values
+
+    return Checked(mine)(completions=["a", "b"], prompts=["p", "p"])
+
+
+async def waiting(completions, **columns):
+    await asyncio.sleep(0)
+    return [1.0 / len(completion) for completion in completions]
+
+
+def test_a_right_reward_is_left_as_it_is():
+    assert called([1, None]) == [1.0, None]
+    assert called(np.array([0.5, 1.0])) == [0.5, 1.0]
+    assert called(iter([True, False])) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("values", "key", "word"),
+    [
+        ([1.0], "reward-count", "1 values for 2"),
+        *(([1.0, bad], "reward-value", '"mine" returned') for bad in ("good", "2", [1.0], 1j)),
+        *(([float(bad), 1.0], "reward-value", bad) for bad in ("inf", "nan")),
+        *((bad, "reward-failed", f"returned a {type(bad).__name__}")
+          for bad in (None, 1.0, {"a": 1.0, "b": 2.0}, {1.0, 2.0}, "12")),
+        (lambda: 1 / 0, "reward-failed", r"ZeroDivisionError .* in test_rewards.py"),
+    ],
+)  # fmt: skip
+def test_a_wrong_reward_is_told_in_a_sentence(values, key, word):
+    with pytest.raises(BadInput, match=word) as error:
+        called(values)
+    assert error.value.key == key
+    assert key != "reward-failed" or "in test_rewards.py" in str(error.value)
+
+
+def test_an_async_reward_is_awaited_also_where_a_loop_runs():
+    async def notebook():
+        return Checked(waiting)(completions=["a", "bb"])
+
+    assert Checked(waiting)(completions=["a", "bb"]) == asyncio.run(notebook()) == [1.0, 0.5]
+    with pytest.raises(BadInput, match=r"ZeroDivisionError .* in test_rewards.py"):
+        Checked(waiting)(completions=[""])
+
+
+def test_a_reward_that_edits_what_it_is_given_changes_nothing():
+    def mine(completions, answer, **columns):
+        completions[0][0]["content"] = "edited"
+        answer.clear()
+        return [completions.pop() and 1.0 for _ in range(2)]
+
+    completions = [[{"role": "assistant", "content": text}] for text in "ab"]
+    answers = ["1", "2"]
+    assert Checked(mine)(completions=completions, answer=answers) == [1.0, 1.0]
+    assert [c[0]["content"] for c in completions] == ["a", "b"] and answers == ["1", "2"]
+
+
+def test_columns_may_have_any_name_and_a_missing_one_is_named():
+    names = ("self", "score", "parameters", "function", "right", "value", "tags", "name", "given")
+    columns = {name: ["x", "x"] for name in names}
+    given = dict(answer=["1", "2"], completion_ids=[[1], [2]], kind=["number"] * 2)
+    for name, function in REWARDS.items():
+        call = Checked(function)
+        plain = call(completions=["a", "b"], **given)
+        assert call(completions=["a", "b"], **given, **columns) == plain, name
+    for name, column in (("correctness", "answer"), ("soft_overlong", "completion_ids")):
+        with pytest.raises(BadInput, match=f'"{name}" needs the column "{column}"'):
+            REWARDS[name](completions=[GOOD])
 
 
 def test_completions_plain_and_conversational():
@@ -528,17 +461,9 @@ def columns_for(texts, gold="18", kind="number") -> dict:
     words: dict[str, int] = {}
     ids = [[words.setdefault(w, len(words)) for w in str(text)[:5000].split()] for text in texts]
     n = len(texts)
-    return {
-        "prompts": ["How many?"] * n,
-        "answer": [gold] * n,
-        "kind": [kind] * n,
-        "id": [str(i) for i in range(n)],
-        "question": ["How many?"] * n,
-        "completion_ids": ids,
-        "trainer_state": None,
-        "log_extra": print,
-        "log_metric": print,
-    }
+    columns = {"prompts": "?", "answer": gold, "kind": kind, "id": "7", "question": "How many?"}
+    columns = {name: [value] * n for name, value in columns.items()} | {"completion_ids": ids}
+    return columns | {"trainer_state": None, "log_extra": print, "log_metric": print}
 
 
 def all_scores(texts, **gold) -> dict[str, list]:
@@ -546,42 +471,35 @@ def all_scores(texts, **gold) -> dict[str, list]:
     return {f.__name__: f(completions=texts, **columns) for f in ALL}
 
 
-def test_every_reward_pickles_by_name_and_value():
-    for function in [*ALL, *REWARDS.values()]:
-        copy = pickle.loads(pickle.dumps(function))
-        assert copy.__name__ == function.__name__
-        columns = columns_for([GOOD])
-        assert copy(completions=[GOOD], **columns) == function(completions=[GOOD], **columns)
-
-
-def test_conversational_completions_score_as_plain_ones():
+def test_every_reward_pickles_and_takes_messages_and_shows_its_rule():
     texts = [GOOD, WRONG, "18", ""]
     messages = [[{"role": "assistant", "content": text}] for text in texts]
     columns = columns_for(texts)
-    for function in ALL:
-        plain, chat = (function(completions=c, **columns) for c in (texts, messages))
-        assert plain == chat, function.__name__
+    for function in [*ALL, *REWARDS.values()]:
+        copy = pickle.loads(pickle.dumps(function))
+        values = function(completions=texts, **columns)
+        assert copy.__name__ == function.__name__
+        assert copy(completions=messages, **columns) == values
+    for name, function in REWARDS.items():
+        assert function.__name__ == name and len(function.__doc__) > 40
+        source = inspect.getsource(function)  # the rule, not what applies it
+        assert "return" in source and "(prompts" not in source
 
 
 def test_an_unparseable_gold_leaves_the_row_out_wherever_gold_matters():
-    values = all_scores([GOOD], gold="no number")
-    skipped = {name for name, [value] in values.items() if value is None}
-    assert skipped == {
-        name for name, function in zip(NAMES, ALL, strict=True) if function.func is rules.per_answer
-    }
-    assert len(skipped) == 6
+    skipped = {name for name, [value] in all_scores([GOOD], gold="none").items() if value is None}
+    gold = {"correctness", "reward_accuracy", "last_number", "partial_credit", "gated_format"}
+    assert skipped == gold | {"cosine_length"}
 
 
 def test_threads_agree_with_the_main_one():
-    texts = [GOOD, WRONG, answer(r"\frac{36}{2}"), answer("x + 1"), answer("1 2 3"), "18", ""]
+    texts = [GOOD, WRONG, tagged(r"\frac{36}{2}"), tagged("x + 1"), tagged("1 2 3"), "18", ""]
     expected = all_scores(texts, kind="math")
     rules._grade.cache_clear()
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: all_scores(texts, kind="math"), range(8)))
     assert results == [expected] * 8
 
-
-# --- properties --------------------------------------------------------------------------------
 
 TOKENS = ["<think>", "</think>", "<answer>", "</answer>", "\n", " ", "18", "-", "$", "=", "not"]
 TOKENS += ["1.5e3", "\\boxed{", "}", "{", "Step 1:", "\0", "\ud800", "é", "漢", "<", ">", "/", "18"]
@@ -590,26 +508,16 @@ TEXT = HOSTILE | st.text(st.characters(codec=None), max_size=200)
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(TEXT | st.none(), min_size=1, max_size=6))
-def test_every_text_gets_a_finite_score(texts):
-    for name, values in all_scores(texts).items():
-        assert len(values) == len(texts), name
-        assert all(type(value) is float and math.isfinite(value) for value in values), name
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(TEXT, min_size=2, max_size=6), st.randoms())
-def test_the_order_of_the_batch_does_not_matter(texts, rng: random.Random):
-    columns = columns_for(texts)
+@given(st.lists(TEXT | st.none(), min_size=1, max_size=6), st.randoms())
+def test_every_text_gets_a_finite_score_whatever_stands_beside_it(texts, rng: random.Random):
     order = list(range(len(texts)))
     rng.shuffle(order)
-    shuffled = {
-        key: [value[i] for i in order] if isinstance(value, list) else value
-        for key, value in columns.items()
-    }
+    columns = columns_for(texts)
+    ids = [columns["completion_ids"][i] for i in order]
     for function in ALL:
         values = function(completions=texts, **columns)
-        again = function(completions=[texts[i] for i in order], **shuffled)
+        assert all(type(value) is float and math.isfinite(value) for value in values)
+        again = function(completions=[texts[i] for i in order], **columns | {"completion_ids": ids})
         assert again == [values[i] for i in order], function.__name__
 
 
@@ -622,52 +530,25 @@ def test_the_order_of_the_batch_does_not_matter(texts, rng: random.Random):
 )
 def test_right_beats_near_beats_wrong_beats_unparseable(gold, near, wrong, sign):
     answers = [gold, gold * (1 + sign * near), gold * (1 + sign * wrong)]
-    texts = [answer(f"{value:.6f}") for value in answers] + [answer("no idea")]
-    columns = columns_for(texts, gold=str(gold))
+    texts = [tagged(f"{value:.6f}") for value in answers] + [tagged("no idea")]
+    columns = columns_for(texts, gold=str(gold)) | {"completion_ids": [[1] * 100] * 4}
     right, close, off, none = built("partial_credit")(completions=texts, **columns)
     assert right > close > off > none
-    for name in ("correctness", "reward_accuracy"):
+    for name in ("correctness", "reward_accuracy", "cosine_length"):
         right, close, off, none = built(name)(completions=texts, **columns)
         assert right > close == off == none
-    columns["completion_ids"] = [[1] * 100] * 4
-    right, close, off, none = built("cosine_length")(completions=texts, **columns)
-    assert right > close == off == none
 
 
 # --- hostile text ------------------------------------------------------------------------------
 
-EVIL = {
-    "letters": "a" * 10,
-    "digits": "7" * 10,
-    "spaces": " " * 10,
-    "newlines": "\n" * 10,
-    "NULs": "\0" * 10,
-    "surrogates": "\ud800" * 10,
-    "counting": "1 2 3 18 ",
-    "sum without end": "1 + 1 + ",
-    "sums": "1+1=2 3-1=2 ",
-    "boxes": "\\boxed{",
-    "closed boxes": "\\boxed{18} ",
-    "braces": "{}{{}}",
-    "fractions": "\\frac{1}{",
-    "opening tags": "<answer>",
-    "nested tags": "<think><answer></answer></think>",
-    "tag pairs": "<answer>18</answer>",
-    "steps": "Step 1: do. Then do. ",
-    "bullets": "\n- ",
-    "brackets": "<" * 10,
-    "dollars": "$",
-    "powers": "9**9**9 ",
-    "factorials": "(100000!)! ",
-    "code": "__import__('os').system('x') ",
-    "the answer is": "the answer is ",
-    "hashes": "#### ",
-}
-SHAPES = {
-    "bare": "{}",
-    "answered": "<think>x</think><answer>{}</answer>",
-    "reasoned": "<think>{}</think><answer>18</answer>",
-}
+EVIL = [
+    *("a" * 10, "7" * 10, " " * 10, "\n" * 10, "\0" * 10, "\ud800" * 10, "<" * 10, "$"),
+    *("1 2 3 18 ", "1 + 1 + ", "1+1=2 3-1=2 ", "\\boxed{", "\\boxed{18} ", "{}{{}}", "\\frac{1}{"),
+    *("<answer>", "<think><answer></answer></think>", "<answer>18</answer>", "\n- ", "#### "),
+    *("Step 1: do. Then do. ", "9**9**9 ", "(100000!)! ", "__import__('os').system('x') "),
+    "the answer is ",
+]
+SHAPES = ("{}", "<think>x</think><answer>{}</answer>", "<think>{}</think><answer>18</answer>")
 
 
 @pytest.mark.parametrize("kind", ["number", "math", "choice"])
@@ -675,24 +556,22 @@ def test_a_megabyte_of_anything_is_survived(kind):
     gold = {"number": "18", "math": r"\frac{1}{2}", "choice": "B"}[kind]
     for piece in ("9", "9**9**9 ", "\\boxed{", "<answer>", "\0", "\ud800", "100000! "):
         text = piece * (1_000_000 // len(piece))
-        values = all_scores([text, answer(text)], gold=gold, kind=kind)
+        values = all_scores([text, tagged(text)], gold=gold, kind=kind)
         assert values["correctness"] == [0.0, 0.0], piece
 
 
 def test_nothing_in_a_completion_is_executed(tmp_path):
     trap = tmp_path / "trap"
     code = f"__import__('pathlib').Path({str(trap)!r}).touch()"
-    for text in (code, answer(code), answer(f"\\boxed{{{code}}}"), GOOD.replace("18", code)):
+    for text in (code, tagged(code), tagged(f"\\boxed{{{code}}}"), GOOD.replace("18", code)):
         for kind in ("number", "math"):
             all_scores([text], kind=kind)
     assert not trap.exists()
 
 
 @pytest.mark.parametrize("power", ["9**9**9", "9^{9^{9^9}}", "10^{10^{10}}", "100000!", "((9!)!)!"])
-def test_numbers_too_large_to_compute_are_wrong_and_quick(power):
-    start = time.perf_counter()
-    assert score("correctness", answer(power), r"\sqrt{2}", "math") == 0.0
-    assert time.perf_counter() - start < 60
+def test_numbers_too_large_to_compute_are_wrong(power):
+    assert score("correctness", tagged(power), r"\sqrt{2}", "math") == 0.0
 
 
 def seconds(function, text: str) -> float:
@@ -708,59 +587,41 @@ def seconds(function, text: str) -> float:
 def test_time_is_linear_in_length(name):
     """Eight times the text may take 24 times as long; what is quadratic takes 64 times."""
     function = ALL[NAMES.index(name)]
-    for shape in SHAPES.values():
-        for label, piece in EVIL.items():
+    for shape in SHAPES:
+        for piece in EVIL:
             small, large = (shape.replace("{}", piece * (n // len(piece))) for n in (2_000, 16_000))
             slowest = 24 * max(seconds(function, small), 0.001)
-            assert any(seconds(function, large) <= slowest for _ in range(3)), label
+            assert any(seconds(function, large) <= slowest for _ in range(3)), piece
 
 
 # --- real gold answers -------------------------------------------------------------------------
 
 
-def rows(path: str) -> list[dict]:
-    file = DATA / path
-    if not file.is_file():
-        pytest.skip(f"{file} is not there (real data, for tests alone)")
-    return [json.loads(line) for line in file.open(encoding="utf-8")]
-
-
-def gsm8k(row: dict) -> str:
-    return row["answer"].rpartition("####")[2].strip()
-
-
 @pytest.mark.parametrize(
-    ("path", "kind", "gold_of"),
+    ("path", "kind", "column"),
     [
-        ("gsm8k/train.jsonl", "number", gsm8k),
-        ("gsm8k/test.jsonl", "number", gsm8k),
-        ("math500/test.jsonl", "math", lambda row: row["answer"]),
-        ("math/train.jsonl", "math", lambda row: row["answer"]),
-        ("aqua_rat/test.jsonl", "choice", lambda row: row["correct"]),
-        ("aqua_rat/validation.jsonl", "choice", lambda row: row["correct"]),
+        ("gsm8k/test.jsonl", "number", "answer"),
+        ("math500/test.jsonl", "math", "answer"),
+        ("math/train.jsonl", "math", "answer"),
+        ("aqua_rat/test.jsonl", "choice", "correct"),
     ],
 )
-def test_every_gold_answer_scores_full_marks(path, kind, gold_of):
-    golds = [gold_of(row) for row in rows(path)]
+def test_every_gold_answer_scores_full_marks(path, kind, column, data_dir):
+    golds = [json.loads(line)[column] for line in (data_dir / path).open(encoding="utf-8")]
+    golds = [gold.rpartition("####")[2].strip() for gold in golds]
     texts = [f"<think>\nSo it is.\n</think>\n<answer>\n{gold}\n</answer>" for gold in golds]
-    for name, marks in {"correctness": 2.0, "gated_format": 0.5, "partial_credit": 1.0}.items():
+    for name, marks in {"gated_format": 0.5, "partial_credit": 1.0}.items():
         values = built(name)(completions=texts, answer=golds, kind=[kind] * len(golds))
-        due = [marks if gold.strip() else None for gold in golds]  # MATH has two rows without gold
+        due = [marks if gold else None for gold in golds]  # MATH has two rows without gold
         missed = [g for g, value, full in zip(golds, values, due, strict=True) if value != full]
         assert missed == [], name
-
-
-@pytest.mark.parametrize("path", ["math/train.jsonl", "math500/test.jsonl"])
-def test_every_gold_answer_of_math_would_pass_the_gate_as_a_wrong_one(path):
-    golds = [row["answer"] for row in rows(path) if row["answer"].strip()]
-    assert [gold for gold in golds if not rules.reads_as_math(gold)] == []
-
-
-def test_the_arithmetic_of_gsm8k_holds():
-    """Its solutions mark their sums, <<16-3-4=9>>: an independent list of true equations."""
-    found = [pair for row in rows("gsm8k/test.jsonl") for pair in equations(row["answer"])]
-    true = sum(holds(left, right) for left, right in found)
-    assert len(found) > 4000 and true / len(found) > 0.995
+    if kind == "math":  # each would pass the gate as a wrong answer, too
+        assert [gold for gold in golds if gold and not rules.reads_as_math(gold)] == []
+    if kind == "number":  # GSM8K marks its sums, <<16-3-4=9>>: a list of true equations
+        lines = (data_dir / path).read_text(encoding="utf-8").splitlines()
+        pairs = [pair for line in lines for pair in equations(json.loads(line)["answer"])]
+        true = sum(holds(left, right) for left, right in pairs)
+        assert len(pairs) > 4000 and true / len(pairs) > 0.995
 
 
 # --- the golden table --------------------------------------------------------------------------
@@ -779,7 +640,7 @@ ADVERSARIAL = {
     "two answers": THINK + "<answer>\n18 or 20\n</answer>",
     "two answer sections": THINK + "<answer>\n20\n</answer>\n<answer>\n18\n</answer>",
     "answer only inside the reasoning": THINK,
-    "answer section inside the reasoning": THINK.replace("18 dollars", answer("18") + " dollars"),
+    "answer section inside the reasoning": THINK.replace("18 dollars", tagged("18") + " dollars"),
     "prompt copied back": FORMAT + QUESTION,
     "tags without content": "<think>\n</think>\n<answer>\n</answer>",
     "tags around dots": "<think>\n...\n</think>\n<answer>\n...\n</answer>",
@@ -804,13 +665,10 @@ def test_adversarial_completions_score_what_was_agreed():
         GOLDEN.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
     assert table == golden, "rewards changed: see what UPDATE_GOLDEN=1 changes in " + GOLDEN.name
-
-
-@pytest.mark.parametrize("case", [case for case in ADVERSARIAL if "spam" in case])
-def test_counting_up_never_pays_like_solving(case):
-    """But for `last_number`, as it says of itself, and what only looks at form or length."""
-    for name in ("correctness", "reward_accuracy", "partial_credit", "gated_format", "int"):
-        assert score(name, ADVERSARIAL[case]) < score(name, ADVERSARIAL["perfect"])
+    # Counting up never pays like solving, but for `last_number`, as it says of itself.
+    for case in (case for case in ADVERSARIAL if "spam" in case):
+        for name in ("correctness", "reward_accuracy", "partial_credit", "gated_format", "int"):
+            assert table[case][name] < table["perfect"][name]
 
 
 def test_the_import_is_light():
@@ -819,12 +677,3 @@ def test_the_import_is_light():
     program = f"import sys, lib.rewards; print({heavy} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout == "set()\n", run.stderr
-
-
-def test_each_reward_shows_what_it_is_by_its_name():
-    import inspect
-
-    for name, function in REWARDS.items():
-        assert function.__name__ == name and len(function.__doc__) > 40
-        assert "return" in inspect.getsource(function)
-        assert "(prompts" not in inspect.getsource(function)  # the rule, not what applies it

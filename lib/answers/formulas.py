@@ -28,9 +28,7 @@ POINTS = 4
 LONGEST_FORMULA = 1000  # characters of an answer
 DEEPEST_FORMULA = 40  # brackets within brackets
 MAX_ITEMS = 100  # of a list
-MAX_WHOLE_BITS = 50_000  # of an exact whole number: it takes no time to compare
-MAX_FRACTION_BITS = 3_000  # of a fraction, whose every sum takes a greatest common divisor
-MAX_BINOMIAL = 400
+MAX_BITS = 10_000  # of an exact number: what is larger takes time
 ROW = "\x01"  # what stands for the end of a row, which LaTeX writes as two backslashes
 
 
@@ -56,7 +54,7 @@ class Sequence:
 
     open: str  # a bracket, "", ":" or "matrix"
     items: tuple[Node, ...]
-    close: str
+    close: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +83,19 @@ def constant(number: Number, literal: str = "") -> Value:
 def symbol(name: str) -> Value:
     """A variable."""
     seeds = [zlib.crc32(f"{name} at {i}".encode()) for i in range(POINTS)]
-    sizes = [Fraction(101 + seed % 1009, 307) for seed in seeds]
     signs = (1, 1, -1, 1 if seeds[-1] & 4096 else -1)
-    return Value(tuple(sign * size for sign, size in zip(signs, sizes, strict=True)), name)
+    points = (sign * Fraction(101 + n % 1009, 307) for n, sign in zip(seeds, signs, strict=True))
+    return Value(tuple(points), name)
 
 
 def apply(operation: Callable[..., Number], *values: object) -> Value:
     """The operation at each point. Raises Unreadable where it has no finite, tame result."""
     if not all(isinstance(value, Value) for value in values):
-        raise Unreadable("arithmetic on what is not a number")
+        raise Unreadable
     try:
         return Value(tuple(_tame(operation(*column), column) for column in _columns(*values)))
-    except (ArithmeticError, ValueError, TypeError) as error:
-        raise Unreadable(str(error)) from None
+    except (ArithmeticError, ValueError, TypeError):
+        raise Unreadable from None
 
 
 def _columns(*values: Value) -> zip[tuple[Number, ...]]:
@@ -109,18 +107,14 @@ def _exact(*numbers: Number) -> bool:
     return all(isinstance(number, int | Fraction) for number in numbers)
 
 
-def _too_large(number: int | Fraction, times: int = 1) -> bool:
-    bits = max(number.numerator.bit_length(), number.denominator.bit_length())
-    return bits * times > (MAX_WHOLE_BITS if number.denominator == 1 else MAX_FRACTION_BITS)
+def _bits(number: int | Fraction) -> int:
+    return max(number.numerator.bit_length(), number.denominator.bit_length())
 
 
 def _tame(number: Number, arguments: tuple[Number, ...]) -> Number:
-    if _exact(number):
-        if _too_large(number):
-            raise Unreadable("a number of thousands of digits")
-    elif cmath.isnan(number):
-        raise Unreadable("not a number")
-    elif complex not in map(type, arguments) and isinstance(number, complex) and not number.imag:
+    if _bits(number) > MAX_BITS if _exact(number) else cmath.isnan(number):
+        raise Unreadable
+    if complex not in map(type, arguments) and isinstance(number, complex) and not number.imag:
         return number.real  # after a root without a real value it stays complex, which tells
     return number
 
@@ -130,44 +124,32 @@ def divide(a: Number, b: Number) -> Number:
 
 
 def power(base: Number, exponent: Number) -> Number:
-    if _exact(exponent) and exponent.denominator == 1:
-        if _exact(base):
-            if _too_large(base, abs(int(exponent))):
-                raise Unreadable("a huge power")
-            return Fraction(base) ** int(exponent)
-        if abs(exponent) < 100:
-            return base ** int(exponent)
     if exponent == Fraction(1, 2):
         return root(base, 2)
-    return complex(base) ** complex(exponent)
+    if not _exact(exponent) or exponent.denominator != 1:
+        return complex(base) ** complex(exponent)
+    if _exact(base) and _bits(base) * abs(exponent) > MAX_BITS:
+        raise Unreadable
+    return (Fraction(base) if _exact(base) else base) ** int(exponent)
 
 
 def root(radicand: Number, degree: Number) -> Number:
     """The real root of a real number where there is one."""
     if isinstance(radicand, complex) or degree not in range(2, 64):
         return complex(radicand) ** (1 / complex(degree))
-    n = int(degree)
-    if radicand < 0 and n % 2:
-        return -root(-radicand, n)
+    if radicand < 0 and degree % 2:
+        return -root(-radicand, degree)
     if radicand < 0:
-        return 1j * root(-radicand, n) if n == 2 else complex(radicand) ** (1 / n)
-    return math.sqrt(radicand) if n == 2 else float(radicand) ** (1 / n)
-
-
-def binomial(n: Number, k: Number) -> int:
-    if not _exact(n, k) or n.denominator * k.denominator != 1 or not 0 <= k <= n <= MAX_BINOMIAL:
-        raise Unreadable("a binomial of this")
-    return math.comb(int(n), int(k))
+        return 1j * root(-radicand, 2) if degree == 2 else complex(radicand) ** (1 / int(degree))
+    return math.sqrt(radicand) if degree == 2 else float(radicand) ** (1 / int(degree))
 
 
 FUNCTIONS: dict[str, Callable[[complex], complex]] = {
-    "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "sinh": cmath.sinh,
-    "cosh": cmath.cosh, "tanh": cmath.tanh, "arcsin": cmath.asin, "arccos": cmath.acos,
-    "arctan": cmath.atan, "exp": cmath.exp, "ln": cmath.log, "log": cmath.log10,
-    "sec": lambda x: 1 / cmath.cos(x), "csc": lambda x: 1 / cmath.sin(x),
+    "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "arcsin": cmath.asin,
+    "arccos": cmath.acos, "arctan": cmath.atan, "exp": cmath.exp, "ln": cmath.log,
+    "log": cmath.log10, "sec": lambda x: 1 / cmath.cos(x), "csc": lambda x: 1 / cmath.sin(x),
     "cot": lambda x: 1 / cmath.tan(x),
 }  # fmt: skip
-INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 
 
 # --- comparing values ---------------------------------------------------------------------------
@@ -180,18 +162,12 @@ def same_value(mine: Value, gold: Value) -> bool | None:
         return True
     if mine.is_constant and gold.is_constant:
         return True if _rounds_to(mine, gold) or _is_rounding(mine, gold) else verdicts[0]
-    if False in verdicts[:2] or None in verdicts[:2]:
+    if not all(verdicts[:2]):
         return False if False in verdicts[:2] else None
-    return _leaves_the_reals(mine, gold, verdicts) or None
-
-
-def _leaves_the_reals(a: Value, b: Value, verdicts: list[bool | None]) -> bool:
-    """Whether formulas that agree for positive variables differ only where one has no real value.
-
-    √(1/m) and 1/√m are i/√|m| and -i/√|m| where m is negative.
-    """
-    unreal = [isinstance(p, complex) or isinstance(q, complex) for p, q in _columns(a, b)]
-    return not any(unreal[:2]) and all(map(max, map(bool, verdicts), unreal))
+    # √(1/m) and 1/√m are i/√|m| and -i/√|m| where m is negative: they agree wherever both are real
+    unreal = [isinstance(p, complex) or isinstance(q, complex) for p, q in _columns(mine, gold)]
+    agree = all(same or blurred for same, blurred in zip(verdicts, unreal, strict=True))
+    return True if agree and not any(unreal[:2]) else None
 
 
 def _rounds_to(mine: Value, gold: Value) -> bool:
@@ -213,10 +189,8 @@ def _is_rounding(a: Value, b: Value) -> bool:
 
 
 def _same_number(p: Number, q: Number) -> bool | None:
-    if p == q:
-        return True
-    if _exact(p, q):
-        return False
+    if p == q or _exact(p, q):
+        return p == q
     try:
         size, gap = max(abs(p), abs(q)), abs(p - q)
     except OverflowError:
@@ -239,19 +213,16 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _RELATIONS = {"=", "<", ">", r"\le", r"\ge", r"\ne", r"\in", r"\approx"}
-_SIGNS = {"+", "-", r"\pm", r"\mp"}
 _BRACKETS = {"(": ")", "[": "]", r"\{": r"\}"}
-_CLOSERS = {")", "]", r"\}"}
+_CLOSERS = set(_BRACKETS.values())
 _ENDS = {"", ",", ";", "}", *_CLOSERS}
-_NAMES = {
-    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "kappa", "lambda", "mu",
-    "nu", "xi", "rho", "sigma", "tau", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta",
-    "Lambda", "Sigma", "Phi", "Psi", "Omega", "ell", "emptyset",
-}  # fmt: skip
-_CONSTANTS = {
-    "pi": math.pi, "e": math.e, "i": 1j,
-    "infty": math.inf, "infinity": math.inf, "inf": math.inf, "oo": math.inf,
-}  # fmt: skip
+_NAMES = set(re.findall(
+    r"\w+",
+    "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi chi psi "
+    "omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell emptyset",
+))  # fmt: skip
+_CONSTANTS = {"pi": math.pi, "e": math.e, "i": 1j}
+_CONSTANTS |= dict.fromkeys(("infty", "infinity", "inf", "oo"), math.inf)
 _COMMANDS = {*FUNCTIONS, *_NAMES, *_CONSTANTS, "frac", "binom", "sqrt", "overline", "hat"}
 _PLAIN_WORDS = {*FUNCTIONS, "sqrt", "pi", "infinity", "inf", "oo"}
 
@@ -265,9 +236,17 @@ def read_answer(answer: str, radians: bool = False) -> Node | None:
     if len(answer) > LONGEST_FORMULA:
         return None
     try:
-        return _Reader(answer, radians).answer()
+        if not re.search(r"\\[pm]{2}(?![A-Za-z])", answer):
+            return _Reader(answer, radians).answer()
+        plus, minus = (
+            _Reader(answer.replace(r"\pm", upper).replace(r"\mp", lower), radians).answer()
+            for upper, lower in ("+-", "-+")
+        )
     except (Unreadable, ValueError, ArithmeticError):
         return None
+    if isinstance(plus, Sequence) and plus.open in ("", "{"):
+        return replace(plus, items=plus.items + minus.items)
+    return Sequence("", (plus, minus))
 
 
 class _Reader:
@@ -275,19 +254,15 @@ class _Reader:
 
     def __init__(self, text: str, radians: bool):
         self.tokens = _TOKEN.findall(text)
-        self.at = 0
-        self.depth = 0
-        self.upper = True  # what \pm means in this pass over an item: plus, or minus
-        self.saw_pm = False
+        self.at = self.depth = 0
         self.in_angle = radians
 
     def peek(self) -> str:
         return self.tokens[self.at] if self.at < len(self.tokens) else ""
 
     def next(self) -> str:
-        token = self.peek()
         self.at += 1
-        return token
+        return self.tokens[self.at - 1] if self.at <= len(self.tokens) else ""
 
     def take(self, token: str) -> bool:
         is_next = self.peek() == token
@@ -296,7 +271,7 @@ class _Reader:
 
     def expect(self, token: str) -> None:
         if not self.take(token):
-            raise Unreadable(f"{self.peek()!r} where {token!r} is due")
+            raise Unreadable
 
     def cut(self) -> str:
         """Takes the first character of the next token, and leaves the others."""
@@ -313,27 +288,20 @@ class _Reader:
         while self.take(";"):
             groups.append(self.items())
         if self.peek():
-            raise Unreadable(f"{self.peek()!r} left over")
+            raise Unreadable
         if len(groups) > 1 and any(len(group) > 1 for group in groups):  # x=1, y=2; x=3, y=4
-            return Sequence("", tuple(Sequence("(", tuple(group), ")") for group in groups), "")
+            return Sequence("", tuple(Sequence("(", tuple(group), ")") for group in groups))
         return _listed([item for group in groups for item in group])
 
-    def items(self, twofold: bool = True) -> list[Node]:
-        """What commas separate. With ``twofold``, an item with \\pm in it gives two."""
-        outer, items = self.saw_pm, []
+    def items(self) -> list[Node]:
+        """What commas separate."""
+        items = []
         while self.peek() not in _ENDS - {","}:
             if self.take(","):
                 continue
-            start, self.saw_pm = self.at, False
             items.append(self.relation())
             if self.peek() not in _ENDS or len(items) > MAX_ITEMS:
-                raise Unreadable(f"{self.peek()!r} after an item")
-            if twofold and self.saw_pm and self.upper:
-                self.at, self.upper = start, False
-                items.append(self.relation())
-                self.upper = True
-            outer |= self.saw_pm and not twofold
-        self.saw_pm = outer
+                raise Unreadable
         return items
 
     def relation(self) -> Node:
@@ -353,7 +321,7 @@ class _Reader:
             sides.append(self.union())
         if len(sides) == 2 and isinstance(sides[1], Value) and sides[1].points[0]:
             return apply(divide, *sides)  # the ratio 2:3
-        return sides[0] if len(sides) == 1 else Sequence(":", tuple(sides), "")
+        return sides[0] if len(sides) == 1 else Sequence(":", tuple(sides))
 
     def union(self) -> Node:
         parts = [self.sum()]
@@ -365,7 +333,7 @@ class _Reader:
 
     def sum(self) -> Node:
         total = self.product()
-        while self.peek() in _SIGNS:
+        while self.peek() in ("+", "-"):
             operation = operator.sub if self.minus() else operator.add
             total = apply(operation, total, self.product())
         return total
@@ -373,10 +341,8 @@ class _Reader:
     def minus(self) -> bool:
         """Takes the signs that come next; whether together they are a minus."""
         minus = False
-        while self.peek() in _SIGNS:
-            sign = self.next()
-            self.saw_pm |= sign in (r"\pm", r"\mp")
-            minus ^= sign == "-" or sign == (r"\mp" if self.upper else r"\pm")
+        while self.peek() in ("+", "-"):
+            minus ^= self.next() == "-"
         return minus
 
     def product(self) -> Node:
@@ -403,29 +369,27 @@ class _Reader:
         return token in ("(", "[", "{") or token[:1].isalnum()
 
     def factor(self) -> Node:
-        minus = self.peek() in _SIGNS and self.minus()
+        minus = self.minus()
         result = self.primary()
         while self.take("^"):
-            if self.take(r"\circ"):
-                if self.in_angle:
-                    result = apply(operator.mul, result, constant(math.pi / 180))
-            else:
+            if not self.take(r"\circ"):
                 result = self.raised(result, self.exponent())
+            elif self.in_angle:
+                result = apply(operator.mul, result, constant(math.pi / 180))
         if not minus:
             return result
         negative = apply(operator.neg, result)
-        is_number = result.literal[:1].isdecimal()
-        return replace(negative, literal=result.literal) if is_number else negative
+        return replace(negative, literal=result.literal * result.literal[:1].isdecimal())
 
     def primary(self) -> Node:
         self.depth += 1
         if self.depth > DEEPEST_FORMULA:
-            raise Unreadable("brackets too deep")
+            raise Unreadable
         token = self.next()
         if token[:1].isdecimal() or (token[:1] == "." and len(token) > 1):
             node = self.number(token)
         elif token == "{":
-            node = _listed(self.items(twofold=False))
+            node = _listed(self.items())
             self.expect("}")
         elif token in _BRACKETS:
             node = self.bracket(token)
@@ -434,20 +398,18 @@ class _Reader:
         elif token[:1] == "\\":
             node = self.command(token[1:])
         else:
-            raise Unreadable(f"unknown {token!r}")
+            raise Unreadable
         self.depth -= 1
         return node
 
     def raised(self, base: Node, exponent: Node) -> Node:
         if self.peek() == "^" or self.tokens[self.at : self.at + 2] == ["*", "*"]:
-            raise Unreadable("a tower of powers without braces")
+            raise Unreadable  # a tower of powers without braces
         return apply(power, base, exponent)
 
     def exponent(self) -> Node:
         """As people mean it: x^10 is x to the tenth, although LaTeX sets it otherwise."""
-        if self.peek().isdecimal():
-            return constant(int(self.next()))
-        return self.argument()
+        return constant(int(self.next())) if self.peek().isdecimal() else self.argument()
 
     def argument(self) -> Node:
         """What a command applies to: a group or one character (\\frac12)."""
@@ -466,12 +428,12 @@ class _Reader:
         if self.take("_"):  # 101_2 is a way to write a number, not its value
             return symbol(f"{token}_{self.subscript()}")
         if len(token) > 400:
-            raise Unreadable("a number of hundreds of digits")
+            raise Unreadable
         value = Fraction(token.rstrip("."))
         if "." in token and self.take(r"\overline"):  # 0.1\overline{6}
             digits, places = self.subscript(), len(token.partition(".")[2])
             if not digits.isdecimal() or len(digits) > 50:
-                raise Unreadable("an overline over no digits")
+                raise Unreadable
             return constant(value + Fraction(int(digits), (10 ** len(digits) - 1) * 10**places))
         if self.peek() == r"\frac" and "." not in token:  # the mixed number 2\frac12
             part = self.primary()
@@ -497,8 +459,7 @@ class _Reader:
             return self.command(token)
         if len(token.rstrip("'")) > 1:
             self.at -= 1
-            self.tokens[self.at] = token[1:]
-            token = token[0]
+            token = self.cut()
         return self.name(token)
 
     def name(self, token: str) -> Node:
@@ -508,12 +469,12 @@ class _Reader:
 
     def bracket(self, opener: str) -> Node:
         """(a) is a; (a, b], \\{a, b\\} are what they look like."""
-        items = self.items(twofold=opener == r"\{")
+        items = self.items()
         while self.take(";"):
-            items += self.items(twofold=False)
+            items += self.items()
         closer = self.next()
         if not items or closer not in _CLOSERS:
-            raise Unreadable("brackets that are empty or stay open")
+            raise Unreadable
         if len(items) == 1 and closer == _BRACKETS[opener] and opener != r"\{":
             return items[0]
         return Sequence(opener[-1], tuple(items), closer[-1])
@@ -525,8 +486,6 @@ class _Reader:
             above, below = self.argument(), self.argument()
             ratio = f"{above.literal}/{below.literal}" if _may_be_name(above, below) else ""
             return replace(apply(divide, above, below), literal=ratio)
-        if name == "binom":
-            return apply(binomial, self.argument(), self.argument())
         if name == "sqrt":
             degree: Node = constant(2)
             if self.take("["):
@@ -539,13 +498,13 @@ class _Reader:
             return symbol(f"{name} {self.subscript()}")
         if name in _CONSTANTS or name in _NAMES:
             return self.name(name)
-        raise Unreadable(f"unknown \\{name}")
+        raise Unreadable
 
     def function(self, name: str) -> Node:
         base = self.argument() if name == "log" and self.take("_") else None
         exponent = self.argument() if self.take("^") else None
-        if name in INVERSES and isinstance(exponent, Value) and exponent.points == (-1,):
-            name, exponent = INVERSES[name], None
+        if f"arc{name}" in FUNCTIONS and getattr(exponent, "points", 0) == (-1,):
+            name, exponent = f"arc{name}", None
         outer, self.in_angle = self.in_angle, True
         inner = self.function_argument()
         self.in_angle = outer
@@ -572,14 +531,13 @@ class _Reader:
             elif not self.take("&"):
                 rows[-1].append(self.sum())
         self.next()
-        lines = (Sequence("matrix", tuple(row), "") for row in rows if row)
-        return Sequence("matrix", tuple(lines), "")
+        return Sequence("matrix", tuple(Sequence("matrix", tuple(row)) for row in rows if row))
 
 
 def _listed(items: list[Node]) -> Node:
     if not items:
-        raise Unreadable("nothing there")
-    return items[0] if len(items) == 1 else Sequence("", tuple(items), "")
+        raise Unreadable
+    return items[0] if len(items) == 1 else Sequence("", tuple(items))
 
 
 def _may_be_name(*nodes: Node) -> bool:

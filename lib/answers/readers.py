@@ -113,7 +113,7 @@ _TWO_QUANTITIES = re.compile(
 )
 # What ends in two numbers has no last one: 18-20 eggs, 5 or 6, between 5 and 6.
 _TWO_AT_THE_END = re.compile(
-    r"(?:(?P<sum>\d[\d.,]*\s?-\s?\d[\d.,]*)|(?:\d(?:\s[A-Za-z]{2,20})?\s?(?:\bto\b|\bor\b|~|\.\.+)"
+    r"(?:(?P<from>\d[\d.,]*)\s?-\s?(?P<to>\d[\d.,]*)|(?:\d(?:\s[A-Za-z]{2,20})?\s?(?:\bto\b|\bor\b|~|\.\.+)"
     r"|\b(?:between|from)\s\W?\d[\d.,]*(?:\s[A-Za-z]{2,20})?\sand)\s?\$?\d[\d.,]*%?)"
     r"(?:\s[A-Za-z]{1,20}){0,3}\W*$"
 )
@@ -153,8 +153,9 @@ def last_number(text: str) -> str | None:
     last_line = plain_characters(tail.rstrip().rpartition("\n")[2])
     if _TWO_QUANTITIES.search(last_line[-160:]):
         return NO_ANSWER
-    if two := _TWO_AT_THE_END.search(last_line[-160:]):
-        return two["sum"] or NO_ANSWER
+    two = _TWO_AT_THE_END.search(last_line[-160:])
+    if two and not (two["from"] and read_number(two["from"]) >= read_number(two["to"])):
+        return NO_ANSWER  # while 20-18 is a difference
     for size in (MAX_ANSWER, 16 * MAX_ANSWER):  # further back there is no answer
         part = text if len(text) <= size else text[-size:].partition(" ")[2]
         numbers = find_numbers(part)
