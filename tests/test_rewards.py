@@ -262,7 +262,7 @@ NUMBER = 5
         ({"language_consistency": {"language": "klingon"}}, "no language"),
         ({"soft_overlong": {"soft_punish_cache": 9999}}, "soft_punish_cache is 9999"),
         ({"nowhere.at.all": 1.0}, "cannot be imported"),
-        ({"lib.rewards.nothing": 1.0}, "cannot be imported"),
+        ({"lib.rewards.nothing": 1.0}, "has no reward"),
         ({"lib.rewards.LEARNED": 1.0}, "cannot be called"),
         ({"os.path.join": {"b": 1}}, "columns"),
         ({"mark": 1.0, "trl.rewards.think_format_reward": 1.0, "a": 1}, 'no reward "a"'),
@@ -278,7 +278,7 @@ NUMBER = 5
         ({"no.py:one": 1.0}, "columns"),
     ],
 )
-def test_a_recipe_that_is_wrong_says_so(spec, word, tmp_path, monkeypatch):
+def test_a_recipe_that_is_wrong_says_so(spec, word, tmp_path, monkeypatch, own_rewards):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.py").write_text(FILE)
     (tmp_path / "import.py").write_text("import nowhere_at_all")

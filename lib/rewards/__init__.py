@@ -134,28 +134,27 @@ def _weight(name: str, weight: Any) -> float:
 
 
 def _build(name: str, parameters: dict, shared: dict, file: str | None) -> Callable:
-    title = str(name).rpartition(":" if ":" in str(name) else ".")[2]
     rule = RULES.get(name) or REASONING.get(name)
     if rule:
         return _rule(name, *rule, parameters, shared)
-    target = _find(name, file)
+    target, title = _find(name, file), str(name).rpartition(":" if ":" in str(name) else ".")[2]
     known = dict(inspect.signature(target).parameters)
-    call = inspect.signature(target.__call__).parameters if inspect.isclass(target) else known
+    is_class = inspect.isclass(target)
+    call = inspect.signature(target.__call__).parameters if is_class else known
     if not any(p.kind is p.VAR_KEYWORD for p in call.values()):
         raise BadInput(
             f'Reward "{name}" does not take the data set\'s columns: write it as '
             f"def {title}(prompts, completions, **columns).",
             key="signature",
         )
-    if inspect.isclass(target):
-        _check_parameters(name, parameters, known)
-        given = {key: value for key, value in shared.items() if key in known}
-        return with_name(_instance(target, name, **given | parameters), title)
-    for column in ("prompts", "completions", "completion_ids"):
+    for column in () if is_class else ("prompts", "completions", "completion_ids"):
         known.pop(column, None)
     _check_parameters(name, parameters, known)
-    if parameters:
-        return with_name(functools.partial(_with_parameters, target, parameters), title)
+    if is_class:
+        given = {key: value for key, value in shared.items() if key in known}
+        target = _instance(target, name, **given | parameters)
+    elif parameters:
+        target = functools.partial(_with_parameters, target, parameters)
     named = getattr(target, "__name__", "<lambda>") != "<lambda>"
     return target if named else with_name(target, title)
 
@@ -179,13 +178,10 @@ def _rule(name: str, apply: Callable, score: Callable, parameters: dict, shared:
 
 
 def _check_parameters(name: str, parameters: dict, known: dict[str, inspect.Parameter]) -> None:
+    known = {key: p for key, p in known.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     for key, value in parameters.items():
-        if key not in known or known[key].kind in (
-            inspect.Parameter.VAR_KEYWORD,
-            inspect.Parameter.VAR_POSITIONAL,
-        ):
-            names = [n for n, p in known.items() if p.kind is not p.VAR_KEYWORD]
-            raise BadInput(f'Reward "{name}" has no parameter "{key}": {nearest(key, names)}')
+        if key not in known:
+            raise BadInput(f'Reward "{name}" has no parameter "{key}": {nearest(key, known)}')
         if _is_number(known[key].default) and not _is_number(value):
             raise BadInput(f'{key} of reward "{name}" is {value!r}: give a number.')
 
@@ -202,56 +198,58 @@ def _find(name: str, file: str | None) -> Callable:
     path, colon, attribute = str(name).partition(":")
     if colon or path.endswith(".py"):
         module = _module_of(Path(file or path).expanduser(), name)
-        own = {n: v for n, v in (REWARDS | vars(module)).items()
-               if getattr(v, "__module__", "") == module.__name__}  # fmt: skip
-        if attribute not in own | vars(module):
-            raise BadInput(f'{path} has no reward "{attribute}": {nearest(attribute, own)}')
-        return _callable(name, (vars(module) | own)[attribute])
-    module, _, attribute = LEARNED.get(name, str(name)).rpartition(".")
-    if not module:
-        raise BadInput(
-            f'There is no reward "{name}": {nearest(name, [*REWARDS, *LEARNED])} A function of '
-            f'your own is named by its file, "my_rewards.py:{name}".',
-            key="reward",
-        )
-    try:
-        target = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise BadInput(f'Reward "{name}" cannot be imported: {error}.') from error
-    return _callable(name, target)
-
-
-def _callable(name: str, target: Any) -> Callable:
+    else:
+        path, _, attribute = LEARNED.get(name, str(name)).rpartition(".")
+        if not path:
+            raise BadInput(
+                f'There is no reward "{name}": {nearest(name, [*REWARDS, *LEARNED])} A function of '
+                f'your own is named by its file, "my_rewards.py:{name}".',
+                key="reward",
+            )
+        try:
+            module = importlib.import_module(path)
+        except (ImportError, TypeError, ValueError) as error:
+            raise BadInput(f'Reward "{name}" cannot be imported: {error}.') from error
+    if not hasattr(module, attribute):
+        own = [n for n, v in vars(module).items() if getattr(v, "__module__", 0) == module.__name__]
+        raise BadInput(f'{path} has no reward "{attribute}": {nearest(attribute, own)}')
+    target = getattr(module, attribute)
     if not callable(target):
         raise BadInput(f'Reward "{name}" is a {type(target).__name__}, which cannot be called.')
     return target
 
 
 def _module_of(file: Path, name: str) -> Any:
-    """The Python file as a module, run once as long as it does not change."""
     if not file.is_file():
         raise BadInput(
             f'Reward "{name}": there is no file {file}; put it beside the recipe, or give its path.'
         )
-    digest = hashlib.sha256(file.resolve().as_posix().encode()).hexdigest()[:8]
-    title = f"reward_file_{file.stem}_{digest}"
-    stamp = file.stat().st_mtime_ns
-    module = sys.modules.get(title)
-    if module is None or module.stamp != stamp:
-        spec = importlib.util.spec_from_file_location(title, file)
-        module = importlib.util.module_from_spec(spec)
-        module.stamp = stamp
-        sys.modules[title] = module
-        try:
-            spec.loader.exec_module(module)
-        except Exception as error:  # whatever a user's file may raise
-            del sys.modules[title]
-            line = traceback.extract_tb(error.__traceback__)[-1].lineno
-            line = getattr(error, "lineno", None) or line
-            raise BadInput(
-                f"{file.name} cannot be run ({type(error).__name__}: {error}, line {line}): fix it."
-            ) from error
+    return _run(file.resolve(), file.stat().st_mtime_ns)
+
+
+@functools.lru_cache
+def _run(file: Path, stamp: int) -> Any:
+    """A Python file as a module, run once as long as it does not change."""
+    title = f"{_OF_A_FILE}{file.stem}_{hashlib.sha256(bytes(file)).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(title, file)
+    module = sys.modules[title] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's file may raise
+        del sys.modules[title]
+        line = traceback.extract_tb(error.__traceback__)[-1].lineno
+        line = getattr(error, "lineno", None) or line
+        raise BadInput(
+            f"{file.name} cannot be run ({type(error).__name__}: {error}, line {line}): fix it."
+        ) from error
+    for name, function in REWARDS.items():  # @reward("short") makes "my_rewards.py:short" a name
+        if function.__module__ == title:
+            rule = function if inspect.isfunction(function) else type(function)
+            vars(module).setdefault(name, rule)
     return module
+
+
+_OF_A_FILE = "reward_file_"  # begins the name of its module
 
 
 # --- the registry ------------------------------------------------------------------------------
@@ -285,7 +283,7 @@ def reward(name: str) -> Callable:
         if not inspect.isfunction(what) and not inspect.isclass(what):
             raise BadInput(f'@reward("{name}") stands above a function or class, not {what!r}.')
         owner = LEARNED.get(name) or getattr(REWARDS.get(name, what), "__module__", "")
-        if owner != what.__module__:
+        if owner != what.__module__ and not owner.startswith(_OF_A_FILE):
             raise BadInput(f'The reward name "{name}" is taken by {owner}: choose another name.')
         REWARDS[name] = with_name(what if inspect.isfunction(what) else _instance(what, name), name)
         return what

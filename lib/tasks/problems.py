@@ -55,7 +55,7 @@ class Problem:
     kind: str = "number"
 
     def __post_init__(self):
-        if not (isinstance(self.answer, str) and (self.answer.strip() or self.kind == OPEN)):
+        if not (isinstance(self.answer, str) and self.kind == OPEN):
             object.__setattr__(self, "answer", gold_text(self.answer, self.id))
 
     @property
