@@ -3,6 +3,7 @@ is needed to repeat it; and a page of all answers side by side, to which its fig
 
 import base64
 import random
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,11 @@ from lib.progress import duration
 from lib.runs import Run, read_json, read_jsonl
 
 SHOWN = 5  # answers of each kind
-# Figure → its heading, what to see in it, and what it is made of.
 BEFORE_AFTER = (
-    "comparison",
     "Left, shares of the held-out problems before and after; right, the paired differences with "
-    "their 95 % intervals. Where an interval does not touch zero a difference can be claimed.",
+    "their 95 % intervals. Where an interval does not touch zero a difference can be claimed."
 )
+# Figure → its heading, and what to see in it.
 FIGURES = {
     "where_it_gains": (
         "Where it gains",
@@ -31,20 +31,11 @@ FIGURES = {
         "A gain in the middle groups alone is the usual picture: what was never right seldom "
         "becomes so.",
     ),
-    "outcomes": (
-        "How answers end",
-        "Right, wrong, without an answer or cut off: whether the gain is in the answers, or in "
-        "that they come to an end in the form asked for.",
-    ),
-    "pass_at_k": (
-        "With several tries",
-        "pass@k is the share of problems that one of k samples gets right. Curves that meet as k "
-        "grows say that training made right answers more frequent and found no new ones.",
-    ),
-    "calibration": (
-        "Agreement and accuracy",
-        "How often the answer that most samples agree on is right, by how many agree. On the "
-        "diagonal, agreement can be trusted as a measure of being right.",
+    "several_answers": (
+        "Several answers",
+        "pass@k is the share of problems that one of k samples gets right: curves that meet as k "
+        "grows say that training made right answers more frequent and found no new ones. "
+        "Agreement: how often the answer that most samples give is right, by how many give it.",
     ),
     "rewards_over_training": (
         "What the rewards paid",
@@ -98,11 +89,10 @@ def write_report(run: Run, config: Config) -> str:
         curve_sentence=_about_curve(log),
         header=HEADER,
         rows=comparison_rows(table),
-        comparison=_figure(run, BEFORE_AFTER[0]),
-        comparison_sentence=BEFORE_AFTER[1],
+        comparison=_figure(run, "comparison"),
+        comparison_sentence=BEFORE_AFTER,
         certificate=certificate,
-        certificate_header=CERTIFICATE,
-        certificate_rows=_certificate_rows(certificate["rows"]) if certificate else [],
+        forms=_certificate_table(certificate) if certificate else None,
         examples=random.Random(0).sample(pairs, min(2 * SHOWN, len(pairs))),
         changed={
             CHANGES[kind]: [pair for pair in pairs if pair["change"] == kind]
@@ -136,16 +126,10 @@ def write_answers(run: Run, rows: Sequence[dict[str, Any]]) -> Path:
     """
     page = run.evals / "side_by_side.html"
     page.parent.mkdir(exist_ok=True)
-    numbered = _numbered(rows)
-    kinds = {
-        kind: (label, count)
-        for kind, label in CHANGES.items()
-        if (count := sum(row["change"] == kind for row in rows))
-    }
-    text = _template().render(
-        title=f"{run.folder.name}: answers side by side", pairs=numbered, kinds=kinds
-    )
-    page.write_text(text, encoding="utf-8")
+    counts = Counter(row["change"] for row in rows)
+    kinds = {kind: (label, counts[kind]) for kind, label in CHANGES.items() if counts[kind]}
+    title = f"{run.folder.name}: answers side by side"
+    page.write_text(_template().render(title=title, pairs=rows, kinds=kinds), encoding="utf-8")
     return page
 
 
@@ -189,32 +173,14 @@ def _json(path: Path, missing: Any) -> Any:
 
 
 def _pairs(run: Run) -> list[dict[str, Any]]:
-    """As `write_answers` numbers them; none where the answers compared are not the two of 04."""
+    """The answers side by side; none where the answers compared are not the two of 04."""
     logs = [run.evals / f"{name}.jsonl" for name in ("base", "trained")]
     if not all(log.is_file() for log in logs):
         return []
     before, after = map(read_jsonl, logs)
     if greedy_records(before).keys() != greedy_records(after).keys():
         return []
-    return _numbered(side_by_side(before, after))
-
-
-def _numbered(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """With a number each; a grade that is lenient says so where the strict one is not the same."""
-
-    def graded(row: dict[str, Any], when: str, strict: bool) -> str:
-        grade = row[f"graded {when}"]
-        return "right, but not in the form asked for" if grade == "right" and not strict else grade
-
-    return [
-        row
-        | {
-            "number": number,
-            "graded before": graded(row, "before", row["change"] in ("broken", "both")),
-            "graded after": graded(row, "after", row["change"] in ("fixed", "both")),
-        }
-        for number, row in enumerate(rows, 1)
-    ]
+    return side_by_side(before, after)
 
 
 def _about_curve(log: Sequence[dict]) -> str:
@@ -272,35 +238,18 @@ def _cost(run: Run, record: dict[str, Any], log: Sequence[dict]) -> list[tuple[s
     return rows
 
 
-CERTIFICATE = ["form", "verdict", "accuracy", "points (95 %)", "nats a token", "same answers"]
-CERTIFICATE += ["template, tokens, stops, weights", "GiB", "tokens/s"]
+def _certificate_table(certificate: dict[str, Any]) -> pd.DataFrame:
+    """As 05 shows it, with all that is equal or differs in one column."""
+    from lib.export.certificate import readable
 
-
-def _certificate_rows(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """The rows of `evals/certificate.json` as text, under `CERTIFICATE`."""
-
-    def shown(row: dict[str, Any], key: str, form: str, scale: float = 1) -> str:
-        return "n/a" if row.get(key) is None else form.format(scale * row[key])
-
-    texts = []
-    for row in rows:
-        points = shown(row, "difference", "{:+.1f}", 100)
-        if row.get("interval_95"):
-            low, high = row["interval_95"]
-            points += f" ({100 * low:+.1f} to {100 * high:+.1f})"
-        differ = [key for key in row if key.endswith("_equal") and row[key] is False]
-        texts.append(
-            [
-                *(row["form"], row.get("verdict", ""), shown(row, "accuracy", "{:.1%}"), points),
-                shown(row, "logprob_gap", "{:.3f}"),
-                shown(row, "equal_answers", "{:.0%}"),
-                "DIFFER: " + ", ".join(key.removesuffix("_equal") for key in differ)
-                if differ
-                else "equal",
-                *(shown(row, "size_gib", "{:.2f}"), shown(row, "tokens_per_s", "{:.0f}")),
-            ]
-        )
-    return texts
+    frame = pd.DataFrame(readable(certificate))
+    checks = ["template", "tokens", "stops", "weights"]
+    differ = [[name for name in checks if row[name] == "DIFFERS"] for _, row in frame.iterrows()]
+    frame.insert(
+        6, ", ".join(checks), [f"DIFFER: {', '.join(d)}" if d else "equal" for d in differ]
+    )
+    frame.insert(1, "verdict", frame.pop("verdict"))
+    return frame.drop(columns=[*checks, "computed by"])
 
 
 def _export(notebook: Path) -> Path:

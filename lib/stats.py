@@ -12,8 +12,7 @@ In simulation the 95 % intervals hold the truth 93 to 97 times in 100 (tests/tes
 rates and paired differences from 64 problems on, clustered means from 8 clusters on. No interval
 has a width of zero: where no problem changed, it is what that many problems can exclude.
 
-"Miller" is Miller 2024, "Adding error bars to evals", arXiv 2411.00640. Wrong input raises
-`BadInput`, which is a ValueError.
+"Miller" is Miller 2024, "Adding error bars to evals", arXiv 2411.00640.
 """
 
 import math
@@ -22,20 +21,19 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import bdtr, ndtri, stdtr, stdtrit
 
 from lib.errors import BadInput
 
 LEVEL, ALPHA, POWER = 0.95, 0.05, 0.8
+Z = float(ndtri((1 + LEVEL) / 2))
 MARGIN = 0.05  # a smaller difference between shares counts as none
 CHANGED = 4 / 9  # of the problems; Miller's example: chances spread evenly, correlated by 1/3
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over problems, its standard error and its confidence interval (low, high).
-
-    One problem (or one cluster) gives no error: both are then None.
-    """
+    """A mean over problems; one problem (or cluster) gives no error and no interval: None."""
 
     mean: float
     stderr: float | None
@@ -47,9 +45,7 @@ class Difference:
     """How much better b is than a: mean of b − a over the same problems.
 
     Attributes:
-        stderr, interval, p_value: None where one problem or one cluster is all there is.
-        p_value: two-sided, of no difference.
-        test: where p_value is from: "exact McNemar", "paired t" or "two-way t".
+        p_value: two-sided, of no difference, by `test`: "exact McNemar", "paired t", "two-way t".
         fixed, broken: how many problems a has wrong and b right, and the other way round;
             None where scores are not all 0 or 1.
     """
@@ -74,9 +70,6 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
     >>> pass_at_k(n=10, c=3, k=5)
     0.9166666666666666
-
-    Raises:
-        BadInput: not 0 ≤ c ≤ n, or not 1 ≤ k ≤ n.
     """
     if not (1 <= k <= n and 0 <= c <= n):
         raise BadInput(f"pass@k needs 0 ≤ c ≤ n and 1 ≤ k ≤ n: n {n}, c {c}, k {k}.", "stats")
@@ -119,18 +112,13 @@ def _ways_to_win(size: int, others: list[int], silent: int, k: int) -> float:
     won = 0.0
     for votes in range(1, min(size, k) + 1):
         left = k - votes
-        ways = np.zeros((left + 1, left // votes + 2))
-        for used in range(min(silent, left) + 1):
-            ways[used, 0] = math.comb(silent, used)
+        ways = np.array([[math.comb(silent, used)] for used in range(left + 1)], dtype=float)
         for other in others:
-            after = ways.copy()  # no vote from this group
+            before, ways = ways, np.pad(ways, ((0, 0), (0, 1)))  # no vote from this group
             for taken in range(1, min(other, votes, left) + 1):
-                more = math.comb(other, taken) * ways[: left + 1 - taken]
-                if taken < votes:
-                    after[taken:] += more
-                else:
-                    after[taken:, 1:] += more[:, :-1]
-            ways = after
+                more = math.comb(other, taken) * before[: left + 1 - taken]
+                tied = int(taken == votes)
+                ways[taken:, tied : tied + more.shape[1]] += more
         won += math.comb(size, votes) * float(ways[left] @ (1 / np.arange(1, ways.shape[1] + 1)))
     return won
 
@@ -177,12 +165,7 @@ def mean_with_error(
         within: the lowest and the highest value there can be. Values that are all equal then
             have the interval that this many problems can exclude: at most a share
             u = 1 − 0.05^(1/n), about 3/n, of all problems has others. Without it they have none.
-
-    Raises:
-        BadInput: no problems, values that are no numbers, or not one label a problem.
     """
-    from scipy.special import stdtrit
-
     values = _numbers(values, "values")
     equal = not np.ptp(values)  # rounding must not give equal values a spread
     mean = float(values[0] if equal else values.mean())
@@ -195,9 +178,7 @@ def mean_with_error(
         bounds = within and tuple((1 - rest) * mean + rest * bound for bound in within)
         return Estimate(mean, 0.0, bounds)
     stderr = math.sqrt(units / (units - 1) * float(sums @ sums)) / len(values)
-    half = float(stdtrit(units - 1, (1 + LEVEL) / 2)) * stderr
-    lowest, highest = within or (-math.inf, math.inf)
-    return Estimate(mean, stderr, (max(lowest, mean - half), min(highest, mean + half)))
+    return Estimate(mean, stderr, _student(mean, stderr, units - 1, within))
 
 
 def paired_difference(
@@ -215,11 +196,7 @@ def paired_difference(
     """
     a, b = _numbers(a, "a"), _numbers(b, "b")
     if len(a) != len(b):
-        raise BadInput(
-            f"a has {len(a)} problems and b has {len(b)}: a paired comparison needs the same "
-            f"problems in the same order.",
-            "stats",
-        )
+        raise BadInput(f"{len(a)} problems and {len(b)}: a pair has the same problems.", "stats")
     shares = min(a.min(), b.min()) >= 0 and max(a.max(), b.max()) <= 1
     estimate = mean_with_error(b - a, clusters, (-1, 1) if shares else None)
     mean, stderr, interval = estimate.mean, estimate.stderr, estimate.interval
@@ -227,31 +204,23 @@ def paired_difference(
     if np.isin([a, b], (0, 1)).all():
         fixed, broken = int(np.sum(b > a)), int(np.sum(b < a))
     if fixed is None or clusters is not None:
-        p_value = _t_test(mean, stderr, len(a if clusters is None else set(clusters)) - 1)
-        return Difference(mean, stderr, interval, p_value, "paired t", fixed, broken)
-    if len(a) > 1:
-        interval = _changes_interval(fixed, broken, len(a))
-    return Difference(
-        mean, stderr, interval, mcnemar(fixed, broken), "exact McNemar", fixed, broken
-    )
+        units = len(a if clusters is None else set(clusters))
+        p_value, test = _t_test(mean, stderr, units - 1), "paired t"
+    else:
+        p_value, test = mcnemar(fixed, broken), "exact McNemar"
+        n = len(a) + 2
+        p, q = (fixed + 1) / n, (broken + 1) / n
+        half = Z * math.sqrt((p + q - (p - q) ** 2) / n)
+        interval = interval and (max(-1.0, p - q - half), min(1.0, p - q + half))
+    return Difference(mean, stderr, interval, p_value, test, fixed, broken)
 
 
 def mcnemar(fixed: int, broken: int) -> float:
     """The chance that as many or more of the changes are of one kind if both are equally likely."""
-    from scipy.stats import binomtest
-
-    return float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
+    return min(1.0, 2 * float(bdtr(min(fixed, broken), fixed + broken, 0.5)))
 
 
-def _changes_interval(fixed: int, broken: int, problems: int) -> tuple[float, float]:
-    p, q, n = (fixed + 1) / (problems + 2), (broken + 1) / (problems + 2), problems + 2
-    half = _z(LEVEL) * math.sqrt((p + q - (p - q) ** 2) / n)
-    return max(-1.0, p - q - half), min(1.0, p - q + half)
-
-
-def _t_test(mean: float, stderr: float | None, degrees: int) -> float | None:
-    from scipy.special import stdtr
-
+def _t_test(mean: float, stderr: float | None, degrees: float) -> float | None:
     if stderr is None:
         return None
     if stderr == 0:
@@ -268,42 +237,35 @@ def crossed_difference(differences_SP: np.ndarray) -> Difference:
     variance, never below the larger of the first two; degrees of freedom by Satterthwaite 1946,
     at least those of the seeds. With one seed it is the paired difference over problems, which
     says nothing of other seeds.
-
-    Raises:
-        BadInput: fewer than two problems.
     """
-    from scipy.stats import t as student
-
     values = np.asarray(differences_SP, dtype=float)
     seeds, problems = values.shape
     if problems < 2:
         raise BadInput("A difference needs two problems at least: evaluate more.", "stats")
     if seeds == 1:
-        after, before = np.maximum(values[0], 0), np.maximum(-values[0], 0)
-        return paired_difference(before, after)
-    mean = float(values.mean())
-    by_seed, by_problem = values.mean(1), values.mean(0)
-    rest = values - by_seed[:, None] - by_problem[None] + mean
-    squares = np.array(
-        [
-            problems * np.var(by_seed, ddof=1),
-            seeds * np.var(by_problem, ddof=1),
-            (rest**2).sum() / ((seeds - 1) * (problems - 1)),
-        ]
-    )
-    free = np.array([seeds - 1, problems - 1, (seeds - 1) * (problems - 1)])
-    variance = max(squares[0] + squares[1] - squares[2], squares[0], squares[1])
-    lowest, highest = (-1, 1) if np.abs(values).max() <= 1 else (-math.inf, math.inf)
+        return paired_difference(np.maximum(-values[0], 0), np.maximum(values[0], 0))
+    mean, by_seed, by_problem = float(values.mean()), values.mean(1), values.mean(0)
+    within = (-1.0, 1.0) if np.abs(values).max() <= 1 else None
     if not np.ptp(values):
-        within = None if math.isinf(highest) else (lowest, highest)
         alike = mean_with_error(by_problem, within=within).interval
         return Difference(mean, 0.0, alike, _t_test(mean, 0.0, problems - 1), "two-way t")
+    rest = values - by_seed[:, None] - by_problem + mean
+    free = np.array([seeds - 1, problems - 1, (seeds - 1) * (problems - 1)])
+    sums = problems * by_seed.var() * seeds, seeds * by_problem.var() * problems, (rest**2).sum()
+    squares = np.array(sums) / free
+    variance = max(squares[0] + squares[1] - squares[2], squares[0], squares[1])
     degrees = max(seeds - 1, variance**2 / (squares**2 / free).sum())
     stderr = math.sqrt(variance / values.size)
-    half = float(student.ppf((1 + LEVEL) / 2, degrees)) * stderr
-    interval = max(lowest, mean - half), min(highest, mean + half)
-    p_value = float(2 * student.sf(abs(mean) / stderr, degrees))
-    return Difference(mean, stderr, interval, p_value, "two-way t")
+    interval = _student(mean, stderr, degrees, within)
+    return Difference(mean, stderr, interval, _t_test(mean, stderr, degrees), "two-way t")
+
+
+def _student(
+    mean: float, stderr: float, degrees: float, within: tuple[float, float] | None
+) -> tuple[float, float]:
+    half = float(stdtrit(degrees, (1 + LEVEL) / 2)) * stderr
+    lowest, highest = within or (-math.inf, math.inf)
+    return max(lowest, mean - half), min(highest, mean + half)
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
@@ -311,12 +273,11 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
 
     Wilson 1927; Brown, Cai & DasGupta 2001, eq. 4.
     """
-    from scipy.stats import binomtest
-
     if not 0 <= successes <= n or n < 1:
         raise BadInput(f"{successes} of {n} is no rate: give 0 ≤ successes ≤ n ≥ 1.", "stats")
-    interval = binomtest(int(successes), int(n)).proportion_ci(LEVEL, method="wilson")
-    return float(interval.low), float(interval.high)
+    middle = (successes + Z**2 / 2) / (n + Z**2)
+    half = Z / (n + Z**2) * math.sqrt(successes * (n - successes) / n + Z**2 / 4)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def rate(rights: Sequence[bool]) -> dict[str, float] | None:
@@ -370,15 +331,11 @@ def problems_needed(gain: float = 0.05, changed: float = CHANGED) -> int:
 
     n = (z_{α/2} √ψ + z_β √(ψ − δ²))² / δ² + 1/δ for gain δ and share ψ of problems that change,
     fixed or broken (Connor 1987, 10.2307/2531961, with a correction for McNemar's exact test).
-
-    Raises:
-        BadInput: a gain of 0, or more than 1.
     """
-    gain = abs(gain)
+    gain, changed = abs(gain), max(changed, abs(gain))
     if not 0 < gain <= 1:
         raise BadInput(f"No number of problems shows a gain of {gain}: 0 < gain ≤ 1.", "stats")
-    changed = max(changed, gain)
-    spread = _z(LEVEL) * math.sqrt(changed) + _z(2 * POWER - 1) * math.sqrt(changed - gain**2)
+    spread = Z * math.sqrt(changed) + float(ndtri(POWER)) * math.sqrt(changed - gain**2)
     return math.ceil(spread**2 / gain**2 + 1 / gain)
 
 
@@ -408,20 +365,9 @@ def power_sentence(problems: int, changed: float = CHANGED, gain: float = MARGIN
     )
 
 
-def _z(level: float) -> float:
-    """The normal's quantile that leaves (1 − level)/2 above it."""
-    from scipy.special import ndtri
-
-    return float(ndtri((1 + level) / 2))
-
-
 def _samples(first: Sequence, second: Sequence, k: int) -> int:
     if len(first) != len(second) or not 1 <= k <= len(first):
-        raise BadInput(
-            f"{len(first)} samples, {len(second)} grades, k {k}: each sample needs a grade, and k "
-            f"must lie between 1 and the number of samples.",
-            "stats",
-        )
+        raise BadInput(f"{len(first)} samples, {len(second)} grades, and k is {k}.", "stats")
     return len(first)
 
 

@@ -245,6 +245,9 @@ def test_half_a_problems_samples_are_asked_again_and_other_weights_begin_anew(
 ):
     records = small_evaluation(engine, config, run, model=embedded)
     log, summary = run.evals / "base.jsonl", run.evals / "base.json"
+    protocol = read_json(summary)["protocol"]
+    assert protocol["seed"] == config.seed and len(protocol["prompt_hash"]) == 16
+    assert protocol["passes"]["greedy"]["temperature"] == 0
     lines = log.read_text().splitlines(keepends=True)
     log.write_text("".join(lines[:9]))  # one sample of two of the first problem
     summary.unlink()
@@ -259,48 +262,20 @@ def test_half_a_problems_samples_are_asked_again_and_other_weights_begin_anew(
     assert not any("mark" in r for r in small_evaluation(engine, config, run, model=other))
 
 
-def test_the_protocol_is_written_with_versions_seed_and_prompt_hash(config, run, engine):
-    small_evaluation(engine, config, run)
-    summary = read_json(run.evals / "base.json")
-    assert {"torch", "transformers"} <= set(summary["versions"])
-    assert summary["protocol"]["seed"] == config.seed
-    assert len(summary["protocol"]["prompt_hash"]) == 16
-    assert summary["protocol"]["passes"]["greedy"]["temperature"] == 0
-    assert summary["engine"] == "vllm"
-
-
-def test_regrading_needs_no_model_and_takes_other_rules(tmp_path):
+def test_regrading_takes_other_rules():
     task = get_task("small_sums", {"largest": 9})
-    problems = task.load("test")[:1]
-    gold = int(problems[0].answer)
+    problem = task.load("test")[0]
+    gold = int(problem.answer)
     texts = [f"<answer>{gold}</answer>", f"It is {gold}.", f"<result>{gold}</result>"]
-    log = tmp_path / "base.jsonl"
-    append_jsonl(
-        log,
-        [
-            {"pass": "sampled", "id": problems[0].id, "completion": text, "finish_reason": "stop"}
-            | judge(task, problems[0], text, False, "answer")
-            for text in texts
-        ],
-    )
-    records = read_jsonl(log)
-    assert [r["strict"] for r in records] == [True, False, False]
-    assert regrade(records, problems, task, "answer") == records
-    assert [r["strict"] for r in regrade(records, problems, task, "result")] == [False, False, True]
-    assert [r["strict"] for r in regrade(records, problems, task, None)] == [True] * 3
-    other = [Problem(problems[0].id, "", str(gold + 1))]
+    records = [
+        {"id": problem.id, "completion": text, "finish_reason": "stop"}
+        | judge(task, problem, text, False, "answer")
+        for text in texts
+    ]
+    for tag, grades in (("answer", [1, 0, 0]), ("result", [0, 0, 1]), (None, [1, 1, 1])):
+        assert [r["strict"] for r in regrade(records, [problem], task, tag)] == grades
+    other = [Problem(problem.id, "", str(gold + 1))]
     assert not any(r["lenient"] for r in regrade(records, other, task, "answer"))
-    program = (
-        "import sys; from lib.evaluation.regrade import regrade; from lib.tasks import get_task; "
-        "from lib.runs import read_jsonl; from pathlib import Path; "
-        "t = get_task('small_sums', {'largest': 9}); "
-        "print(len(regrade(read_jsonl(Path(sys.argv[1])), t.load('test'), t, None))); "
-        "sys.exit('torch' in sys.modules or 'vllm' in sys.modules)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(log)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout.strip()) == (0, "3"), done.stderr
 
 
 # Counting; answers made by hand
@@ -381,7 +356,7 @@ ROWS = {
 
 @pytest.mark.parametrize("lenient", ROWS)
 @pytest.mark.parametrize("strict", ROWS)
-def test_every_pair_of_strict_and_lenient_verdicts_has_its_sentence(strict, lenient):
+def test_the_verdict_says_what_holds_strictly_and_what_leniently(strict, lenient):
     rows = {
         f"greedy_{name}": {
             **{"before": 0.34, "after": 0.34 + sum(ROWS[word][0]) / 2, "problems": 200},
@@ -391,26 +366,9 @@ def test_every_pair_of_strict_and_lenient_verdicts_has_its_sentence(strict, leni
         for name, word in (("strict", strict), ("lenient", lenient))
     }
     said = verdict(rows)
-    assert LENIENTLY[strict, lenient].partition("{}")[0] in said
-    assert f"graded leniently 34.0% → {rows['greedy_lenient']['after']:.1%}" in said
-    if lenient in ("better", "worse") and strict != lenient:
-        assert f"But it got {lenient} at the answers" in said
-    if lenient == "cannot be told":
-        assert (
-            "told"
-            in said.partition("graded leniently")[0].rpartition(". ")[2]
-            + said.partition("graded leniently")[2]
-        )
-
-
-def test_a_lenient_fall_under_a_strict_gain_is_said(run, ci_config):
-    """34.0 → 27.5 % leniently while strictly 15.0 → 22.5 %: it got worse at the answers."""
-    before = [RIGHT] * 30 + [BARE] * 38 + [WRONG] * 132
-    after = [RIGHT] * 30 + [RIGHT] * 15 + [BARE] * 10 + [WRONG] * 145
-    rows = compared(run, ci_config, greedy(*before), greedy(*after))
-    assert rows["greedy_strict"]["verdict"] == "better"
-    assert rows["greedy_lenient"]["verdict"] == "worse"
-    assert "But it got worse at the answers: graded leniently 34.0% → 27.5%" in verdict(rows)
+    assert f"{LENIENTLY[lenient]}: 34.0% → {rows['greedy_lenient']['after']:.1%}" in said
+    # A change of the strict grades that the answers do not share is one of the format.
+    assert ("the format" in said) == (strict in ("better", "worse") and strict != lenient)
 
 
 def test_what_can_only_be_zero_is_no_row(run, ci_config):
@@ -421,7 +379,7 @@ def test_what_can_only_be_zero_is_no_row(run, ci_config):
 
 
 def test_one_sampled_problem_is_compared_drawn_and_reported(run, ci_config):
-    from lib.plots import comparison_bars, curves_of_k_figure, groups_figure
+    from lib.plots import comparison_bars, groups_figure, several_answers_figure
 
     one = [answer(0, WRONG), *(answer(0, t, "sampled", i) for i, t in enumerate((RIGHT, WRONG)))]
     table = compared(run, ci_config, one, one)
@@ -432,7 +390,9 @@ def test_one_sampled_problem_is_compared_drawn_and_reported(run, ci_config):
     assert summary["scores"]["greedy_strict"]["interval_95"] == stats.wilson_interval(0, 1)
     curves = {"base": curves_of_k(one)}
     panels = {"by length": by_length(one, one), "by difficulty": by_difficulty(one, one)}
-    for figure in (comparison_bars(table), curves_of_k_figure(curves), groups_figure(panels)):
+    several = several_answers_figure(curves, {"base": calibration(one)})
+    assert [axis.get_title(loc="left") for axis in several.axes] == ["pass@k", "agreement"]
+    for figure in (comparison_bars(table), several, groups_figure(panels)):
         figure.canvas.draw()
 
 
@@ -540,15 +500,15 @@ def test_answers_side_by_side_and_what_the_viewer_picks(run):
     rows = side_by_side(before, after)
     assert [row["change"] for row in rows] == ["fixed", "broken", "both"]
     assert dict(pick_answer(rows, "broken", 7))["before"] == RIGHT
-    assert dict(pick_answer(rows, "all", 2))["id"] == "2"
+    assert dict(pick_answer(rows, "all", 2))["number"] == 3
     assert pick_answer(rows, "neither", 0) == []
     shown = []
     viewer = answer_viewer(rows, lambda found: shown.append(dict(found)) or "shown")
     change, number = viewer.box.children[0].children
     change.value = "broken"
-    assert shown[-1]["id"] == "1"
+    assert shown[-1]["number"] == 2
     change.value, number.value = "all", 2
-    assert shown[-1]["id"] == "2"
+    assert shown[-1]["number"] == 3
     page = write_answers(run, rows).read_text()
     assert "&lt;answer&gt;4&lt;/answer&gt;" in page and page.count("<article") == 3
 
@@ -601,17 +561,6 @@ def test_the_harness_filters_say_what_the_harness_says():
     assert 20 < sum(bool(s["exact_match"]) for s in samples) < 2 * len(pairs) - 20
 
 
-def test_the_harness_scores_by_hand():
-    assert harness_scores("So\n#### 1,234.", "1234") == {
-        **{"strict_match": True, "flexible_extract": True}
-    }
-    assert harness_scores("#### 18.00", "18") == {"strict_match": False, "flexible_extract": False}
-    assert harness_scores("<answer>18</answer>", "18") == {
-        **{"strict_match": False, "flexible_extract": True}
-    }
-    assert harness_scores("no number", "18") == {"strict_match": False, "flexible_extract": False}
-
-
 # Names, and proof
 
 
@@ -647,7 +596,7 @@ def test_every_number_comes_from_the_stored_answers(proved, capsys):
     assert "56 numbers in 8 scores computed from 120 stored answers" in capsys.readouterr().out
 
 
-def test_a_forged_number_is_named(proved, capsys):
+def test_forged_numbers_and_answers_are_named(proved, capsys):
     rows = read_json(proved / "comparison.json")
     rows["pass@2_lenient"]["after"] = 0.99
     write_json(proved / "comparison.json", rows)
@@ -655,19 +604,14 @@ def test_a_forged_number_is_named(proved, capsys):
     said = capsys.readouterr().out
     assert "pass@2_lenient, after: 0.99 is written, the answers give 0.75" in said
     assert "SHA-256" not in said
-
-
-def test_forged_answers_are_named(proved):
     records = read_jsonl(proved / "trained.jsonl")
     records[3] |= {"completion": RIGHT}
     write_jsonl(proved / "trained.jsonl", records)
-    complaints = " ".join(check(proved)[0])
-    assert "trained.jsonl is not the file that comparison.json was made of" in complaints
-    assert (
-        "trained.jsonl: 1 answers are graded differently now (strict; the first is 3" in complaints
-    )
-    assert "greedy_strict, after: 0.5 is written, the answers give 0.55" in complaints
-    assert "base.jsonl" not in complaints
+    said = " ".join(check(proved)[0])
+    assert "trained.jsonl is not the file that comparison.json was made of" in said
+    assert "trained.jsonl: 1 answers are graded differently now (strict; the first is 3" in said
+    assert "greedy_strict, after: 0.5 is written, the answers give 0.55" in said
+    assert "base.jsonl" not in said
 
 
 def test_regrading_a_run_needs_no_torch_and_takes_an_address(proved):

@@ -97,8 +97,17 @@ def test_answers_are_numbered_and_can_be_chosen_by_what_changed(finished):
 
 def test_what_is_off_is_in_the_page(finished):
     run, config = finished
-    form = {"form": "q4_k_m", "accuracy": 0.5, "stops_equal": False, "difference": -0.1}
-    rows = [form | {"form": "policy", "stops_equal": None, "difference": None}, form]
+    numbers = ("logprob_gap", "equal_answers", "size_gib", "tokens_per_s", "interval_95")
+    equal = ("template_equal", "tokens_equal", "stops_equal", "weights_equal")
+    policy = dict.fromkeys(numbers) | dict.fromkeys(equal, True)
+    policy |= {
+        "form": "policy",
+        "engine": "vllm",
+        "accuracy": 0.5,
+        "difference": None,
+        "verdict": "",
+    }
+    rows = [policy, policy | {"form": "q4_k_m", "difference": -0.1, "stops_equal": False}]
     write_json(run.evals / "certificate.json", {"rows": rows, "verdict": "1 faults: <eos>."})
     write_json(run.folder / "alarms.json", [{"sentence": "The reward was flat."}])
     run.adapter.mkdir()

@@ -9,6 +9,7 @@ add up to stands in `lib.evaluation.compare`; how a log is graded again without 
 """
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -19,16 +20,9 @@ from lib.config import Config, side_config
 from lib.engines import Completion, Engine, Sampling, prompt_hash
 from lib.evaluation.breakdowns import add_rewards
 from lib.evaluation.compare import compare, is_judged, summarize
+from lib.files import read_json, read_jsonl, write_json, write_jsonl
 from lib.progress import Progress
-from lib.runs import (
-    Run,
-    append_jsonl,
-    installed_versions,
-    read_json,
-    read_jsonl,
-    write_json,
-    write_jsonl,
-)
+from lib.runs import Run, append_jsonl, installed_versions
 from lib.tasks import Problem, Task, fitting_rows, get_format, load_problems, make_rows
 from lib.tasks.judging import judge
 
@@ -161,9 +155,7 @@ def _protocol(config: Config, digest: str) -> dict[str, Any]:
 
 def _fingerprint(model: Path | None) -> list:
     """Name, size and time of each weight file: whether a model is still the one begun with."""
-    if model is None:
-        return []
-    files = [model] if model.is_file() else sorted(model.glob("*.safetensors"))
+    files = sorted(model.glob("*.safetensors")) or [model] if model else []
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
@@ -172,8 +164,7 @@ def _resume(run: Run, name: str, begun: dict) -> list[dict]:
     log, beginning = run.evals / f"{name}.jsonl", run.evals / f".{name}.begun.json"
     finished = (run.evals / f"{name}.json").is_file()
     same = beginning.is_file() and read_json(beginning) == json.loads(json.dumps(begun))
-    aside = run.put_aside_evaluation(name) if finished and not same else None
-    if aside:
+    if finished and not same and (aside := run.put_aside_evaluation(name)):
         print(f"An evaluation made in another way is kept in {run.shown(aside)}")
     records = read_jsonl(log) if same and not finished else []
     # A kill may have cut the log within one problem's samples.
@@ -186,12 +177,8 @@ def _resume(run: Run, name: str, begun: dict) -> list[dict]:
     return records
 
 
-# What training for one thing does to another: a second task, asked before and after.
-#
-#     side_task: {task: small_sums, task_config: {largest: 9}, prompt_format: answer, shots: 1}
-#
-# A policy that learns to please a reward may forget what it could do. The side task is never
-# trained on; its answers are right or wrong.
+# What training for one thing does to another: `side_task` is never trained on, and asked before and
+# after. A policy that learns to please a reward may forget what it could do.
 
 
 def ask_side_task(engine: Engine, config: Config, run: Run, name: str, model: Path) -> None:
@@ -209,14 +196,13 @@ def compare_side_task(run: Run, config: Config, before: str, after: str) -> dict
 
 
 def tracked(summary: dict[str, Any]) -> dict[str, float]:
-    """An evaluation's figures under the names that dashboards show: `eval/pass@1` …
+    """An evaluation's figures under the names that dashboards show.
 
-    pass@1 is the greedy answer's and pass@5 … the samples', both graded strictly; "pass@1_lenient"
-    leniently. What else is scored in the greedy answer goes by its own name, as "eval/format".
+    "eval/pass@1" is the greedy answer's, "eval/pass@5" … the samples', both graded strictly;
+    "eval/pass@1_lenient" leniently. All else goes by its own name, as "eval/format".
     """
-    right = ("greedy_strict", "greedy_lenient")
     values = {"eval/truncated": summary["truncated"]["greedy"]["mean"]}
     for name, score in summary["scores"].items():
-        name = name.replace("greedy_", "pass@1_" if name in right else "").removesuffix("_strict")
-        values[f"eval/{name}"] = score["mean"]
+        name = re.sub("^greedy_(?=strict$|lenient$)", "pass@1_", name).removesuffix("_strict")
+        values[f"eval/{name.removeprefix('greedy_')}"] = score["mean"]
     return values

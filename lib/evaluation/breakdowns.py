@@ -13,20 +13,11 @@ from lib import stats
 from lib.answers import normalize_number
 from lib.config import Config
 from lib.engines import Completion
-from lib.evaluation.compare import changes, clusters_of, greedy_records
+from lib.evaluation.compare import changes, clusters_of, greedy_records, samples_of
 from lib.rewards import recipe_rewards, score
 from lib.stats import rate
 
 MAJORITY, AGREEMENT = 3, 4  # samples a problem from which a vote, or its share, says something
-
-
-def samples_of(records: Sequence[dict]) -> list[list[dict]]:
-    """The sampled answers of each problem, in the problems' order."""
-    found: dict[str, list[dict]] = {}
-    for record in records:
-        if record["pass"] == "sampled":
-            found.setdefault(record["id"], []).append(record)
-    return list(found.values())
 
 
 def vote(record: dict) -> str | None:
@@ -46,17 +37,13 @@ def add_rewards(records: Sequence[dict], rows: Sequence[dict], config: Config) -
     by_id = {row["id"]: row for row in rows}
     rewards, weights = recipe_rewards(config)
     # Rewards of length count tokens; which ones they were, the log does not keep.
-    answers = [
-        Completion(record["completion"], (0,) * record["tokens"], record["finish_reason"])
-        for record in records
-    ]
+    answers = [Completion(r["completion"], (0,) * r["tokens"], r["finish_reason"]) for r in records]
     scores = score(rewards, [by_id[record["id"]] for record in records], answers)
-    weighted = [w * np.array(v) for v, w in zip(scores.values(), weights, strict=True)]
-    columns = {"reward": np.nansum(weighted, 0)}
-    watched = [name for name, weight in zip(scores, weights, strict=True) if not weight]
-    columns |= {f"rewards/{name}": np.array(scores[name]) for name in watched}
+    weight_of = dict(zip(scores, weights, strict=True))
+    paid = np.nansum([w * np.array(scores[name], float) for name, w in weight_of.items()], axis=0)
+    watched = [name for name, weight in weight_of.items() if not weight]
     return [
-        record | {name: float(values[i]) for name, values in columns.items()}
+        record | {"reward": float(paid[i])} | {f"rewards/{n}": float(scores[n][i]) for n in watched}
         for i, record in enumerate(records)
     ]
 
@@ -67,18 +54,18 @@ def curves_of_k(records: Sequence[dict]) -> dict[str, list[stats.Estimate]]:
     Of fewer than three samples none can be outvoted, and majority@k is left out. All strict: a
     sample that has the answer outside its tags votes for it, and counts as wrong.
     """
-    problems, clusters = samples_of(records), clusters_of(records)
+    problems, clusters = list(samples_of(records).values()), clusters_of(records)
     ks = range(1, len(problems[0]) + 1)
     rights = [[record["strict"] for record in samples] for samples in problems]
     votes = [[vote(record) for record in samples] for samples in problems]
-    both = list(zip(votes, rights, strict=True))
     by_k = {"pass@k": [[stats.pass_at_k(len(r), sum(r), k) for r in rights] for k in ks]}
-    if len(ks) >= MAJORITY:
-        by_k["majority@k"] = [[stats.majority_at_k(v, r, k) for v, r in both] for k in ks]
+    picks = {"majority@k": (stats.majority_at_k, votes)} if len(ks) >= MAJORITY else {}
     if "reward" in records[0]:
         paid = [[record["reward"] for record in samples] for samples in problems]
-        both = list(zip(paid, rights, strict=True))
-        by_k["best-of-k"] = [[stats.best_of_k(p, r, k) for p, r in both] for k in ks]
+        picks["best-of-k"] = (stats.best_of_k, paid)
+    for name, (chance, values) in picks.items():
+        both = list(zip(values, rights, strict=True))
+        by_k[name] = [[chance(v, r, k) for v, r in both] for k in ks]
     return {
         name: [stats.mean_with_error(values, clusters, (0, 1)) for values in rows]
         for name, rows in by_k.items()
@@ -86,12 +73,7 @@ def curves_of_k(records: Sequence[dict]) -> dict[str, list[stats.Estimate]]:
 
 
 # How often the base model's samples are right, as a measure of difficulty.
-_PASS_RATES = (
-    ("never", lambda share: share == 0),
-    ("less than half", lambda share: 0 < share < 0.5),
-    ("half or more", lambda share: 0.5 <= share < 1),
-    ("always", lambda share: share == 1),
-)
+PASS_RATES = ("never", "less than half", "half or more", "always")
 
 
 def by_difficulty(before: Sequence[dict], after: Sequence[dict]) -> list[dict[str, Any]]:
@@ -102,27 +84,21 @@ def by_difficulty(before: Sequence[dict], after: Sequence[dict]) -> list[dict[st
 
     Returns: a row a group: group, before, after (each as `rate`); none without levels or samples.
     """
-    a, b = greedy_records(before), greedy_records(after)
+    a, b, group_of = greedy_records(before), greedy_records(after), {}
     if all(record["level"] is not None for record in a.values()):
         group_of = {id: f"level {record['level']}" for id, record in a.items()}
         names = sorted(set(group_of.values()))
     else:
-        group_of, names = _by_pass_rate(before), [name for name, _ in _PASS_RATES]
+        names = PASS_RATES
+        for id, samples in samples_of(before).items():
+            share = sum(record["lenient"] for record in samples) / len(samples)
+            group_of[id] = PASS_RATES[(share > 0) + (share >= 0.5) + (share == 1)]
     rows = []
     for name in names:
-        ids = [id for id in a if group_of.get(id) == name]
-        if ids:
+        if ids := [id for id in a if group_of.get(id) == name]:
             sides = [rate([answers[id]["strict"] for id in ids]) for answers in (a, b)]
             rows.append({"group": name, "before": sides[0], "after": sides[1]})
     return rows
-
-
-def _by_pass_rate(records: Sequence[dict]) -> dict[str, str]:
-    groups = {}
-    for samples in samples_of(records):
-        share = sum(record["lenient"] for record in samples) / len(samples)
-        groups[samples[0]["id"]] = next(name for name, holds in _PASS_RATES if holds(share))
-    return groups
 
 
 def by_length(
@@ -156,7 +132,7 @@ def calibration(records: Sequence[dict], groups: int = 10) -> list[dict[str, flo
     Returns: a row a group of problems with like shares: share (their mean), and as `rate`.
     """
     found: dict[int, list[tuple[float, bool]]] = {}
-    for samples in samples_of(records):
+    for samples in samples_of(records).values():
         votes = [vote(record) for record in samples]
         counted = Counter(answer for answer in votes if answer is not None)
         if counted:
@@ -180,19 +156,24 @@ def calibration_error(rows: Sequence[dict]) -> float:
 def side_by_side(before: Sequence[dict], after: Sequence[dict]) -> list[dict[str, Any]]:
     """Each problem's greedy answers of both models, and what changed: fixed, broken first."""
     a, b = greedy_records(before), greedy_records(after)
+
+    def graded(record: dict) -> str:
+        outcome, strict = record["outcome"], record.get("strict", True)
+        return outcome if strict or outcome != "right" else "right, but not in the form asked for"
+
+    pairs = [(change, id) for change, ids in changes(before, after).items() for id in ids]
     return [
         {
+            "number": number,
             "change": change,
-            "id": id,
             "question": a[id]["question"],
             "gold": a[id]["expected"],
             "before": a[id]["completion"],
-            "graded before": a[id]["outcome"],
+            "graded before": graded(a[id]),
             "after": b[id]["completion"],
-            "graded after": b[id]["outcome"],
+            "graded after": graded(b[id]),
         }
-        for change, ids in changes(before, after).items()
-        for id in ids
+        for number, (change, id) in enumerate(pairs, 1)
     ]
 
 

@@ -9,7 +9,7 @@ words stands in one place, `lib.stats.verdict_word`.
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lib import stats
 from lib.config import Config
 from lib.errors import BadInput
 from lib.runs import Run, read_json, read_jsonl, write_json
-from lib.stats import points
+from lib.stats import MARGIN, points
 from lib.tasks.judging import HARNESS_SCORES, asks_for_hashes
 
 Rows = dict[str, dict[str, Any]]  # score → before, after, difference, interval_95, …
@@ -51,15 +51,6 @@ def is_reward(score: str) -> bool:
     return score == "reward" or score.startswith("rewards/")
 
 
-def scores_of(records: Sequence[dict], kind: str, score: str) -> dict[str, list[float]]:
-    """Per problem the given score of each of its samples, in one pass ("greedy", "sampled")."""
-    scores: dict[str, list[float]] = {}
-    for record in records:
-        if record["pass"] == kind:
-            scores.setdefault(record["id"], []).append(float(record[score]))
-    return scores
-
-
 def greedy_records(records: Sequence[dict]) -> dict[str, dict]:
     """The record of each problem's greedy answer, by the problem's id."""
     return {record["id"]: record for record in records if record["pass"] == "greedy"}
@@ -71,6 +62,32 @@ def clusters_of(records: Sequence[dict]) -> list[str] | None:
     return None if None in labels else labels
 
 
+def columns(
+    records: Sequence[dict], eval_k: Sequence[int], prompt_format: str
+) -> Iterator[tuple[str, str, list[float]]]:
+    """Each column of an evaluation's table: its name, what is scored, and a value a problem.
+
+    "greedy_strict" is the greedy answer's score, "pass@5_strict" comes from the samples.
+    """
+    ids, samples = greedy_records(records), samples_of(records)
+    for score in score_names(records, prompt_format):
+        yield f"greedy_{score}", score, [float(record[score]) for record in ids.values()]
+        if samples and score in GRADES[:2]:
+            rights = [[record[score] for record in answers] for answers in samples.values()]
+            for k in eval_k:
+                values = [stats.pass_at_k(len(each), sum(each), k) for each in rights]
+                yield f"pass@{k}_{score}", score, values
+
+
+def samples_of(records: Sequence[dict]) -> dict[str, list[dict]]:
+    """The sampled answers of each problem, by its id, in the problems' order."""
+    samples: dict[str, list[dict]] = {}
+    for record in records:
+        if record["pass"] == "sampled":
+            samples.setdefault(record["id"], []).append(record)
+    return samples
+
+
 def summarize(records: Sequence[dict], config: Config) -> dict[str, Any]:
     """Mean, error and interval of each score, outcomes counted apart, and pass@k.
 
@@ -79,40 +96,28 @@ def summarize(records: Sequence[dict], config: Config) -> dict[str, Any]:
     """
     clusters = clusters_of(records)
     summary: dict[str, Any] = {"scores": {}, "outcomes": {}, "truncated": {}}
-    for score in score_names(records, config.prompt_format):
-        greedy = [values[0] for values in scores_of(records, "greedy", score).values()]
-        rate = clusters is None and set(greedy) <= {0.0, 1.0}
-        summary["scores"][f"greedy_{score}"] = _shown(greedy, clusters, rate, score)
-        sampled = scores_of(records, "sampled", score)
-        if sampled and score in GRADES[:2]:
-            for k in config.eval_k:
-                rates = [stats.pass_at_k(len(v), int(sum(v)), k) for v in sampled.values()]
-                summary["scores"][f"pass@{k}_{score}"] = _shown(rates, clusters, False, score)
+    for name, score, values in columns(records, config.eval_k, config.prompt_format):
+        within = (0.0, 1.0) if _is_share(score) else None
+        estimate, interval = stats.mean_with_error(values, clusters, within), None
+        if clusters is None and name.startswith("greedy_") and set(values) <= {0.0, 1.0}:
+            interval = stats.wilson_interval(int(sum(values)), len(values))
+        summary["scores"][name] = {
+            "mean": estimate.mean,
+            "stderr": estimate.stderr,
+            "interval_95": interval or estimate.interval,
+            "problems": len(values),
+        }
     for kind in dict.fromkeys(record["pass"] for record in records):
         answers = [record for record in records if record["pass"] == kind]
         summary["outcomes"][kind] = dict(Counter(record["outcome"] for record in answers))
-        cut = sum(record["finish_reason"] == "length" for record in answers)
+        cut = [record["finish_reason"] == "length" for record in answers]
         summary["truncated"][kind] = {
-            "mean": cut / len(answers),
-            "interval_95": stats.wilson_interval(cut, len(answers)),
-            "answers": len(answers),
+            "mean": float(np.mean(cut)),
+            "interval_95": stats.wilson_interval(sum(cut), len(cut)),
+            "answers": len(cut),
         }
     summary["tokens"] = sum(record["tokens"] for record in records)
     return summary
-
-
-def _shown(
-    values: Sequence[float], clusters: list[str] | None, rate: bool, score: str
-) -> dict[str, Any]:
-    within = None if is_reward(score) or score in COUNTS else (0.0, 1.0)
-    estimate = stats.mean_with_error(values, clusters, within)
-    interval = stats.wilson_interval(int(sum(values)), len(values)) if rate else estimate.interval
-    return {
-        "mean": estimate.mean,
-        "stderr": estimate.stderr,
-        "interval_95": interval,
-        "problems": len(values),
-    }
 
 
 def compare(run: Run, config: Config, before: str, after: str, to: str = "comparison") -> Rows:
@@ -148,43 +153,32 @@ def compare_records(
     before: Sequence[dict], after: Sequence[dict], eval_k: Sequence[int], prompt_format: str
 ) -> Rows:
     """The rows of a comparison, from the answers alone."""
+    place = {id: i for i, id in enumerate(greedy_records(before))}
+    after = sorted(after, key=lambda record: place[record["id"]])
     clusters, rows = clusters_of(before), {}
-    for score in score_names(before, prompt_format):
-        greedy = [scores_of(records, "greedy", score) for records in (before, after)]
-        firsts = [[scores[id][0] for id in greedy[0]] for scores in greedy]
-        rows[f"greedy_{score}"] = _row(*firsts, clusters, score)
-        sampled = [scores_of(records, "sampled", score) for records in (before, after)]
-        if sampled[0] and score in GRADES[:2]:
-            counts = [[scores[id] for id in sampled[0]] for scores in sampled]
-            for k in eval_k:
-                rates = [
-                    [stats.pass_at_k(len(rights), int(sum(rights)), k) for rights in side]
-                    for side in counts
-                ]
-                rows[f"pass@{k}_{score}"] = _row(*rates, clusters, score)
+    both = (columns(records, eval_k, prompt_format) for records in (before, after))
+    for (name, score, a), (_, _, b) in zip(*both, strict=True):
+        paired, share = stats.paired_difference(a, b, clusters), _is_share(score)
+        word = stats.verdict_word(paired.interval, paired.p_value, MARGIN if share else None)
+        rows[name] = {
+            "before": float(np.mean(a)),
+            "after": float(np.mean(b)),
+            "difference": paired.difference,
+            "stderr": paired.stderr,
+            "interval_95": paired.interval,
+            "problems": len(a),
+            "p_value": paired.p_value,
+            "test": paired.test,
+            "verdict": word,
+            "share": share,
+        }
+        if paired.fixed is not None:
+            rows[name] |= {"fixed": paired.fixed, "broken": paired.broken}
     return rows
 
 
-def _row(
-    before: Sequence[float], after: Sequence[float], clusters: list[str] | None, score: str
-) -> dict[str, Any]:
-    paired = stats.paired_difference(before, after, clusters)
-    share = not is_reward(score) and score not in COUNTS
-    row = {
-        "before": float(np.mean(before)),
-        "after": float(np.mean(after)),
-        "difference": paired.difference,
-        "stderr": paired.stderr,
-        "interval_95": paired.interval,
-        "problems": len(before),
-        "p_value": paired.p_value,
-        "test": paired.test,
-        "verdict": stats.verdict_word(
-            paired.interval, paired.p_value, stats.MARGIN if share else None
-        ),
-        "share": share,
-    }
-    return row if paired.fixed is None else row | {"fixed": paired.fixed, "broken": paired.broken}
+def _is_share(score: str) -> bool:
+    return not is_reward(score) and score not in COUNTS
 
 
 def changes(before: Sequence[dict], after: Sequence[dict]) -> dict[str, list[str]]:
@@ -204,27 +198,12 @@ def changes(before: Sequence[dict], after: Sequence[dict]) -> dict[str, list[str
 
 # In words
 
-
 BETTER, WORSE, NONE, CANNOT = "better", "worse", "no difference", "cannot be told"
-
-# What the lenient grades add to the strict ones: (strict, lenient) → a sentence.
 LENIENTLY = {
-    (BETTER, BETTER): "It is not the format alone: {}.",
-    (BETTER, WORSE): "But it got worse at the answers: {}. What it gained is the format.",
-    (BETTER, NONE): "What it gained is the format: {}, a difference too small to count.",
-    (BETTER, CANNOT): "The gain may be of format alone: {}, from which nothing can be told.",
-    (WORSE, BETTER): "But it got better at the answers: {}. What it lost is the format.",
-    (WORSE, WORSE): "It is not the format alone: {}.",
-    (WORSE, NONE): "What it lost is the format: {}, a difference too small to count.",
-    (WORSE, CANNOT): "The loss may be of format alone: {}, from which nothing can be told.",
-    (NONE, BETTER): "But it got better at the answers, outside the format: {}.",
-    (NONE, WORSE): "But it got worse at the answers, hidden by the format: {}.",
-    (NONE, NONE): "The answers themselves are no different either: {}.",
-    (NONE, CANNOT): "Of the answers themselves nothing can be told: {}.",
-    (CANNOT, BETTER): "But it got better at the answers, outside the format: {}.",
-    (CANNOT, WORSE): "But it got worse at the answers, hidden by the format: {}.",
-    (CANNOT, NONE): "The answers themselves are no different: {}.",
-    (CANNOT, CANNOT): "Nor can it be told of the answers themselves: {}.",
+    BETTER: "The answers themselves, graded leniently, got better",
+    WORSE: "The answers themselves, graded leniently, got worse",
+    NONE: "The answers themselves, graded leniently, are no different",
+    CANNOT: "Whether the answers themselves, graded leniently, got better cannot be told",
 }
 
 
@@ -239,9 +218,8 @@ def verdict(rows: Rows, metric: str = "greedy_strict") -> str:
         NONE: f"There is {row.get('verdict', word)} ({name})",
         CANNOT: f"Whether the trained model is better cannot be told ({name})",
     }[word]
-    change = f"{_figure(row, 'before')} → {_figure(row, 'after')}"
     sentences = [
-        f"{claim}: {change} on {row['problems']} held-out problems, {_difference(row)}.",
+        f"{claim}: {_change(row)} on {row['problems']} held-out problems, {_difference(row)}.",
         *_about_format(rows, metric, word),
         *_about_watched(rows, metric),
         *_about_size(row, word),
@@ -252,7 +230,7 @@ def verdict(rows: Rows, metric: str = "greedy_strict") -> str:
 
 def _word(row: dict[str, Any]) -> str:
     """The row's verdict; the bound that "no difference larger than …" names is left out."""
-    margin = stats.MARGIN if is_share(row) else None
+    margin = MARGIN if row.get("share", True) else None
     word = stats.verdict_word(row["interval_95"], row["p_value"], margin)
     return NONE if word.startswith(NONE) else word
 
@@ -263,11 +241,12 @@ def _about_format(rows: Rows, metric: str, word: str) -> list[str]:
     keys = ("before", "after", "stderr")
     if metric != "greedy_strict" or lenient is None or all(strict[k] == lenient[k] for k in keys):
         return []
-    change = (
-        f"graded leniently {_figure(lenient, 'before')} → {_figure(lenient, 'after')}, "
-        f"{_difference(lenient)}"
-    )
-    return [LENIENTLY[word, _word(lenient)].format(change)]
+    leniently = _word(lenient)
+    said = [f"{LENIENTLY[leniently]}: {_change(lenient)}, {_difference(lenient)}."]
+    if word in (BETTER, WORSE) and leniently != word:
+        may = "may be" if leniently == CANNOT else "is"
+        said.append(f"What it {'gained' if word == BETTER else 'lost'} {may} the format.")
+    return said
 
 
 def _about_watched(rows: Rows, metric: str) -> list[str]:
@@ -289,11 +268,9 @@ def _about_size(row: dict[str, Any], word: str) -> list[str]:
         return []
     if row["stderr"] is None:
         return ["One problem, or one family of them, gives no error: evaluate more."]
-    if not is_share(row):
+    if not row.get("share", True):
         seen = 2.8 * row["stderr"]  # Miller eq. 10 at 95 % and a power of 80 %
-        return [
-            f"A true difference below about {seen:.2f} would be missed with this many problems."
-        ]
+        return [f"A true difference below about {seen:.2f} would be missed."]
     if not row["stderr"]:
         return [stats.power_sentence(row["problems"])]
     # ψ − δ² is the variance of a problem's difference; families of problems widen it.
@@ -301,27 +278,28 @@ def _about_size(row: dict[str, Any], word: str) -> list[str]:
     return [stats.power_sentence(row["problems"], changed)]
 
 
-def is_share(row: dict[str, Any]) -> bool:
-    """Whether a row of the comparison is of shares, whose differences are points."""
-    return row.get("share", True)
+def figure(value: float, row: dict[str, Any]) -> str:
+    """A value of a row: "33.2%" where it is of shares, else a number."""
+    return f"{value:.1%}" if row.get("share", True) else f"{value:.2f}"
 
 
-def _figure(row: dict[str, Any], key: str) -> str:
-    return f"{row[key]:.1%}" if is_share(row) else f"{row[key]:.2f}"
+def _change(row: dict[str, Any]) -> str:
+    return f"{figure(row['before'], row)} → {figure(row['after'], row)}"
 
 
 def difference_text(row: dict[str, Any]) -> str:
-    return points(row["difference"]) if is_share(row) else f"{row['difference']:+.2f}"
+    """A row's difference: of shares in points."""
+    return points(row["difference"]) if row.get("share", True) else f"{row['difference']:+.2f}"
 
 
 def interval_text(row: dict[str, Any]) -> str:
     """The difference's interval in words."""
     if row["interval_95"] is None:
         return "n/a"
-    low, high = row["interval_95"]
-    if is_share(row) and row["stderr"] == 0 == row["difference"]:
+    (low, high), share = row["interval_95"], row.get("share", True)
+    if share and row["stderr"] == 0 == row["difference"]:
         return f"none changed: at most {points(high, '')} either way"
-    return f"{100 * low:+.1f} to {points(high)}" if is_share(row) else f"{low:+.2f} to {high:+.2f}"
+    return f"{100 * low:+.1f} to {points(high)}" if share else f"{low:+.2f} to {high:+.2f}"
 
 
 def _difference(row: dict[str, Any]) -> str:
@@ -339,7 +317,7 @@ def comparison_rows(rows: Rows) -> list[list[str]]:
     return [
         [
             name.replace("_", " "),
-            *(_figure(row, "before"), _figure(row, "after")),
+            *(figure(row["before"], row), figure(row["after"], row)),
             *(difference_text(row), interval_text(row)),
             str(row["problems"]),
         ]

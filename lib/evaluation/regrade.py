@@ -30,19 +30,19 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1:
         print("Give one run: its name, its folder, or the http(s) address of its folder.")
         return 2
+    complaints = []
     try:
         with tempfile.TemporaryDirectory() as folder:
             evals = _evals_of(arguments[0], Path(folder))
-            complaints, report = [], []
             for name in COMPARISONS:
                 if (evals / f"{name}.json").is_file():
-                    wrong, sentence = check(evals, name)
-                    complaints += wrong
-                    report.append(sentence)
+                    differ, sentence = check(evals, name)
+                    complaints += differ
+                    print(sentence)
     except BadInput as error:
         print(error)
         return 2
-    print(*report, *complaints, sep="\n")
+    print(*complaints, sep="\n", end="\n" if complaints else "")
     return int(bool(complaints))
 
 
@@ -56,34 +56,34 @@ def check(evals: Path, name: str = "comparison") -> tuple[list[str], str]:
         BadInput: a file is missing, or its task cannot be made here.
     """
     stored = read_json(evals / f"{name}.json")
-    prefix = name.removesuffix("comparison")
-    old = {f"{prefix}{side}.jsonl": None for side in ("base", "trained")}
-    files = next(iter(stored.values())).get("answers", old)
     complaints, logs, protocol = [], [], {}
-    for file, written in files.items():
+    for file, written in next(iter(stored.values()))["answers"].items():
         log = evals / file
         if not log.is_file():
             raise BadInput(f"There is no {file} in {evals}: its answers are needed.", "no-answers")
-        if written and digest(log) != written:
+        if digest(log) != written:
             complaints.append(
                 f"{file} is not the file that {name}.json was made of (its SHA-256 differs): it "
                 f"was changed or exchanged afterwards."
             )
-        protocol = read_json(log.with_suffix(".json"))["protocol"]
-        records = read_jsonl(log)
+        protocol, records = read_json(log.with_suffix(".json"))["protocol"], read_jsonl(log)
         logs.append(_graded_again(records, protocol))
         complaints += _other_grades(file, records, logs[-1])
     ks = dict.fromkeys(int(row[5:].split("_")[0]) for row in stored if row.startswith("pass@"))
     rows = json.loads(json.dumps(compare_records(*logs, list(ks), protocol["prompt_format"])))
-    complaints += _other_numbers(name, stored, rows)
-    answers = sum(map(len, logs))
-    numbers = sum(len([key for key in NUMBERS if key in row]) for row in rows.values())
-    note = "" if complaints else ", each as it is written"
-    if files is old:
-        note = "; it was made by an earlier version, which computed intervals differently"
+    complaints += [
+        f"{name}.json: {row} does not come from the answers." for row in stored.keys() - rows
+    ]
+    complaints += [
+        f"{name}.json: {row}, {key}: {stored[row][key]} is written, the answers give {value}."
+        for row, values in rows.items()
+        for key, value in values.items()
+        if row in stored and key in NUMBERS and not _same(stored[row].get(key), value)
+    ]
+    numbers = sum(key in NUMBERS for row in rows.values() for key in row)
     return complaints, (
-        f"{name}.json: {numbers} numbers in {len(rows)} scores computed from {answers:,} stored "
-        f"answers{note}."
+        f"{name}.json: {numbers} numbers in {len(rows)} scores computed from "
+        f"{sum(map(len, logs)):,} stored answers{'' if complaints else ', each as it is written'}."
     )
 
 
@@ -100,15 +100,8 @@ def regrade(
     """
     by_id = {problem.id: problem for problem in problems}
     return [
-        record
-        | judge(
-            task,
-            by_id[record["id"]],
-            record["completion"],
-            record["finish_reason"] == "length",
-            tag,
-        )
-        for record in records
+        r | judge(task, by_id[r["id"]], r["completion"], r["finish_reason"] == "length", tag)
+        for r in records
     ]
 
 
@@ -127,27 +120,14 @@ def _graded_again(records: Sequence[dict], protocol: dict[str, Any]) -> list[dic
 
 def _other_grades(file: str, stored: Sequence[dict], again: Sequence[dict]) -> list[str]:
     for score in ("strict", "lenient", "format", "rouge1", "rougeL"):
-        changed = [
-            old
-            for old, new in zip(stored, again, strict=True)
-            if score in new and not _same(old.get(score), new[score])
-        ]
-        if changed:
+        both = zip(stored, again, strict=True)
+        if changed := [a for a, b in both if score in b and not _same(a.get(score), b[score])]:
+            first = f"{changed[0]['id']}, sample {changed[0]['sample']}"
             return [
                 f"{file}: {len(changed)} answers are graded differently now ({score}; the first "
-                f"is {changed[0]['id']}, sample {changed[0]['sample']})."
+                f"is {first})."
             ]
     return []
-
-
-def _other_numbers(name: str, stored: dict, rows: dict) -> list[str]:
-    extra = [f"{name}.json: {row} does not come from the answers." for row in stored.keys() - rows]
-    return extra + [
-        f"{name}.json: {row}, {key}: {stored[row][key]} is written, the answers give {value}."
-        for row, values in rows.items()
-        for key, value in values.items()
-        if row in stored and key in NUMBERS and not _same(stored[row].get(key), value)
-    ]
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -187,7 +167,7 @@ def _fetched(address: str, folder: Path) -> Path:
 
     base = f"{address.rstrip('/').removesuffix('/evals')}/evals"
     rows = read_json(fetch("comparison.json"))
-    for name in next(iter(rows.values())).get("answers", ("base.jsonl", "trained.jsonl")):
+    for name in next(iter(rows.values()))["answers"]:
         fetch(name)
         fetch(f"{name.removesuffix('.jsonl')}.json")
     return folder

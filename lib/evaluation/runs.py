@@ -13,13 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from lib.config import ROOT, Config, with_changes
 from lib.errors import BadInput
-from lib.evaluation.compare import greedy_records, is_reward, score_names
+from lib.evaluation.compare import (
+    difference_text,
+    figure,
+    greedy_records,
+    interval_text,
+    is_reward,
+    score_names,
+)
 from lib.keys import translate
 from lib.runs import Run, output_folder, read_json, read_jsonl, run_folder
-from lib.stats import MARGIN, Difference, crossed_difference, holm, points, verdict_word
+from lib.stats import MARGIN, Difference, crossed_difference, holm, verdict_word
 
 Arms = Mapping[str, Sequence[Run]]
 BASE = "base"
@@ -91,7 +99,7 @@ def missing_runs(config: Config) -> dict[str, Config]:
 
 
 def planned_seconds(config: Config, missing: Mapping[str, Config]) -> float:
-    """About how long the missing runs take: as long as the finished ones, where there are some.
+    """About how long the missing runs take: each as long as the finished ones, if there are some.
 
     Otherwise 15 seconds each to load and measure and 0.2 a completion, as the embedded model on
     one core.
@@ -99,13 +107,10 @@ def planned_seconds(config: Config, missing: Mapping[str, Config]) -> float:
     if not missing:
         return 0.0
     every = variant_configs(config).items()
-    done = [Run(run_folder(each)) for name, each in every if name not in missing]
-    spent = [read_json(run.record).get("learning", {}).get("seconds") for run in done]
-    spent = [seconds for seconds in spent if seconds]
-    if spent:
+    done = [read_json(Run(run_folder(each)).record) for n, each in every if n not in missing]
+    if spent := [s for record in done if (s := record.get("learning", {}).get("seconds"))]:
         return float(np.mean(spent)) * len(missing)
-    counts = [each.completions_per_step * each.max_steps for each in missing.values()]
-    return sum(15 + 0.2 * count for count in counts)
+    return sum(15 + 0.2 * each.completions_per_step * each.max_steps for each in missing.values())
 
 
 def find_arms(config: Config) -> dict[str, list[Run]]:
@@ -221,19 +226,14 @@ def compare_arms(arms: Arms, against: Sequence[str] = ()) -> list[dict[str, Any]
 
 def costs(runs: Sequence[Run]) -> dict[str, float]:
     """Means over an arm's runs: completion tokens, seconds, peak memory, where they are known."""
-    found: dict[str, list[float]] = {}
+    rows = []
     for run in runs:
-        log = read_jsonl(run.train_log)
-        if not log:
-            continue
-        learning = read_json(run.record).get("learning", {})
-        seen = {"steps": log[-1]["step"], "seconds": log[-1]["seconds"]}
-        seen["tokens"] = log[-1].get("num_tokens")
-        seen |= {key: learning.get(key) for key in ("cpu_seconds", "peak_gib")}
-        for key, value in seen.items():
-            if value is not None:
-                found.setdefault(key, []).append(value)
-    return {key: float(np.mean(values)) for key, values in found.items()}
+        if log := read_jsonl(run.train_log):
+            learning, last = read_json(run.record).get("learning", {}), log[-1]
+            row = {key: learning.get(key) for key in ("cpu_seconds", "peak_gib")}
+            row |= {"steps": last["step"], "seconds": last["seconds"]}
+            rows.append(row | {"tokens": last.get("num_tokens")})
+    return pd.DataFrame(rows, dtype=float).mean().dropna().to_dict()
 
 
 def batches_log(run: Run) -> list[dict]:
@@ -267,26 +267,21 @@ def accuracy_rows(compared: Sequence[dict]) -> list[dict[str, str]]:
     """The comparison as a table to show: accuracy, and each difference with its interval."""
     others = [f"to {row['arm']}" for row in compared]
     others = [other for other in others if any(other in row for row in compared)]
-    rows = []
-    for row in compared:
-        shown = {"arm": row["arm"], "seeds": row["seeds"], "accuracy": _figure(row, "accuracy")}
-        shown["over seeds"] = f"{_figure(row, 'lowest')} to {_figure(row, 'highest')}"
-        for other in others:
-            shown[other] = _difference_text(row, other) if other in row else ""
-        rows.append(shown)
-    return rows
-
-
-def _figure(row: Mapping[str, Any], key: str) -> str:
-    return f"{row[key]:.1%}" if row["share"] else f"{row[key]:.2f}"
+    return [
+        {
+            "arm": row["arm"],
+            "seeds": row["seeds"],
+            "accuracy": figure(row["accuracy"], row),
+            "over seeds": f"{figure(row['lowest'], row)} to {figure(row['highest'], row)}",
+        }
+        | {other: _difference_text(row, other) if other in row else "" for other in others}
+        for row in compared
+    ]
 
 
 def _difference_text(row: Mapping[str, Any], other: str) -> str:
-    paired = row[other]
-    low, high = paired["interval"] or (float("nan"), float("nan"))
-    if row["share"]:
-        return f"{points(paired['difference'])} ({100 * low:+.1f} to {100 * high:+.1f})"
-    return f"{paired['difference']:+.2f} ({low:+.2f} to {high:+.2f})"
+    paired = row[other] | {"share": row["share"], "interval_95": row[other]["interval"]}
+    return f"{difference_text(paired)} ({interval_text(paired)})"
 
 
 def cost_rows(compared: Sequence[dict]) -> list[dict[str, Any]]:

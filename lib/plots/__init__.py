@@ -5,6 +5,7 @@ wide. Data come in as the notebooks have them; nothing is read from disk here.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,22 @@ POINTS = plt.FuncFormatter(lambda x, _: f"{100 * x:+.0f}" if round(100 * x) else
 styled = plt.rc_context(STYLE)  # a decorator: what a function draws, it draws in this style
 
 
-def row_of_axes(
-    *titles: str, height: float, width: float = 10, **options: Any
+def grid_of_axes(
+    *titles: str, height: float, width: float = 10, columns: int = 0, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """Axes beside each other, a title over each.
+    """Axes beside each other (or `columns` in a row), a title over each.
 
     Args:
-        height, width: in inches.
+        height, width: of a row, in inches.
         options: of `plt.subplots`.
     """
-    figure, axes = plt.subplots(1, len(titles), figsize=(width, height), squeeze=False, **options)
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title)
-    return figure, list(axes[0])
+    columns = columns or len(titles)
+    rows = -(-len(titles) // columns)
+    size = (width, height * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
+    for axis, title in zip_longest(axes.flat, titles):
+        axis.set_axis_off() if title is None else axis.set_title(title)
+    return figure, list(axes.flat)[: len(titles)]
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -84,7 +88,7 @@ def whiskers(axis: Axes, xs: Sequence[float], rates: Sequence[dict], color: Any)
 @styled
 def memory_bars(need: MemoryPlan) -> Figure:
     """Where a run's memory goes, against what there is."""
-    figure, [axis] = row_of_axes("", height=2.2)
+    figure, [axis] = grid_of_axes("", height=2.2)
     left = 0.0
     for color, (part, size) in zip(plt.cm.tab10.colors, need.parts.items(), strict=False):
         axis.barh(0, size, left=left, color=color, label=f"{part} {size:.2f}")
@@ -101,7 +105,7 @@ def memory_bars(need: MemoryPlan) -> Figure:
 def preflight_figure(found: Preflight, samples: Sequence[dict]) -> Figure:
     """How the completions' totals spread, and how often each prompt is answered rightly."""
     titles = f"{found.completions} completions", f"{found.prompts} prompts"
-    figure, (left, right) = row_of_axes(*titles, height=3)
+    figure, (left, right) = grid_of_axes(*titles, height=3)
     left.hist([sample["total"] for sample in samples], bins=20, color=BLUE)
     left.set_xlabel("weighted reward of a completion")
     right.hist(list(found.pass_rates.values()), bins=np.linspace(0, 1, 11), color=GREEN)
@@ -109,20 +113,24 @@ def preflight_figure(found: Preflight, samples: Sequence[dict]) -> Figure:
     return figure
 
 
-@styled
-def group_figure(group: Sequence[dict], scale: bool = True) -> Figure:
-    """What the completions of one prompt earned, and the advantages GRPO makes of it.
+def advantages(rewards_G: np.ndarray, scale: bool = True) -> np.ndarray:
+    """How far each reward lies above its group's mean.
 
     Args:
-        group: samples of `lib.preflight`, of one prompt.
-        scale: divide by the group's standard deviation, as GRPO does and Dr. GRPO does not.
+        scale: divide by the group's standard deviation, as GRPO does (Shao et al. 2024, sec.
+            4.1.2) and Dr. GRPO does not.
     """
+    centred_G = rewards_G - rewards_G.mean()
+    return centred_G / (rewards_G.std(ddof=1) + 1e-4) if scale and len(rewards_G) > 1 else centred_G
+
+
+@styled
+def group_figure(group: Sequence[dict], scale: bool = True) -> Figure:
+    """What the completions of one prompt (`lib.preflight`) earned, and their advantages."""
     rewards_G = np.array([sample["total"] for sample in group])
-    advantages_G = rewards_G - rewards_G.mean()
-    if scale and len(group) > 1:
-        advantages_G = advantages_G / (rewards_G.std(ddof=1) + 1e-4)
+    advantages_G = advantages(rewards_G, scale)
     texts = [" ".join(sample["completion"].split())[:36] or "(empty)" for sample in group]
-    figure, (left, right) = row_of_axes(
+    figure, (left, right) = grid_of_axes(
         *(f"gold answer {group[0]['answer'][:40]}", ""), height=1 + 0.3 * len(group), sharey=True
     )
     left.barh(range(len(group)), rewards_G, color=BLUE)
@@ -144,7 +152,7 @@ def comparison_bars(table: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Before and after per metric, and beside it the paired difference with its interval."""
     shares = {name: row for name, row in table.items() if row.get("share", True)}
     rows, y = list(shares.values()), np.arange(len(shares))[::-1]
-    figure, (left, right) = row_of_axes(
+    figure, (left, right) = grid_of_axes(
         "share of held-out problems",
         "paired difference in points, 95 % interval",
         height=1.3 + 0.45 * len(rows),
@@ -164,26 +172,31 @@ def comparison_bars(table: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 @styled
-def curves_of_k_figure(curves: Mapping[str, Mapping[str, Sequence[Estimate]]]) -> Figure:
-    """pass@k, majority@k and best-of-k side by side, each model a line with its 95 % band.
+def several_answers_figure(
+    curves: Mapping[str, Mapping[str, Sequence[Estimate]]],
+    agreement: Mapping[str, Sequence[dict]],
+) -> Figure:
+    """pass@k, majority@k and best-of-k, a line with its 95 % band each model; and agreement.
 
     Args:
         curves: model → what `lib.evaluation.breakdowns.curves_of_k` gives.
+        agreement: model → rows of `lib.evaluation.breakdowns.calibration`, where there are any.
     """
     names = list(next(iter(curves.values())))
-    figure, axes = row_of_axes(*names, height=3.3, sharey=True)
-    for name, axis in zip(names, axes, strict=True):
+    last = ["agreement"] if any(agreement.values()) else []
+    figure, axes = grid_of_axes(*names, *last, height=3.3, columns=2, sharey=True)
+    for name, axis in zip(names, axes, strict=False):
         for (model, lines), color in zip(curves.items(), MODELS, strict=False):
             ks = np.arange(1, len(lines[name]) + 1)
             low, high = np.array([bounds(point.interval) for point in lines[name]]).T
-            means = [point.mean for point in lines[name]]
-            axis.plot(ks, means, "o-", ms=4, color=color, label=model)
+            axis.plot(ks, [p.mean for p in lines[name]], "o-", ms=4, color=color, label=model)
             axis.fill_between(ks, low, high, color=color, alpha=0.2, lw=0)
-        axis.set_xlabel("k")
-        axis.set_ylim(0, 1.02)
+        axis.set(xlabel="k", ylim=(0, 1.02), ylabel="strictly right")
         axis.xaxis.get_major_locator().set_params(integer=True)
-    axes[0].set_ylabel("strictly right")
     axes[0].legend()
+    if last:
+        reliability(axes[-1], agreement)
+        axes[-1].set(xlabel="share of samples that agree", ylabel="right (lenient)")
     return figure
 
 
@@ -194,7 +207,7 @@ def groups_figure(panels: Mapping[str, Sequence[dict]]) -> Figure:
     Args:
         panels: title → rows of `lib.evaluation.breakdowns.by_difficulty` or `by_length`.
     """
-    figure, axes = row_of_axes(*panels, height=3.6, sharey=True)
+    figure, axes = grid_of_axes(*panels, height=3.6, sharey=True)
     for rows, axis in zip(panels.values(), axes, strict=True):
         for side, color, shift in (("before", GREY, -0.19), ("after", BLUE, 0.19)):
             shares = [(i + shift, row[side]) for i, row in enumerate(rows) if row[side]]
@@ -211,21 +224,14 @@ def groups_figure(panels: Mapping[str, Sequence[dict]]) -> Figure:
     return figure
 
 
-@styled
-def calibration_figure(
-    groups: Mapping[str, Sequence[dict]],
-    x: str = "share of samples that agree with the majority",
-    y: str = "majority's answer is right (lenient)",
-    low: float = 0.0,
-) -> Figure:
-    """Reliability: how sure a model is against how often it is right.
+def reliability(axis: Axes, groups: Mapping[str, Sequence[dict]], low: float = 0.0) -> None:
+    """How sure a model is against how often it is right.
 
     Args:
         groups: model → rows of `lib.evaluation.breakdowns.calibration` or
             `lib.learned.reliability`; the size of a point is the number of its problems.
-        low: the least that `x` can be.
+        low: the least that a share can be.
     """
-    figure, [axis] = row_of_axes("", height=4.4, width=5)
     axis.plot([low, 1], [low, 1], ":", color="black", lw=1, label="as sure as right")
     for (model, rows), color in zip(groups.items(), MODELS, strict=False):
         xs, ys = [row["share"] for row in rows], [row["rate"] for row in rows]
@@ -233,6 +239,5 @@ def calibration_figure(
         whiskers(axis, xs, rows, color)
         axis.plot(xs, ys, color=color, lw=1, label=model)
         axis.scatter(xs, ys, s=sizes, color=color)
-    axis.set(xlim=(low, 1.03), ylim=(0, 1.03), xlabel=x, ylabel=y)
+    axis.set(xlim=(low, 1.03), ylim=(0, 1.03))
     axis.legend()
-    return figure

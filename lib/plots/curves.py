@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lib.plots import BLUE, COLORS, GREY, ORANGE, POINTS, bounds, row_of_axes, styled
+from lib.plots import BLUE, COLORS, GREY, ORANGE, POINTS, bounds, grid_of_axes, styled
 from lib.progress import duration
 
 
@@ -51,13 +50,10 @@ def panels(log: Sequence[dict]) -> list[Panel]:
 def training_curves(log: Sequence[dict], title: str = "") -> Figure:
     """Every panel by optimizer step: each value pale, its mean over the latest steps in colour."""
     shown = panels(log)
-    rows = -(-len(shown) // 2)
-    figure = plt.figure(figsize=(10, 2.9 * rows + 0.4))
-    axes = list(figure.subplots(rows, 2, sharex=True, squeeze=False).flat)
-    for axis, panel in zip(axes, shown, strict=False):
+    titles = [panel.title for panel in shown]
+    figure, axes = grid_of_axes(*titles, height=3, columns=2, sharex=True)
+    for axis, panel in zip(axes, shown, strict=True):
         _draw(axis, panel, log)
-    for axis in axes[len(shown) :]:
-        axis.set_axis_off()
     axes[max(0, len(shown) - 2)].tick_params(labelbottom=True)  # none beneath it, where odd
     whole_steps(axes[0])  # and those that share its steps
     figure.supxlabel("optimizer step", fontsize=12)
@@ -77,7 +73,6 @@ def _draw(axis: Axes, panel: Panel, log: Sequence[dict]) -> None:
         else:  # measured now and then: each point counts, also beneath another
             axis.plot(steps, values, color=color, lw=1)
             axis.plot(steps, values, "o", ms=4 + 2 * i, zorder=3 - i, color=color, label=label)
-    axis.set_title(panel.title)
     axis.set_ylabel(panel.unit)
     if panel.unit == "share":
         axis.set_ylim(-0.02, 1.02)
@@ -136,23 +131,15 @@ def learning_curves(arms: Mapping[str, Sequence[Sequence[dict]]], key: str = "re
     for name, logs in arms.items():
         if length := min(map(len, logs)):
             curves[name] = np.array([smooth([row[key] for row in log[:length]]) for log in logs])
-    columns = min(3, len(curves))
-    lines = -(-len(curves) // columns)
-    figure, axes = plt.subplots(
-        lines, columns, figsize=(10, 2.4 * lines + 0.4), sharey=True, squeeze=False
-    )
+    figure, axes = grid_of_axes(*curves, height=2.5, columns=min(3, len(curves)), sharey=True)
     first = next(iter(curves))
-    for axis, name in zip(axes.flat, curves, strict=False):
+    for axis, name in zip(axes, curves, strict=True):
         for shown, color in ((first, GREY), (name, BLUE))[name == first :]:
             values_SU = curves[shown]
             done = np.arange(1, values_SU.shape[1] + 1) / values_SU.shape[1]
             axis.plot(done, values_SU.mean(0), color=color, lw=2)
-            axis.fill_between(
-                done, values_SU.min(0), values_SU.max(0), color=color, alpha=0.2, lw=0
-            )
-        axis.set_title(name)
-    for axis in list(axes.flat)[len(curves) :]:
-        axis.set_axis_off()
+            band = values_SU.min(0), values_SU.max(0)
+            axis.fill_between(done, *band, color=color, alpha=0.2, lw=0)
     figure.supxlabel("share of the completions drawn", fontsize=11)
     figure.supylabel(key, fontsize=11)
     return figure
@@ -163,7 +150,7 @@ def differences_figure(compared: Sequence[Mapping[str, Any]]) -> Figure:
     """Each arm's difference in accuracy to those compared with, with 95 % intervals."""
     others = dict.fromkeys(key for row in compared for key in row if key.startswith("to "))
     titles = [f"difference {other}, in points" for other in others]
-    figure, axes = row_of_axes(*titles, height=1 + 0.35 * len(compared), sharey=True)
+    figure, axes = grid_of_axes(*titles, height=1 + 0.35 * len(compared), sharey=True)
     for axis, other in zip(axes, others, strict=True):
         for y, row in enumerate(reversed(compared)):
             if other in row:

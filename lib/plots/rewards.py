@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from lib.plots import BLUE, COLORS, GREEN, GREY, ORANGE, calibration_figure, row_of_axes, styled
+from lib.plots import BLUE, COLORS, GREEN, GREY, ORANGE, grid_of_axes, reliability, styled
 from lib.plots.curves import smoothed, whole_steps
 
 
@@ -13,7 +13,7 @@ from lib.plots.curves import smoothed, whole_steps
 def training_figure(log: Sequence[dict]) -> Figure:
     """Loss and accuracy of each step's pairs, pale, and their running means."""
     names = {"loss": np.log(2), "accuracy": 0.5}
-    figure, axes = row_of_axes(*(f"{name} on training pairs" for name in names), height=3)
+    figure, axes = grid_of_axes(*(f"{name} on training pairs" for name in names), height=3)
     for axis, (name, chance) in zip(axes, names.items(), strict=True):
         smoothed(axis, [row["step"] for row in log], [row[name] for row in log], BLUE, window=10)
         axis.axhline(chance, color="black", lw=1, ls=":", label="a coin")
@@ -28,7 +28,7 @@ def scores_figure(chosen: Sequence[float], rejected: Sequence[float]) -> Figure:
     """How the scores of preferred and rejected answers spread, and their margins pair by pair."""
     margins = np.subtract(chosen, rejected)
     titles = "held-out answers", f"{np.mean(margins > 0):.0%} right of zero"
-    figure, (left, right) = row_of_axes(*titles, height=3)
+    figure, (left, right) = grid_of_axes(*titles, height=3)
     bins = np.histogram_bin_edges([*chosen, *rejected], bins=24)
     left.hist(rejected, bins=bins, color=ORANGE, alpha=0.6, label="rejected")
     left.hist(chosen, bins=bins, color=BLUE, alpha=0.6, label="preferred")
@@ -40,10 +40,14 @@ def scores_figure(chosen: Sequence[float], rejected: Sequence[float]) -> Figure:
     return figure
 
 
+@styled
 def reliability_figure(rows: Sequence[dict]) -> Figure:
     """The model's probability against how often it is right (`lib.learned.reliability`)."""
-    x, y = "probability of the answer that scores higher", "how often it is the preferred one"
-    return calibration_figure({"reward model": rows}, x, y, low=0.5)
+    figure, [axis] = grid_of_axes("", height=4.4, width=5)
+    reliability(axis, {"reward model": rows}, low=0.5)
+    axis.set_xlabel("probability of the answer that scores higher")
+    axis.set_ylabel("how often it is the preferred one")
+    return figure
 
 
 @styled
@@ -58,7 +62,7 @@ def pays_figure(rollouts: Sequence[Sequence[dict]], paid: Sequence[str]) -> Figu
         paid: the names of the rewards that the policy earns.
     """
     titles = "rewards, in σ from the start", "tokens", "repeated word triples"
-    figure, axes = row_of_axes(*titles, height=3.2)
+    figure, axes = grid_of_axes(*titles, height=3.2)
     lines = [
         (axes[0], from_start(rollouts, name), f"{name}, {'paid' if name in paid else 'watched'}")
         for name in rollouts[0][0]["rewards"]

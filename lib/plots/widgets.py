@@ -7,12 +7,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from lib.engines import Completion
+from lib.plots import advantages
 from lib.rewards import score
 from lib.runs import Run, read_rollouts, rollout_steps
 
@@ -79,26 +80,22 @@ def component_rows(
     Args:
         texts: the completions of one prompt.
         row: the prompt's row (`lib.tasks.make_rows`).
-        scale: divide by the group's standard deviation, as GRPO does (Shao et al. 2024, sec.
-            4.1.2); Dr. GRPO does not.
+        scale: as in `lib.plots.advantages`.
     """
     answers = [Completion(text, tuple(text.encode()), "stop") for text in texts]
     scores = score(rewards, [row] * len(texts), answers)
     weight_of = dict(zip(scores, weights, strict=True))
-    parts = [paid_parts({k: v[i] for k, v in scores.items()}, weight_of) for i in range(len(texts))]
-    values_RG = np.array(list(scores.values()), dtype=float)
-    totals = np.nansum(values_RG * np.asarray(weights, dtype=float)[:, None], axis=0)
-    advantages = totals - totals.mean()
-    if scale and len(texts) > 1:
-        advantages = advantages / (totals.std(ddof=1) + 1e-4)
+    paid = [w * np.array(scores[name], dtype=float) for name, w in weight_of.items()]
+    totals_G = np.nansum(paid, axis=0)
+    advantages_G = advantages(totals_G, scale)
     return [
         {
             "completion": text,
-            **part,
-            "total": round(float(total), 4),
-            "advantage": round(float(a), 3),
+            **paid_parts({name: values[i] for name, values in scores.items()}, weight_of),
+            "total": round(float(totals_G[i]), 4),
+            "advantage": round(float(advantages_G[i]), 3),
         }
-        for text, part, total, a in zip(texts, parts, totals, advantages, strict=True)
+        for i, text in enumerate(texts)
     ]
 
 
@@ -238,21 +235,13 @@ def two_steps(
     Where both steps drew the same prompt, `prompt=` sets like beside like; else the rows have
     in common their rank alone.
     """
-    ranked = [
-        [
-            {
-                f"{name}, step {side[0]['step']}": row[name]
-                for name in ("question", "completion", "total")
-            }
-            for row in browse(side, **choice)
-        ]
-        for side in (left, right)
-        if side
-    ]
-    return [
-        {"rank": rank} | {name: value for row in rows for name, value in (row or {}).items()}
-        for rank, rows in enumerate(zip_longest(*ranked), 1)
-    ]
+    columns = []
+    for side in filter(None, (left, right)):
+        rows = pd.DataFrame(browse(side, **choice), columns=["question", "completion", "total"])
+        columns.append(rows.add_suffix(f", step {side[0]['step']}"))
+    table = pd.concat(columns, axis=1).astype(object)
+    table.insert(0, "rank", range(1, len(table) + 1))
+    return [row.dropna().to_dict() for _, row in table.iterrows()]
 
 
 def browser(run: Run, show: Callable[[list[dict]], Any]) -> Playable:
