@@ -73,7 +73,8 @@ def run_notebook(
                 cwd=str(NOTEBOOKS),
                 kernel_name="python3",
                 progress_bar=False,
-                extra_arguments=["--log-level=ERROR"],
+                # A kernel that is shut down in a cell of its own logs the interrupt as an error.
+                extra_arguments=["--log-level=CRITICAL"],
             )
     except PapermillExecutionError as error:
         print(f"{name} stopped: {_explain(error)}", file=sys.stderr)

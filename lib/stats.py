@@ -152,8 +152,9 @@ def mean_with_error(
     values: Sequence[float],
     clusters: Sequence[Hashable] | None = None,
     within: tuple[float, float] | None = None,
+    level: float = LEVEL,
 ) -> Estimate:
-    """The mean over problems with its standard error and 95 % interval.
+    """The mean over problems with its standard error and its interval, of 95 % by default.
 
     SE² = s²/n with n − 1 in s² (Miller eq. 1), or clustered
     SE² = C/(C−1) · Σ_c (Σ_{i in c} (x_i − x̄))² / n² (Miller eq. 4 with the finite-sample factor
@@ -174,15 +175,18 @@ def mean_with_error(
     if units < 2:
         return Estimate(mean, None, None)
     if equal:
-        rest = 1 - ALPHA ** (1 / units)
+        rest = 1 - (1 - level) ** (1 / units)
         bounds = within and tuple((1 - rest) * mean + rest * bound for bound in within)
         return Estimate(mean, 0.0, bounds)
     stderr = math.sqrt(units / (units - 1) * float(sums @ sums)) / len(values)
-    return Estimate(mean, stderr, _student(mean, stderr, units - 1, within))
+    return Estimate(mean, stderr, _student(mean, stderr, units - 1, within, level))
 
 
 def paired_difference(
-    a: Sequence[float], b: Sequence[float], clusters: Sequence[Hashable] | None = None
+    a: Sequence[float],
+    b: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    level: float = LEVEL,
 ) -> Difference:
     """How much better model b is than model a on the same problems: mean(b − a).
 
@@ -193,12 +197,13 @@ def paired_difference(
 
     Args:
         a, b: one score a problem, in the same order: before and after.
+        level: of the interval.
     """
     a, b = _numbers(a, "a"), _numbers(b, "b")
     if len(a) != len(b):
         raise BadInput(f"{len(a)} problems and {len(b)}: a pair has the same problems.", "stats")
     shares = min(a.min(), b.min()) >= 0 and max(a.max(), b.max()) <= 1
-    estimate = mean_with_error(b - a, clusters, (-1, 1) if shares else None)
+    estimate = mean_with_error(b - a, clusters, (-1, 1) if shares else None, level)
     mean, stderr, interval = estimate.mean, estimate.stderr, estimate.interval
     fixed = broken = None
     if np.isin([a, b], (0, 1)).all():
@@ -210,7 +215,7 @@ def paired_difference(
         p_value, test = mcnemar(fixed, broken), "exact McNemar"
         n = len(a) + 2
         p, q = (fixed + 1) / n, (broken + 1) / n
-        half = Z * math.sqrt((p + q - (p - q) ** 2) / n)
+        half = float(ndtri((1 + level) / 2)) * math.sqrt((p + q - (p - q) ** 2) / n)
         interval = interval and (max(-1.0, p - q - half), min(1.0, p - q + half))
     return Difference(mean, stderr, interval, p_value, test, fixed, broken)
 
@@ -256,14 +261,14 @@ def crossed_difference(differences_SP: np.ndarray) -> Difference:
     variance = max(squares[0] + squares[1] - squares[2], squares[0], squares[1])
     degrees = max(seeds - 1, variance**2 / (squares**2 / free).sum())
     stderr = math.sqrt(variance / values.size)
-    interval = _student(mean, stderr, degrees, within)
+    interval = _student(mean, stderr, degrees, within, LEVEL)
     return Difference(mean, stderr, interval, _t_test(mean, stderr, degrees), "two-way t")
 
 
 def _student(
-    mean: float, stderr: float, degrees: float, within: tuple[float, float] | None
+    mean: float, stderr: float, degrees: float, within: tuple[float, float] | None, level: float
 ) -> tuple[float, float]:
-    half = float(stdtrit(degrees, (1 + LEVEL) / 2)) * stderr
+    half = float(stdtrit(degrees, (1 + level) / 2)) * stderr
     lowest, highest = within or (-math.inf, math.inf)
     return max(lowest, mean - half), min(highest, mean + half)
 

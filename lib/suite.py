@@ -219,17 +219,17 @@ def whats_next(options: argparse.Namespace, config: Config, run: Run) -> str:
 
     again = command()
     lines = [f"As executed: {run.shown(run.notebooks)}"]
+    further = {"The same algorithm, written out": "07", "Runs side by side": "09"}
     if run.merged.is_dir():
-        lines += [
+        lines.append(
             f"Ask the model: python -m lib.export {shlex.quote(run.shown(run.merged))} "
-            f"{shlex.quote(_question(run))}",
-            f"Serve it, and talk to it in a page: {again} --only 08",
-        ]
-    lines += [
-        f"The same algorithm, written out: {again} --only 07",
-        f"Another seed, as a run of its own: {command('seed', 'run')} -p seed {config.seed + 1}",
-    ]
-    return "\n".join(lines)
+            f"{shlex.quote(_question(run))}"
+        )
+        further = {"Serve it, and talk to it in a page": "08"} | further
+    ran = {word[:2] for word in options.only or ()}
+    hints = [f"{what}: {again} --only {n}" for what, n in further.items() if n not in ran]
+    seed = f"{command('seed', 'run')} -p seed {config.seed + 1}"
+    return "\n".join([*lines, *hints, f"Another seed, as a run of its own: {seed}"])
 
 
 def _question(run: Run) -> str:

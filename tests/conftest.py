@@ -89,7 +89,7 @@ def run(tmp_path) -> Run:
     return Run(tmp_path / "run")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def browser():
     """A real headless browser, where chromium is on this machine."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
