@@ -64,10 +64,8 @@ def test_sorted_by_advantage_and_by_a_reward():
     assert texts(browse(FIRST, sort="tokens")) == ["dddd", "ccc ✂", "bb", "a"]
 
 
-def test_chosen_by_prompt_and_by_reward():
+def test_chosen_by_prompt():
     assert texts(browse(FIRST, prompt="2+2")) == ["bb", "a"]
-    assert texts(browse(FIRST, sort="correctness", positive=True)) == ["bb", "dddd"]
-    assert texts(browse(FIRST, sort="correctness", positive=False)) == ["a"]
     assert browse([]) == []
 
 
@@ -89,7 +87,7 @@ def texts_of(rows, step) -> list[str]:
 def test_the_widgets_show_what_is_chosen(kept):
     shown = []
     box = browser(kept, show=lambda rows: shown.append(rows) or rows)
-    step, other, prompt, sort, descending, positive, _ = box.box.children
+    step, other, prompt, sort, descending, _ = box.box.children
     assert texts(shown[-1]) == ["ee", "ff"]  # the last step
     descending.value = False
     assert texts(shown[-1]) == ["ff", "ee"]
@@ -97,8 +95,8 @@ def test_the_widgets_show_what_is_chosen(kept):
     assert [label for label, _ in prompt.options] == ["all", "What is 2+2?", "What is 1+3?"]
     prompt.value = "1+3"
     assert texts(shown[-1]) == ["dddd", "ccc ✂"]
-    prompt.value, sort.value, positive.value = None, "correctness", True
-    assert texts(shown[-1]) == ["bb", "dddd"]
+    prompt.value, sort.value = None, "correctness"
+    assert texts(shown[-1])[:2] == ["bb", "dddd"]
     other.value = 7
     assert texts_of(shown[-1][:1], 7) == ["ee"]
 

@@ -4,11 +4,13 @@ An executed page has no kernel to play with: it shows what the widget showed fir
 """
 
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 
@@ -49,8 +51,6 @@ def playable(
         choose: rows by the state of the controls.
         show: makes what is displayed of the rows (a table).
     """
-    import ipywidgets as widgets
-
     out = widgets.Output()
 
     def render(*_: Any) -> None:
@@ -129,8 +129,6 @@ def playground(
         texts: the group; the first stands in the box.
         show: makes what is displayed of the rows (a table).
     """
-    import ipywidgets as widgets
-
     wide, full = widgets.Layout(width="95%"), {"description_width": "initial"}
     box = widgets.Textarea(value=texts[0], description="completion", layout=wide)
     pick = widgets.Dropdown(options=list(texts), description="or pick", layout=wide)
@@ -153,34 +151,22 @@ def playground(
 # --- answers before and after -------------------------------------------------------------------
 
 
-def pick_answer(rows: Sequence[dict], change: str, number: int) -> list[tuple[str, Any]]:
-    """One problem of those that changed in this way ("all": of any), as (what, text) rows.
-
-    Args:
-        rows: of `lib.evaluation.breakdowns.side_by_side`.
-        number: from 0; beyond the last it is the last. No rows where there is no such problem.
-    """
-    chosen = [row for row in rows if change in ("all", row["change"])]
-    return list(chosen[min(number, len(chosen) - 1)].items()) if chosen else []
-
-
 def answer_viewer(rows: Sequence[dict], show: Callable[[list[tuple[str, Any]]], Any]) -> Playable:
     """Two models' answers to a problem, chosen by what changed and by a slider.
 
     Args:
         rows: of `lib.evaluation.breakdowns.side_by_side`.
-        show: makes what is displayed of one problem's rows (a table).
+        show: makes what is displayed of one problem's (what, text) rows (a table).
     """
-    import ipywidgets as widgets
-
     counts = Counter(row["change"] for row in rows)
-    options = [(f"all ({len(rows)})", "all"), *((f"{k} ({n})", k) for k, n in counts.items())]
+    options = [(f"all ({len(rows)})", None), *((f"{k} ({n})", k) for k, n in counts.items())]
     change = widgets.Dropdown(options=options, description="changed")
     number = widgets.IntSlider(min=0, max=max(0, len(rows) - 1), description="problem")
 
     def choose() -> list[tuple[str, Any]]:
-        number.max = max(0, (counts[change.value] or len(rows)) - 1)
-        return pick_answer(rows, change.value, number.value)
+        chosen = [row for row in rows if change.value in (None, row["change"])]
+        number.max = max(0, len(chosen) - 1)
+        return list(chosen[min(number.value, number.max)].items()) if chosen else []
 
     return playable([change, number], choose, show, [widgets.HBox([change, number])])
 
@@ -193,7 +179,6 @@ def browse(
     prompt: str | None = None,
     sort: str = "advantage",
     descending: bool = True,
-    positive: bool | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """One step's completions as rows of a table.
@@ -202,7 +187,6 @@ def browse(
         rollouts: of `lib.runs.read_rollouts`.
         prompt: the id of one prompt; None: all.
         sort: advantage, total, tokens, or a reward's name; rows without it come last.
-        positive: True keeps rows whose value sorted by is above zero, False those at or below.
         weights: of the rewards by name, so that the parts shown add up to the total.
     """
 
@@ -213,8 +197,7 @@ def browse(
     def order(row: Mapping) -> tuple[bool, float]:
         return np.isnan(value(row)), -value(row) if descending else value(row)
 
-    keep = {True: lambda v: v > 0, False: lambda v: v <= 0, None: lambda v: True}[positive]
-    chosen = [row for row in rollouts if prompt in (None, row["id"]) and keep(value(row))]
+    chosen = [row for row in rollouts if prompt in (None, row["id"])]
     return [
         {
             "question": row["question"],
@@ -250,14 +233,10 @@ def browser(run: Run, show: Callable[[list[dict]], Any]) -> Playable:
     Args:
         show: makes what is displayed of the rows (a table).
     """
-    import ipywidgets as widgets
-
     steps = rollout_steps(run)
     entries = run.recorded().get("config", {}).get("rewards", {})
     weights = {
-        name.rpartition(":" if ":" in name else ".")[2]: entry.get("weight", 1.0)
-        if isinstance(entry, Mapping)
-        else entry
+        re.split("[:.]", name)[-1]: entry.get("weight", 1.0) if isinstance(entry, dict) else entry
         for name, entry in entries.items()
     }
     step = widgets.SelectionSlider(options=steps, value=steps[-1], description="step")
@@ -267,10 +246,7 @@ def browser(run: Run, show: Callable[[list[dict]], Any]) -> Playable:
     names = list(read_rollouts(run, steps[0])[0]["rewards"])
     sort = widgets.Dropdown(options=[*SORTS, *names], description="sort by")
     descending = widgets.Checkbox(value=True, description="highest first")
-    positive = widgets.Dropdown(
-        options=[("all", None), ("above 0", True), ("0 and below", False)], description="only"
-    )
-    controls = dict(prompt=prompt, sort=sort, descending=descending, positive=positive)
+    controls = dict(prompt=prompt, sort=sort, descending=descending)
 
     def offer_prompts(*_: Any) -> None:
         seen = {row["id"]: row["question"] for row in read_rollouts(run, step.value)}
