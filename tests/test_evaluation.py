@@ -11,9 +11,9 @@ import pytest
 
 from lib import stats
 from lib.config import ROOT, resolve
-from lib.engines import Sampling, TransformersEngine, make_engine
+from lib.engines import Completion, Sampling, TransformersEngine, make_engine
 from lib.errors import BadInput
-from lib.evaluation import candidate_name, evaluate, tracked
+from lib.evaluation import _record, candidate_name, evaluate, tracked
 from lib.evaluation.breakdowns import (
     add_rewards,
     by_difficulty,
@@ -284,18 +284,9 @@ SUM = Problem("", "What is 1 + 2?", "3")
 
 
 def answer(id, text, kind="greedy", sample=0, tokens=5, reason="stop", **more) -> dict:
-    verdicts = judge(get_task("small_sums"), SUM, text, reason == "length", "answer")
-    return {
-        **{"pass": kind, "id": str(id), "sample": sample, "question": SUM.question},
-        **{
-            "completion": text,
-            "expected": "3",
-            "kind": "number",
-            "tokens": tokens,
-            "finish_reason": reason,
-        },
-        **{"cluster": None, "level": None, **verdicts, **more},
-    }
+    completion = Completion(text, (0,) * tokens, reason)
+    record = _record(get_task("small_sums"), SUM, kind, sample, completion, "answer")
+    return record | {"id": str(id), **more}
 
 
 RIGHT, BARE, WRONG, SILENT = "<answer>3</answer>", "It is 3.", "<answer>4</answer>", "Hm."
@@ -401,9 +392,8 @@ def test_a_summary_counts_outcomes_apart_with_wilson_intervals(ci_config):
     records[4] = answer(4, SILENT, reason="length")
     records[5] = answer(5, BARE, reason="length")
     summary = summarize(records, ci_config)
-    assert summary["outcomes"]["greedy"] == {
-        **{"right": 3, "wrong": 1, "unparseable": 1, "truncated": 1}
-    }
+    counts = {"right": 3, "wrong": 1, "unparseable": 1, "truncated": 1}
+    assert summary["outcomes"]["greedy"] == counts
     assert summary["scores"]["greedy_strict"]["mean"] == pytest.approx(1 / 6)
     assert summary["scores"]["greedy_lenient"]["interval_95"] == stats.wilson_interval(3, 6)
     assert summary["truncated"]["greedy"]["interval_95"] == stats.wilson_interval(2, 6)
@@ -417,12 +407,9 @@ def test_a_summary_counts_outcomes_apart_with_wilson_intervals(ci_config):
 def test_figures_have_the_names_that_dashboards_show(ci_config):
     records = [answer(i, RIGHT) for i in (0, 1)]
     records += [answer(i, t, "sampled", n) for i in (0, 1) for n, t in enumerate((WRONG, RIGHT))]
-    values = tracked(summarize(records, ci_config))
-    assert values == {
-        **{"eval/pass@1": 1.0, "eval/pass@1_lenient": 1.0, "eval/format": 1.0},
-        **{"eval/pass@2": 1.0, "eval/pass@2_lenient": 1.0, "eval/truncated": 0.0},
-        **{"eval/flexible_extract": 1.0},
-    }
+    names = ["pass@1", "pass@1_lenient", "format", "pass@2", "pass@2_lenient", "flexible_extract"]
+    values = {f"eval/{name}": 1.0 for name in names} | {"eval/truncated": 0.0}
+    assert tracked(summarize(records, ci_config)) == values
 
 
 def test_curves_are_the_means_of_what_stats_says_of_each_problem():

@@ -25,8 +25,11 @@ RUN = f"""place => {{
     {NOTEBOOK}.content.activeCellIndex = place
     window.jupyterapp.commands.execute('notebook:run-all-above')
 }}"""
-# Else only the cells in sight are in the page, which a test can neither find nor rely on.
-ALL_CELLS = {"windowingMode": "none"}
+SETTINGS = {
+    # Else only the cells in sight are in the page, and a widget elsewhere is never drawn.
+    "notebook-extension/tracker": {"windowingMode": "none"},
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+}
 
 
 @pytest.fixture
@@ -34,9 +37,10 @@ def lab(tmp_path):
     """JupyterLab with copies of the notebooks and the suite's `ci` recipe: name → its address."""
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         shutil.copy(notebook, tmp_path)
-    settings = tmp_path / "settings" / "@jupyterlab" / "notebook-extension"
-    settings.mkdir(parents=True)
-    (settings / "tracker.jupyterlab-settings").write_text(json.dumps(ALL_CELLS))
+    for name, values in SETTINGS.items():
+        file = tmp_path / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(values))
     port, token = free_port(), secrets.token_hex(16)
     command = [
         *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"),

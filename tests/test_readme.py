@@ -25,7 +25,7 @@ def commands(page) -> list[list[str]]:
     lines = [line for block in blocks for line in block.splitlines() if line.strip()]
     lines += re.findall(r"`(python -m lib\.[^`]+)`", text)
     words = [shlex.split(line, comments=True) for line in lines]
-    return [[STANDS_FOR.get(word, word) for word in each] for each in words if each]
+    return [[STANDS_FOR.get(w, w) for w in each if w != "…"] for each in words if each]
 
 
 def python_module(module: str, *arguments: str) -> None:
