@@ -238,7 +238,7 @@ def test_the_switch_decides_what_is_trained(full, config, run, embedded):
 
 def test_watched_rewards_are_told_apart_from_paid_ones(trained, config):
     from lib.evaluation.breakdowns import add_rewards
-    from lib.evaluation.compare import is_share, score_names
+    from lib.evaluation.compare import score_names
 
     run, held_out, *_ = trained
     shutil.copytree(run.folder / "reward_model", run.folder / "reward_model_gold")
@@ -249,7 +249,6 @@ def test_watched_rewards_are_told_apart_from_paid_ones(trained, config):
     for record in add_rewards(records, rows, config):
         assert record["reward"] == pytest.approx(record["rewards/gold_reward"])
         assert score_names([record])[:2] == ("reward", "rewards/gold_reward")
-    assert is_share({}) and not is_share({"share": False})
     assert isinstance(run, Run)
 
 
