@@ -102,7 +102,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", [p for p in PAGES if p != GENERATED], ids=lambda page: page.name)
 def test_every_key_named_is_one_of_today(page):
     """And any other such name is one of the code's, or of the libraries'."""
-    named = set(re.findall(r"`((?!sm_)[a-z][a-z0-9]*(?:_[a-z0-9]+)+)\b", page.read_text()))
+    named = set(re.findall(r"`((?!sm_)[a-z][a-z0-9]*(?:_[a-z0-9]+)+)[`: =]", page.read_text()))
     assert named & {*ALIASES} == set()
     folders = ("lib", "notebooks", "tools", "benchmarks", "tests")
     files = [f for folder in folders for f in (ROOT / folder).rglob("*.*")]
