@@ -412,9 +412,9 @@ def test_a_missing_folder_file_or_split(tmp_path, monkeypatch):
     there = tmp_path / "there"
     write_rows(there / "gsm8k" / "train.jsonl", {"question": "1?", "answer": "1"})
     for name, split, folder, word in (
-        ("gsm8k", "test", tmp_path / "nowhere", "There is no data folder"),
-        ("gsm8k", "test", tmp_path, "has no folder gsm8k"),
-        ("gsm8k", "test", there, r"no test.jsonl \(it has train.jsonl\)"),
+        ("gsm8k", "test", tmp_path / "nowhere", "There is no .*nowhere"),
+        ("gsm8k", "test", tmp_path, r"There is no .*gsm8k \("),
+        ("gsm8k", "test", there, r"gsm8k/test.jsonl \(gsm8k has train.jsonl\)"),
         ("gsm8k", "train", there, 'no "#### " before its number'),
         ("gsm8k", "validation", there, "no split 'validation'"),
         ("math500", "train", there, "has no train split"),
@@ -422,7 +422,7 @@ def test_a_missing_folder_file_or_split(tmp_path, monkeypatch):
         with pytest.raises(BadInput, match=word):
             get_task(name).load(split, folder)
     monkeypatch.setenv("GRPO_DATA_DIR", str(tmp_path / "nowhere"))
-    with pytest.raises(BadInput, match="There is no data folder"):
+    with pytest.raises(BadInput, match=r"There is no .*nowhere"):
         get_task("gsm8k").load("test")
     with pytest.raises(BadInput, match="There is no file"):
         get_task("jsonl", {"path": tmp_path / "none.jsonl"}).load("test")

@@ -38,11 +38,6 @@ class Grade:
     why: str | None = None  # why it is not correct; None exactly where it is
 
 
-def extract_answer(text: str | None, kind: Kind) -> str | None:
-    """The answer in free text, best effort; None where there is none."""
-    return find_answer(text, _known(kind))[0]
-
-
 def answers_match(predicted: str | None, gold: str | None, kind: Kind) -> bool:
     """Whether two answers, bare or still in their text ("… #### 18"), are the same answer."""
     theirs = bare_answer(gold, _known(kind), lists=True)

@@ -75,10 +75,10 @@ def tagged_answer(inside: str, kind: str, lists: bool = False) -> str | None:
     if len(inside) > MAX_ANSWER:
         return None
     for _, places in _marks(inside, lists):
-        answers = {_READERS[kind][0](place, "tags") for place in places} - {None}
+        answers = [a for a in (_READERS[kind][0](p, "tags") for p in places) if a is not None]
         if answers:
             alike = {read_number(answer) if kind == "number" else answer for answer in answers}
-            return answers.pop() or None if len(alike) == 1 else None
+            return answers[0] or None if len(alike) == 1 else None
     return _unmarked(inside, kind)
 
 
@@ -146,7 +146,7 @@ def _boxed(text: str, lists: bool) -> Iterator[str]:
     group: list[str] = []
     next_start = len(text)
     for box in reversed(deque(_BOX.finditer(text), MAX_TRIES)):
-        close = _closing_brace(text, box.end())
+        close = closing_brace(text, box.end())
         if close < 0 or (group and close >= next_start):
             continue  # never closes, or holds the box that was just read
         if group and not (lists and _is_joint(text[close + 1 : next_start])):
@@ -165,7 +165,7 @@ def _is_joint(between: str) -> bool:
     return len(between) < 60 and bool(_JOINT.fullmatch(_LATEX_NOISE.sub(" ", between).strip()))
 
 
-def _closing_brace(text: str, start: int) -> int:
+def closing_brace(text: str, start: int) -> int:
     """Where the group that is open at ``start`` closes; -1 if not within an answer's length."""
     depth = 1
     for brace in _BRACE.finditer(text, start, start + MAX_ANSWER):

@@ -45,41 +45,36 @@ _UNICODE = str.maketrans(
     }
 )  # fmt: skip
 
-# Each line: what is written, and how it is written here. No name is the start of another (\left
-# and \leftarrow), since a name ends where its letters end.
+# What a command is written as here; one of looks alone is left out.
+_LOOKS = re.compile(
+    r"left|right|middle|[bB]igg?[lrm]?|(?:display|text)style|limits|rm|bf|it|bm|bold(?:symbol)?"
+    r"|math(?:bf|it|sf|tt|bb|cal|frak)|vec|overrightarrow|f?box|boxed|angle|triangle"
+)
+_COMMANDS = {
+    "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "dbinom": r"\binom",
+    "tbinom": r"\binom", "leq": r"\le ", "leqq": r"\le ", "leqslant": r"\le ", "geq": r"\ge ",
+    "geqq": r"\ge ", "geqslant": r"\ge ", "neq": r"\ne ", "lt": "<", "gt": ">", "times": "*",
+    "cdot": "*", "ast": "*", "div": "/", "vert": "|", "lvert": "|", "rvert": "|",
+    "lbrace": r"\{", "rbrace": r"\}", "langle": "(", "rangle": ")", "lbrack": "[", "rbrack": "]",
+    "vartheta": r"\theta", "varphi": r"\phi", "varepsilon": r"\epsilon", "degree": r"^\circ ",
+    "varnothing": r"\emptyset ", "backslash": r"\setminus ", "smallsetminus": r"\setminus ",
+}  # fmt: skip
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
 _SPELLINGS = [
-    (re.compile(pattern.replace("END", r"(?![A-Za-z])")), plain)
+    (re.compile(pattern), plain)
     for pattern, plain in (
         (r"(?<=\d)(?:'|\{,\}|,?\\[,!;: ]{1,4}|\{,\\!\}|,~)\ ?(?=\d{3}(?!\d))", ""),  # 12{,}345
-        (r"\\(?:begin|end)\{(?:align|equation|gather)(?:ed)?\*?\}", " "),
-        (r"\\(?:left|right)\.|\\middle(?![A-Za-z])", " "),
-        (r"\\(?:left|right|[bB]igg?[lrm]?)END", " "),
-        (r"\\(?:displaystyle|textstyle|limits|rm|bf|it)END|\\q?quad", " "),
-        (r"\\[,!;:> ]|~|\\[()\[\]]|\\?\$|\\%|`", " "),
-        (BOLD, " "),
-        (r"\\(?:boldsymbol|math(?:bf|it|sf|tt|bb|cal|frak)|bold|bm|vec|overrightarrow)END", " "),
-        (r"\\(?:f?box|boxed|angle|triangle)END|^\s?\\approxEND", " "),
+        (
+            r"\\q?quad|\\(?:begin|end)\{(?:align|equation|gather)(?:ed)?\*?\}|\\(?:left|right)\.",
+            " ",
+        ),
+        (r"^\s?\\approx(?![A-Za-z])|\\[,!;:> ]|~|\\[()\[\]]|\\?\$|\\%|`|" + BOLD, " "),
         (r"\\operatorname\*?\ ?\{([a-zA-Z]+)\}", r"\\\1 "),
-        (r"\\[dtc]fracEND", r"\\frac"),
-        (r"\\[dt]binomEND", r"\\binom"),
-        (r"\\leq(?:q|slant)?END|<=", r"\\le "),
-        (r"\\geq(?:q|slant)?END|>=", r"\\ge "),
-        (r"\\neqEND|!=|\\not\ ?=", r"\\ne "),
-        (r"\\ltEND", "<"),
-        (r"\\gtEND", ">"),
-        (r"\\(?:times|cdot|ast)END", "*"),
-        (r"\\divEND", "/"),
-        (r"\\lbraceEND", r"\\{"),
-        (r"\\rbraceEND", r"\\}"),
-        (r"\\[lr]?vertEND", "|"),
-        (r"\\langleEND", "("),
-        (r"\\rangleEND", ")"),
-        (r"\\lbrackEND", "["),
-        (r"\\rbrackEND", "]"),
-        (r"\\var(?=theta|phi|epsilon)", r"\\"),
-        (r"\\varnothingEND|\\\{\s?\\\}", r"\\emptyset "),
-        (r"\\(?:backslash|smallsetminus)END", r"\\setminus "),
-        (r"\^\s?\{\s?\\circ\s?\}|\\degreeEND", r"^\\circ "),
+        (r"<=", r"\\le "),
+        (r">=", r"\\ge "),
+        (r"!=|\\not\ ?=", r"\\ne "),
+        (r"\\\{\s?\\\}", r"\\emptyset "),
+        (r"\^\s?\{\s?\\circ\s?\}", r"^\\circ "),
     )
 ]
 
@@ -149,6 +144,10 @@ def _words(match: re.Match[str]) -> str:
     return f" {words}{power} "
 
 
+def _as_written_here(command: re.Match[str]) -> str:
+    return " " if _LOOKS.fullmatch(command[1]) else _COMMANDS.get(command[1], command[0])
+
+
 @lru_cache(maxsize=16384)
 def one_spelling(latex: str) -> str:
     """The answer in the one spelling that `read_answer` reads."""
@@ -165,6 +164,7 @@ def one_spelling(latex: str) -> str:
     text = " ".join(text.replace("\\\\", ROW).split())
     for pattern, plain in _SPELLINGS:
         text = pattern.sub(plain, text)
+    text = _COMMAND.sub(_as_written_here, text)
     text = " ".join(_JOINER.sub(",", _TEXT.sub(_words, text)).split())
     if not any(bracket in text for bracket in "([{"):
         text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)

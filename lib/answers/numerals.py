@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from decimal import Decimal, localcontext
 from fractions import Fraction
 from functools import lru_cache
 
@@ -199,12 +200,8 @@ def normalize_number(text: str | None) -> str | None:
 
 def _decimal(value: Fraction) -> str:
     """A fraction whose denominator divides a power of ten, written out."""
-    places = 0
-    while value.denominator != 1:
-        value, places = value * 10, places + 1
-    digits = str(abs(value.numerator)).rjust(places + 1, "0")
-    integer, decimals = digits[: len(digits) - places], digits[len(digits) - places :]
-    return ("-" if value < 0 else "") + integer + (f".{decimals}" if decimals else "")
+    with localcontext(prec=2 * (LONGEST_NUMBER + MAX_EXPONENT)):
+        return f"{Decimal(value.numerator) / value.denominator:f}"
 
 
 def same_number(mine: str, gold: str) -> bool:

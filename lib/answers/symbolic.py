@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 
 CPU_SECONDS = 3.0  # for one pair, once math_verify is imported
@@ -122,12 +123,10 @@ def symbolically_equal(mine: str, gold: str) -> bool | None:
 
 def _is_formula(text: str) -> bool:
     """Whether a text is short, no code, and its brackets close and nest no deeper than usual."""
-    depth = deepest = 0
-    for character in text[: LONGEST_SIDE + 1]:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
-    short = len(text) <= LONGEST_SIDE
-    return short and depth == 0 and deepest <= DEEPEST_SIDE and not _CODE.search(text)
+    if len(text) > LONGEST_SIDE or _CODE.search(text):
+        return False
+    depths = [*accumulate((c in "([{") - (c in ")]}") for c in text)] or [0]
+    return depths[-1] == 0 and max(depths) <= DEEPEST_SIDE
 
 
 def serve() -> None:

@@ -9,6 +9,7 @@ import re
 from fractions import Fraction
 from itertools import islice
 
+from lib.answers.formulas import read_answer
 from lib.errors import BadInput, nearest
 from lib.rewards.rules import per_text, section
 
@@ -91,28 +92,12 @@ def holds(left: str, right: str) -> bool:
     >>> holds("10/3", "3.33"), holds("10/3", "3")
     (True, False)
     """
-    try:
-        difference = abs(_value(left) - Fraction(right.replace(",", "")))
-    except ZeroDivisionError:
+    value = read_answer(left.replace(",", ""))
+    if value is None:  # a division by zero
         return False
+    difference = abs(value.points[0] - Fraction(right.replace(",", "")))
     decimals = len(right.partition(".")[2])
     return difference <= (Fraction(1, 2 * 10**decimals) if decimals else 0)
-
-
-def _value(expression: str) -> Fraction:
-    """The value of numbers with + - * / between them, products first."""
-    total, product, operator = Fraction(0), Fraction(1), "*"
-    if expression.startswith("-"):
-        product, expression = Fraction(-1), expression[1:]
-    for token in re.findall(r"[-+*/]|[\d.,]+", expression):
-        if token in "+-":
-            total, product, operator = total + product, Fraction(1 if token == "+" else -1), "*"
-        elif token in "*/":
-            operator = token
-        else:
-            number = Fraction(token.replace(",", ""))
-            product = product * number if operator == "*" else product / number
-    return total + product
 
 
 _LATIN = "A-Za-zªºÀ-ÖØ-öø-ɏḀ-ỿ"

@@ -25,10 +25,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from lib import answers
 from lib.answers.extraction import inside_tags
-from lib.answers.numerals import find_numbers, read_number
+from lib.answers.numerals import find_numbers, read_number, same_number
 from lib.errors import BadInput
 from lib.tasks import OPEN, gold_text, message_text
 
@@ -42,60 +43,52 @@ _gold_parses = lru_cache(maxsize=1024)(answers.gold_parses)
 # `/` keeps what is ours apart from the data set's columns, which may have any name.
 
 
-def per_text(
-    score: Callable, parameters: Mapping, /, prompts=None, completions=(), **columns
-) -> list[float]:
+def per_text(score, parameters, /, prompts=None, completions=(), **columns) -> list[float]:
     """`score(text, **parameters)` for each completion."""
     return [score(message_text(completion), **parameters) for completion in completions]
 
 
-def per_tokens(
-    score: Callable, parameters: Mapping, /, prompts=None, completions=(), **columns
-) -> list[float]:
+def per_tokens(score, parameters, /, prompts=None, completions=(), **columns) -> list[float]:
     """`score(token ids, **parameters)` for each completion."""
     return [score(ids, **parameters) for ids in need_column(columns, "completion_ids", score)]
 
 
-def per_answer(
-    score: Callable, parameters: Mapping, /, prompts=None, completions=(), **columns
-) -> list[float | None]:
+def per_answer(score, parameters, /, prompts=None, completions=(), **columns) -> list[float | None]:
     """`score(attempt, **parameters)` for each; None where the gold answer cannot be read."""
     given = dict(parameters)
     tags, texts = given.pop("tags", "answer"), list(map(message_text, completions))
-    golds = need_column(columns, "answer", score)
+    golds = [_readable(gold) for gold in need_column(columns, "answer", score)]
     kinds = columns.get("kind") or ["math"] * len(texts)
     ids = columns.get("completion_ids") or [None] * len(texts)
-    values = []
-    for text, gold, kind, tokens in zip(texts, golds, kinds, ids, strict=True):
-        gold = _readable(gold, kind)
-        attempt = Attempt(text, gold, kind, tags, tokens)
-        values.append(None if gold is None else score(attempt, **given))
-    return values
-
-
-def need_column(columns: Mapping, name: str, score: Callable) -> Sequence:
-    """A column that a reward cannot do without; raises BadInput where it is missing."""
-    if columns.get(name) is None:
-        where = "it is the gold answer, a column of the data set"
-        if name == "completion_ids":
-            where = "it holds each completion's token ids, which TRL passes by itself"
-        raise BadInput(f'The reward "{score.__name__}" needs the column "{name}": {where}.')
-    return columns[name]
-
-
-def _readable(gold, kind: str) -> str | None:
-    """The gold as text (`gold_text`), None where nobody can be right or wrong."""
-    if kind == OPEN:
+    if OPEN in kinds:
         raise BadInput(
             'Answers of kind "open" are neither right nor wrong: choose rewards that do not '
             "compare with the gold answer, or another kind.",
             key="open",
         )
+    attempts = map(Attempt, texts, golds, kinds, [tags] * len(texts), ids)
+    return [
+        score(attempt, **given) if _gold_parses(attempt.gold, attempt.kind) else None
+        for attempt in attempts
+    ]
+
+
+def need_column(columns: Mapping, name: str, score: Callable) -> Sequence:
+    """A column that a reward cannot do without; raises BadInput where it is missing."""
+    if columns.get(name) is None:
+        raise BadInput(
+            f'The reward "{score.__name__}" needs the column "{name}" (answer: the gold answer, of '
+            f"the data set; completion_ids: token ids, which TRL passes by itself).",
+            key="column",
+        )
+    return columns[name]
+
+
+def _readable(gold: Any) -> str | None:
     try:
-        gold = gold_text(gold, "a row")
+        return gold_text(gold, "a row")
     except BadInput:
         return None
-    return gold if _gold_parses(gold, kind) else None
 
 
 @dataclass(frozen=True)
@@ -151,20 +144,12 @@ def last_number(attempt: Attempt, *, right: float = 1.0) -> float | None:
     """
     if read_number(attempt.gold) is None:
         return None
-    number = number_at_the_end(attempt.text)
-    hit = number is not None and answers.answers_match(number, attempt.gold, "number")
-    return right if hit else 0.0
+    numbers = find_numbers(attempt.text)
+    return right if numbers and same_number(numbers[-1], attempt.gold) else 0.0
 
 
 def partial_credit(
-    attempt: Attempt,
-    *,
-    right: float = 1.0,
-    near: float = 0.5,
-    far: float = 0.25,
-    wrong: float = 0.1,
-    near_error: float = 0.1,
-    far_error: float = 0.2,
+    attempt: Attempt, *, right=1.0, near=0.5, far=0.25, wrong=0.1, near_error=0.1, far_error=0.2
 ) -> float:
     """1.0 for the right answer, 0.5 within 10 % of it, 0.25 within 20 %, 0.1 if it parses, else 0.
 
@@ -176,10 +161,11 @@ def partial_credit(
         return right
     if not attempt.parses:
         return 0.0
-    error = relative_error(attempt.grade.extracted, attempt.gold)
-    if error <= near_error:
-        return near
-    return far if error <= far_error else wrong
+    value, target = read_number(attempt.grade.extracted), read_number(attempt.gold)
+    if value is None or not target:
+        return wrong
+    error = abs(value - target) / abs(target)
+    return near if error <= near_error else far if error <= far_error else wrong
 
 
 def gated_format(
@@ -200,14 +186,9 @@ def gated_format(
 
 
 def cosine_length(
-    attempt: Attempt,
-    *,
-    max_completion_length: int = 512,
-    right_short: float = 1.0,
-    right_long: float = 0.5,
-    wrong_short: float = -1.0,
-    wrong_long: float = -0.5,
-) -> float:
+    attempt: Attempt, *, max_completion_length=512, right_short=1.0, right_long=0.5,
+    wrong_short=-1.0, wrong_long=-0.5
+) -> float:  # fmt: skip
     """The answer's reward scaled by length: right pays most when short, wrong least when short.
 
     With n tokens of at most L the reward moves from its short to its long end as
@@ -237,29 +218,6 @@ def reads_as_math(answer: str) -> bool:
         return True
     answer = re.sub(r"\\[A-Za-z]+", "x", _TEXT.sub("x", answer))
     return bool(re.search(r"[^\W_]", answer)) and not _PROSE_OR_GUESSES.search(answer)
-
-
-def number_at_the_end(text: str) -> str | None:
-    """The last number that stands free in the text, as it is written there, or None.
-
-    >>> number_at_the_end("He pays $1,234.50 in all, not less.")
-    '$1,234.50'
-    """
-    from_the_end = re.search(r"\d", text[::-1])
-    if from_the_end is None:
-        return None
-    end = len(text) - from_the_end.start()
-    # Nearly always it ends at the last digit, which spares reading a long text to its end.
-    numbers = find_numbers(text[max(0, end - 60) : end + 20]) or find_numbers(text)
-    return numbers[-1] if numbers else None
-
-
-def relative_error(number: str, gold: str) -> float:
-    """|number − gold| / |gold|; infinite where one is no number, or where gold is 0."""
-    value, target = read_number(number), read_number(gold)
-    if value is None or not target:
-        return math.inf
-    return float(min(abs(value - target) / abs(target), 1e9))  # a float holds no more than 1e308
 
 
 # --- form --------------------------------------------------------------------------------------
@@ -458,11 +416,8 @@ def soft_overlong(
             f"soft_punish_cache is {margin}: it must lie between 0 and max_completion_length "
             f"({max_completion_length})."
         )
-    if len(ids) <= max_completion_length - margin:
-        return 0.0
-    from trl.rewards import get_soft_overlong_punishment
-
-    return get_soft_overlong_punishment(max_completion_length, margin)([ids])[0]
+    excess = len(ids) - (max_completion_length - margin)
+    return -min(excess / margin if margin else 1.0, 1.0) if excess > 0 else 0.0
 
 
 def repetition_penalty(
@@ -475,11 +430,8 @@ def repetition_penalty(
     """
     if ngram_size < 1 or max_penalty > 0:
         raise BadInput("repetition_penalty wants ngram_size ≥ 1 and max_penalty ≤ 0.")
-    if len(ids) < ngram_size:
-        return 0.0
-    from trl.rewards import get_repetition_penalty_reward
-
-    return get_repetition_penalty_reward(ngram_size, max_penalty)([ids])[0]
+    ngrams = list(zip(*(ids[i:] for i in range(ngram_size)), strict=False))
+    return max_penalty * (1 - len(set(ngrams)) / len(ngrams)) if ngrams else 0.0
 
 
 _ANSWERS = (correctness, reward_accuracy, last_number, partial_credit, gated_format, cosine_length)

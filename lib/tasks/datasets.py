@@ -71,30 +71,21 @@ class StoredTask(Task):
         return problems
 
     def _rows(self, split: str, stored: str, data_dir: str | Path | None) -> list[dict]:
-        if data_dir:
-            return read_rows(self._file(Path(data_dir), stored), self.columns)
-        way_out = (
-            f"put the rows into <folder>/{self.folder}/{stored}.jsonl and give that folder as "
-            f"data_dir or in the environment variable GRPO_DATA_DIR"
-        )
-        hub_split = self.hub_splits.get(split, stored)
-        return hub_rows(*self.hub, split=hub_split, columns=self.columns, way_out=way_out)
-
-    def _file(self, data_dir: Path, split: str) -> Path:
-        path = data_dir / self.folder / f"{split}.jsonl"
-        if not data_dir.is_dir():
-            raise BadInput(f"There is no data folder {data_dir}: fix data_dir or GRPO_DATA_DIR.")
-        if not path.parent.is_dir():
-            raise BadInput(
-                f"{data_dir} has no folder {self.folder}: put the rows into {path}, or give "
-                f"neither data_dir nor GRPO_DATA_DIR to load them from the Hub."
-            )
-        if not path.is_file():
-            there = ", ".join(sorted(f.name for f in path.parent.glob("*.jsonl"))) or "no .jsonl"
-            raise BadInput(
-                f"{path.parent} has no {path.name} (it has {there}): choose another split."
-            )
-        return path
+        file = Path(data_dir or "<folder>") / self.folder / f"{stored}.jsonl"
+        put = f"put the rows into {file}"
+        if not data_dir:
+            way_out = f"{put} and give that folder as data_dir or in GRPO_DATA_DIR"
+            split = self.hub_splits.get(split, stored)
+            return hub_rows(*self.hub, split=split, columns=self.columns, way_out=way_out)
+        for place in (file.parents[1], file.parent, file):
+            if not place.exists():
+                there = ", ".join(sorted(f.name for f in place.parent.glob("*"))[:9]) or "nothing"
+                raise BadInput(
+                    f"There is no {place} ({place.parent.name} has {there}): {put}, or leave out "
+                    f"data_dir and GRPO_DATA_DIR to load them from the Hub.",
+                    key="data-dir",
+                )
+        return read_rows(file, self.columns)
 
 
 @task("gsm8k")
@@ -202,8 +193,8 @@ class PreferencePairs(StoredTask):
         self.longest = longest
 
     def problem(self, row, id):
-        content = row.get("question") or row.get("prompt")
-        row = row | {side: _unpacked(row[side]) for side in ("chosen", "rejected")}
+        content = unpacked(row.get("question") or row.get("prompt"))
+        row = row | {side: unpacked(row[side]) for side in ("chosen", "rejected")}
         if content is None and isinstance(row["chosen"], list):  # the question is in both dialogues
             content = row["chosen"][:-1]
         question, meta = conversation(content, id)
@@ -432,9 +423,25 @@ def hub_rows(
 def cell(row: dict, column: str) -> Any:
     """What a row has in a column; "a.b" is the entry b of the column a. None where it is not."""
     if column in row:
-        return row[column]
+        return unpacked(row[column])
     first, dot, rest = column.partition(".")
-    return cell(row[first], rest) if dot and isinstance(row.get(first), dict) else None
+    table = unpacked(row.get(first))
+    return cell(table, rest) if dot and isinstance(table, dict) else None
+
+
+def unpacked(content: Any) -> Any:
+    """What a table keeps as text, in JSON or as Python writes it: messages, verl's reward_model."""
+    if not isinstance(content, str) or not _PACKED.match(content):
+        return content
+    for read in (json.loads, ast.literal_eval):  # of literals alone: nothing is executed
+        try:
+            return read(content)
+        except (ValueError, SyntaxError, RecursionError):
+            continue
+    return content
+
+
+_PACKED = re.compile(r"""\s*\[?\s*\{\s*(['"])(?:role|from|content|ground_truth|style)\1\s*:""")
 
 
 def check_columns(row: dict, columns: Iterable[str], where: str, filled: bool = False) -> None:
@@ -464,7 +471,6 @@ def conversation(content: Any, id: str) -> tuple[str, dict[str, Any]]:
     Raises:
         BadInput: messages that do not end with a user's, or something else altogether.
     """
-    content = _unpacked(content)
     if isinstance(content, str | int | float):
         return str(content), {}
     messages = content if isinstance(content, list) else [content]
@@ -488,20 +494,6 @@ def _turn(message: Any) -> dict[str, str]:
     role = message.get("role") or message["from"]
     role = {"human": "user", "gpt": "assistant"}.get(role, role)
     return {"role": role, "content": message_text(message)}
-
-
-def _unpacked(content: Any) -> Any:
-    """Messages that a table keeps as text, in JSON or as Python writes them; else as it is."""
-    if not isinstance(content, str) or not re.match(
-        r"\s*\[?\s*\{\s*['\"](?:role|from|content)['\"]", content
-    ):
-        return content
-    for read in (json.loads, ast.literal_eval):  # of literals alone: nothing is executed
-        try:
-            return read(content)
-        except (ValueError, SyntaxError, RecursionError):
-            continue
-    return content
 
 
 def message_text(message: Any) -> str:

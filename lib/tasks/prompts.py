@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lib.answers.extraction import closing_brace
 from lib.config import Config
 from lib.errors import BadInput, nearest
 from lib.tasks.problems import Problem
@@ -253,14 +254,9 @@ def unbox(text: str) -> str:
 
 def boxed_spans(text: str) -> list[tuple[int, int]]:
     r"""Where the contents of each complete outer \boxed{…} begin and end (braces matched)."""
-    spans, position = [], 0
+    spans: list[tuple[int, int]] = []
     for match in re.finditer(r"\\boxed\{", text):
-        if match.start() < position:
-            continue
-        depth = 1
-        for position in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
-            if depth == 0:
-                spans.append((match.end(), position))
-                break
+        end = closing_brace(text, match.end())
+        if end >= 0 and (not spans or match.start() > spans[-1][1]):
+            spans.append((match.end(), end))
     return spans
