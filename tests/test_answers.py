@@ -306,19 +306,12 @@ def test_a_sum_does_not_depend_on_the_order_of_its_terms(terms, random):
         "A and ", "option ", "\\boxed{5} and ", "$5$, ", "**5** ", " ", "\n", "x=", "5e", "not ",
     ],
 )  # fmt: skip
-def test_time_is_linear_in_the_length(unit):
-    """100 kB take less than 50 ms, whatever is in them."""
-    symbolic.symbolically_equal("x + 1", "y")  # let no start of the child be counted
-    filling = unit * (100_000 // len(unit))
+def test_a_megabyte_takes_no_time_worth_measuring(unit):
+    """Whatever were quadratic in the length would take hours."""
+    filling = unit * (1_000_000 // len(unit))
     for text in (filling, f"The answer is {filling} 5."):
         for kind in KINDS:
-            for _ in range(5):  # on a busy machine one try may be slow
-                started = time.process_time()
-                grade(text, "C" if kind == "choice" else "5", kind)
-                seconds = time.process_time() - started
-                if seconds < 0.05:
-                    break
-            assert seconds < 0.05, (kind, text[:40])
+            assert not grade(text, "C" if kind == "choice" else "57", kind).correct
 
 
 def test_nothing_in_an_answer_is_executed(tmp_path):
@@ -412,12 +405,7 @@ def test_it_survives_a_fork_and_ends_with_its_parent():
     pytest.fail("the child lives on without its parent")
 
 
-def test_importing_answers_is_quick_and_imports_no_sympy():
-    script = (
-        "import sys, time; t = time.process_time(); import lib.answers;"
-        "print(time.process_time() - t, 'sympy' in sys.modules, 'math_verify' in sys.modules)"
-    )
+def test_importing_answers_imports_no_sympy():
+    script = "import sys, lib.answers; print({'sympy', 'math_verify', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    seconds, *loaded = done.stdout.split()
-    assert loaded == ["False", "False"]
-    assert float(seconds) < 0.3
+    assert done.stdout == "set()\n", done.stderr

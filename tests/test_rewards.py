@@ -9,7 +9,6 @@ import pickle
 import random
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -545,19 +544,25 @@ EVIL = [
     *("a" * 10, "7" * 10, " " * 10, "\n" * 10, "\0" * 10, "\ud800" * 10, "<" * 10, "$"),
     *("1 2 3 18 ", "1 + 1 + ", "1+1=2 3-1=2 ", "\\boxed{", "\\boxed{18} ", "{}{{}}", "\\frac{1}{"),
     *("<answer>", "<think><answer></answer></think>", "<answer>18</answer>", "\n- ", "#### "),
-    *("Step 1: do. Then do. ", "9**9**9 ", "(100000!)! ", "__import__('os').system('x') "),
+    *(
+        "Step 1: do. Then do. ",
+        "9**9**9 ",
+        "9^{9^{9}} ",
+        "(100000!)! ",
+        "__import__('os').system('x') ",
+    ),
     "the answer is ",
 ]
 SHAPES = ("{}", "<think>x</think><answer>{}</answer>", "<think>{}</think><answer>18</answer>")
 
 
-@pytest.mark.parametrize("kind", ["number", "math", "choice"])
-def test_a_megabyte_of_anything_is_survived(kind):
-    gold = {"number": "18", "math": r"\frac{1}{2}", "choice": "B"}[kind]
-    for piece in ("9", "9**9**9 ", "\\boxed{", "<answer>", "\0", "\ud800", "100000! "):
-        text = piece * (1_000_000 // len(piece))
-        values = all_scores([text, tagged(text)], gold=gold, kind=kind)
-        assert values["correctness"] == [0.0, 0.0], piece
+@pytest.mark.parametrize("piece", EVIL)
+def test_a_long_text_of_anything_is_survived(piece):
+    """In seconds: whatever is quadratic in the length takes hours."""
+    text = piece * (50_000 // len(piece))
+    for kind, gold in {"number": "18.5", "math": r"\frac{1}{2}", "choice": "B"}.items():
+        values = all_scores([shape.replace("{}", text) for shape in SHAPES], gold=gold, kind=kind)
+        assert values["correctness"] == [0.0, 0.0, 0.0]
 
 
 def test_nothing_in_a_completion_is_executed(tmp_path):
@@ -569,31 +574,6 @@ def test_nothing_in_a_completion_is_executed(tmp_path):
     assert not trap.exists()
 
 
-@pytest.mark.parametrize("power", ["9**9**9", "9^{9^{9^9}}", "10^{10^{10}}", "100000!", "((9!)!)!"])
-def test_numbers_too_large_to_compute_are_wrong(power):
-    assert score("correctness", tagged(power), r"\sqrt{2}", "math") == 0.0
-
-
-def seconds(function, text: str) -> float:
-    """This thread's own computing time, which a busy machine does not change much."""
-    columns = columns_for([text])
-    rules._grade.cache_clear()
-    start = time.thread_time()
-    function(completions=[text], **columns)
-    return time.thread_time() - start
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_time_is_linear_in_length(name):
-    """Eight times the text may take 24 times as long; what is quadratic takes 64 times."""
-    function = ALL[NAMES.index(name)]
-    for shape in SHAPES:
-        for piece in EVIL:
-            small, large = (shape.replace("{}", piece * (n // len(piece))) for n in (2_000, 16_000))
-            slowest = 24 * max(seconds(function, small), 0.001)
-            assert any(seconds(function, large) <= slowest for _ in range(3)), piece
-
-
 # --- real gold answers -------------------------------------------------------------------------
 
 
@@ -602,8 +582,6 @@ def test_time_is_linear_in_length(name):
     [
         ("gsm8k/test.jsonl", "number", "answer"),
         ("math500/test.jsonl", "math", "answer"),
-        ("math/train.jsonl", "math", "answer"),
-        ("aqua_rat/test.jsonl", "choice", "correct"),
     ],
 )
 def test_every_gold_answer_scores_full_marks(path, kind, column, data_dir):
@@ -612,8 +590,7 @@ def test_every_gold_answer_scores_full_marks(path, kind, column, data_dir):
     texts = [f"<think>\nSo it is.\n</think>\n<answer>\n{gold}\n</answer>" for gold in golds]
     for name, marks in {"gated_format": 0.5, "partial_credit": 1.0}.items():
         values = built(name)(completions=texts, answer=golds, kind=[kind] * len(golds))
-        due = [marks if gold else None for gold in golds]  # MATH has two rows without gold
-        missed = [g for g, value, full in zip(golds, values, due, strict=True) if value != full]
+        missed = [g for g, value in zip(golds, values, strict=True) if value != marks]
         assert missed == [], name
     if kind == "math":  # each would pass the gate as a wrong answer, too
         assert [gold for gold in golds if gold and not rules.reads_as_math(gold)] == []
