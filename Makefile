@@ -23,8 +23,8 @@ demo: setup
 test: lint
 	$(VENV)/python -m pytest -n 2 --dist loadfile tests
 	rm -rf outputs/.test
-	GRPO_RECIPE=ci GRPO_OUTPUT_DIR=outputs/.test $(VENV)/python -m pytest \
-		--nbmake --nbmake-timeout=900 notebooks
+	GRPO_RECIPE=ci GRPO_OUTPUT_DIR=outputs/.test $(VENV)/python -m pytest -n 2 \
+		--dist loadgroup --nbmake --nbmake-timeout=900 --durations=9 notebooks
 	rm -rf outputs/.test
 
 lint: .venv/.dev

@@ -88,7 +88,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
     try:
         new.mkdir(parents=True)
         yield new
-        _sync(new)
+        on_disk(new)
         if folder.exists():
             old.parent.mkdir(exist_ok=True)
             folder.rename(old)
@@ -119,7 +119,7 @@ def _clear(*folders: Path) -> None:
             folder.parent.rmdir()
 
 
-def _sync(folder: Path) -> None:
+def on_disk(folder: Path) -> None:
     """Have everything in it on the disk, which a machine that goes down may else never write."""
     for path in (*folder.rglob("*"), folder):
         handle = os.open(path, os.O_RDONLY)

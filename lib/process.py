@@ -1,10 +1,12 @@
 """The process that a notebook runs in: libraries asked for silence, and how much memory it took."""
 
+import ctypes
 import gc
 import logging
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,13 @@ def peak_memory() -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     highest = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
     return int(highest) * 1024 / GIB
+
+
+def trim_memory() -> None:
+    """Give back to the system what this process has freed, which glibc would keep for later."""
+    gc.collect()
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_byte_code(folder: Path | None = None) -> None:

@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from lib.config import Config, resolve
-from lib.models import embedded_folder
 from lib.scratch import Batch, Totals, completion_logps, grpo_loss
 from lib.scratch.baselines import loss_config
 from tests.conftest import CPU
@@ -161,8 +160,7 @@ def apart(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return ((ours - theirs).norm() / theirs.norm()).item()
 
 
-def main(folder: Path) -> None:
-    base = embedded_folder()
+def main(folder: Path, base: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).train()
     forward = model.forward  # each of TRL's trainers puts its own around the one before
@@ -184,4 +182,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

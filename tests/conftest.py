@@ -2,25 +2,16 @@
 
 import gc
 import json
-import os
 import shutil
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
-# Before torch is imported: threads that spin while they wait slow each other tenfold.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# And threads of two processes (pytest-xdist) that share cores: each gets a core and one thread.
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
-    os.environ["OMP_NUM_THREADS"] = "1"
-
 from lib.config import ROOT, resolve
 from lib.hardware import Hardware
 from lib.lock import release
-from lib.process import keep_byte_code
+from lib.process import keep_byte_code, trim_memory
 from lib.runs import Run, open_run
 
 keep_byte_code()
@@ -45,6 +36,13 @@ def no_locks_are_kept():
     release()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def memory_is_given_back():
+    """Models and engines of a module's fixtures end with it."""
+    yield
+    trim_memory()
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The real data sets beside the repository, where they are."""
@@ -60,6 +58,48 @@ def embedded() -> Path:
     from lib.models import embedded_folder
 
     return embedded_folder()
+
+
+@pytest.fixture(scope="session")
+def first_layers(embedded, tmp_path_factory) -> Path:
+    """The embedded model's first two layers, for what does not depend on what a model says."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("first_layers")
+    model = AutoModelForCausalLM.from_pretrained(embedded, num_hidden_layers=2, dtype="bfloat16")
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(embedded).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def small_training(first_layers, tmp_path):
+    """`small_training([reward], max_steps=2)`: the trainer of 03_training on two prompts, and its
+    configuration and run. Further arguments are a recipe's keys."""
+
+    def make(rewards=(by_turns,), weights=None, policy=None, rows=SAY_A_NUMBER, **changes):
+        from lib.models import load_policy
+        from lib.training.run import make_trainer
+
+        given = SMALL | {"model": str(first_layers), "output_dir": str(tmp_path)} | changes
+        config = resolve("ci", given, CPU)
+        run, policy = open_run(config), policy or load_policy(config)
+        weights = weights or [1.0] * len(rewards)
+        trainer = make_trainer(policy, rows, rewards, weights, config, run)
+        return trainer, config, run
+
+    return make
+
+
+def by_turns(completions, **_) -> list[float]:
+    """A reward that differs within each group."""
+    return [float(i % 3) for i, _ in enumerate(completions)]
+
+
+SAY_A_NUMBER = [
+    {"prompt": [{"role": "user", "content": "Say a number."}], "id": str(i), "answer": ""}
+    for i in range(2)
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,9 @@
 """Trainings that are killed, fail and go on, each in a process of its own; a script for a test.
 
-    python -m tests.lives FOLDER
+    python -m tests.lives FOLDER MODEL
 
 Library and model are loaded once; each training is a fork that finds them as they were. What
-a fork says lies in FOLDER/<name>.txt, beside the run folders. The model is the embedded one's
-first layers: what is tried here does not depend on what it says.
+a fork says lies in FOLDER/<name>.txt, beside the run folders.
 """
 
 import gc
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from lib.config import resolve
 from lib.errors import Stopped
-from lib.models import embedded_folder, load_policy
+from lib.models import load_policy
 from lib.runs import Run, quiet_process
 from lib.tasks import load_problems, make_rows
 from lib.training.callbacks import StepLog
@@ -80,17 +79,6 @@ def life(folder: Path, reward: Callable = length, spoil: Callable | None = None,
         spoil(trainer)
     train(trainer, config, run)
     print(save_trained(POLICY, config, run))
-
-
-def first_layers(folder: Path, layers: int = 2) -> Path:
-    """The embedded model without its later layers, written to a folder."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    whole = embedded_folder()
-    model = AutoModelForCausalLM.from_pretrained(whole, num_hidden_layers=layers, dtype="bfloat16")
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(whole).save_pretrained(folder)
-    return folder
 
 
 def start(folder: Path, name: str, do: Callable[[], None]) -> int:
@@ -158,10 +146,10 @@ def no_number_at(step: int) -> Callable:
     return spoil
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, model: str) -> None:
     global POLICY
     quiet_process(Run(folder))
-    SETTINGS["model"] = str(first_layers(folder / "model"))
+    SETTINGS["model"] = model
     import lib.training.trainer  # noqa: F401 (here, and not anew in each fork)
 
     POLICY = load_policy(resolve("ci", SETTINGS, CPU))
@@ -205,4 +193,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -223,15 +223,6 @@ def test_notebook_with_a_misspelt_parameter_is_refused():
         notebook_config({"recipe": "ci", "max_step": 2})
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
-@pytest.mark.parametrize("hardware", [CPU, T4, L4], ids=["cpu", "t4", "l4"])
-def test_every_recipe_resolves_on_every_hardware(path, hardware):
-    if hardware is CPU and "load_in_4bit: true\ntask" in path.read_text():
-        pytest.skip("4-bit training needs a GPU")
-    config = resolve(path, {}, hardware)
-    assert config.name == path.stem
-
-
 @pytest.mark.parametrize(
     ("gpu", "memory", "capability", "profile"),
     [

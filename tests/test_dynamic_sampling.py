@@ -4,15 +4,15 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from lib.config import resolve
 from lib.engines import chat_text
-from lib.runs import append_jsonl, open_run, read_jsonl
+from lib.runs import append_jsonl, read_jsonl
 from lib.tasks import get_task
 from lib.tasks.prompts import make_rows
 from lib.training.dynamic_sampling import DynamicSampling, Groups, resample
 from lib.training.rollouts import all_alike
-from tests.conftest import CPU, SMALL
+from lib.training.run import train
 
 NAN = torch.nan
 ROWS = make_rows(get_task("small_sums", {"largest": 9}).load("train"), "answer")
@@ -84,26 +84,22 @@ def hash_of(id: str) -> int:
     return sum(map(ord, id))
 
 
-@pytest.fixture(scope="module")
-def policy(embedded, tmp_path_factory):
-    from lib.models import load_policy
-
-    return load_policy(settings(tmp_path_factory.mktemp("policy")))
+SETTINGS = dict(resample=3, shots=0, num_generations=2, micro_batch=2, max_completion_length=4)
+SETTINGS |= dict(max_steps=4, save_steps=2)
 
 
-def settings(folder, **changes):
-    given = dict(output_dir=str(folder), resample=3, shots=0, num_generations=2, micro_batch=2)
-    given |= dict(max_completion_length=4, max_steps=4, save_steps=2)
-    return resolve("ci", SMALL | given | changes, CPU)
+@pytest.fixture
+def trained(small_training):
+    """`trained(max_steps=2)`: the trainer, and the run that it trained."""
 
+    def make(reward=pays, rows=ROWS, **changes):
+        trainer, config, run = small_training([reward], [0.5], rows=rows, **SETTINGS | changes)
+        train(trainer, config, run)
+        if trainer.engine:
+            trainer.engine.engine.close()
+        return trainer, run
 
-def trained(policy, config):
-    from lib.training.run import make_trainer, train
-
-    run = open_run(config)
-    trainer = make_trainer(policy, ROWS, [pays], [0.5], config, run)
-    train(trainer, config, run)
-    return run
+    return make
 
 
 def rollouts(run, step):
@@ -113,16 +109,14 @@ def rollouts(run, step):
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
         {"rollout_engine": "vllm"},
-        {"num_iterations": 2, "max_steps": 4},
-        {"shared_prompts": False},
+        {"num_iterations": 2, "max_steps": 4, "shared_prompts": False},
     ],
     ids=str,
 )
-def test_a_run_trains_on_useful_groups_and_its_books_are_right(policy, tmp_path, changes):
-    config = settings(tmp_path, **{"max_steps": 2} | changes)
-    run = trained(policy, config)
+def test_a_run_trains_on_useful_groups_and_its_books_are_right(trained, changes):
+    trainer, run = trained(**{"max_steps": 2} | changes)
+    tokenizer = trainer.processing_class
     log, tokens = read_jsonl(run.train_log), 0
     assert [row["step"] for row in log] == ([1, 3] if "num_iterations" in changes else [1, 2])
     replaced = 0
@@ -146,43 +140,35 @@ def test_a_run_trains_on_useful_groups_and_its_books_are_right(policy, tmp_path,
         assert entry["completions/mean_length"] == pytest.approx(sum(lengths) / 4)
         for row in rows:
             assert (abs(row["advantage"]) > 0.1) is (row["trained"] and hash_of(row["id"]) % 3 == 0)
-        asked = [chat_text(policy.tokenizer, PROMPTS[row["id"]]) for row in rows]
-        tokens += sum(len(ids) for ids in policy.tokenizer(asked)["input_ids"])
+        asked = [chat_text(tokenizer, PROMPTS[row["id"]]) for row in rows]
+        tokens += sum(len(ids) for ids in tokenizer(asked)["input_ids"])
         tokens += sum(row["tokens"] for row in rows)
         assert entry["num_tokens"] == tokens
     assert replaced > 0
 
 
-def test_a_resumed_run_is_the_same_run(policy, tmp_path):
-    from safetensors.torch import load_file
-
-    config = settings(tmp_path)
-    run = trained(policy, config)
+def test_a_resumed_run_is_the_same_run(trained):
+    _, run = trained()
     name = "checkpoint-4/adapter_model.safetensors"
     before, adapter = {s: rollouts(run, s) for s in (3, 4)}, load_file(run.checkpoints / name)
     shutil.rmtree(run.checkpoints / "checkpoint-4")
     for step in before:
         (run.rollouts / f"step_{step:05d}.jsonl").unlink()
-    trained(policy, settings(tmp_path, resume=True))
+    trained(resume=True)
     assert {s: rollouts(run, s) for s in (3, 4)} == before
     again = load_file(run.checkpoints / name)
     assert all(torch.equal(adapter[key], again[key]) for key in adapter)
 
 
-def test_what_is_tried_are_the_prompts_meant_also_where_long_ones_are_left_out(policy, tmp_path):
-    from lib.training.run import make_trainer, train
-
+def test_what_is_tried_are_the_prompts_meant_also_where_long_ones_are_left_out(trained):
     long = [{"role": "user", "content": "What is " + "1 + " * 400 + "1?"}]
     rows = [dict(ROWS[0], id=f"long/{i}", prompt=long) for i in range(3)] + ROWS
-    config = settings(tmp_path, max_steps=1)
-    run = open_run(config)
 
     def alike(completions, **_):
         return [1.0] * len(completions)
 
-    trainer = make_trainer(policy, rows, [alike], [1.0], config, run)
-    train(trainer, config, run)
+    _, run = trained(alike, rows, max_steps=1)
     asked = [row["id"] for row in rollouts(run, 1)[::2]]
     drawn, tried = asked[:2], asked[2:]
-    order = DynamicSampling(None, ROWS, config.seed, config.resample).order(1, drawn)
+    order = DynamicSampling(None, ROWS, seed=0, budget=3).order(1, drawn)
     assert tried == [ROWS[place]["id"] for place in order] and len(tried) == 3

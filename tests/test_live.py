@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lib.config import ROOT
-from lib.plots.curves import pace, panels, smooth, training_curves
+from lib.plots.curves import pace, panels, training_curves
 from lib.runs import read_json, read_jsonl
 from lib.training.alarms import Alarm
 from lib.training.live import LivePlot, in_words
@@ -38,13 +38,6 @@ def test_with_dynamic_sampling_signal_is_drawn_before_and_after(log):
     assert lines[:2] == ["groups with signal, trained on", "groups with signal, as drawn"]
 
 
-def test_one_reward_alone_is_the_total(log):
-    rewards = panels(log)[0].lines.values()
-    assert list(rewards) == ["total", "correctness", "partial_credit"]
-    alone = [{"step": 1, "reward": 0.5, "rewards/correctness/mean": 0.5}]
-    assert list(panels(alone)[0].lines.values()) == ["total"]
-
-
 def test_each_step_is_drawn_and_its_smoothing(log):
     [axis, *_] = training_curves(log, "as it stands").axes
     raw, smoothed = (line.get_ydata() for line in axis.lines[:2])
@@ -60,10 +53,6 @@ def test_held_out_points_stand_at_their_steps(log):
     held_out = axes[1]
     assert held_out.get_title(loc="left") == "held-out accuracy"
     assert held_out.lines[1].get_xydata().tolist() == [[6, 0.25], [12, 0.55]]
-
-
-def test_smooth_begins_with_what_there_is():
-    assert smooth([1, 3, 5, 7], window=2).tolist() == [1, 2, 4, 6]
 
 
 def test_pace_is_that_of_the_latest_steps():

@@ -1,7 +1,7 @@
 """Every recipe: its arguments on every profile, its fit, and its whole chain in small.
 
-The embedded model stands in for the big ones; data, prompts, rewards, losses and grading are
-each recipe's own.
+The embedded model's first layers stand in for the big ones; data, prompts, rewards, losses and
+grading are each recipe's own.
 """
 
 import pytest
@@ -154,9 +154,10 @@ def learn_rewards(config: Config, run: Run) -> None:
 
 
 @pytest.mark.parametrize("path", [*apart_in_small(ON_DATA), *LEARNED], ids=name_of)
-def test_chain_in_small(path, data_dir, tmp_path):
+def test_chain_in_small(path, data_dir, first_layers, tmp_path):
     """Problems → rewards → a step → an adapter → two graded answers."""
     here = {"data_dir": str(data_dir), "output_dir": str(tmp_path), "run": "run"}
+    here |= {"model": str(first_layers)}
     config = resolve(path, STEP | here, CPU)
     run = Run(run_folder(config))
     run.folder.mkdir()

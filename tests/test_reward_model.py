@@ -25,6 +25,7 @@ from lib.learned import (
     train_reward_model,
     untrained,
 )
+from lib.plots.rewards import from_start, repeated
 from lib.rewards import build_rewards, recipe_rewards
 from lib.runs import Run, read_json
 from lib.suite import CHAIN, REWARD_MODEL, choose_notebooks
@@ -35,9 +36,10 @@ from tests.conftest import CPU
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
+def config(first_layers, tmp_path_factory):
     """The ci recipe's sums, with a learned reward, in a run folder of its own."""
     given = {"output_dir": str(tmp_path_factory.mktemp("out")), "profile": "cpu"}
+    given |= {"reward_model_base": str(first_layers)}
     given |= {"rewards": {"reward_model": 1.0, "gold_reward": 0.0}, "reward_steps": 12}
     return resolve("ci", given, CPU)
 
@@ -112,7 +114,7 @@ def test_reliability_is_of_the_answer_that_scores_higher():
 
 
 @pytest.fixture(scope="module")
-def trained(config, embedded):
+def trained(config):
     """(the run's folder, held-out pairs, scores before, the log, scores after)"""
     from lib.runs import open_run
 
@@ -189,7 +191,7 @@ def test_a_reward_model_that_vanishes_stops_the_run_with_its_sentence(trained, t
 
 
 def test_the_output_layer_is_fitted_to_what_the_lower_layers_tell(config, embedded):
-    lower = config.model_copy(update={"reward_layers": 12})
+    lower = config.model_copy(update={"reward_layers": 12, "reward_model_base": ""})
     model, tokenizer = untrained(lower)
     assert len(model.model.layers) == model.config.num_hidden_layers == 12
     judge, (training, held_out) = RewardModel(model, tokenizer), load_pairs(lower)
@@ -221,7 +223,7 @@ def test_a_reward_is_scored_before_the_policy_is_loaded_or_told_to_be_missing(tm
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
-def test_the_switch_decides_what_is_trained(full, config, run, embedded):
+def test_the_switch_decides_what_is_trained(full, config, run):
     one = config.model_copy(update={"full_finetuning": full, "reward_steps": 1})
     model, tokenizer = untrained(one)
     layer = model.model.layers[0]
@@ -252,35 +254,17 @@ def test_watched_rewards_are_told_apart_from_paid_ones(trained, config):
     assert isinstance(run, Run)
 
 
-def test_figures(trained):
-    from lib.plots import rewards as reward_plots
-
-    run, _, _, log, after = trained
+def test_the_figure_counts_from_where_each_reward_began():
     rollouts = [
-        [
-            {
-                "step": step,
-                "rewards": {"reward_model": step + i, "gold_reward": None if i else 0.5},
-                "completion": "a b c a b c",
-                "tokens": 6,
-            }
-            for i in range(2)
-        ]
+        [{"rewards": {"reward_model": step + i, "gold_reward": None if i else 0.5}} for i in (0, 1)]
         for step in (1, 2, 3)
     ]
-    assert reward_plots.repeated("a b c a b c") == pytest.approx(0.25)
-    [first, *_, last] = reward_plots.from_start(rollouts, "reward_model")
+    [first, *_, last] = from_start(rollouts, "reward_model")
     assert first.tolist() == [-1, 1] and last.tolist() == [3, 5]
     # Equal rewards have no spread, though their mean is rounded.
     equal = [[{"rewards": {"format": 0.1}}] * 3] * 2
-    assert np.abs(reward_plots.from_start(equal, "format")).max() < 1e-9
-    for figure in (
-        reward_plots.training_figure(log),
-        reward_plots.scores_figure(*after.T),
-        reward_plots.reliability_figure(reliability(after)),
-        reward_plots.pays_figure(rollouts, ["reward_model"]),
-    ):
-        figure.savefig(run.folder / "figure.png")
+    assert np.abs(from_start(equal, "format")).max() < 1e-9
+    assert repeated("a b c a b c") == pytest.approx(0.25)
 
 
 def test_a_side_task_has_its_own_settings_and_the_same_run():

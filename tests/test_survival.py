@@ -15,10 +15,10 @@ TIMED = ("seconds", "time/rollouts", "time/hand_over", "step_time", "train_runti
 
 
 @pytest.fixture(scope="module")
-def lives(tmp_path_factory) -> Path:
+def lives(first_layers, tmp_path_factory) -> Path:
     """The run folders that tests/lives.py leaves, and what each training said."""
     folder = tmp_path_factory.mktemp("lives")
-    command = [sys.executable, "-m", "tests.lives", str(folder)]
+    command = [sys.executable, "-m", "tests.lives", str(folder), str(first_layers)]
     quiet = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -14,7 +14,7 @@ SCRIPT = """
 import json, shutil, sys
 from lib.config import resolve
 from lib.runs import hushed, open_run, read_jsonl
-given = dict(output_dir=sys.argv[1], profile="cpu", backend="unsloth", max_steps=3, micro_batch=4)
+given = dict(output_dir=sys.argv[1], profile="cpu", backend="unsloth", max_steps=2, micro_batch=4)
 config = resolve("ci", given)
 run = open_run(config)
 with hushed(run):
@@ -36,7 +36,7 @@ with hushed(run):
 
     unsloths, notes, log = learn(config)
     rollouts = [read_jsonl(path) for path in sorted(run.rollouts.iterdir())]
-    shutil.rmtree(run.checkpoints / "checkpoint-3")
+    shutil.rmtree(run.checkpoints / "checkpoint-2")
     *_, again = learn(resolve("ci", given | {"resume": True}))
 print(json.dumps(dict(unsloths=unsloths, notes=notes, log=log, again=again,
                       rollouts=rollouts, kept=[p.name for p in run.checkpoints.iterdir()])))
@@ -60,7 +60,7 @@ def test_it_trains_by_unsloths_trainer_and_says_what_that_does_not_do(seen):
 
 
 def test_every_completion_is_kept(seen):
-    assert [len(rows) for rows in seen["rollouts"]] == [8, 8, 8]
+    assert [len(rows) for rows in seen["rollouts"]] == [8, 8]
     for row, rows in zip(seen["log"], seen["rollouts"], strict=True):
         assert sum(r["total"] for r in rows) / 8 == pytest.approx(row["reward"], abs=1e-5)
         assert any(r["advantage"] for r in rows) == (row["frac_reward_zero_std"] < 1)
@@ -71,8 +71,8 @@ def test_the_entropy_is_logged(seen):
 
 
 def test_a_resumed_run_goes_on_as_it_would_have(seen):
-    assert [row["step"] for row in seen["again"]] == [1, 2, 3]
-    assert seen["again"][:2] == seen["log"][:2]
+    assert [row["step"] for row in seen["again"]] == [1, 2]
+    assert seen["again"][0] == seen["log"][0]
     for key in ("reward", "entropy", "grad_norm", "learning_rate"):
-        assert seen["again"][2][key] == pytest.approx(seen["log"][2][key], rel=1e-3), key
-    assert "checkpoint-3" in seen["kept"]
+        assert seen["again"][1][key] == pytest.approx(seen["log"][1][key], rel=1e-3), key
+    assert "checkpoint-2" in seen["kept"]

@@ -1,14 +1,16 @@
 """Held-out accuracy during training: what is set aside, measured, logged and kept."""
 
+from types import SimpleNamespace
+
 import pytest
+from safetensors.torch import load_file
 
 from lib.config import resolve
 from lib.errors import BadInput
-from lib.rewards import build_rewards
-from lib.runs import open_run, read_json, read_jsonl
+from lib.runs import read_json, read_jsonl
 from lib.tasks import get_task, make_rows
-from lib.tasks.prompts import get_format
 from lib.training.callbacks import StepLog
+from lib.training.run import save_trained, train
 from lib.training.validation import Validation, set_aside
 from tests.conftest import CPU
 
@@ -34,33 +36,28 @@ def test_no_problem_is_both_trained_on_and_validated_on(tmp_path):
 
 
 def test_keeping_the_best_needs_a_validation(tmp_path):
-    with pytest.raises(BadInput, match="keep best needs a validation"):
+    with pytest.raises(BadInput) as error:
         config_of(tmp_path, keep="best")
+    assert error.value.key == "keep-best"
 
 
 @pytest.mark.parametrize("engine", ["vllm", "transformers"])
-def test_validation_is_logged_and_the_best_adapter_kept(tmp_path, embedded, engine):
-    from safetensors.torch import load_file
-
-    from lib.models import load_policy
-    from lib.training.run import make_trainer, save_trained, train
-
+def test_validation_is_logged_and_the_best_adapter_kept(small_training, engine):
     given = dict(validation_steps=1, validation_problems=3, keep="best", rollout_engine=engine)
-    config = config_of(tmp_path, **given, shots=1)
-    run = open_run(config)
+    config = resolve("ci", given, CPU)
     task = get_task(config.task, config.task_config)
     training, held_out = set_aside(task.load("train"), config)
-    rows = make_rows(training, config.prompt_format, 0, [])
-    form = get_format(config.prompt_format)
-    rewards, weights = build_rewards(config.rewards, form.answer_tag, form.think_tag)
-    policy = load_policy(config)
-    trainer = make_trainer(policy, rows, rewards, weights, config, run)
-    asked = make_rows(held_out, config.prompt_format, 0, [])
+    rows, asked = (make_rows(some, config.prompt_format, 0, []) for some in (training, held_out))
+    trainer, config, run = small_training(rows=rows, **given, max_steps=2)
+    policy = SimpleNamespace(
+        model=trainer.model, tokenizer=trainer.processing_class, backend="transformers", notes=[]
+    )
     log = next(c for c in trainer.callback_handler.callbacks if isinstance(c, StepLog))
     rollouts = trainer.engine.engine if engine == "vllm" else None
-    validation = Validation(policy, held_out, asked, task, config, run, log, rollouts)
-    trainer.add_callback(validation)
+    trainer.add_callback(Validation(policy, held_out, asked, task, config, run, log, rollouts))
     train(trainer, config, run)
+    if rollouts:
+        rollouts.close()
 
     log = read_jsonl(run.train_log)
     answers = read_jsonl(run.evals / "validation.jsonl")

@@ -72,9 +72,19 @@ NOT_DONE = ("load_in_4bit", "full_finetuning", "resample", "drop_dead", "curricu
 class Learner:
     """The policy, its optimizer, and how many optimizer steps it has done.
 
+    Args:
+        rows: prompt, answer, id and further columns (`lib.tasks.make_rows`).
+        rewards, weights: reward functions in TRL's signature and the weight of each.
+        engine: samples, several times faster than the policy itself does on a CPU; it is given
+            the policy's weights before each step.
+
     Attributes:
         stop_asked: True stops it, with a checkpoint, once the present batch is done.
         between_batches: whether no batch is half used: a checkpoint can then be resumed from.
+
+    Raises:
+        BadInput: a setting that this loop does not have or that its checkpoints do not fit, or
+            fewer rows than a step takes.
     """
 
     stop_asked, between_batches = False, True
@@ -88,17 +98,6 @@ class Learner:
         run: Run,
         engine: VllmEngine | None = None,
     ):
-        """
-        Args:
-            rows: prompt, answer, id and further columns (`lib.tasks.make_rows`).
-            rewards, weights: reward functions in TRL's signature and the weight of each.
-            engine: samples, several times faster than the policy itself does on a CPU; it is
-                given the policy's weights before each step.
-
-        Raises:
-            BadInput: a setting that this loop does not have or that its checkpoints do not fit,
-                or fewer rows than a step takes.
-        """
         from transformers import AutoModelForCausalLM, get_scheduler
 
         check_settings(config)
@@ -116,8 +115,8 @@ class Learner:
         self.model = AutoModelForCausalLM.from_pretrained(self.base, dtype=dtype)
         without_head_copies(self.model.to("cpu" if config.profile == "cpu" else "cuda"))
         torch.manual_seed(config.seed)  # LoRA's A is drawn at random
-        layers = lora_targets(config)
-        add_lora(self.model, config.lora_r, config.lora_alpha, layers, config.lora_dropout)
+        targets = lora_targets(config)
+        add_lora(self.model, config.r, config.lora_alpha, targets, config.lora_dropout)
         groups = [{"params": lora_parameters(self.model), "lr": config.learning_rate}]
         self.value_head = None
         if config.algorithm == "ppo":
@@ -126,9 +125,8 @@ class Learner:
             groups.append({"params": head, "lr": config.value_learning_rate})
         self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
-        schedule = get_scheduler(
-            config.lr_scheduler, self.optimizer, config.warmup_steps, config.max_steps
-        )
+        limits = (config.warmup_steps, config.max_steps)
+        schedule = get_scheduler(config.lr_scheduler_type, self.optimizer, *limits)
         self.share_of_rate = schedule.lr_lambdas[0]  # of the update after that many
 
     def train(self, watch: Callable[[list[dict]], None] | None = None) -> None:
@@ -182,8 +180,8 @@ class Learner:
     def rollouts(self) -> tuple[list[Batch], dict[str, float]]:
         """A group of completions for each of the step's prompts, with rewards and advantages.
 
-        Returns: the step in passes of whole groups, as near to micro_batch as they come, and
-            what is to be logged.
+        Returns: the step in passes of whole groups, as near to per_device_train_batch_size as they
+            come, and what is to be logged.
         """
         config = self.config
         rows, _ = step_rows(self.rows, config, self.step)
@@ -191,39 +189,30 @@ class Learner:
         completions = read_completions(self.tokenizer, batch, ended_B)
         if config.mask_truncated_completions:
             batch.mask_BT = batch.mask_BT * ended_B[:, None]
-        groups = max(1, config.micro_batch // config.num_generations)  # in one pass
+        groups = max(1, config.per_device_train_batch_size // config.num_generations)  # in one pass
         self.score_old_policies(batch, groups)
         metrics = self.reward(rows, completions, batch)
         return batch.split(groups), metrics
 
     def sample(self, rows: Sequence[dict]) -> tuple[Batch, Tensor]:
         """A group of completions of each row's prompt; ended_B: whether each came to its end."""
-        config = self.config
+        config, device = self.config, self.model.eval().device
         texts = [chat_text(self.tokenizer, row["prompt"]) for row in rows]
         prompts = self.tokenizer(
             texts, return_tensors="pt", padding=True, add_special_tokens=False
-        ).to(self.model.device)
-        ids_NS, mask_NS = prompts["input_ids"], prompts["attention_mask"]
-        ends = torch.tensor(self.model.generation_config.eos_token_id, device=self.model.device)
-        self.model.eval()
+        ).to(device)
+        prompts = (prompts["input_ids"], prompts["attention_mask"])
+        ends = torch.tensor(self.model.generation_config.eos_token_id, device=device)
         if self.engine:
             self.engine.hand_over(live_weights(self.model))
-            tokens_BT, mask_BT, logps_BT = engine_samples(
-                self.engine, ids_NS, mask_NS, config, self.step
-            )
+            drawn = engine_samples(self.engine, *prompts, config, self.step)
         else:
-            tokens_BT, mask_BT, logps_BT = sample(
-                self.model,
-                ids_NS,
-                mask_NS,
-                group=config.num_generations,
-                max_tokens=config.max_completion_length,
-                ends=ends,
-                temperature=config.temperature,
-                seed=config.seed + self.step,
-            )
+            limits = (config.num_generations, config.max_completion_length)
+            seed = config.seed + self.step
+            drawn = sample(self.model, *prompts, *limits, ends, config.temperature, seed)
+        tokens_BT, mask_BT, logps_BT = drawn
         ended_B = torch.isin(tokens_BT, ends).mul(mask_BT).any(1)
-        return Batch(ids_NS, mask_NS, tokens_BT, mask_BT, sampled_logps_BT=logps_BT), ended_B
+        return Batch(*prompts, tokens_BT, mask_BT, sampled_logps_BT=logps_BT), ended_B
 
     @torch.no_grad()
     def score_old_policies(self, batch: Batch, groups: int) -> None:
@@ -251,47 +240,33 @@ class Learner:
         rewards_B = torch.tensor(totals_B, dtype=torch.float32, device=self.model.device)
         set_advantages(batch, rewards_B, self.config)
         lengths_B = batch.mask_BT.sum(1).clamp(min=1)
-        means_B = (batch.advantages_BT * batch.mask_BT).sum(1) / lengths_B
+        means_B = ((batch.advantages_BT * batch.mask_BT).sum(1) / lengths_B).tolist()
         truncated = [completion.finish_reason == "length" for completion in completions]
-        append_jsonl(
-            self.run.rollouts / f"step_{self.step + 1:05d}.jsonl",
-            [
-                rollout_row(
-                    self.step + 1,
-                    row,
-                    completion.text,
-                    rewards={name: values[i] for name, values in scores.items()},
-                    weights=self.weights,
-                    advantage=means_B[i].item(),
-                    tokens=len(completion.token_ids),
-                    truncated=truncated[i],
-                )
-                for i, (row, completion) in enumerate(zip(rows, completions, strict=True))
-            ],
-        )
+        kept = []
+        for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
+            paid = {name: values[i] for name, values in scores.items()}
+            length = len(completion.token_ids)
+            paid = (paid, self.weights, means_B[i], length, truncated[i])
+            kept.append(rollout_row(self.step + 1, row, completion.text, *paid))
+        append_jsonl(self.run.rollouts / f"step_{self.step + 1:05d}.jsonl", kept)
         # As TRL counts: each completion with its prompt.
         self.tokens += int(batch.prompt_mask_NS.sum()) * group + int(batch.mask_BT.sum())
         return describe_rewards(rewards_B.view(-1, group), scores) | {
-            "completions/mean_length": float(np.mean([len(c.token_ids) for c in completions])),
+            "completions/mean_length": float(np.mean([row["tokens"] for row in kept])),
             "completions/clipped_ratio": float(np.mean(truncated)),
             "num_tokens": self.tokens,
         }
 
     def logps(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         """logps_BT and entropy_BT of the completions, and values_BT with a value head."""
-        return completion_logps(
-            self.model,
-            batch.prompts_NS,
-            batch.prompt_mask_NS,
-            batch.tokens_BT,
-            batch.mask_BT,
-            self.config.temperature,
-            self.value_head,
-        )
+        prompts = (batch.prompts_NS, batch.prompt_mask_NS)
+        completions = (batch.tokens_BT, batch.mask_BT)
+        options = (self.config.temperature, self.value_head)
+        return completion_logps(self.model, *prompts, *completions, *options)
 
     def update(self, batches: Sequence[Batch]) -> dict[str, float]:
         """One optimizer step on the whole step's completions, pass by pass; what to log."""
-        config = loss_config(self.config)
+        config, tokens = loss_config(self.config), 0
         step = Totals(
             completions=sum(len(batch.mask_BT) for batch in batches),
             tokens=sum(int(batch.mask_BT.sum()) for batch in batches),
@@ -300,7 +275,6 @@ class Learner:
         self.model.train()
         self.optimizer.zero_grad()
         sums: dict[str, float] = {"loss": 0.0}
-        tokens = 0
         for batch in batches:
             # Without a KL term a completion without advantage moves nothing.
             if not (config.beta or batch.advantages_BT.any()):
@@ -321,11 +295,8 @@ class Learner:
             loss.backward()
             for name, total in metrics.items():
                 sums[name] = sums.get(name, 0.0) + total
-        means = {
-            name: total if name in ("loss", "value_loss") else total / max(tokens, 1)
-            for name, total in sums.items()
-        }
-        return means | self.move()
+        whole = {name: sums.pop(name) for name in ("loss", "value_loss") if name in sums}
+        return whole | {n: total / max(tokens, 1) for n, total in sums.items()} | self.move()
 
     def move(self) -> dict[str, float]:
         """The optimizer's step, and what to log of it."""
@@ -348,23 +319,16 @@ class Learner:
         return _step_of(last) if last else None
 
     def keep_last_step(self) -> None:
-        if self.between_batches and self.step != (self.kept_step or 0):
-            self.save_checkpoint()
-
-    def save_adapter(self, folder: Path) -> None:
-        save_lora(self.model, folder, str(self.base))
-        self.tokenizer.save_pretrained(folder)
-
-    def save_checkpoint(self) -> Path:
-        """Write the state; returns its folder. Checkpoints but the latest two are deleted."""
+        """Write a checkpoint, where one can be resumed from; those but the latest two go."""
+        if not self.between_batches or self.step == (self.kept_step or 0):
+            return
         _, epoch = step_rows(self.rows, self.config, self.step)
-        path = self.run.checkpoints / f"lora_epoch{epoch}_step{self.step}"
         state = {
             f"{i}.{key}": value
             for i, entry in self.optimizer.state_dict()["state"].items()
             for key, value in entry.items()
         }
-        with written_whole(path) as folder:
+        with written_whole(self.run.checkpoints / f"lora_epoch{epoch}_step{self.step}") as folder:
             self.save_adapter(folder)
             save_file(state, folder / "optimizer.safetensors")
             if self.value_head:
@@ -372,7 +336,10 @@ class Learner:
             write_json(folder / "state.json", {"step": self.step, "epoch": epoch})
         for old in checkpoints(self.run)[:-KEPT]:
             discard(old)
-        return path
+
+    def save_adapter(self, folder: Path) -> None:
+        save_lora(self.model, folder, str(self.base))
+        self.tokenizer.save_pretrained(folder)
 
     def load_checkpoint(self, folder: Path) -> None:
         """Restore adapter, optimizer and step."""
@@ -389,20 +356,19 @@ class Learner:
 
 def check_settings(config: Config) -> None:
     """Raises BadInput where the recipe asks for what this loop does not do."""
+    libraries = (TRL.keys() | PEFT.keys()) - Keys.model_fields.keys() - READ
     for key, value in config.given().items():
-        of_trl = key in (TRL.keys() | PEFT.keys()) - Keys.model_fields.keys() - READ
-        of_trl = of_trl and not key.startswith(HARMLESS)
-        default = Config.model_fields[key].default
-        if (of_trl or key in NOT_DONE) and value != default:
-            raise BadInput(
-                f"GRPO from scratch knows {key} {default!r} only and the recipe says {value!r}: "
-                f"leave it out, or train with 03_training.",
-                key="not-from-scratch",
-            )
-    if config.loss_type not in LOSSES:
+        unknown = key in NOT_DONE or (key in libraries and not key.startswith(HARMLESS))
+        if key == "loss_type" and value not in LOSSES:
+            known = f"of {', '.join(LOSSES)}"
+        elif unknown and value != Config.model_fields[key].default:
+            known = repr(Config.model_fields[key].default)
+        else:
+            continue
         raise BadInput(
-            f"GRPO from scratch has no loss_type {config.loss_type!r}: choose one of "
-            f"{', '.join(LOSSES)}, or train with 03_training."
+            f"GRPO from scratch knows {key} {known} only and the recipe says {value!r}: set it to "
+            f"that, or train with 03_training.",
+            key="not-from-scratch",
         )
 
 
@@ -417,36 +383,25 @@ def step_rows(rows: Sequence[dict], config: Config, step: int) -> tuple[list[dic
 
 def engine_samples(
     engine: VllmEngine, prompts_NS: Tensor, prompt_mask_NS: Tensor, config: Config, step: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> list[Tensor]:
     """As `lib.scratch.sample`, by an engine that has the policy's weights."""
     sampling = replace(training_sampling(config, config.num_generations, step), logprobs=True)
-    prompts = [
-        ids[mask.bool()].tolist() for ids, mask in zip(prompts_NS, prompt_mask_NS, strict=True)
+    pairs = zip(prompts_NS, prompt_mask_NS, strict=True)
+    groups = engine.complete([ids[mask.bool()].tolist() for ids, mask in pairs], sampling)
+    rows = [(c.token_ids, [1] * len(c.token_ids), c.logprobs) for group in groups for c in group]
+    return [  # padded with 0, which the mask leaves out
+        pad_sequence([torch.tensor(row, device=prompts_NS.device) for row in part], True)
+        for part in zip(*rows, strict=True)
     ]
-    completions = [c for group in engine.complete(prompts, sampling) for c in group]
-
-    def padded(rows: list) -> Tensor:
-        parts = [torch.tensor(row, device=prompts_NS.device) for row in rows]
-        return pad_sequence(parts, batch_first=True)  # with 0, which the mask leaves out
-
-    return (
-        padded([c.token_ids for c in completions]),
-        padded([[1] * len(c.token_ids) for c in completions]),
-        padded([c.logprobs for c in completions]),
-    )
 
 
 def read_completions(tokenizer, batch: Batch, ended_B: Tensor) -> list[Completion]:
     """The texts, and whether each came to its end."""
     lengths, tokens = batch.mask_BT.sum(1).tolist(), batch.tokens_BT.tolist()
-    return [
-        Completion(
-            tokenizer.decode(ids[:n], skip_special_tokens=True),
-            tuple(ids[:n]),
-            "stop" if ended else "length",
-        )
-        for ids, n, ended in zip(tokens, lengths, ended_B.tolist(), strict=True)
-    ]
+    ids = [tuple(row[:n]) for row, n in zip(tokens, lengths, strict=True)]
+    reasons = ["stop" if ended else "length" for ended in ended_B.tolist()]
+    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+    return [Completion(*each) for each in zip(texts, ids, reasons, strict=True)]
 
 
 def checkpoints(run: Run) -> list[Path]:

@@ -4,7 +4,6 @@
     with without_lora(model):                                       # the model as it was
         ...
     save_lora(model, folder)                                        # A and B alone
-    merge_lora(model)                                               # plain linear layers again
 
 Shapes: I inputs and O outputs of a layer, R the rank.
 """
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lib.errors import BadInput
-from lib.runs import read_json, write_json
+from lib.runs import read_json
 
 PREFIX = "base_model.model."  # peft names each weight as seen from its own wrapper
 
@@ -50,12 +49,6 @@ class LoraLinear(nn.Module):
         added = torch.addmm(rows_y, rows_inner, self.B_OR.to(x.dtype).T, alpha=self.scale)
         return added.view_as(y)
 
-    @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """The base layer with W + (alpha / R) B A as its weight."""
-        self.base.weight += self.B_OR @ self.A_RI * self.scale
-        return self.base
-
 
 def add_lora(
     model: nn.Module, r: int, alpha: float, targets: Sequence[str], dropout: float = 0.0
@@ -70,15 +63,16 @@ def add_lora(
     """
     model.requires_grad_(False)
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    found = {t: [n for n in linear if n == t or n.endswith(f".{t}")] for t in targets}
-    for target, names in found.items():
-        if not names:
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
             known = ", ".join(sorted({name.split(".")[-1] for name in linear}))
-            raise BadInput(f"lora_targets names {target!r}, which no layer has: there are {known}.")
-    names = sorted({name for names in found.values() for name in names}, key=linear.index)
+            raise BadInput(
+                f"target_modules names {target!r}, which no layer has: there are {known}.",
+                key="no-layer",
+            )
+    names = [name for name in linear if f".{name}".endswith(tuple(f".{t}" for t in targets))]
     for name in names:
-        layer = LoraLinear(model.get_submodule(name), r, alpha, dropout)
-        model.set_submodule(name, layer)
+        model.set_submodule(name, LoraLinear(model.get_submodule(name), r, alpha, dropout))
     return names
 
 
@@ -120,30 +114,23 @@ def live_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name.replace(".base.", "."), weight.detach()
 
 
-def merge_lora(model: nn.Module) -> None:
-    """Add each product B A to its layer's weight, and take the wrappers off."""
-    for name, layer in lora_layers(model).items():
-        model.set_submodule(name, layer.merged())
-
-
 def save_lora(model: nn.Module, folder: Path, base: str = "") -> None:
     """Write A and B (safetensors) and the settings as peft does; `base` is the base model."""
+    from peft import LoraConfig
+
     layers = lora_layers(model)
     first = next(iter(layers.values()))
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_named_weights(model), folder / "adapter_model.safetensors", {"format": "pt"})
-    settings = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": len(first.A_RI),
-        "lora_alpha": first.scale * len(first.A_RI),
-        "lora_dropout": first.dropout.p,
-        "target_modules": sorted({name.split(".")[-1] for name in layers}),
-        "bias": "none",
-        "inference_mode": True,
-    }
-    write_json(folder / "adapter_config.json", settings)
+    LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        r=len(first.A_RI),
+        lora_alpha=first.scale * len(first.A_RI),
+        lora_dropout=first.dropout.p,
+        target_modules=sorted({name.split(".")[-1] for name in layers}),
+        inference_mode=True,
+    ).save_pretrained(folder)
 
 
 @torch.no_grad()
@@ -151,21 +138,18 @@ def load_lora(model: nn.Module, folder: Path) -> None:
     """Put a saved adapter (ours or peft's) on the model, which may have its wrappers already.
 
     Raises:
-        BadInput: it is no plain LoRA, or its weights are not those of this model's layers.
+        BadInput: its weights are not those of this model's layers.
     """
-    settings = read_json(folder / "adapter_config.json")
     stored = load_file(folder / "adapter_model.safetensors")
-    other = [key for key in ("use_rslora", "use_dora") if settings.get(key)]
-    if other:
-        raise BadInput(f"The adapter in {folder} has {other[0]}: only plain LoRA is read here.")
     if not lora_layers(model):
-        targets = settings["target_modules"]
-        add_lora(model, settings["r"], settings["lora_alpha"], targets, settings["lora_dropout"])
+        kept = read_json(folder / "adapter_config.json")
+        add_lora(model, *(kept[k] for k in ("r", "lora_alpha", "target_modules", "lora_dropout")))
     weights = _named_weights(model)
     if {k: w.shape for k, w in weights.items()} != {k: w.shape for k, w in stored.items()}:
         raise BadInput(
-            f"The adapter in {folder} does not fit the model: give the base model and the "
-            f"lora_r that it was trained with."
+            f"The adapter in {folder} does not fit the model: give the base model and the r that "
+            f"it was trained with.",
+            key="other-adapter",
         )
     for name, weight in weights.items():
         weight.copy_(stored[name])
@@ -173,8 +157,8 @@ def load_lora(model: nn.Module, folder: Path) -> None:
 
 def _named_weights(model: nn.Module) -> dict[str, Tensor]:
     """A and B under peft's names; the model's own tensors, not copies."""
-    named = {}
-    for name, layer in lora_layers(model).items():
-        named[f"{PREFIX}{name}.lora_A.weight"] = layer.A_RI.data
-        named[f"{PREFIX}{name}.lora_B.weight"] = layer.B_OR.data
-    return named
+    return {
+        f"{PREFIX}{name}.lora_{letter}.weight": weight.data
+        for name, layer in lora_layers(model).items()
+        for letter, weight in (("A", layer.A_RI), ("B", layer.B_OR))
+    }

@@ -10,12 +10,9 @@ that is finished is not repeated, unless its settings have changed; one that was
 """
 
 import argparse
-import ctypes
-import gc
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +32,7 @@ from lib.evaluation.runs import (
 )
 from lib.hardware import GIB
 from lib.models import model_folder
-from lib.process import peak_memory
+from lib.process import peak_memory, trim_memory
 from lib.rewards import recipe_rewards
 from lib.runs import Run, hushed, open_run
 from lib.scratch.lora import live_weights
@@ -115,9 +112,7 @@ class PeakMemory:
 
     def __init__(self, on_gpu: bool):
         self.on_gpu = on_gpu
-        gc.collect()
-        with suppress(AttributeError, OSError):
-            ctypes.CDLL(None).malloc_trim(0)  # what glibc keeps of freed memory would be missing
+        trim_memory()  # what is kept of freed memory would be missing
         if on_gpu:
             import torch
 

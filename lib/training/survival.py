@@ -6,15 +6,13 @@
 
 import errno
 import math
-import os
 import random
-import re
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,14 +20,12 @@ from transformers import TrainerCallback
 
 from lib.config import Config
 from lib.errors import BadInput, Stopped, first_line
-from lib.hardware import GIB, detect_hardware, free_memory
+from lib.files import on_disk
+from lib.hardware import detect_hardware, free_memory
 from lib.memory import advice, estimate, settled, shape_of
 from lib.runs import Run, discard
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a disk, a quota, a limit on a file's size
-# "you tried to allocate 8589934592 bytes" (processor), "Tried to allocate 2.00 GiB" (CUDA)
-REQUEST = re.compile(r"tried to allocate ([\d.]+) ?(bytes|KiB|MiB|GiB)", re.IGNORECASE)
-UNITS = {"bytes": 1, "kib": 2**10, "mib": 2**20, "gib": GIB}
 # The last is all that oneDNN says where it finds no memory for its kernel.
 ON_CPU = ("can't allocate memory", "not enough memory", "could not create a primitive")
 
@@ -54,9 +50,8 @@ class Survival(TrainerCallback):
         self._step_end: tuple | None = None  # random state and token count; None: weights move
 
     def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
-        if state.global_step and hasattr(
-            lr_scheduler, "lr_lambdas"
-        ):  # as they were, but for the recipe's rate
+        if state.global_step and hasattr(lr_scheduler, "lr_lambdas"):
+            # As they were, but for the recipe's rate.
             lr_scheduler.base_lrs = [args.learning_rate] * len(lr_scheduler.base_lrs)
             for group, shape in zip(optimizer.param_groups, lr_scheduler.lr_lambdas, strict=True):
                 group["lr"] = args.learning_rate * shape(lr_scheduler.last_epoch)
@@ -83,10 +78,7 @@ class Survival(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         place = self.run.checkpoints / f"checkpoint-{state.global_step}"
-        for path in (*place.rglob("*"), place):  # or a machine that goes down may never write it
-            handle = os.open(path, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
+        on_disk(place)
         (place / "training_args.bin").unlink()
 
     @contextmanager
@@ -98,7 +90,7 @@ class Survival(TrainerCallback):
                 yield
             except Exception as error:
                 if is_out_of_memory(error):
-                    raise explained(error, trainer.model, self.config) from error
+                    raise explained(trainer.model, self.config) from error
                 place = self.run.checkpoints / f"checkpoint-{trainer.state.global_step}"
                 if not place.is_dir() or is_whole(place):
                     raise
@@ -126,24 +118,14 @@ class Survival(TrainerCallback):
             discard(place)
 
 
-class Lasting(Protocol):
-    """A training that `survived` keeps.
-
-    Attributes:
-        stop_asked: True has it stop when the present batch is done with, with a checkpoint.
-        kept_step: of the latest checkpoint; None without one.
-    """
-
-    stop_asked: bool
-    kept_step: int | None
-
-    def keep_last_step(self) -> None:
-        """Write a checkpoint of the last step that was done, where one can be gone on from."""
-
-
 @contextmanager
-def survived(training: Lasting, run: Run) -> Iterator[None]:
+def survived(training: Any, run: Run) -> Iterator[None]:
     """Train within it: what was done is kept, and why it ended is said in a sentence.
+
+    Args:
+        training: has `stop_asked`, which when True stops it, with a checkpoint, once the present
+            batch is done; `kept_step`, of the latest checkpoint; and `keep_last_step()`, which
+            writes one of the last step that was done, where a run can go on from there.
 
     Raises:
         Stopped: interrupted, the disk is full, or a BadInput; it says from which step to go on.
@@ -166,14 +148,14 @@ def survived(training: Lasting, run: Run) -> Iterator[None]:
         raise Stopped(f"Training was interrupted. {_way_on(training)}", key="interrupted")
 
 
-def _way_on(training: Lasting) -> str:
+def _way_on(training: Any) -> str:
     if training.kept_step is None:
         return "No step was kept."
     return f"Step {training.kept_step} is kept: resume goes on from it."
 
 
 @contextmanager
-def _stop_when_asked(training: Lasting) -> Iterator[None]:
+def _stop_when_asked(training: Any) -> Iterator[None]:
     training.stop_asked = False
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
@@ -242,24 +224,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in ON_CPU)
 
 
-def request(error: BaseException) -> str:
-    """ "asked for 2.00 GiB", where the error says how much."""
-    size = REQUEST.search(str(error))
-    if not size:
-        return "asked for more"
-    return f"asked for {float(size[1]) * UNITS[size[2].lower()] / GIB:.2f} GiB"
-
-
-def explained(error: BaseException, model: Any, config: Config) -> BadInput:
-    """What was asked, planned and free when training ran out of memory, and what to change."""
-    hardware = detect_hardware(config.gpu_memory_cap)
-    shape = shape_of(model.config.to_dict())
+def explained(model: Any, config: Config) -> BadInput:
+    """What was planned and is free when training ran out of memory, and what to change."""
+    hardware, shape = detect_hardware(config.gpu_memory_cap), shape_of(model.config.to_dict())
     config = settled(config, shape, hardware)
     need = estimate(config, shape, hardware)
     parts = ", ".join(f"{name} {size:.1f}" for name, size in need.parts.items())
     return BadInput(
-        f"Training ran out of memory: it {request(error)} with {free_memory(hardware):.1f} GiB "
-        f"free; planned were {need.total:.1f} of {need.available:.1f} GiB ({parts}): try "
-        f"{', '.join(advice(config))}.",
+        f"Training ran out of memory with {free_memory(hardware):.1f} GiB free; planned were "
+        f"{need.total:.1f} of {need.available:.1f} GiB ({parts}): try {', '.join(advice(config))}.",
         key="out-of-memory",
     )

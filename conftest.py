@@ -1,0 +1,33 @@
+"""For tests and notebooks alike: a core for each process, and nothing left in the system's /tmp."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+import pytest
+
+# Before torch is imported: threads that spin while they wait slow each other tenfold.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# And threads of two processes (pytest-xdist) that share cores: each gets a core and one thread.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if folder := os.environ.get("GRPO_OUTPUT_DIR"):  # notebooks: two processes cannot write a run
+        os.environ["GRPO_OUTPUT_DIR"] = f"{folder}/{worker}"
+
+# vLLM, wandb and Gradio leave sockets and files there; pytest's own stay for a look at a failure.
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="grpo-")
+atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
+
+CHAIN = ("01", "02", "03", "04", "05", "08")  # each needs what those before it left
+
+
+def pytest_collection_modifyitems(items):
+    """One process runs the chain of notebooks, in order; others take the rest."""
+    for item in items:
+        if item.path.suffix == ".ipynb":
+            first = item.path.name.startswith(CHAIN)
+            item.add_marker(pytest.mark.xdist_group("chain" if first else item.path.name))
