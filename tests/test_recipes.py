@@ -28,8 +28,7 @@ from lib.rewards import learned_rewards, recipe_rewards
 from lib.runs import Run, read_json, read_jsonl, run_folder
 from lib.tasks import TASKS, StoredTask, load_problems
 from lib.tasks.prompts import fitting_rows, make_rows
-from lib.training.arguments import grpo_arguments
-from lib.training.run import make_trainer, save_trained, train
+from lib.training.run import grpo_arguments, make_trainer, save_trained, train
 from tests.conftest import CPU, L4, SMALL, T4
 
 ALL = sorted(RECIPES.glob("*.yaml"))

@@ -245,9 +245,10 @@ class Learner:
         kept = []
         for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
             paid = {name: values[i] for name, values in scores.items()}
-            length = len(completion.token_ids)
-            paid = (paid, self.weights, means_B[i], length, truncated[i])
-            kept.append(rollout_row(self.step + 1, row, completion.text, *paid))
+            said = dict(advantage=means_B[i], tokens=len(completion.token_ids))
+            said |= dict(truncated=truncated[i])
+            row = rollout_row(self.step + 1, row, completion.text, paid, self.weights, **said)
+            kept.append(row)
         append_jsonl(self.run.rollouts / f"step_{self.step + 1:05d}.jsonl", kept)
         # As TRL counts: each completion with its prompt.
         self.tokens += int(batch.prompt_mask_NS.sum()) * group + int(batch.mask_BT.sum())

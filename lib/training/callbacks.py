@@ -69,9 +69,8 @@ class StepLog(TrainerCallback):
         append_jsonl(self.run.train_log, [row])
         self.rows.append(row)
         reward = logs["reward"]  # None: no reward could judge any completion of this step
-        self.progress.update(
-            state.global_step, "no reward" if reward is None else f"reward {reward:.2f}"
-        )
+        note = "no reward" if reward is None else f"reward {reward:.2f}"
+        self.progress.update(state.global_step, note)
         if self.watch:
             self.watch(self.rows)
 
@@ -98,7 +97,7 @@ class Completions(TrainerCallback):
         self.judges = {reward.__name__: Checked(reward) for reward in rewards}
         self.rewards = [_Judge(name, self) for name in self.judges]
         self.rows: list[dict] = []
-        self._batch: dict[str, Any] | None = None
+        self._batch: tuple | None = None
         self._values: dict[str, list] = {}
 
     def judge(self, name: str, **columns: Any) -> list[float | None]:
@@ -142,9 +141,8 @@ class Completions(TrainerCallback):
         rewards_BR = torch.tensor(
             [[np.nan if v is None else v for v in values[name]] for name in self.judges]
         ).T
-        if trained is None:
-            trained = [True] * len(rows)
-        self._batch = dict(step=step, rows=rows, rewards_BR=rewards_BR, trained=trained)
+        trained_B = torch.tensor(trained or [True] * len(rows))
+        self._batch = (step, rows, rewards_BR, trained_B)
         self.log.extra["time/rollouts"] = time.perf_counter() - self.began
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -155,8 +153,7 @@ class Completions(TrainerCallback):
     ):
         if self._batch is None:
             return
-        step, rows, rewards_BR = (self._batch[key] for key in ("step", "rows", "rewards_BR"))
-        trained_B = torch.tensor(self._batch["trained"])
+        (step, rows, rewards_BR, trained_B), self._batch = self._batch, None
         weights_R = torch.tensor(self.weights)
         advantage_B = torch.zeros(len(rows))
         advantage_B[trained_B] = advantages(rewards_BR[trained_B], weights_R, args)
@@ -164,20 +161,17 @@ class Completions(TrainerCallback):
         ends = {*(ends if isinstance(ends, list) else [ends])}
         ends |= {processing_class.eos_token_id, processing_class.pad_token_id}
         names = list(self.judges)
-        self.rows = [
-            rollout_row(
-                *(step, row, row["completions"][-1]["content"]),
-                *(dict(zip(names, values, strict=True)), self.weights, advantage_B[i].item()),
-                *(len(row["completion_ids"]), row["completion_ids"][-1] not in ends),
-            )
-            | {"trained": bool(trained_B[i])}
-            for i, (row, values) in enumerate(zip(rows, rewards_BR.tolist(), strict=True))
-        ]
+        self.rows = []
+        for i, (row, values) in enumerate(zip(rows, rewards_BR.tolist(), strict=True)):
+            ids, paid = row["completion_ids"], dict(zip(names, values, strict=True))
+            said = dict(advantage=advantage_B[i].item(), tokens=len(ids))
+            said |= dict(truncated=ids[-1] not in ends, trained=bool(trained_B[i]))
+            text = row["completions"][-1]["content"]
+            self.rows.append(rollout_row(step, row, text, paid, self.weights, **said))
         append_jsonl(self.run.rollouts / f"step_{step:05d}.jsonl", self.rows)
         if rewards_BR.isnan().all(1).any():  # TRL counts a group that none could judge as one
             alike = all_alike(rewards_BR[trained_B], weights_R, args.num_generations)  # with signal
             self.log.extra["frac_reward_zero_std"] = sum(alike) / len(alike)
-        self._batch = None
 
 
 class _Judge:

@@ -30,16 +30,13 @@ class Groups:
     rows: list[dict]
     alike: list[bool]
 
-    @property
-    def size(self) -> int:
-        return len(self.rows) // len(self.alike)
-
     def __add__(self, other: "Groups") -> "Groups":
         return Groups(self.rows + other.rows, self.alike + other.alike)
 
     def take(self, groups: Sequence[int]) -> "Groups":
         """These groups, in this order."""
-        rows = [self.rows[group * self.size + i] for group in groups for i in range(self.size)]
+        size = len(self.rows) // len(self.alike)
+        rows = [self.rows[group * size + i] for group in groups for i in range(size)]
         return Groups(rows, [self.alike[group] for group in groups])
 
 
@@ -116,9 +113,9 @@ class DynamicSampling:
         answers, logprobs = trainer._generate_single_turn(ids, None, {}, trainer.num_generations)
         texts = trainer.processing_class.batch_decode(answers, skip_special_tokens=True)
         for i, row in enumerate(rows):
-            row |= dict(prompt_ids=ids[i], completion_ids=answers[i])
+            said = [{"role": "assistant", "content": texts[i]}]
+            row |= dict(prompt_ids=ids[i], completion_ids=answers[i], completions=said)
             row |= dict(logprobs=logprobs and logprobs[i])
-            row |= dict(completions=[{"role": "assistant", "content": texts[i]}])
         columns = {key: [row[key] for row in rows] for key in rows[0]}
         columns |= dict(prompts=columns.pop("prompt"), trainer_state=trainer.state)
         values = {name: judge(**columns) for name, judge in self.completions.judges.items()}

@@ -24,9 +24,6 @@ TURN = 1_000_003  # between the seeds of a step's turns: more than there are ste
 ALIKE = 1e-6  # totals no further apart are the same
 
 
-# --- prompts ---------------------------------------------------------------
-
-
 def choose_rows(rows: Sequence[dict], run: Run, config: Config) -> tuple[list[dict], str]:
     """The rows to train on, and a sentence on what was done to them, by the preflight's pass rates.
 
@@ -82,9 +79,6 @@ def training_prompts(rows: Sequence[dict], config: Config) -> Any:
     from datasets import Dataset
 
     return Dataset.from_list(list(rows)).select(prompt_order(len(rows), config))
-
-
-# --- answers ---------------------------------------------------------------
 
 
 class RolloutEngine:
@@ -150,9 +144,6 @@ def generates_here(config: Config) -> bool:
     return config.rollout_engine == "vllm" and ours
 
 
-# --- rewards of a batch ----------------------------------------------------
-
-
 def totals(rewards_BR: torch.Tensor, weights_R: torch.Tensor) -> torch.Tensor:
     """The weighted reward of each completion; NaN where no reward could judge it."""
     totals_B = (rewards_BR * weights_R.to(rewards_BR)).nansum(1)
@@ -198,27 +189,17 @@ def rollout_row(
     text: str,
     rewards: Mapping[str, float | None],
     weights: Sequence[float],
-    advantage: float,
-    tokens: int,
-    truncated: bool,
+    **more: Any,
 ) -> dict[str, Any]:
     """A completion of training as a line of `rollouts/`.
 
     Args:
         row: the problem, as `lib.tasks.make_rows` made it.
         rewards, weights: what each reward paid (None or NaN: nothing to say), and what it counts.
-        tokens: the completion's length.
+        more: advantage, tokens (the completion's length), truncated.
     """
     known = zip(rewards.values(), weights, strict=True)
-    return {
-        "step": step,
-        "id": row["id"],
-        "question": row.get("question", ""),
-        "answer": row["answer"],
-        "completion": text,
-        "rewards": dict(rewards),
-        "total": sum(float(v * w) for v, w in known if v is not None and v == v),
-        "advantage": advantage,
-        "tokens": tokens,
-        "truncated": truncated,
-    }
+    total = sum(float(v * w) for v, w in known if v is not None and v == v)
+    problem = {"id": row["id"], "question": row.get("question", ""), "answer": row["answer"]}
+    earned = {"rewards": dict(rewards), "total": total}
+    return {"step": step, **problem, "completion": text, **earned, **more}

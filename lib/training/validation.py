@@ -5,7 +5,7 @@ until 04_pass_at_k_eval. The adapter that did best on them is kept in `best/`.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import TrainerCallback
@@ -62,8 +62,8 @@ class Validation(TrainerCallback):
         log: StepLog,
         engine: Engine | None = None,
     ):
-        limits = (config, config.completion_tokens)
-        self.rows, note = fitting_rows(rows, policy.tokenizer, *limits)
+        tokens = config.completion_tokens
+        self.rows, note = fitting_rows(rows, policy.tokenizer, config, tokens)
         policy.notes += [note] if note else []
         by_id = {problem.id: problem for problem in problems}
         self.problems = [by_id[row["id"]] for row in self.rows]
@@ -106,10 +106,10 @@ class Validation(TrainerCallback):
         record = self.run.best / "validation.json"
         if record.is_file() and read_json(record)["score"] > score:
             return
+        best = {"step": step, "score": score, "problems": len(self.problems)}
         with written_whole(self.run.best) as beside:
             write_adapter(self.policy, beside)
-            record_of_best = {"step": step, "score": score, "problems": len(self.problems)}
-            write_json(beside / record.name, record_of_best)
+            write_json(beside / record.name, best)
 
 
 @contextmanager
@@ -123,10 +123,14 @@ def answering(policy: Policy, engine: Engine | None = None) -> Iterator[Engine]:
         engine.hand_over(live_weights(policy.model))
         yield engine
         return
-    model, training = policy.model, policy.model.training
-    with _for_inference(policy):
-        model.eval()
-        yield TransformersEngine.around(model, policy.tokenizer)
+    model, training, modes = policy.model, policy.model.training, None
+    if policy.backend == "unsloth":  # whose models on a GPU have a mode for each
+        from unsloth import FastLanguageModel as modes
+
+        modes.for_inference(model)
+    yield TransformersEngine.around(model.eval(), policy.tokenizer)
+    if modes:
+        modes.for_training(model)
     model.train(training)
 
 
@@ -148,29 +152,7 @@ def first_step_again(
         sampling = Sampling(max_tokens=config.max_completion_length)
         answers = [answer for [answer] in now.generate([r["prompt"] for r in rows], sampling)]
     totals = completions.totals_of(rows, answers)
-    return [
-        {
-            "question": row["question"],
-            "gold": row["answer"],
-            "first step": row["completion"],
-            "earned": row["total"],
-            "now": answer.text,
-            "earns": total,
-        }
-        for row, answer, total in zip(first, answers, totals, strict=True)
-    ]
-
-
-def _for_inference(policy: Policy) -> Any:
-    """Unsloth's models on a GPU have a mode for it."""
-    if policy.backend != "unsloth":
-        return nullcontext()
-    from unsloth import FastLanguageModel
-
-    @contextmanager
-    def switched() -> Any:
-        FastLanguageModel.for_inference(policy.model)
-        yield
-        FastLanguageModel.for_training(policy.model)
-
-    return switched()
+    names = ("question", "gold", "first step", "earned", "now", "earns")
+    stored = [[row[key] for key in ("question", "answer", "completion", "total")] for row in first]
+    pairs = zip(stored, answers, totals, strict=True)
+    return [dict(zip(names, (*old, now.text, total), strict=True)) for old, now, total in pairs]
