@@ -36,8 +36,6 @@ RECORD = "reward.json"  # its scale, and how good it is
 BATCH = 16  # answers in one forward pass
 RIDGE = 1.0  # for hidden states of length 1; from 0.3 to 3 it made little difference
 
-# --- preference pairs ---------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Pair:
@@ -134,9 +132,6 @@ def halves(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
     return [p for p in pairs if is_first(p)], [p for p in pairs if not is_first(p)]
 
 
-# --- the model, and the reward that it is -------------------------------------------------------
-
-
 @dataclass
 class RewardModel:
     """
@@ -187,21 +182,18 @@ class RewardModel:
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         device = self.model.eval().device
         half = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+        in_16_bit = torch.autocast(device.type, torch.bfloat16 if half else torch.float16)
         states = torch.empty(len(ids), self.model.config.hidden_size, device=device)
         line = Progress(len(ids), "answers read", self.run.progress) if self.run else None
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, torch.bfloat16 if half else torch.float16),
-        ):
-            for start in range(0, len(order), BATCH):
-                part = order[start : start + BATCH]
-                batch = self.tokenizer.pad(
-                    {"input_ids": [ids[i] for i in part]}, return_tensors="pt", padding_side="right"
-                ).to(device)
+        for start in range(0, len(order), BATCH):
+            part = order[start : start + BATCH]
+            inputs = {"input_ids": [ids[i] for i in part]}
+            batch = self.tokenizer.pad(inputs, return_tensors="pt", padding_side="right").to(device)
+            with torch.inference_mode(), in_16_bit:
                 hidden = self.model.base_model(**batch, use_cache=False).last_hidden_state
-                states[part] = hidden[range(len(part)), batch["attention_mask"].sum(1) - 1].float()
-                if line:
-                    line.update(start + len(part))
+            states[part] = hidden[range(len(part)), batch["attention_mask"].sum(1) - 1].float()
+            if line:
+                line.update(start + len(part))
         if line:
             line.close()
         return states
@@ -251,7 +243,7 @@ class LearnedReward:
     def __call__(self, prompts=None, completions=(), **columns) -> list[float]:
         folder = self.folder()
         if prompts is None:
-            raise BadInput("A learned reward needs prompts: it scores answers to them.")
+            raise BadInput("A learned reward needs prompts: it scores answers to them.", "pairs")
         model = _loaded(str(folder), (folder / RECORD).stat().st_mtime_ns)
         chats = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
         return model.rewards(chats, completion_texts(completions))
@@ -273,9 +265,6 @@ class GoldReward(LearnedReward):
     """The same by the run's second reward model: give it weight 0, and it judges the first."""
 
     own: ClassVar[str] = "reward_model_gold"
-
-
-# --- training -----------------------------------------------------------------------------------
 
 
 def untrained(config: Config) -> tuple[Any, Any]:
@@ -317,9 +306,7 @@ def fit_output(model: RewardModel, pairs: Sequence[Pair]) -> None:
     import torch
     from torch.nn.functional import softplus
 
-    prompts = [pair.prompt for pair in pairs] * 2
-    answers = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    states = model.states(prompts, answers)
+    states = model.states(*_asked(pairs))
     spread = states.std(0) * states.shape[1] ** 0.5
     differences = (states[: len(pairs)] - states[len(pairs) :]) / spread
     output = torch.zeros(states.shape[1], device=states.device, requires_grad=True)
@@ -420,14 +407,15 @@ def save_reward_model(model: RewardModel, held_out: Sequence[Pair], folder: Path
     return scores_P2
 
 
-# --- what it is worth, from its scores alone ----------------------------------------------------
-
-
 def score_pairs(model: RewardModel, pairs: Sequence[Pair]) -> np.ndarray:
     """The scores of each pair's preferred and rejected answer, not yet normalised; (pairs, 2)."""
-    prompts = [pair.prompt for pair in pairs] * 2
+    return np.array(model.scores(*_asked(pairs))).reshape(2, -1).T
+
+
+def _asked(pairs: Sequence[Pair]) -> tuple[list[list[dict]], list[str]]:
+    """The prompts of all pairs twice, and their preferred answers before their rejected ones."""
     answers = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
-    return np.array(model.scores(prompts, answers)).reshape(2, -1).T
+    return [pair.prompt for pair in pairs] * 2, answers
 
 
 def is_right(scores_P2: np.ndarray) -> list[bool]:
@@ -448,15 +436,10 @@ def quality(pairs: Sequence[Pair], scores_P2: np.ndarray) -> list[dict]:
         "pairs whose longer answer is preferred": longer > 0,
         "pairs whose shorter answer is preferred": longer < 0,
     }
-    return [
-        {"what": "reward model", **rate(right.tolist())},
-        {"what": "rule: the longer wins", **rate((longer > 0).tolist())},
-        *(
-            {"what": what, **rate(right[part].tolist())}
-            for what, part in parts.items()
-            if part.any() and not part.all()
-        ),
-    ]
+    parts = {what: part for what, part in parts.items() if part.any() and not part.all()}
+    rows = {"reward model": right, "rule: the longer wins": longer > 0}
+    rows |= {what: right[part] for what, part in parts.items()}
+    return [{"what": what, **rate(some.tolist())} for what, some in rows.items()]
 
 
 def reliability(scores_P2: np.ndarray, groups: int = 5) -> list[dict]:
