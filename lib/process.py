@@ -48,6 +48,7 @@ def quiet_process(run: Any) -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",
+        "TRL_EXPERIMENTAL_SILENCE": "1",  # of rollout_func, which `lib.training.trainer` names
         "TORCH_CPP_LOG_LEVEL": "ERROR",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",
