@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from lib.config import Config
+from lib.training.logps import read_on, read_prompts
 
 STD_FLOOR = 1e-4  # added to the standard deviation, as TRL does
 
@@ -178,47 +179,6 @@ def grpo_loss(logps_BT: Tensor, batch: Batch, step: Totals, config: Config) -> T
     return (loss_BT * token_weights(mask_BT, config.loss_type, step)).sum()
 
 
-def read_prompts(
-    model: Any, prompts_NS: Tensor, prompt_mask_NS: Tensor, group: int, **options: Any
-) -> Any:
-    """The model's output on each prompt, computed once for its whole group: logits_N1V of the
-    first completion token, and keys and values for each completion. Gradients pass through both.
-    """
-    out = model(
-        input_ids=prompts_NS,
-        attention_mask=prompt_mask_NS,
-        position_ids=(prompt_mask_NS.cumsum(1) - 1).clamp(min=0),
-        use_cache=True,
-        logits_to_keep=1,
-        **options,
-    )
-    out.past_key_values.batch_repeat_interleave(group)
-    return out
-
-
-def read_on(
-    model: Any,
-    cache: Any,
-    prompt_mask_BS: Tensor,
-    tokens_BT: Tensor,
-    mask_BT: Tensor,
-    **options: Any,
-) -> Any:
-    """The model's output on those of the completions' tokens that the cache has not seen yet."""
-    new = cache.get_seq_length() - prompt_mask_BS.shape[1]
-    places_BT = prompt_mask_BS.sum(1, keepdim=True) + torch.arange(
-        new, tokens_BT.shape[1], device=tokens_BT.device
-    )
-    return model(
-        input_ids=tokens_BT[:, new:],
-        attention_mask=torch.cat([prompt_mask_BS, mask_BT], 1),
-        position_ids=places_BT,
-        past_key_values=cache,
-        use_cache=True,
-        **options,
-    )
-
-
 @torch.no_grad()
 def sample(
     model: Any,
@@ -239,8 +199,9 @@ def sample(
         log-probabilities at the sampling temperature.
     """
     generator = torch.Generator(prompts_NS.device).manual_seed(seed)
-    out = read_prompts(model, prompts_NS, prompt_mask_NS, group)
+    out = read_prompts(model, prompts_NS, prompt_mask_NS, logits_to_keep=1)
     cache, logits_BV = out.past_key_values, out.logits[:, -1].repeat_interleave(group, 0)
+    cache.batch_repeat_interleave(group)  # the prompt's keys and values, for each of its group
     prompt_mask_BS = prompt_mask_NS.repeat_interleave(group, 0)
     tokens_BT, logps_BT = prompt_mask_BS[:, :0], logits_BV[:, :0].float()
     mask_BT = prompt_mask_BS[:, :0]
@@ -277,7 +238,8 @@ def completion_logps(
     """
     group = len(tokens_BT) // len(prompts_NS)
     options = {"output_hidden_states": True} if value_head else {}
-    first = read_prompts(model, prompts_NS, prompt_mask_NS, group, **options)
+    first = read_prompts(model, prompts_NS, prompt_mask_NS, logits_to_keep=1, **options)
+    first.past_key_values.batch_repeat_interleave(group)
     prompt_mask_BS = prompt_mask_NS.repeat_interleave(group, 0)
     later = read_on(model, first.past_key_values, prompt_mask_BS, tokens_BT, mask_BT, **options)
 

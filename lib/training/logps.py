@@ -74,29 +74,48 @@ def _hidden(base: Any, ids_KT: Tensor, mask_KT: Tensor, completion: int, real_KC
     )
     prompts_NS = prompts_NS[:, (prompts_NS >= 0).any(0)]
     prompt_mask_NS = (prompts_NS >= 0).long()
-    prompt = base(
-        input_ids=prompts_NS.clamp(min=0),
-        attention_mask=prompt_mask_NS,
-        position_ids=(prompt_mask_NS.cumsum(1) - 1).clamp(min=0),
-        use_cache=True,
-    )
+    prompt = read_prompts(base, prompts_NS.clamp(min=0), prompt_mask_NS)
     hidden_KCD = prompt.last_hidden_state[group_K, -1:]
     longest = int(real_KC.sum(1).max())
     if longest > 1:  # a completion's last token predicts nothing
-        cache, mask_KS = prompt.past_key_values, prompt_mask_NS[group_K]
-        cache.batch_select_indices(group_K)
-        answers_KC = ids_KT[:, -completion:][:, : longest - 1]
-        answer_mask = real_KC[:, : longest - 1].long()
-        places = mask_KS.sum(1, keepdim=True) + torch.arange(longest - 1, device=ids_KT.device)
-        answers = base(
-            input_ids=answers_KC,
-            attention_mask=torch.cat([mask_KS, answer_mask], 1),
-            position_ids=places,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        hidden_KCD = torch.cat([hidden_KCD, answers.last_hidden_state], 1)
+        prompt.past_key_values.batch_select_indices(group_K)
+        answers = ids_KT[:, -completion:][:, : longest - 1], real_KC[:, : longest - 1].long()
+        later = read_on(base, prompt.past_key_values, prompt_mask_NS[group_K], *answers)
+        hidden_KCD = torch.cat([hidden_KCD, later.last_hidden_state], 1)
     return hidden_KCD[real_KC[:, :longest]]
+
+
+def read_prompts(model: Any, prompts_NS: Tensor, prompt_mask_NS: Tensor, **options: Any) -> Any:
+    """The model's output on each prompt, with keys and values to read on from. Gradients pass
+    through both."""
+    return model(
+        input_ids=prompts_NS,
+        attention_mask=prompt_mask_NS,
+        position_ids=(prompt_mask_NS.cumsum(1) - 1).clamp(min=0),
+        use_cache=True,
+        **options,
+    )
+
+
+def read_on(
+    model: Any, cache: Any, mask_BS: Tensor, tokens_BT: Tensor, mask_BT: Tensor, **options: Any
+) -> Any:
+    """The model's output on those of the completions' tokens that the cache has not seen yet.
+
+    Args:
+        mask_BS: of the prompts.
+    """
+    new = cache.get_seq_length() - mask_BS.shape[1]
+    places_T = torch.arange(new, tokens_BT.shape[1], device=mask_BS.device)
+    return model(
+        input_ids=tokens_BT[:, new:],
+        attention_mask=torch.cat([mask_BS, mask_BT], 1),
+        position_ids=mask_BS.sum(1, keepdim=True)
+        + torch.arange(new, length, device=mask_BS.device),
+        past_key_values=cache,
+        use_cache=True,
+        **options,
+    )
 
 
 def token_logps(
