@@ -110,8 +110,7 @@ def read_on(
     return model(
         input_ids=tokens_BT[:, new:],
         attention_mask=torch.cat([mask_BS, mask_BT], 1),
-        position_ids=mask_BS.sum(1, keepdim=True)
-        + torch.arange(new, length, device=mask_BS.device),
+        position_ids=mask_BS.sum(1, keepdim=True) + places_T,
         past_key_values=cache,
         use_cache=True,
         **options,
