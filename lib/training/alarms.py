@@ -44,34 +44,21 @@ class Alarm:
     step: int
     sentence: str
 
-    def __str__(self) -> str:
-        return f"{self.name} (step {self.step}): {self.sentence}"
 
-
-@dataclass(frozen=True)
 class Course:
-    """A value's mean in the first and in the latest window, and the error of their difference."""
+    """A value's mean in a first and in a latest window of steps, and the error of their difference.
 
-    before: float
-    now: float
-    error: float
+    Args:
+        scatter: the standard deviation of single steps.
+    """
 
-    @property
-    def change(self) -> float:
-        return self.now - self.before
-
-    @property
-    def rose(self) -> bool:
-        return self.change > CLEAR * self.error
-
-    @property
-    def fell(self) -> bool:
-        return -self.change > CLEAR * self.error
-
-    @property
-    def still(self) -> bool:
-        """Not higher than chance alone makes it."""
-        return self.change <= self.error
+    def __init__(self, first: np.ndarray, last: np.ndarray, scatter: float):
+        self.before, self.now = float(first.mean()), float(last.mean())
+        self.change = self.now - self.before
+        self.error = float(scatter * np.sqrt(1 / len(first) + 1 / len(last)))
+        self.rose = self.change > CLEAR * self.error
+        self.fell = -self.change > CLEAR * self.error
+        self.still = self.change <= self.error  # not higher than chance alone makes it
 
 
 def alarms(log: Sequence[Mapping], weights: Mapping[str, float] | None = None) -> list[Alarm]:
@@ -104,12 +91,7 @@ def course(log: Sequence[Mapping], key: str) -> Course | None:
     series, size = values(log, key), window(log)
     if len(series) < 2 * WINDOW:
         return None
-    return _course(series[:size], series[-size:], _scatter(series))
-
-
-def _course(first: np.ndarray, last: np.ndarray, scatter: float) -> Course:
-    error = scatter * np.sqrt(1 / len(first) + 1 / len(last))
-    return Course(float(first.mean()), float(last.mean()), float(error))
+    return Course(series[:size], series[-size:], _scatter(series))
 
 
 def _scatter(series: np.ndarray) -> float:
@@ -128,8 +110,8 @@ def _reward_fell(log, weights) -> str | None:
     start, latest, scatter = series[:size], series[-size:], _scatter(series)
     parts = [series[i : i + size] for i in range(len(series) - size + 1)]
     best = max(parts, key=np.mean)
-    overall = _course(start, latest, scatter)
-    gain, loss = _course(start, best, scatter), _course(best, latest, scatter)
+    overall = Course(start, latest, scatter)
+    gain, loss = Course(start, best, scatter), Course(best, latest, scatter)
     lost_again = gain.rose and loss.fell and -loss.change > LOST_GAIN * gain.change
     if not (overall.fell or lost_again):
         return None
