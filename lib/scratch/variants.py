@@ -38,6 +38,7 @@ from lib.runs import Run, hushed, open_run
 from lib.scratch.lora import live_weights
 from lib.tasks import load_problems
 from lib.tasks.prompts import make_rows
+from lib.training.rollouts import training_engine
 
 
 def run_variants(config: Config, part: int = 0, parts: int = 1) -> Iterator[str]:
@@ -76,8 +77,7 @@ def start_engine(config: Config, folder: Path) -> Any:
     """vLLM for rollouts and evaluation, where it runs; else transformers for the evaluation."""
     try:
         if config.eval_engine == "vllm":
-            share = config.gpu_memory_utilization
-            return VllmEngine(config, folder, share=share, logprobs_mode="processed_logprobs")
+            return training_engine(config, folder)
     except START_ERRORS as error:
         print(no_vllm(error, config))
     return TransformersEngine(config, folder)
@@ -90,20 +90,15 @@ def learn(config: Config, rows: list[dict], run: Run, engine: Any) -> Any:
 
     rewards, weights = recipe_rewards(config)
     samples = engine if isinstance(engine, VllmEngine) and config.rollout_engine == "vllm" else None
-    memory, started = PeakMemory(config.profile != "cpu"), time.perf_counter()
+    memory = PeakMemory(config.profile != "cpu")
     learner = Learner(config, rows, rewards, weights, run, samples)
-    loaded = time.perf_counter()
-    worked = time.process_time()
+    started, worked = time.perf_counter(), time.process_time()
     in_one_go = not (config.resume and learner.kept_step)
     learner.train()
     if in_one_go:
-        learning = {
-            "seconds": round(time.perf_counter() - loaded, 1),
-            "seconds_loading": round(loaded - started, 1),
-            "cpu_seconds": round(time.process_time() - worked, 1),
-            "peak_gib": round(memory.peak(), 2),
-        }
-        run.note(learning=learning)
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
+        learning = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_gib": memory.peak()}
+        run.note(learning={name: round(value, 2) for name, value in learning.items()})
     return learner.model
 
 

@@ -8,6 +8,7 @@ through TRL's own two methods.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -97,13 +98,7 @@ class RolloutEngine:
 
     def __init__(self, config: Config, policy: Policy):
         self.config, self.hand_over_seconds = config, 0.0
-        # The trainer divides by the temperature, too.
-        self.engine = VllmEngine(
-            config,
-            policy.folder,
-            share=config.gpu_memory_utilization,
-            logprobs_mode="processed_logprobs",
-        )
+        self.engine = training_engine(config, policy.folder)
 
     @classmethod
     def start(cls, config: Config, policy: Policy) -> "RolloutEngine | None":
@@ -132,6 +127,13 @@ class RolloutEngine:
         answers = self.engine.complete(prompts, replace(sampling, seed=seed, logprobs=True))
         ids = [list(answer.token_ids) for [answer] in answers]
         return prompts, ids, [[[x] for x in answer.logprobs] for [answer] in answers], None
+
+
+def training_engine(config: Config, folder: Path) -> VllmEngine:
+    """vLLM beside a trainer, with its share of the card; like the trainer it divides by the
+    temperature before it reports a log-prob."""
+    share = config.vllm_gpu_memory_utilization
+    return VllmEngine(config, folder, share=share, logprobs_mode="processed_logprobs")
 
 
 def generates_here(config: Config) -> bool:
