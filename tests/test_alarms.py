@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from lib.answers import grade
 from lib.config import ROOT
 from lib.runs import read_jsonl
 from lib.training.alarms import CHECKS, WINDOW, alarms
@@ -137,35 +136,3 @@ def test_short_logs_and_missing_keys_ring_nothing():
     assert names([]) == []
     assert names(log_of(HEALTHY | WRONG["KL blow-up"])[: 2 * WINDOW - 1]) == []
     assert names([{"step": i, "reward": None, "entropy": float("nan")} for i in range(40)]) == []
-
-
-def test_a_policy_that_games_its_reward_is_caught():
-    """GRPO on a policy of three answers to "7 + 11", paid where the gold occurs in the text."""
-    answers = ["<answer>18</answer>", "<answer>17</answer>", "<answer>17 or 18 or 19</answer>"]
-    # The honest policy knows the sum four times of ten, and rarely thinks of hedging.
-    log = gamed(answers, gold="18", logits=np.log([0.4, 0.57, 0.03]))
-    hacking = [alarm for alarm in alarms(log) if alarm.name == "train up, held-out down"]
-    assert hacking and "reward hacking" in hacking[0].sentence
-
-
-def gamed(answers, gold, logits, groups=8, size=8, steps=60, rate=0.6) -> list[dict]:
-    rng, log = np.random.default_rng(3), []
-    # The right answer is not the policy's to choose: knowing is luck, hedging is a habit.
-    knows, hedges = logits[0] - logits[1], logits[2]
-    paid = np.array([float(gold in text) for text in answers])
-    right = np.array([grade(text, gold, "number", tags="answer").correct for text in answers])
-    for step in range(1, steps + 1):
-        hedge = 1 / (1 + np.exp(-hedges))
-        know = 1 / (1 + np.exp(-knows))
-        chances = [(1 - hedge) * know, (1 - hedge) * (1 - know), hedge]
-        drawn = rng.choice(3, (groups, size), p=chances)
-        rewards = paid[drawn]
-        advantages = rewards - rewards.mean(1, keepdims=True)
-        advantages /= rewards.std(1, ddof=1, keepdims=True) + 1e-4
-        hedges += rate * (advantages * ((drawn == 2) - hedge)).mean()
-        row = {"step": step, "reward": rewards.mean()}
-        if step % 10 == 0 or step == 1:
-            row |= {"heldout/strict": rng.binomial(256, chances @ right) / 256}
-            row["heldout/problems"] = 256
-        log.append(row)
-    return log

@@ -124,13 +124,6 @@ def test_log_probs_and_their_gradient_are_the_ordinary_ones(model, batch, temper
     assert (entropies[batch["completion_mask"].bool()] > 0).all()
 
 
-def test_the_head_in_small_parts_gives_the_same(model, batch, monkeypatch):
-    ours, entropies = completion_scores(model, *whole(batch), COMPLETION)
-    monkeypatch.setattr("lib.training.logps.ROWS", 5)
-    parts, in_parts = completion_scores(model, *whole(batch), COMPLETION)
-    assert torch.allclose(ours, parts, atol=2e-4) and torch.allclose(entropies, in_parts, atol=1e-3)
-
-
 def test_each_prompt_is_read_once_and_no_token_in_vain(model, batch):
     """Two prompts, then the completions but for their last tokens; a group that is not wanted is
     not read."""

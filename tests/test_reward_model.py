@@ -216,12 +216,6 @@ def test_a_recipe_with_a_learned_reward_trains_it_first(config, tmp_path):
         build_rewards({"reward_model": {"path": "nowhere"}})
 
 
-def test_a_reward_is_scored_before_the_policy_is_loaded_or_told_to_be_missing(tmp_path):
-    [function], _ = build_rewards({"gold_reward": 0.0}, run_folder=str(tmp_path))
-    with pytest.raises(BadInput, match="reward_model_gold: run 06_reward_model"):
-        function(prompts=["a"], completions=["b"])
-
-
 @pytest.mark.parametrize("full", [False, True], ids=["lora", "full"])
 def test_the_switch_decides_what_is_trained(full, config, run):
     one = config.model_copy(update={"full_finetuning": full, "reward_steps": 1})
