@@ -186,16 +186,16 @@ def resolve(
     given = translate({k: value for k, value in (parameters or {}).items() if value is not None})
     path = find_recipe(recipe) if recipe else None
     stored = translate(read_recipe(path)) if path else {}
-    asked = stored | given
-    cap = asked.get("gpu_memory_cap", 0)
+    settings = stored | given
+    cap = settings.get("gpu_memory_cap", 0)
     hardware = hardware or detect_hardware(cap if isinstance(cap, float | int) else 0.0)
-    profile = asked.get("profile", "auto")
+    profile = settings.get("profile", "auto")
     if profile == "auto":
         profile = choose_profile(hardware)
     if not isinstance(profile, str) or profile not in PROFILES:
         raise BadInput(f"There is no profile {profile!r}: {nearest(profile, PROFILES)}", "profile")
     source = f"recipe {path.stem}" if path else "recipe"
-    special = _settings_of_profiles(asked.get("by_profile", {}))
+    special = _settings_of_profiles(settings.get("by_profile", {}))
     layers = [
         (f"profile {profile}", translate(PROFILES[profile])),
         (source, stored),
@@ -206,10 +206,10 @@ def resolve(
     for origin, layer in layers:
         values.update(layer)
         origins.update(dict.fromkeys(layer, origin))
-    for other, settings in special.items():  # what is wrong for another profile is wrong now
-        _validate(values | settings, origins | dict.fromkeys(settings, f"by_profile {other}"))
-    for place, settings in _nested(asked):
-        _validate(values | settings, origins | dict.fromkeys(settings, place))
+    # What is wrong for another profile, or later, is wrong now.
+    others = [(f"by_profile {other}", changes) for other, changes in special.items()]
+    for place, changes in (*others, *_nested(settings)):
+        _validate(values | changes, origins | dict.fromkeys(changes, place))
     # Which profile is meant is settled now.
     config = _validate(_completed(values) | {"profile": profile}, origins)
     config._recipe = path.resolve() if path else None
@@ -252,14 +252,14 @@ def _settings_of_profiles(by_profile: Any) -> dict[str, dict[str, Any]]:
     return {name: translate(settings) for name, settings in by_profile.items()}
 
 
-def _nested(asked: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _nested(recipe: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Settings that are resolved later, by 09 and the side task: where they stand, and they."""
-    variants = asked.get("variants", {})
+    variants = recipe.get("variants", {})
     for name, settings in variants.items() if isinstance(variants, dict) else ():
         if isinstance(settings, dict):
             yield f"variant {name}", translate(settings)
-    if isinstance(asked.get("side_task"), dict):
-        yield "side_task", translate(asked["side_task"])
+    if isinstance(recipe.get("side_task"), dict):
+        yield "side_task", translate(recipe["side_task"])
 
 
 def _completed(values: dict[str, Any]) -> dict[str, Any]:

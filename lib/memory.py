@@ -289,7 +289,7 @@ def pass_tokens(config: Config) -> tuple[int, int]:
 
 
 def _learning(config: Config, shape: ModelShape) -> dict[str, Any]:
-    """What the backward of one pass needs kept, and the output layer beside it."""
+    """What the backward of one pass keeps, and the output layer beside it."""
     rows, tokens = pass_tokens(config)
     h, m, fast = shape.hidden, shape.intermediate, by_unsloth(config)
     shared = config.shared_prompts and not fast
@@ -298,13 +298,13 @@ def _learning(config: Config, shape: ModelShape) -> dict[str, Any]:
     # gated MLP; Unsloth's kernels compute half of it again.
     numbers, formula = (5 * h + 2 * m, "5h + 2m") if fast else (9 * h + 5 * m, "9h + 5m")
     block = tokens * numbers * width
-    kept, said = shape.layers * block, f"{shape.layers} blocks × {tokens} tokens × ({formula})"
+    size, how = shape.layers * block, f"{shape.layers} blocks × {tokens} tokens × ({formula})"
     if config.gradient_checkpointing:  # a block's input, and one block at a time
         layers = 2 if fast else shape.layers  # Unsloth moves the others to main memory
-        kept = layers * tokens * h * width + block
-        said = f"{layers} blocks' inputs of {tokens} tokens, and one block ({formula})"
+        size = layers * tokens * h * width + block
+        how = f"{layers} blocks' inputs of {tokens} tokens, and one block ({formula})"
     if config.load_in_4bit:  # one layer at a time in 16 bit
-        kept += h * m * 2
+        size += h * m * 2
     logits = rows * config.max_completion_length
     if fast:  # as unsloth_zoo's fused losses split them
         logits = min(logits, max(LOGIT_ROWS, -(-logits // 8)))
@@ -316,7 +316,7 @@ def _learning(config: Config, shape: ModelShape) -> dict[str, Any]:
     copies = config.profile == "cpu", config.full_finetuning, 2 * config.cast_lm_head_to_fp32
     head += sum(copies) * width * shape.vocab * h
     return {
-        "activations": (kept, f"{said} × {width} bytes"),
+        "activations": (size, f"{how} × {width} bytes"),
         "output layer": (head, f"{logits} rows of {shape.vocab} logits, or some at a time"),
     }
 

@@ -80,13 +80,13 @@ def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, lam: float) -> T
     """
     values_BT = values_BT * mask_BT
     advantage_B = torch.zeros_like(values_BT[:, 0])
-    next_B, found = advantage_B, []
+    next_B, advantages = advantage_B, []
     for t in reversed(range(values_BT.shape[1])):
         delta_B = rewards_BT[:, t] + next_B - values_BT[:, t]
         advantage_B = (delta_B + lam * advantage_B) * mask_BT[:, t]
         next_B = values_BT[:, t]
-        found.append(advantage_B)
-    return torch.stack(found[::-1], 1)
+        advantages.append(advantage_B)
+    return torch.stack(advantages[::-1], 1)
 
 
 def whiten(values_BT: Tensor, mask_BT: Tensor) -> Tensor:

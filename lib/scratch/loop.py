@@ -242,18 +242,18 @@ class Learner:
         lengths_B = batch.mask_BT.sum(1).clamp(min=1)
         means_B = ((batch.advantages_BT * batch.mask_BT).sum(1) / lengths_B).tolist()
         truncated = [completion.finish_reason == "length" for completion in completions]
-        kept = []
+        records = []
         for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
             paid = {name: values[i] for name, values in scores.items()}
             said = dict(advantage=means_B[i], tokens=len(completion.token_ids))
             said |= dict(truncated=truncated[i])
             row = rollout_row(self.step + 1, row, completion.text, paid, self.weights, **said)
-            kept.append(row)
-        append_jsonl(self.run.rollouts / f"step_{self.step + 1:05d}.jsonl", kept)
+            records.append(row)
+        append_jsonl(self.run.rollouts / f"step_{self.step + 1:05d}.jsonl", records)
         # As TRL counts: each completion with its prompt.
         self.tokens += int(batch.prompt_mask_NS.sum()) * group + int(batch.mask_BT.sum())
         return describe_rewards(rewards_B.view(-1, group), scores) | {
-            "completions/mean_length": float(np.mean([row["tokens"] for row in kept])),
+            "completions/mean_length": float(np.mean([row["tokens"] for row in records])),
             "completions/clipped_ratio": float(np.mean(truncated)),
             "num_tokens": self.tokens,
         }
@@ -296,8 +296,8 @@ class Learner:
             loss.backward()
             for name, total in metrics.items():
                 sums[name] = sums.get(name, 0.0) + total
-        whole = {name: sums.pop(name) for name in ("loss", "value_loss") if name in sums}
-        return whole | {n: total / max(tokens, 1) for n, total in sums.items()} | self.move()
+        step_sums = {name: sums.pop(name) for name in ("loss", "value_loss") if name in sums}
+        return step_sums | {n: total / max(tokens, 1) for n, total in sums.items()} | self.move()
 
     def move(self) -> dict[str, float]:
         """The optimizer's step, and what to log of it."""

@@ -142,8 +142,10 @@ def load_lora(model: nn.Module, folder: Path) -> None:
     """
     stored = load_file(folder / "adapter_model.safetensors")
     if not lora_layers(model):
-        kept = read_json(folder / "adapter_config.json")
-        add_lora(model, *(kept[k] for k in ("r", "lora_alpha", "target_modules", "lora_dropout")))
+        settings = read_json(folder / "adapter_config.json")
+        add_lora(
+            model, *(settings[k] for k in ("r", "lora_alpha", "target_modules", "lora_dropout"))
+        )
     weights = _named_weights(model)
     if {k: w.shape for k, w in weights.items()} != {k: w.shape for k, w in stored.items()}:
         raise BadInput(
