@@ -31,6 +31,7 @@ from lib.runs import Run, read_json, write_json, written_whole
 from lib.stats import rate
 from lib.tasks import Problem, load_problems, sample_problems
 from lib.tasks.prompts import PromptFormat, get_format, make_rows
+from lib.training.warm_up import side_arguments
 
 RECORD = "reward.json"  # its scale, and how good it is
 BATCH = 16  # answers in one forward pass
@@ -342,10 +343,8 @@ def train_reward_model(
         def on_step_end(self, args, state, control, **kwargs):
             progress.update(state.global_step)
 
-    on_gpu = config.profile != "cpu"
     arguments = RewardConfig(
         output_dir=str(run.folder / ".reward_trainer"),
-        seed=config.seed,
         max_steps=config.reward_steps,
         per_device_train_batch_size=config.reward_pairs,
         max_length=None,  # `fitting` has chosen
@@ -353,15 +352,8 @@ def train_reward_model(
         lr_scheduler_type="cosine",
         warmup_steps=min(10, config.reward_steps // 10),
         optim="adamw_torch",
-        bf16=config.precision == "bf16",
-        fp16=config.precision == "fp16",
-        use_cpu=not on_gpu,
-        dataloader_pin_memory=on_gpu,
-        gradient_checkpointing=on_gpu,
-        logging_steps=1,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
+        gradient_checkpointing=config.profile != "cpu",
+        **side_arguments(config),
     )
     adapter = LoraConfig(**lora_arguments(config), task_type="SEQ_CLS")  # trains the output, too
     trainer = RewardTrainer(

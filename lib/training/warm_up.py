@@ -79,6 +79,21 @@ def _worked_row(
     return {"input_ids": all_ids[:longest], "labels": labels[:longest]}
 
 
+def side_arguments(config: Config) -> dict[str, Any]:
+    """Of transformers' TrainingArguments, for a training beside GRPO's: its log alone is kept."""
+    return dict(
+        seed=config.seed,
+        bf16=config.precision == "bf16",
+        fp16=config.precision == "fp16",
+        use_cpu=config.profile == "cpu",
+        dataloader_pin_memory=config.profile != "cpu",
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+
+
 def _train(policy: Policy, rows: Sequence[dict], config: Config, run: Run) -> list[float]:
     """By transformers' Trainer: TRL's SFTTrainer needs a Triton kernel, which no CPU runs."""
     from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
@@ -93,16 +108,8 @@ def _train(policy: Policy, rows: Sequence[dict], config: Config, run: Run) -> li
             lr_scheduler_type="constant",
             max_grad_norm=config.max_grad_norm,
             optim=config.optim,
-            seed=config.seed,
-            bf16=config.precision == "bf16",
-            fp16=config.precision == "fp16",
-            use_cpu=config.profile == "cpu",
             gradient_checkpointing=config.gradient_checkpointing,
-            dataloader_pin_memory=config.profile != "cpu",
-            logging_steps=1,
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
+            **side_arguments(config),
         ),
         train_dataset=list(rows),
         data_collator=DataCollatorForSeq2Seq(policy.tokenizer, label_pad_token_id=IGNORED),
