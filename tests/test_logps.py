@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from datasets import Dataset
+from trl import GRPOConfig
 
-from lib.models import widen_head
+from lib.models import load_tokenizer, widen_head
 from lib.training.logps import completion_scores, plain_logps, why_not_shared
 
 GROUP, PROMPTS, PROMPT, COMPLETION = 3, 2, 9, 7
@@ -12,7 +14,6 @@ LOSSES = {
     **{loss: dict(loss_type=loss) for loss in ("grpo", "dr_grpo", "dapo", "bnpo", "cispo")},
     "gspo": dict(loss_type="grpo", **SEQUENCE),
 }
-# Without a reference model: the path is the same with one.
 FURTHER = {
     "sapo": dict(loss_type="sapo", sapo_temperature_neg=1.3),
     "luspo": dict(loss_type="luspo", **SEQUENCE),
@@ -23,7 +24,7 @@ FURTHER = {
     "entropy bonus": dict(entropy_coef=0.1),
     "both": dict(top_entropy_quantile=0.4, entropy_coef=0.1, loss_type="bnpo"),
 }
-CASES = [*((loss, beta) for loss in LOSSES for beta in (0.0, 0.1)), *((f, 0.0) for f in FURTHER)]
+CASES = [*((loss, 0.0) for loss in LOSSES | FURTHER), ("grpo", 0.1), ("gspo", 0.1)]
 
 
 def adapted(folder, dtype=torch.float32):
@@ -42,6 +43,44 @@ def adapted(folder, dtype=torch.float32):
 @pytest.fixture(scope="module")
 def model(first_layers):
     return adapted(first_layers)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(first_layers):
+    return load_tokenizer(first_layers)
+
+
+@pytest.fixture
+def suite_trainer(model, tokenizer, tmp_path, monkeypatch):
+    """`suite_trainer("dapo", 0.0)`: ours with that loss."""
+    from lib.training import GRPOTrainer
+    from lib.training import trainer as module
+
+    monkeypatch.setattr(module, "why_not_shared", lambda _: "")  # its own test tries it out
+
+    def make(loss: str, beta: float, checkpointing: bool = False):
+        if "ref" in model.peft_config:
+            model.delete_adapter("ref")
+        arguments = GRPOConfig(
+            output_dir=str(tmp_path),
+            use_cpu=True,
+            bf16=False,
+            report_to="none",
+            gradient_checkpointing=checkpointing,
+            per_device_train_batch_size=GROUP * PROMPTS,
+            num_generations=GROUP,
+            max_completion_length=COMPLETION,
+            temperature=0.9,
+            beta=beta,
+            **(LOSSES | FURTHER)[loss],
+        )
+        rows = Dataset.from_list([{"prompt": "Hello"}] * 2)
+        trainer = GRPOTrainer(model, lambda **_: [0.0], arguments, rows, processing_class=tokenizer)
+        trainer.current_gradient_accumulation_steps = 1
+        trainer.model.train()
+        return trainer
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -175,40 +214,10 @@ def test_full_fine_tuning_gives_the_output_layer_its_gradient(first_layers, batc
     assert relative(grad, plain) < 1e-4
 
 
-def suite_trainer(model, folder, loss: str, beta: float, checkpointing: bool = False):
-    from datasets import Dataset
-    from transformers import AutoTokenizer
-    from trl import GRPOConfig
-
-    from lib.training import GRPOTrainer
-
-    if "ref" in model.peft_config:
-        model.delete_adapter("ref")
-    arguments = GRPOConfig(
-        output_dir=str(folder),
-        use_cpu=True,
-        bf16=False,
-        report_to="none",
-        gradient_checkpointing=checkpointing,
-        per_device_train_batch_size=GROUP * PROMPTS,
-        num_generations=GROUP,
-        max_completion_length=COMPLETION,
-        temperature=0.9,
-        beta=beta,
-        **(LOSSES | FURTHER)[loss],
-    )
-    rows = Dataset.from_list([{"prompt": "Hello"}] * 2)
-    tokenizer = AutoTokenizer.from_pretrained(model.get_base_model().name_or_path)
-    trainer = GRPOTrainer(model, lambda **_: [0.0], arguments, rows, processing_class=tokenizer)
-    trainer.current_gradient_accumulation_steps = 1
-    trainer.model.train()
-    return trainer
-
-
 @pytest.mark.parametrize(("loss", "beta"), CASES)
-def test_each_loss_and_its_gradient_equal_trls(model, batch, tmp_path, loss, beta):
+def test_each_loss_and_its_gradient_equal_trls(suite_trainer, model, batch, loss, beta):
     """A dead group among them, old log-probs that differ, and a reference model."""
-    trainer = suite_trainer(model, tmp_path, loss, beta)
+    trainer = suite_trainer(loss, beta)
     before = ordinary_logps(model, batch, 0.9).detach()
     inputs = {key: value for key, value in batch.items() if key != "noise"} | {
         "old_per_token_logps": before + 0.2 * batch["noise"][0],
@@ -225,17 +234,17 @@ def test_each_loss_and_its_gradient_equal_trls(model, batch, tmp_path, loss, bet
     assert relative(found[True][1], found[False][1]) < near
 
 
-def test_a_step_without_signal_trains_nothing(model, batch, tmp_path):
-    trainer = suite_trainer(model, tmp_path, "dapo", 0.0)
+def test_a_step_without_signal_trains_nothing(suite_trainer, batch):
+    trainer = suite_trainer("dapo", 0.0)
     trainer.shares_prompts = True
     inputs = {key: value for key, value in batch.items() if key != "noise"}
     loss = trainer.compute_loss(trainer.model, inputs | {"advantages": torch.zeros(6)})
     assert not gradient(trainer.model, loss).any()
 
 
-def test_groups_stay_whole_in_a_pass_and_old_log_probs_are_the_first_passs(model, tmp_path):
+def test_groups_stay_whole_in_a_pass_and_old_log_probs_are_the_first_passs(suite_trainer):
     """TRL shuffles completions over passes; ours do not, and the batch is TRL's otherwise."""
-    trainer = suite_trainer(model, tmp_path, "dapo", 0.0)
+    trainer = suite_trainer("dapo", 0.0)
     trainer.args.steps_per_generation, trainer.args.per_device_train_batch_size = 2, GROUP
     trainer.shares_prompts, trainer._step, trainer._buffered_inputs = True, 0, None
     trainer.reward_funcs[0] = lambda completions, **_: [float(i) for i in range(len(completions))]
@@ -261,8 +270,8 @@ def test_sharing_is_refused_where_a_model_computes_in_its_own_way(model):
     assert why_not_shared(mistral) == ""  # transformers' cache knows the window
 
 
-def test_with_gradient_checkpointing_nothing_is_shared(model, tmp_path):
-    trainer = suite_trainer(model, tmp_path, "dapo", 0.0, checkpointing=True)
+def test_with_gradient_checkpointing_nothing_is_shared(suite_trainer):
+    trainer = suite_trainer("dapo", 0.0, checkpointing=True)
     assert not trainer.shares_prompts and "checkpointing" in trainer.not_shared
 
 
