@@ -275,7 +275,7 @@ def test_with_gradient_checkpointing_nothing_is_shared(suite_trainer):
     assert not trainer.shares_prompts and "checkpointing" in trainer.not_shared
 
 
-def test_a_prompt_kept_without_its_gradient_is_noticed(model, monkeypatch):
+def test_a_prompt_kept_without_its_gradient_is_noticed(embedded, monkeypatch):
     from transformers import DynamicCache
 
     select = DynamicCache.batch_select_indices
@@ -286,4 +286,4 @@ def test_a_prompt_kept_without_its_gradient_is_noticed(model, monkeypatch):
         select(cache, indices)
 
     monkeypatch.setattr(DynamicCache, "batch_select_indices", detached)
-    assert "no gradient" in why_not_shared(model)
+    assert "no gradient" in why_not_shared(adapted(embedded))
