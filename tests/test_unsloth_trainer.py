@@ -14,21 +14,22 @@ SCRIPT = """
 import json, shutil, sys
 from lib.config import resolve
 from lib.runs import hushed, open_run, read_jsonl
-given = dict(output_dir=sys.argv[1], profile="cpu", backend="unsloth", max_steps=2, micro_batch=4)
+given = dict(output_dir=sys.argv[1], model=sys.argv[2], profile="cpu", backend="unsloth")
+given |= dict(max_steps=2, micro_batch=4)
 config = resolve("ci", given)
 run = open_run(config)
 with hushed(run):
     import unsloth, unsloth.models.rl
     from lib.models import load_policy
-    from lib.rewards import recipe_rewards
     from lib.tasks import load_problems, make_rows
     from lib.training.run import make_trainer, save_trained, train
+    from tests.conftest import by_turns
     _, training, _, examples = load_problems(config)
     rows = make_rows(training, config.prompt_format, config.shots, examples)
 
     def learn(config):
         policy = load_policy(config)
-        trainer = make_trainer(policy, rows, *recipe_rewards(config), config, run)
+        trainer = make_trainer(policy, rows, [by_turns], [1.0], config, run)
         train(trainer, config, run)
         save_trained(policy, config, run)
         trainer.engine.engine.close()
@@ -44,10 +45,10 @@ print(json.dumps(dict(unsloths=unsloths, notes=notes, log=log, again=again,
 
 
 @pytest.fixture(scope="module")
-def seen(embedded, tmp_path_factory) -> dict:
+def seen(first_layers, tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("unsloth")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "UNSLOTH_COMPILE_DISABLE": "1"}
-    command = [sys.executable, "-c", SCRIPT, str(folder)]
+    command = [sys.executable, "-c", SCRIPT, str(folder), str(first_layers)]
     done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.strip().split("\n")[-1])
@@ -56,7 +57,7 @@ def seen(embedded, tmp_path_factory) -> dict:
 def test_it_trains_by_unsloths_trainer_and_says_what_that_does_not_do(seen):
     assert seen["unsloths"]
     assert any("Unsloth's trainer has a loss of its own" in note for note in seen["notes"])
-    assert all(row["grad_norm"] > 0 for row in seen["log"] if row["frac_reward_zero_std"] < 1)
+    assert all(row["grad_norm"] > 0 for row in seen["log"])
 
 
 def test_every_completion_is_kept(seen):
@@ -67,7 +68,7 @@ def test_every_completion_is_kept(seen):
 
 
 def test_the_entropy_is_logged(seen):
-    assert all(0 < row["entropy"] < 6 for row in seen["log"])
+    assert all(0 < row["entropy"] < 12 for row in seen["log"])
 
 
 def test_a_resumed_run_goes_on_as_it_would_have(seen):
