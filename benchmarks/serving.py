@@ -9,8 +9,6 @@ counted. Latency is of a whole answer, in seconds.
 """
 
 import argparse
-import os
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +17,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lib.config import resolve
-from lib.export.serve import Server, _ready, free_port, serve_gguf, serve_vllm, vllm_command
+from lib.export.serve import (
+    Server,
+    _ready,
+    _start,
+    free_port,
+    serve_gguf,
+    serve_vllm,
+    vllm_command,
+)
 from lib.files import write_json
 from lib.hardware import detect_hardware
 from lib.models import embedded_folder
@@ -58,7 +64,7 @@ def main() -> int:
 
 
 def load(server: Server, clients: int, requests: int, tokens: int) -> dict[str, float]:
-    """So many clients at once, until all requests are answered."""
+    """That many clients at once, until all requests are answered."""
 
     def one(number: int) -> tuple[float, int]:
         started = time.perf_counter()
@@ -85,10 +91,7 @@ def plain_vllm(folder: Path, config: Any, log: Path) -> Server:
     command += ["--host", "127.0.0.1"]
     command += ["--dtype", "bfloat16", "--max-model-len", str(config.max_seq_length)]
     command += ["--enforce-eager", "--max-num-seqs", "32"] if config.profile == "cpu" else []
-    with log.open("a") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=file, env=os.environ, start_new_session=True
-        )
+    process = _start(command, log, {})
     return _ready(Server("vLLM", port, ["base"], "none", process, log), seconds=600)
 
 

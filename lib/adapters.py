@@ -1,5 +1,7 @@
-"""Whether an adapter fits the base model it is to be measured on.
+"""An adapter's folder: what stands in it beside its weights, and whether it fits its base model.
 
+    >>> make_portable(run.adapter, config, examples)    # its base's name, and prompt.json
+    >>> conversation(run.adapter, "Calculate 9 + 8.")   # the messages it was trained to answer
     >>> check_adapter(run.adapter, model_folder(config))
 
 peft loads an adapter whose keys match nothing with a warning and answers as the base; what is
@@ -7,96 +9,104 @@ measured then is not what was asked for.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from lib.config import Config
 from lib.errors import BadInput
-from lib.files import read_json
+from lib.files import read_json, write_json
+from lib.tasks import Problem, make_rows
 
+EMBEDDED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SHARED = ("lm_head", "embed_tokens", "wte")  # what tied embeddings are called
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds an adapter, and not a whole model (as after full fine-tuning)."""
+    return (folder / "adapter_config.json").is_file()
+
+
+def public_name(config: Config) -> str:
+    """The base model's name as others know it, never a path of this machine."""
+    if config.model == "embedded":
+        return EMBEDDED_NAME
+    return Path(config.model).name if Path(config.model).expanduser().exists() else config.model
+
+
+def make_portable(folder: Path, config: Config, examples: Sequence[Problem]) -> None:
+    """What another machine needs to ask the model in a folder as it was trained to be asked.
+
+    `prompt.json`: the conversation that training put around a question, "{question}" in it. An
+    adapter names its base as others know it, and loses peft's empty card, which has a path in it.
+    """
+    blank = Problem(id="prompt", question="{question}", answer="any", kind="text")
+    [row] = make_rows([blank], config.prompt_format, config.shots, examples)
+    write_json(folder / "prompt.json", {"messages": row["prompt"]})
+    if is_adapter(folder):
+        file = folder / "adapter_config.json"
+        write_json(file, read_json(file) | {"base_model_name_or_path": public_name(config)})
+        (folder / "README.md").unlink(missing_ok=True)
+
+
+def conversation(folder: Path, question: str) -> list[dict[str, str]]:
+    """The question as the model in the folder was trained to be asked."""
+    file = folder / "prompt.json"
+    messages = read_json(file)["messages"] if file.is_file() else []
+    blank = messages[-1]["content"] if messages else "{question}"
+    last = {"role": "user", "content": blank.replace("{question}", question)}
+    return [*messages[:-1], last]
 
 
 def check_adapter(folder: Path, base: Path) -> None:
     """Raises BadInput where the adapter in `folder` is not a LoRA adapter of the model in `base`,
     or holds what this suite would measure wrongly. Only headers are read, no weights."""
-    file = folder / "adapter_config.json"
-    settings = read_json(file) if file.is_file() else {}
+
+    def refuse(key: str, sentence: str) -> None:
+        raise BadInput(f"The adapter in {folder} {sentence}.", key=f"adapter-{key}")
+
+    settings = read_json(folder / "adapter_config.json") if is_adapter(folder) else {}
     if settings.get("peft_type") != "LORA":
-        kind = settings.get("peft_type") or "its adapter_config.json names no kind"
-        raise BadInput(f"{folder} is no LoRA adapter ({kind}): give one.", key="adapter-type")
-    shapes = _shapes(folder, "adapter_model.safetensors")
-    pairs = _pairs(shapes)
-    whole = sorted(set(shapes) - {name for pair in pairs.values() for name in pair})
-    touched = [*pairs, *whole, *(settings.get("modules_to_save") or [])]
-    if read_json(base / "config.json").get("tie_word_embeddings", True):
-        shared = [name for name in touched if any(part in name for part in SHARED)]
-        if shared:
-            raise BadInput(
-                f"The adapter in {folder} changes {shared[0]}, which the base model uses as its "
-                f"embeddings and as its output layer both: train without it.",
-                key="adapter-tied",
-            )
-    if whole:
-        raise BadInput(
-            f"The adapter in {folder} replaces {whole[0]} whole, which vLLM does not load: merge "
-            f"it with peft and measure the merged folder.",
-            key="adapter-whole-modules",
-        )
-    if not pairs:
-        raise BadInput(f"The adapter in {folder} holds no LoRA weights.", key="adapter-empty")
-    _check_sizes(folder, pairs, shapes, _base_shapes(base))
-
-
-def _pairs(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[str, str]]:
-    """Layer: the names of its A and B."""
-    suffix = re.compile(r"\.lora_(?:A|embedding_A)(?:\.weight)?$")
-    pairs = {}
-    for name in shapes:
-        if suffix.search(name):
-            other = re.sub(r"lora_(embedding_)?A", r"lora_\1B", name)
-            pairs[suffix.sub("", name).removeprefix("base_model.model.")] = (name, other)
-    return pairs
-
-
-def _check_sizes(
-    folder: Path,
-    pairs: dict[str, tuple[str, str]],
-    shapes: dict[str, tuple[int, ...]],
-    base: dict[str, tuple[int, ...]],
-) -> None:
-    for layer, (a, b) in pairs.items():
-        weight = base.get(_place(layer))
+        refuse("type", f"is no LoRA adapter ({settings.get('peft_type', 'of no kind')}): give one")
+    layers: dict[str, dict[str, tuple]] = {}  # by name, the shapes of A and B
+    replaced = []
+    for name, shape in _shapes(folder / "adapter_model.safetensors").items():
+        layer, is_lora, part = name.removeprefix("base_model.model.").partition(".lora_")
+        if is_lora:
+            layers.setdefault(layer, {})[part.removeprefix("embedding_")[0]] = shape
+        else:
+            replaced.append(layer)
+    touched = [*layers, *replaced, *(settings.get("modules_to_save") or [])]
+    shared = [name for name in touched if any(part in name for part in SHARED)]
+    if shared and read_json(base / "config.json").get("tie_word_embeddings", True):
+        both = "which the base model uses both as its embeddings and as its output layer"
+        refuse("tied", f"changes {shared[0]}, {both}: train without it")
+    if replaced:
+        how = "merge it with peft and measure the merged folder"
+        refuse("whole-modules", f"replaces {replaced[0]} whole, which vLLM does not load: {how}")
+    if not layers:
+        refuse("empty", "holds no LoRA weights: train one")
+    weights = {
+        _place(name.removesuffix(".weight")): shape
+        for file in base.glob("*.safetensors")
+        for name, shape in _shapes(file).items()
+    }
+    for layer, pair in layers.items():
+        weight, a, b = weights.get(_place(layer)), pair.get("A", ()), pair.get("B", ())
         if weight is None:
-            raise BadInput(
-                f"The adapter in {folder} is for a layer {layer} that the base model does not "
-                f"have: give the adapter's own base as `model`.",
-                key="adapter-layers",
+            what = "is for a layer {} that the base model does not have: {}"
+            refuse("layers", what.format(layer, "give the adapter's own base as `model`"))
+        fits = len(a) == len(b) == 2 and b[1] == a[0]
+        if not fits or sorted((b[0], a[1])) != sorted(weight):
+            refuse(
+                "sizes",
+                f"has A {list(a)} and B {list(b)} at {layer}, where the base model's weight is "
+                f"{list(weight)}: give the adapter's own base as `model`, or an adapter that is "
+                f"whole",
             )
-        down, up = shapes[a], shapes.get(b, ())
-        fits = len(up) == 2 and up[1] == down[0] and sorted((up[0], down[1])) == sorted(weight)
-        if not fits:
-            raise BadInput(
-                f"The adapter in {folder} has A {list(down)} and B {list(up)} at {layer}, where "
-                f"the base model's weight is {list(weight)}: give the adapter's own base as "
-                f"`model`, or an adapter that is whole.",
-                key="adapter-sizes",
-            )
-    r = read_json(folder / "adapter_config.json").get("r")
-    ranks = {shapes[a][0] for a, _ in pairs.values()}
-    patterns = read_json(folder / "adapter_config.json").get("rank_pattern")
-    if not patterns and ranks != {r}:
-        raise BadInput(
-            f"The adapter in {folder} says rank {r} and has weights of rank {sorted(ranks)}: its "
-            f"files are not of one adapter.",
-            key="adapter-rank",
-        )
-
-
-def _base_shapes(base: Path) -> dict[str, tuple[int, ...]]:
-    """Place in the model: its weight's shape, of every matrix in the base model's files."""
-    shapes = {}
-    for file in sorted(base.glob("*.safetensors")):
-        shapes |= _shapes(base, file.name)
-    return {_place(name.removesuffix(".weight")): shape for name, shape in shapes.items()}
+    ranks = {pair["A"][0] for pair in layers.values()}
+    if not settings.get("rank_pattern") and ranks != {settings.get("r")}:
+        says = f"says rank {settings.get('r')} and has weights of rank {sorted(ranks)}"
+        refuse("rank", f"{says}: its files are not of one adapter")
 
 
 def _place(name: str) -> str:
@@ -105,14 +115,14 @@ def _place(name: str) -> str:
     return block[0].lstrip(".") if block else name.rpartition(".")[2]
 
 
-def _shapes(folder: Path, name: str) -> dict[str, tuple[int, ...]]:
+def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(folder / name, "numpy") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+        with safe_open(file, "numpy") as opened:
+            return {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise BadInput(
-            f"{folder / name} cannot be read ({error}): it is missing or cut short; copy it again.",
+            f"{file} cannot be read ({error}): it is missing or cut short; copy it again.",
             key="adapter-cut",
         ) from error

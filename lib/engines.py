@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -359,6 +360,30 @@ def _from_vllm(output: Any) -> Completion:
     return Completion(output.text, tuple(output.token_ids), reason, logprobs)
 
 
+def shared_length(rows: Sequence[Sequence[int]]) -> int:
+    """How many tokens all rows begin with."""
+    return sum(1 for _ in takewhile(lambda at: len(set(at)) == 1, zip(*rows, strict=False)))
+
+
+def shared_prefix(model: Any, rows: Sequence[Sequence[int]]) -> tuple[int, Any]:
+    """What all prompts begin with (their system text and worked examples), computed once.
+
+    Returns: its length in tokens and its key-value cache, a copy for each row; (0, None) on a GPU,
+        where whole prompts take no longer.
+    """
+    import torch
+    from transformers import DynamicCache
+
+    length = shared_length([row[:-1] for row in rows])
+    if model.device.type != "cpu" or len(rows) < 2 or length < 2:
+        return 0, None
+    cache = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        model(input_ids=torch.tensor([rows[0][:length]]), past_key_values=cache, logits_to_keep=1)
+    cache.batch_repeat_interleave(len(rows))
+    return length, cache
+
+
 class TransformersEngine(Engine):
     """transformers' generate: slower, and runs wherever torch does."""
 
@@ -403,9 +428,15 @@ class TransformersEngine(Engine):
         import torch
 
         texts = [chat_text(self.tokenizer, prompt) for prompt in prompts]
-        inputs = self.tokenizer(
-            texts, return_tensors="pt", padding=True, add_special_tokens=False
-        ).to(self.model.device)
+        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        length, cache = shared_prefix(self.model, rows)
+        rests = {"input_ids": [row[length:] for row in rows]}
+        inputs = self.tokenizer.pad(rests, return_tensors="pt").to(self.model.device)
+        if length:  # the padding stands behind what is shared
+            shared = torch.tensor([row[:length] for row in rows])
+            inputs["input_ids"] = torch.cat([shared, inputs["input_ids"]], 1)
+            mask = torch.cat([torch.ones_like(shared), inputs["attention_mask"]], 1)
+            inputs |= {"attention_mask": mask, "past_key_values": cache}
         choice: dict[str, Any] = dict(do_sample=False)
         if sampling.temperature > 0:
             choice = dict(

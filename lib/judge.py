@@ -11,16 +11,17 @@ mark or cannot be reached, which leaves the completion out of its group. The key
 import hashlib
 import os
 import re
-import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from lib.errors import BadInput
 from lib.files import append_jsonl, read_jsonl
 from lib.rewards import completion_texts
 
-RUBRIC = "Is the answer correct, complete and clearly written?"
 _ASK = """You grade an answer by this rubric: {rubric}
 
 What was asked:
@@ -37,6 +38,7 @@ Say in one sentence what is good or bad, then write on the last line "Mark: N", 
 _MARK = re.compile(r"Mark:\s*(10|\d)(?![\d.])")
 
 
+@dataclass(eq=False)
 class Judge:
     """
     Args:
@@ -48,27 +50,31 @@ class Judge:
         run_folder: keeps `judge.jsonl`, so that no answer is paid for twice.
     """
 
-    def __init__(
-        self,
-        url: str = "http://127.0.0.1:8000/v1",
-        model: str = "",
-        rubric: str = RUBRIC,
-        max_cost: float = 0.0,
-        price_in: float = 0.0,
-        price_out: float = 0.0,
-        retries: int = 3,
-        timeout: float = 60.0,
-        at_once: int = 8,
-        run_folder: str = "",
-    ):
-        self.url, self.model, self.rubric = url, model, rubric
-        self.max_cost, self.prices = max_cost, (price_in / 1e6, price_out / 1e6)
-        self.retries, self.timeout, self.at_once = retries, timeout, at_once
-        self.file = Path(run_folder) / "judge.jsonl" if run_folder else None
-        kept = read_jsonl(self.file) if self.file else []
-        self.marks = {row["key"]: row["mark"] for row in kept}
-        self.spent = sum(row["cost"] for row in kept)
-        self.lock, self.client = threading.Lock(), None
+    url: str = "http://127.0.0.1:8000/v1"
+    model: str = ""
+    rubric: str = "Is the answer correct, complete and clearly written?"
+    max_cost: float = 0.0
+    price_in: float = 0.0
+    price_out: float = 0.0
+    retries: int = 3
+    timeout: float = 60.0
+    at_once: int = 8
+    run_folder: str = ""
+
+    def __post_init__(self):
+        self.file = Path(self.run_folder) / "judge.jsonl" if self.run_folder else None
+        rows = read_jsonl(self.file) if self.file else []
+        self.marks = {row["key"]: row["mark"] for row in rows}
+        self.spent, self.lock = sum(row["cost"] for row in rows), Lock()
+
+    @cached_property
+    def client(self) -> Any:
+        from openai import OpenAI
+
+        key = os.environ.get("JUDGE_API_KEY", "none")
+        return OpenAI(
+            base_url=self.url, api_key=key, max_retries=self.retries, timeout=self.timeout
+        )
 
     def __call__(self, prompts: list, completions: list, answer: Any = None, **_: Any) -> list:
         texts = completion_texts(completions)
@@ -84,6 +90,8 @@ class Judge:
         return _ASK.format(rubric=self.rubric, question=question, gold=gold, answer=text)
 
     def _mark(self, text: str) -> int | None:
+        import openai
+
         key = hashlib.sha256(f"{self.model}\n{text}".encode()).hexdigest()
         if key in self.marks:
             return self.marks[key]
@@ -93,10 +101,8 @@ class Judge:
                 f"on; what was graded is kept.",
                 key="judge-cost",
             )
-        import openai
-
         try:
-            reply = self._openai().chat.completions.create(
+            reply = self.client.chat.completions.create(
                 model=self.model,
                 messages=[{"role": "user", "content": text}],
                 temperature=0,
@@ -108,26 +114,12 @@ class Judge:
             ) from error
         except openai.OpenAIError:
             return None  # not kept: it may answer the next time
-        said = _MARK.findall(reply.choices[0].message.content or "")
-        mark = int(said[-1]) if said else None
-        used = reply.usage
-        counts = (used.prompt_tokens, used.completion_tokens) if used else (0, 0)
-        cost = sum(n * price for n, price in zip(counts, self.prices, strict=True))
+        marks = _MARK.findall(reply.choices[0].message.content or "")
+        mark, cost = int(marks[-1]) if marks else None, 0.0
+        if used := reply.usage:
+            cost = used.prompt_tokens * self.price_in + used.completion_tokens * self.price_out
         with self.lock:
-            self.marks[key], self.spent = mark, self.spent + cost
+            self.marks[key], self.spent = mark, self.spent + cost / 1e6
             if self.file:
-                append_jsonl(self.file, [{"key": key, "mark": mark, "cost": cost}])
+                append_jsonl(self.file, [{"key": key, "mark": mark, "cost": cost / 1e6}])
         return mark
-
-    def _openai(self) -> Any:
-        with self.lock:
-            if self.client is None:
-                from openai import OpenAI
-
-                self.client = OpenAI(
-                    base_url=self.url,
-                    api_key=os.environ.get("JUDGE_API_KEY", "none"),
-                    max_retries=self.retries,
-                    timeout=self.timeout,
-                )
-            return self.client

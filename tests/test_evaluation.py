@@ -136,16 +136,15 @@ def test_a_model_of_another_shape_is_refused(embedded, tmp_path):
 
 def test_a_candidate_is_found_by_name_or_path(config, run, embedded, tmp_path):
     (run.folder / "gguf").mkdir()
-    file = run.folder / "gguf" / "model.Q8_0.gguf"
+    file = run.folder / "gguf" / "model-q8_0.gguf"
     file.touch()
     run.adapter.mkdir()
     assert find_candidate("", config, run) == run.adapter
     assert find_candidate("base", config, run) == find_candidate(str(embedded), config, run)
-    assert find_candidate("gguf", config, run) == find_candidate(str(file), config, run) == file
+    assert find_candidate("q8_0", config, run) == find_candidate(str(file), config, run) == file
     (run.adapter / "adapter_config.json").write_text("{}")
-    (run.folder / "gguf" / "model.Q4_0.gguf").touch()
     for named, sentence in (
-        ("gguf", "must hold one .gguf file .* has model.Q4_0.gguf, model.Q8_0.gguf"),
+        ("f16", "run 05_merge_export for this run first"),
         ("merged", "run 05_merge_export for this run first"),
         ("nowhere/model.gguf", "There is no file nowhere/model.gguf"),
         ("nowhere", "is neither a folder nor a Hub name"),

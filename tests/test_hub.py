@@ -9,13 +9,8 @@ from http.server import ThreadingHTTPServer
 import pytest
 from huggingface_hub import ModelCard
 
-from lib.export.hub import (
-    conversation,
-    make_portable,
-    push,
-    save_prompt,
-    write_card,
-)
+from lib.adapters import conversation, make_portable
+from lib.export.hub import push, write_card
 from lib.export.ollama import write_templates
 from lib.files import read_json, write_json, write_jsonl
 from tests.conftest import JsonHandler
@@ -74,10 +69,11 @@ def adapter(ci_config, run):
     run.adapter.mkdir()
     write_json(run.adapter / "adapter_config.json", {"base_model_name_or_path": "/home/me/model"})
     (run.adapter / "adapter_model.safetensors").write_bytes(b"\0" * 64)
-    save_prompt(run.adapter, ci_config.model_copy(update={"shots": 0}), [])
-    make_portable(run.adapter, ci_config)
+    (run.adapter / "README.md").write_text("base_model: /home/me/model")  # peft's
+    make_portable(run.adapter, ci_config.model_copy(update={"shots": 0}), [])
+    assert not (run.adapter / "README.md").exists()
     row = {"before": 0.25, "after": 0.75, "difference": 0.5, "interval_95": [0.1, 0.9]}
-    row |= {"problems": 8, "p_value": 0.01}
+    row |= {"problems": 8, "p_value": 0.01, "stderr": 0.1}
     write_json(run.evals / "comparison.json", {"greedy_strict": row})
     write_jsonl(run.train_log, [{"step": 1, "reward": 0.5}])
     write_card(run.adapter, run, ci_config)
@@ -92,7 +88,7 @@ def test_an_adapter_is_portable_and_its_card_is_of_the_run(adapter):
     assert card.data.license == "apache-2.0" and card.data.library_name == "peft"
     [result] = card.data.eval_results
     assert (result.metric_type, result.metric_value) == ("accuracy", 0.75)
-    assert "25.0% | 75.0% | +50.0 points | +10.0 to +90.0" in card.text
+    assert "25.0% | 75.0% | +50.0 points | +10.0 to +90.0 points | 8" in card.text
     assert "/home/me" not in (adapter / "README.md").read_text()
 
 

@@ -8,8 +8,8 @@ import urllib.request
 
 import pytest
 
-from lib.export.hub import save_prompt
-from lib.export.page import build, rewards_of, write_space
+from lib.adapters import make_portable
+from lib.export.page import build, paid_lines, write_space
 from lib.export.serve import free_port
 from lib.files import read_jsonl
 from lib.tasks import Problem, make_rows
@@ -26,11 +26,9 @@ def ask(name, messages):
     yield "<answer>5</answer>" if name == "trained" else "It is 5 < 6"
 
 
-def test_rewards_are_paid_for_samples_alone(ci_config, samples):
-    texts = {"base": "It is 6", "trained": "<answer>5</answer>"}
-    lines = rewards_of(ci_config, samples[0], texts)
+def test_rewards_are_paid(ci_config, samples):
+    lines = paid_lines(ci_config, samples[0], ["It is 6", "<answer>5</answer>"])
     assert lines and all(base < trained for _, base, trained in lines)
-    assert rewards_of(ci_config, None, texts) == []
 
 
 def see(browser, address, theme, to):
@@ -52,7 +50,7 @@ def see(browser, address, theme, to):
 
 
 def test_the_page_in_a_browser(ci_config, samples, tmp_path, browser):
-    save_prompt(tmp_path, ci_config.model_copy(update={"shots": 0}), [])
+    make_portable(tmp_path, ci_config.model_copy(update={"shots": 0}), [])
     page = build(ask, samples, ci_config, tmp_path)
     _, address, shared = page.launch(
         server_name="127.0.0.1", share=False, prevent_thread_lock=True, quiet=True
@@ -72,7 +70,7 @@ def test_a_space_is_whole_and_starts(ci_config, run, embedded, tmp_path):
 
     config = ci_config.model_copy(update={"backend": "transformers"})
     load_policy(config).model.save_pretrained(run.adapter)
-    save_prompt(run.adapter, config.model_copy(update={"shots": 0}), [])
+    make_portable(run.adapter, config.model_copy(update={"shots": 0}), [])
     from transformers import AutoTokenizer
 
     AutoTokenizer.from_pretrained(embedded).save_pretrained(run.adapter)

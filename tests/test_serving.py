@@ -17,7 +17,10 @@ import pytest
 
 from lib.config import ROOT
 from lib.export.gguf import write_gguf
-from lib.export.serve import serve_gguf, serve_vllm
+from lib.export.page import chat_box
+from lib.export.serve import free_port, serve_gguf, serve_vllm
+from lib.files import read_jsonl
+from lib.judge import Judge
 from lib.runs import open_run
 
 HELLO = [{"role": "user", "content": "Count from one upwards."}]
@@ -31,7 +34,7 @@ def file(embedded, tmp_path_factory):
 @pytest.fixture(scope="module")
 def start_llama(file, tmp_path_factory):
     log = tmp_path_factory.mktemp("log") / "serve.log"
-    return partial(serve_gguf, file, log, 256, 4)
+    return partial(serve_gguf, file, log, 512, 4)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +68,7 @@ def holds(server):
     # A wrong key.
     assert raw(server, b"{}", key="wrong")[0] == 401
     with pytest.raises(ValueError) as error:
-        replace(server, key="wrong", _client=None).chat(HELLO, 4)
+        replace(server, key="wrong").chat(HELLO, 4)
     assert error.value.key == "server-key"
     # A prompt over the context is refused, not cut.
     with pytest.raises(ValueError) as error:
@@ -85,6 +88,41 @@ def test_llama_cpp_holds(llama):
     assert llama.key not in repr(llama)
     listening = psutil.Process(llama.process.pid).net_connections("tcp")
     assert {c.laddr.ip for c in listening if c.status == "LISTEN"} == {"127.0.0.1"}
+
+
+def test_a_chat_in_a_notebook(llama, tmp_path):
+    box = chat_box(llama, tmp_path, 8)
+    (model, question, button), said = box.children[0].children, box.children[1]
+    question.value = "Is 1 < 2?"
+    button.click()
+    assert "Is 1 &lt; 2?" in said.value and model.value in said.value
+    assert not question.value and not button.disabled
+    button.click()  # nothing asked
+    assert said.value.count("<p>") == 1
+
+
+def test_a_judge_on_a_server_of_ours(llama, tmp_path, monkeypatch):
+    """A model this small gives a mark at best by chance: a number, or None."""
+    monkeypatch.setenv("JUDGE_API_KEY", llama.key)
+    prompts, texts = [[{"role": "user", "content": "What is 1 + 2?"}]] * 3, ["3", "Three.", "3"]
+    given = dict(url=f"{llama.url}/v1", model=llama.models[0], run_folder=str(tmp_path), retries=1)
+    given |= dict(price_in=1.0, price_out=1.0)
+    judge = Judge(**given)
+    marks = judge(prompts, texts)
+    assert marks[0] == marks[2] and all(mark is None or 0 <= mark <= 1 for mark in marks)
+    rows = read_jsonl(tmp_path / "judge.jsonl")
+    assert len(rows) == 2 and judge.spent == sum(row["cost"] for row in rows) > 0
+    again = Judge(**given, max_cost=judge.spent)
+    assert again(prompts, texts) == marks and again.spent == judge.spent  # paid for once
+    with pytest.raises(ValueError) as error:
+        again(prompts[:1], ["Four."])
+    assert error.value.key == "judge-cost"
+    monkeypatch.setenv("JUDGE_API_KEY", "wrong")
+    with pytest.raises(ValueError) as error:
+        Judge(**given)(prompts[:1], ["Five."])
+    assert error.value.key == "judge-key"
+    gone = Judge(**given | {"url": f"http://127.0.0.1:{free_port()}/v1"})
+    assert gone(prompts[:1], ["Six."]) == [None]
 
 
 def test_half_an_answer_is_not_passed_off_as_whole(start_llama):

@@ -323,3 +323,19 @@ def comparison_rows(rows: Rows) -> list[list[str]]:
         ]
         for name, row in rows.items()
     ]
+
+
+def trade_off_rows(comparison: Rows, side: Rows) -> list[list[str]]:
+    """What training was for against what it was not for, under `HEADER` and "verdict".
+
+    Adherence is what the rewards make of the answers to held-out prompts (where answers are right
+    or wrong: how many are right), capability how many answers to the side task are right. Where the
+    first rises and the second falls, the reward was over-optimised.
+    """
+    paid = [name for name in comparison if is_reward(name.removeprefix("greedy_"))]
+    rows = {f"adherence: {name}": comparison[name] for name in paid or ["greedy_strict"]}
+    rows |= {f"capability: {name}": row for name, row in side.items() if name.endswith(GRADES[:2])}
+    return [
+        [*texts, row["verdict"]]
+        for texts, row in zip(comparison_rows(rows), rows.values(), strict=True)
+    ]

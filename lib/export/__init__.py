@@ -4,18 +4,20 @@ from lib.export.merge import (
     adapter_report,
     become_trained,
     find_candidate,
-    is_adapter,
+    load_policy_as_trained,
     merged_weights,
     save_merged,
     size_gib,
+    weight_faults,
 )
 
 __all__ = [
     "adapter_report",
     "become_trained",
     "find_candidate",
-    "is_adapter",
+    "load_policy_as_trained",
     "merged_weights",
     "save_merged",
     "size_gib",
+    "weight_faults",
 ]

@@ -10,19 +10,29 @@ answers, and shows what stands around them: the prompt's bytes, the ids of a few
 the ids that end a turn, its weights. A difference names the tensor, the token or the template.
 """
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from itertools import chain, groupby, zip_longest
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from lib import stats
 from lib.config import Config
-from lib.engines import Messages, Sampling, chat_text
-from lib.errors import BadInput
+from lib.engines import (
+    Completion,
+    Engine,
+    Messages,
+    Sampling,
+    TransformersEngine,
+    chat_text,
+    shared_prefix,
+)
+from lib.errors import BadInput, first_line
 from lib.export.ollama import DIALOGUES
 from lib.files import read_json, write_json
+from lib.models import load_tokenizer
 from lib.runs import Run
 from lib.tasks import Problem, Task
 from lib.tasks.judging import judge
@@ -31,6 +41,10 @@ from lib.tasks.prompts import get_format
 # Nats a token that rounding may change: of weights to fp16, and of all that is computed in 16 bit.
 ROUNDING, ROUNDING_16 = 0.03, 0.1
 SHARE_OF_TRAINING = 0.1  # … or this share of what training has moved the policy by
+SCORED = 2048  # tokens in one pass
+ASKED = 8  # problems that each form answers itself, whatever it says of the policy's answers
+Ids, Scores = Sequence[int], list[tuple[float, bool]]
+Measured = SimpleNamespace  # what one form did, as `measure` returns it
 OTHER_TEXTS = (
     "naïve café — 中文 12345 3.14",
     "a\n\n b\t  c  ",
@@ -39,17 +53,18 @@ OTHER_TEXTS = (
 )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Form:
-    """One form of the model, and how to ask it.
+    """One form of the model, and how to ask it; None where it cannot be asked.
 
     Attributes:
         name, engine: what it is and what computes it.
-        generate: conversations → greedy completions, each (text, ids or None, cut off?).
-        logprobs: (prompt ids, answer ids) → log p of the answer's tokens, in nats; None: no way.
+        generate: conversations → greedy completions (without token ids from a server).
+        score: prompts and answers, in ids → for each of an answer's tokens its log p, in nats, and
+            whether it is the likeliest.
         prompt: a conversation as this form puts it to the model, as text or as ids.
-        tokens: text → ids; None where it cannot be asked.
-        stops: ids that end a turn; None where it cannot be asked.
+        tokens: text → ids.
+        stops: ids that end a turn.
         weights: what is wrong with its weights, each a tensor and how far off it is.
         quantised: its answers may differ from the policy's.
         rounding: nats a token that its precision explains.
@@ -57,38 +72,15 @@ class Form:
 
     name: str
     engine: str
-    generate: Callable[[Sequence[Messages]], list[tuple[str, Sequence[int] | None, bool]]]
-    logprobs: Callable[[Sequence[int], Sequence[int]], list[float]] | None = None
+    generate: Callable[[Sequence[Messages]], list[Completion]]
+    score: Callable[[list[Ids], list[Ids]], list[Scores]] | None = None
     prompt: Callable[[Messages], str | list[int]] | None = None
     tokens: Callable[[str], list[int]] | None = None
     stops: set[int] | None = None
     weights: list[str] = field(default_factory=list)
     quantised: bool = False
     size_gib: float | None = None
-    rounding: float = ROUNDING
-
-
-@dataclass
-class Measured:
-    """What one form did. Lists are in the problems' order; `logprobs` are of the policy's
-    answers, one list each; `prompts` of `DIALOGUES` (None: refused); `tokens` of the texts."""
-
-    name: str
-    engine: str
-    quantised: bool
-    rounding: float
-    weights: list[str]
-    size_gib: float | None
-    texts: list[str]
-    ids: list[list[int] | None]
-    scores: list[float]
-    tokens_per_s: float | None
-    logprobs: list[list[float]] | None
-    prompts: list[Any] | None
-    tokens: list[list[int]] | None
-    stops: list[int] | None
-    problems: list[str] = field(default_factory=list)
-    broken: str = ""
+    rounding: float = ROUNDING_16
 
 
 def measure(
@@ -102,48 +94,57 @@ def measure(
 ) -> Measured:
     """Ask one form everything that the table needs.
 
+    Where each token of the policy's answer is the form's likeliest, too, it is the form's greedy
+    answer and is not generated again, but for the first few problems.
+
     Args:
         problems, rows: held-out problems and their prompts, in the same order.
         policy: the first form's measurements; None for that form itself.
         reader: the policy's tokenizer.
+
+    Returns: texts, ids and scores of its answers, in the problems' order, logprobs of the policy's
+        answers, prompts of `DIALOGUES` (None: refused), tokens of `probe_texts`, stops, and what
+        the form says of itself; None for what it cannot be asked.
     """
-    tag, started, broken = get_format(config.prompt_format).answer_tag, time.perf_counter(), ""
+    prompts = [chat_text(reader, row["prompt"]) for row in rows]
+    prompts = reader(prompts, add_special_tokens=False)["input_ids"]
+    scores, same = None, [False] * len(rows)
+    if form.score and policy:
+        scores = form.score(prompts, policy.ids)
+        same = [i >= ASKED and all(top for _, top in row) for i, row in enumerate(scores)]
+    asked = [row["prompt"] for row, known in zip(rows, same, strict=True) if not known]
+    started, broken = time.perf_counter(), ""
     try:
-        answers = form.generate([row["prompt"] for row in rows])
+        answers = form.generate(asked)
     except Exception as error:  # a form that cannot answer is a row, not the end of the table
-        answers, broken = [], " ".join(str(error).split())[:200] or type(error).__name__
+        answers, broken = [], first_line(error)[:200]
     seconds = time.perf_counter() - started
-    ids = [None if ids is None else list(ids) for _, ids, _ in answers]
-    lengths = [
-        len(reader(text)["input_ids"]) if i is None else len(i)
-        for i, (text, _, _) in zip(ids, answers, strict=True)
-    ]
-    judged = [
-        judge(task, problem, text, cut, tag)
-        for problem, (text, _, cut) in zip(problems, answers, strict=bool(answers))
-    ]
-    said = policy.ids if policy else ids
-    asked = [chat_text(reader, row["prompt"]) for row in rows]
-    asked = reader(asked, add_special_tokens=False)["input_ids"]
-    logprobs = form.logprobs and [
-        form.logprobs(prompt, answer) for prompt, answer in zip(asked, said, strict=True)
-    ]
+    lengths = [len(a.token_ids) or len(reader(a.text)["input_ids"]) for a in answers]
+    tag, left, said, right = get_format(config.prompt_format).answer_tag, iter(answers), [], []
+    for i, problem in enumerate([] if broken else problems):
+        if same[i]:
+            said.append(Completion(policy.texts[i], tuple(policy.ids[i]), ""))
+            right.append(policy.scores[i])
+        else:
+            said.append(next(left))
+            cut = said[-1].finish_reason == "length"
+            grades = judge(task, problem, said[-1].text, cut, tag)
+            right.append(float(grades.get("strict", grades.get("rougeL", 0.0))))
+    ids = [list(answer.token_ids) for answer in said]
+    if form.score and not policy:
+        scores = form.score(prompts, ids)
+    facts = ("name", "engine", "weights", "quantised", "size_gib", "rounding")
     return Measured(
-        name=form.name,
-        engine=form.engine,
-        quantised=form.quantised,
-        rounding=form.rounding,
-        weights=form.weights,
-        size_gib=form.size_gib,
-        texts=[text for text, _, _ in answers],
+        **{name: getattr(form, name) for name in facts},
+        problems=[problem.id for problem in problems],
+        texts=[answer.text for answer in said],
         ids=ids,
-        scores=[float(j.get("strict", j.get("rougeL", 0.0))) for j in judged],
+        scores=right,
         tokens_per_s=sum(lengths) / seconds if answers else None,
-        logprobs=logprobs,
+        logprobs=scores and [[value for value, _ in row] for row in scores],
         prompts=form.prompt and [_prompt(form, d, reader) for d in DIALOGUES.values()],
         tokens=form.tokens and [form.tokens(text) for text in probe_texts(problems)],
         stops=None if form.stops is None else sorted(form.stops),
-        problems=[problem.id for problem in problems],
         broken=broken,
     )
 
@@ -188,55 +189,52 @@ def certify(measured: Sequence[Measured], base: str = "base") -> dict[str, Any]:
             row["verdict"] = "before training, for comparison"
         else:
             faults = _faults(form, policy, row, max(form.rounding, training))
-            failed += [f"{form.name}: {fault}" for fault in faults]
+            failed += [f"{form['name']}: {fault}" for fault in faults]
             row["verdict"] = "not the same: " + "; ".join(faults) if faults else _verdict(form, row)
         rows.append(row)
-    verdict = (
-        f"{len(failed)} faults: " + " ".join(f"{fault}." for fault in failed)
-        if failed
-        else _summary(rows[1:], base)
-    )
-    return {"rows": rows, "verdict": verdict, "failed": failed}
+    verdict = f"{len(failed)} faults: " + " ".join(f"{fault}." for fault in failed)
+    return {
+        "rows": rows,
+        "verdict": verdict if failed else _summary(rows[1:], base),
+        "failed": failed,
+    }
 
 
 def _row(form: Measured, policy: Measured, gap: float | None) -> dict[str, Any]:
-    row: dict[str, Any] = {"form": form.name, "engine": form.engine, "problems": len(form.scores)}
+    row: dict[str, Any] = {
+        "form": form.name,
+        "engine": form.engine,
+        "problems": len(form.scores),
+    }
     row["accuracy"] = sum(form.scores) / len(form.scores) if form.scores else None
     row |= {"difference": None, "interval_95": None, "equal_answers": None}
     if form is not policy and form.scores:
         difference = stats.paired_difference(policy.scores, form.scores)
         row["difference"], row["interval_95"] = difference.difference, difference.interval
         row["p_value"] = difference.p_value
-        theirs, ours = (zip(m.ids, m.texts, strict=True) for m in (form, policy))
-        equal = [  # by text, where a server gives no ids
-            text == our_text if ids is None else ids == our_ids
-            for (ids, text), (our_ids, our_text) in zip(theirs, ours, strict=True)
-        ]
-        row["equal_answers"] = sum(equal) / len(equal)
+        said = "ids" if all(form.ids) else "texts"  # a server gives no ids
+        pairs = zip(getattr(form, said), getattr(policy, said), strict=True)
+        row["equal_answers"] = sum(a == b for a, b in pairs) / len(form.scores)
     row["logprob_gap"] = None if form is policy else gap
-    row["template_equal"] = _equal(form.prompts, policy.prompts)
-    row["tokens_equal"] = _equal(form.tokens, policy.tokens)
+    row["template_equal"] = None if form.prompts is None else form.prompts == policy.prompts
+    row["tokens_equal"] = None if form.tokens is None else form.tokens == policy.tokens
     row["stops_equal"] = None if form.stops is None else set(form.stops) >= set(policy.stops)
     row["weights_equal"] = not form.weights
     return row | {"size_gib": form.size_gib, "tokens_per_s": form.tokens_per_s}
-
-
-def _equal(theirs: list | None, ours: list | None) -> bool | None:
-    return None if theirs is None else theirs == ours
 
 
 def _gap(form: Measured, policy: Measured) -> float | None:
     """Mean |Δ log p| of the policy's answers, in nats a token."""
     if form.logprobs is None or policy.logprobs is None:
         return None
-    pairs = zip(itertools.chain(*form.logprobs), itertools.chain(*policy.logprobs), strict=True)
+    pairs = zip(chain(*form.logprobs), chain(*policy.logprobs), strict=True)
     gaps = [abs(a - b) for a, b in pairs]
     return sum(gaps) / len(gaps) if gaps else None
 
 
 def _faults(form: Measured, policy: Measured, row: dict, limit: float) -> list[str]:
     """What is off, in words that name it."""
-    faults = [f"it gives no answer ({form.broken})"] if form.broken else []
+    faults = [f"it gives no answer ({form['broken']})"] if form.broken else []
     if row["template_equal"] is False:
         differ = [a != b for a, b in zip(form.prompts, policy.prompts, strict=True)]
         name = list(DIALOGUES)[differ.index(True)]
@@ -246,15 +244,13 @@ def _faults(form: Measured, policy: Measured, row: dict, limit: float) -> list[s
         missing = sorted(set(policy.stops) - set(form.stops))
         faults.append(f"token {', '.join(map(str, missing))} does not end its turn")
     if row["tokens_equal"] is False:
-        pairs = zip(form.tokens, policy.tokens, strict=True)
-        a, b = next((a, b) for a, b in pairs if a != b)
-        pairs = enumerate(zip(a, b, strict=False))
-        place = next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
-        theirs, ours = (ids[place] if place < len(ids) else "nothing" for ids in (a, b))
+        texts = zip(form.tokens, policy.tokens, strict=True)
+        places = (place for ids in texts for place in zip_longest(*ids, fillvalue="nothing"))
+        theirs, ours = next((x, y) for x, y in places if x != y)
         faults.append(f"its tokenizer reads {theirs} where the policy's reads token {ours}")
     if form.weights:
-        more = f" and {len(form.weights) - 1} more" if len(form.weights) > 1 else ""
-        faults.append(f"tensor {form.weights[0]}{more}")
+        more = f" and {len(form['weights']) - 1} more" if len(form.weights) > 1 else ""
+        faults.append(f"tensor {form['weights'][0]}{more}")
     gap = row["logprob_gap"]
     if gap is not None and not form.quantised and gap > limit:
         faults.append(
@@ -278,14 +274,14 @@ def _verdict(form: Measured, row: dict) -> str:
 
 def _summary(rows: Sequence[dict], base: str) -> str:
     rows = [row for row in rows if row["form"] != base]
-    by_verdict = itertools.groupby(sorted(rows, key=lambda r: r["verdict"]), lambda r: r["verdict"])
+    by_verdict = groupby(sorted(rows, key=lambda r: r["verdict"]), lambda r: r["verdict"])
     return "; ".join(f"{', '.join(r['form'] for r in group)}: {v}" for v, group in by_verdict) + "."
 
 
 def write(run: Run, measured: Sequence[Measured]) -> dict[str, Any]:
     """Keep the measurements and the table: `evals/certificate.json`, `certificate_answers.json`."""
     certificate = certify(measured)
-    write_json(run.evals / "certificate_answers.json", [asdict(m) for m in measured])
+    write_json(run.evals / "certificate_answers.json", [vars(form) for form in measured])
     write_json(run.evals / "certificate.json", certificate)
     return certificate
 
@@ -293,37 +289,36 @@ def write(run: Run, measured: Sequence[Measured]) -> dict[str, Any]:
 def readable(certificate: dict[str, Any]) -> list[dict[str, str]]:
     """The rows as a person reads them: points, and "n/a" where a form cannot be asked."""
 
-    def shown(row: dict[str, Any]) -> dict[str, str]:
-        interval = row["interval_95"]
+    equal, rows = {True: "equal", False: "DIFFERS", None: "n/a"}, []
+    for row in certificate["rows"]:
+
+        def shown(key: str, form: str, row: dict = row) -> str:
+            return "n/a" if row[key] is None else form.format(row[key])
+
         points = "" if row["difference"] is None else f"{row['difference'] * 100:+.1f}"
-        if interval:
-            points += f" ({interval[0] * 100:+.1f} to {interval[1] * 100:+.1f})"
-        return {
-            "form": row["form"],
-            "computed by": row["engine"],
-            "accuracy": _form(row["accuracy"], "{:.1%}"),
-            "points from the policy": points,
-            "nats a token": _form(row["logprob_gap"], "{:.4f}"),
-            "equal answers": _form(row["equal_answers"], "{:.0%}"),
-            **{
-                name: {True: "equal", False: "DIFFERS", None: "n/a"}[row[f"{name}_equal"]]
-                for name in ("template", "tokens", "stops", "weights")
-            },
-            "GiB": _form(row["size_gib"], "{:.2f}"),
-            "tokens/s": _form(row["tokens_per_s"], "{:.0f}"),
-            "verdict": row["verdict"],
-        }
-
-    return [shown(row) for row in certificate["rows"]]
-
-
-def _form(value: float | None, form: str) -> str:
-    return "n/a" if value is None else form.format(value)
+        if row["interval_95"]:
+            points += " ({:+.1f} to {:+.1f})".format(*(100 * end for end in row["interval_95"]))
+        rows.append(
+            {
+                "form": row["form"],
+                "computed by": row["engine"],
+                "accuracy": shown("accuracy", "{:.1%}"),
+                "points from the policy": points,
+                "nats a token": shown("logprob_gap", "{:.4f}"),
+                "equal answers": shown("equal_answers", "{:.0%}"),
+                **{k: equal[row[f"{k}_equal"]] for k in ("template", "tokens", "stops", "weights")},
+                "GiB": shown("size_gib", "{:.2f}"),
+                "tokens/s": shown("tokens_per_s", "{:.0f}"),
+                "verdict": row["verdict"],
+            }
+        )
+    return rows
 
 
 def measured_before(run: Run) -> list[Measured]:
     """The measurements that 05 has kept, to add further forms to."""
-    file = run.need(run.evals / "certificate_answers.json", made_by="05_merge_export")
+    file = run.evals / "certificate_answers.json"
+    file = run.need(file, made_by="05_merge_export")
     return [Measured(**values) for values in read_json(file)]
 
 
@@ -343,91 +338,78 @@ def transformers_form(name: str, model: Any, folder: Path, config: Config, **fac
     """A model loaded in transformers (or peft), with the tokenizer of its folder."""
     from transformers import AutoTokenizer
 
-    from lib.engines import TransformersEngine
-    from lib.models import load_tokenizer
-
     try:
         tokenizer = load_tokenizer(folder)
     except BadInput:  # no template, say: its row shows it
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    engine = TransformersEngine.around(model, tokenizer)
-    ends = model.generation_config.eos_token_id
+    engine, ends = TransformersEngine.around(model, tokenizer), model.generation_config.eos_token_id
     return Form(
-        name,
-        "transformers",
-        lambda prompts: _completions(engine.generate(list(prompts), greedy(config))),
-        lambda prompt, answer: _logprobs(model, prompt, answer),
-        lambda messages: chat_text(tokenizer, messages),
-        lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
-        set(ends if isinstance(ends, list) else [ends]),
+        name=name,
+        engine="transformers",
+        score=lambda prompts, answers: _score(model, prompts, answers),
+        **_of_engine(engine, config),
+        stops=set(ends if isinstance(ends, list) else [ends]),
         rounding=ROUNDING if model.dtype.itemsize == 4 else ROUNDING_16,
         **facts,
     )
 
 
-def _logprobs(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
+def _of_engine(engine: Engine, config: Config) -> dict[str, Callable]:
+    greedy = Sampling(max_tokens=config.completion_tokens, seed=config.seed)
+    return dict(
+        generate=lambda prompts: [c for [c] in engine.generate(list(prompts), greedy)],
+        prompt=lambda messages: chat_text(engine.tokenizer, messages),
+        tokens=lambda text: engine.tokenizer(text, add_special_tokens=False)["input_ids"],
+    )
+
+
+def _score(model: Any, prompts: list[Ids], answers: list[Ids]) -> list[Scores]:
     import torch
 
-    ids = torch.tensor([[*prompt, *answer]], device=model.device)
-    with torch.inference_mode():
-        logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
-    said = ids[0, len(prompt) :, None]
-    return torch.log_softmax(logits, -1).gather(-1, said)[:, 0].tolist()
-
-
-def greedy(config: Config) -> Sampling:
-    return Sampling(max_tokens=config.completion_tokens, seed=config.seed)
-
-
-def _completions(found: Sequence[Sequence[Any]]) -> list[tuple]:
-    return [(c.text, list(c.token_ids), c.finish_reason == "length") for [c] in found]
+    scores: list[Scores] = []
+    size = max(1, SCORED // max(map(len, prompts)))
+    for start in range(0, len(prompts), size):
+        asked, said = prompts[start : start + size], answers[start : start + size]
+        with torch.inference_mode():
+            length, cache = shared_prefix(model, asked)
+            rests = [torch.tensor([*p, *a][length:]) for p, a in zip(asked, said, strict=True)]
+            # Padded behind, where no token of the row sees it.
+            ids = torch.nn.utils.rnn.pad_sequence(rests, batch_first=True).to(model.device)
+            logits = model(input_ids=ids, past_key_values=cache).logits[:, :-1].float()
+            logprobs = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0].tolist()
+            likeliest = (logits.argmax(-1) == ids[:, 1:]).tolist()
+        for prompt, answer, *row in zip(asked, said, logprobs, likeliest, strict=True):
+            first = len(prompt) - length - 1
+            scores.append(list(zip(*row, strict=True))[first : first + len(answer)])
+    return scores
 
 
 def vllm_form(name: str, engine: Any, config: Config, **facts: Any) -> Form:
     """vLLM in this process; its adapter, where it takes one, is set on the engine before."""
     from vllm import SamplingParams
 
-    def logprobs(prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
-        [output] = engine.llm.generate(
-            [{"prompt_token_ids": [*prompt, *answer]}],
+    def score(prompts: list[Ids], answers: list[Ids]) -> list[Scores]:
+        outputs = engine.llm.generate(
+            [{"prompt_token_ids": [*p, *a]} for p, a in zip(prompts, answers, strict=True)],
             SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0),
             use_tqdm=False,
             lora_request=engine._lora_request(),
         )
-        scored = output.prompt_logprobs[len(prompt) :]
-        return [at[token].logprob for at, token in zip(scored, answer, strict=True)]
+        return [
+            [(at[i].logprob, at[i].rank == 1) for at, i in zip(scored, ids, strict=True)]
+            for output, ids in zip(outputs, answers, strict=True)
+            for scored in [output.prompt_logprobs[-len(ids) :]]
+        ]
 
     ends = engine.llm.llm_engine.model_config.try_get_generation_config().get("eos_token_id")
     ends = ends if isinstance(ends, list) else [ends]
     return Form(
-        name,
-        "vllm",
-        lambda prompts: _completions(engine.generate(list(prompts), greedy(config))),
-        logprobs,
-        lambda messages: chat_text(engine.tokenizer, messages),
-        lambda text: engine.tokenizer(text, add_special_tokens=False)["input_ids"],
-        {*ends, engine.tokenizer.eos_token_id},
-        rounding=ROUNDING_16,
+        name=name,
+        engine="vllm",
+        score=score,
+        **_of_engine(engine, config),
+        stops={*ends, engine.tokenizer.eos_token_id},
         **facts,
-    )
-
-
-def gguf_form(kind: str, file: Path, merged: Path, config: Config, served: Any) -> Form:
-    """A GGUF file in llama.cpp: asked through its own template by `served`, scored in-process."""
-    from lib.export.gguf import LlamaCpp, weight_faults
-
-    llama, asked = LlamaCpp(file, config.max_seq_length), http_form(kind, served, config)
-    return Form(
-        f"gguf {kind}",
-        "llama.cpp",
-        asked.generate,
-        llama.logprobs,
-        asked.prompt,
-        llama.tokens,
-        llama.stops,
-        weight_faults(file, merged),
-        quantised=kind not in ("f16", "bf16"),
-        size_gib=file.stat().st_size / 2**30,
     )
 
 
@@ -435,21 +417,36 @@ def http_form(name: str, served: Any, config: Config, **facts: Any) -> Form:
     """A server with an OpenAI-compatible address, asked as anyone would ask it."""
     from concurrent.futures import ThreadPoolExecutor
 
-    def one(messages: Messages) -> tuple:
+    def one(messages: Messages) -> Completion:
         choice = served.chat(messages, config.completion_tokens).choices[0]
-        return choice.message.content or "", None, choice.finish_reason == "length"
+        return Completion(choice.message.content or "", (), choice.finish_reason)
 
-    def generate(prompts: Sequence[Messages]) -> list[tuple]:
+    def at_once(function: Callable, *lists: Sequence) -> list:
         with ThreadPoolExecutor(8) as pool:
-            return list(pool.map(one, prompts))
+            return list(pool.map(function, *lists))
 
-    logprobs = served.logprobs if served.engine == "vLLM" else None
-    return Form(
-        name,
-        f"{served.engine} over HTTP",
-        generate,
-        logprobs,
-        served.prompt,
-        rounding=ROUNDING_16,
-        **facts,
+    given: dict[str, Any] = dict(name=name, engine=f"{served.engine} over HTTP")
+    if served.engine == "vLLM":
+        given["score"] = lambda prompts, answers: at_once(served.score, prompts, answers)
+    given |= dict(generate=lambda prompts: at_once(one, prompts), prompt=served.prompt)
+    return Form(**given | facts)
+
+
+def gguf_form(kind: str, file: Path, merged: Path, config: Config, served: Any) -> Form:
+    """A GGUF file in llama.cpp: asked through its own template by `served`, scored in-process."""
+    from lib.export.gguf import LlamaCpp, weight_faults
+
+    llama = LlamaCpp(file, config.max_seq_length)
+    return http_form(
+        f"gguf {kind}",
+        served,
+        config,
+        engine="llama.cpp",
+        score=lambda prompts, answers: [*map(llama.score, prompts, answers)],
+        tokens=llama.tokens,
+        stops=llama.stops,
+        weights=weight_faults(file, merged),
+        quantised=kind not in ("f16", "bf16"),
+        size_gib=file.stat().st_size / 2**30,
+        rounding=ROUNDING,
     )

