@@ -369,13 +369,15 @@ def shared_prefix(model: Any, rows: Sequence[Sequence[int]]) -> tuple[int, Any]:
     """What all prompts begin with (their system text and worked examples), computed once.
 
     Returns: its length in tokens and its key-value cache, a copy for each row; (0, None) on a GPU,
-        where whole prompts take no longer.
+        where whole prompts take no longer, and for layers that keep more than keys and values.
     """
     import torch
     from transformers import DynamicCache
 
     length = shared_length([row[:-1] for row in rows])
-    if model.device.type != "cpu" or len(rows) < 2 or length < 2:
+    layers = getattr(model.config, "layer_types", None) or ["full_attention"]
+    plain = model.device.type == "cpu" and not model.training and {*layers} == {"full_attention"}
+    if not plain or len(rows) < 2 or length < 2:
         return 0, None
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
