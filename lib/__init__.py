@@ -19,5 +19,5 @@ learned                            a reward model, trained on preference pairs
 scratch/                           GRPO in the open, for 07_grpo_from_scratch
 export/                            merge, GGUF, Ollama, certificate, Hub, servers, a page
 notebook, report, execute          tables, the page, one notebook in a kernel of its own
-doctor, suite                      before a run, and a recipe's whole chain
+doctor, suite, sweep, race         before a run, a recipe's whole chain, and many runs
 """

@@ -41,6 +41,9 @@ class Keys(BaseModel):
     profile: Literal["auto", "cpu", "t4", "rtx16", "l4", "a100", "h100"] = "auto"  # "auto": detect
     by_profile: dict[str, dict[str, Any]] = {}  # settings of this recipe on one profile
     resume: bool = False  # training goes on from the run's last checkpoint
+    stop_at: int = Field(0, ge=0, lt=MANY)  # step to stop at with a checkpoint; 0: max_steps
+    num_processes: int = Field(1, gt=0, lt=MANY)  # that train together, a GPU each
+    accelerate_config: str = ""  # file of `accelerate config`, as for FSDP; "": none
     report_to: list[Literal["wandb", "tensorboard", "trackio"]] = []  # where the log goes, too
 
     # --- the policy --------------------------------------------------------

@@ -1,10 +1,18 @@
 """A notebook executed as the runner does: in a kernel of its own, with one line that tells how far
-it is and how long all of them will take."""
+it is and how long all of them will take.
 
+Where several processes train a run (`num_processes`), `accelerate launch` starts as many of
+`python -m lib.execute NOTEBOOK FOLDER PARAMETERS`, each with a kernel: every cell runs in all of
+them, and the first writes the run's files.
+"""
+
+import json
 import logging
 import os
+import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -18,6 +26,8 @@ from typing import Any
 import psutil
 
 from lib.config import ROOT, Config
+from lib.hardware import is_main_process
+from lib.process import child_environment
 from lib.progress import duration
 from lib.runs import Run, read_json
 
@@ -48,34 +58,32 @@ def time_of(name: str, config: Config | None, run: Run) -> float:
 
 
 def run_notebook(
-    name: str, run: Run, parameters: dict[str, Any], watch: "Watch | None" = None
+    name: str,
+    run: Run,
+    parameters: dict[str, Any],
+    watch: "Watch | None" = None,
+    config: Config | None = None,
 ) -> int:
-    """Execute one notebook into the run folder, with this Python whatever kernels Jupyter knows;
-    0, or the exit code of its failure."""
-    import papermill
-    from ipykernel.kernelspec import write_kernel_spec
+    """Execute one notebook into the run folder; 0, or the exit code of its failure.
+
+    Args:
+        config: has it run in `num_processes` processes.
+    """
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="papermill")
     run.notebooks.mkdir(exist_ok=True)
     watch, interrupt = watch or Watch(name, (1, 1), [name], None, run), Interrupt()
-    before = os.environ.get("JUPYTER_PATH")
     try:
-        with tempfile.TemporaryDirectory() as specs, watch, interrupt:
-            write_kernel_spec(Path(specs) / "kernels" / "python3")
-            os.environ["JUPYTER_PATH"] = f"{specs}{os.pathsep}{before or ''}"
-            papermill.execute_notebook(
-                NOTEBOOKS / f"{name}.ipynb",
-                run.notebooks / f"{name}.ipynb",
-                parameters=parameters,
-                cwd=str(NOTEBOOKS),
-                kernel_name="python3",
-                progress_bar=False,
-                # A kernel that is shut down in a cell of its own logs the interrupt as an error.
-                extra_arguments=["--log-level=CRITICAL"],
-            )
+        with watch, interrupt:
+            if config and config.num_processes > 1:
+                code, why = in_processes(name, run, parameters, config, interrupt)
+            else:
+                code, why = 0, ""
+                in_kernel(name, run, parameters)
+        if code:
+            print(f"{name} stopped: {why}", file=sys.stderr)
+            return interrupt.code or code
     except PapermillExecutionError as error:
         print(f"{name} stopped: {_explain(error)}", file=sys.stderr)
         return interrupt.code or (2 if error.ename in IN_WORDS else 1)
@@ -85,12 +93,63 @@ def run_notebook(
         why = "it was interrupted, or killed, as for want of memory"
         print(f"{name} stopped: its kernel ended ({why}).", file=sys.stderr)
         return interrupt.code or 1
-    finally:
-        os.environ.pop("JUPYTER_PATH")
-        os.environ |= {"JUPYTER_PATH": before} if before else {}
     stage = {"seconds": round(watch.seconds, 1), "peak_gib": round(watch.peak / 2**30, 2)}
     run.note(finished=run.recorded().get("finished", {}) | {name: stage})
     return interrupt.code
+
+
+def in_kernel(name: str, run: Run, parameters: dict[str, Any]) -> None:
+    """With this Python, whatever kernels Jupyter knows."""
+    import papermill
+    from ipykernel.kernelspec import write_kernel_spec
+
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="papermill")
+    rank = "" if is_main_process() else f".rank{os.environ['RANK']}"
+    before = os.environ.get("JUPYTER_PATH")
+    try:
+        with tempfile.TemporaryDirectory() as specs:
+            write_kernel_spec(Path(specs) / "kernels" / "python3")
+            os.environ["JUPYTER_PATH"] = f"{specs}{os.pathsep}{before or ''}"
+            papermill.execute_notebook(
+                NOTEBOOKS / f"{name}.ipynb",
+                run.notebooks / f"{'.' if rank else ''}{name}{rank}.ipynb",
+                parameters=parameters,
+                cwd=str(NOTEBOOKS),
+                kernel_name="python3",
+                progress_bar=False,
+                # A kernel that is shut down in a cell of its own logs the interrupt as an error.
+                extra_arguments=["--log-level=CRITICAL"],
+            )
+    finally:
+        os.environ.pop("JUPYTER_PATH")
+        os.environ |= {"JUPYTER_PATH": before} if before else {}
+
+
+def in_processes(
+    name: str, run: Run, parameters: dict[str, Any], config: Config, interrupt: "Interrupt"
+) -> tuple[int, str]:
+    """The launcher's exit code and the reason; what the processes print is in `processes.log`."""
+    words = ["accelerate.commands.launch", "--num_processes", str(config.num_processes)]
+    # --multi_gpu: processes of this machine, on a CPU, too (with --cpu there would be one).
+    file = config.accelerate_config and str(config.working_folder / config.accelerate_config)
+    words += ["--config_file", file] if file else ["--multi_gpu", "--main_process_port", "0"]
+    command = [sys.executable, "-m", *words, "-m", "lib.execute", name, str(run.folder)]
+    log = run.folder / "processes.log"
+    with log.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            [*command, json.dumps(parameters)],
+            env=child_environment(),
+            **dict(stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT),
+            start_new_session=True,  # Ctrl-C reaches the kernels once, through us
+        )
+        interrupt.launcher = process.pid
+        process.wait()
+    text = log.read_text(encoding="utf-8", errors="replace")
+    reasons = re.findall(rf"^{name} stopped: (.*)", text, re.MULTILINE)
+    codes = [int(code) for code in re.findall(r"exitcode\s*: (\d+)", text)]
+    why = reasons[0] if reasons else "a process ended"
+    return process.returncode and max([1, *codes]), f"{why} ({run.shown(log)})"
 
 
 class Interrupt:
@@ -100,9 +159,10 @@ class Interrupt:
 
     Attributes:
         code: the exit code by the signal that came; 0 while none has.
+        launcher: the process whose children they are, where there are several.
     """
 
-    code = 0
+    code, launcher = 0, 0
 
     def __enter__(self) -> "Interrupt":
         numbers = (signal.SIGINT, signal.SIGTERM)
@@ -118,7 +178,8 @@ class Interrupt:
         self.code = 128 + number
         # Not print, which this may have cut into.
         os.write(2, b"\nInterrupted: training finishes its step and keeps it; again: at once.\n")
-        for kernel in psutil.Process().children():
+        parent = psutil.Process(self.launcher or None)
+        for kernel in parent.children():
             with suppress(psutil.NoSuchProcess):
                 kernel.send_signal(signal.SIGINT)
 
@@ -213,3 +274,8 @@ def _children_memory() -> int:
         with suppress(psutil.NoSuchProcess):
             total += child.memory_info().rss
     return total
+
+
+if __name__ == "__main__":
+    name, folder, parameters = sys.argv[1:]
+    sys.exit(run_notebook(name, Run(Path(folder)), json.loads(parameters)))

@@ -1,9 +1,10 @@
 """Files that a kill leaves readable: lines are appended, files and folders written beside and
-renamed."""
+renamed. Of several processes that train one run, the first writes."""
 
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from lib.config import ROOT
 from lib.errors import BadInput, first_line
+from lib.hardware import is_main_process
 
 
 def shown(path: Path) -> str:
@@ -32,6 +34,8 @@ def cache_folder() -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Write beside and rename: readers see the old file or the new one, never half of one."""
+    if not is_main_process():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
@@ -44,6 +48,8 @@ def read_json(path: Path) -> Any:
 
 
 def append_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    if not is_main_process():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows]
     with path.open("a", encoding="utf-8", errors="replace") as file:
@@ -52,6 +58,8 @@ def append_jsonl(path: Path, rows: Iterable[dict]) -> None:
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
     """The log with these rows alone; beside and renamed."""
+    if not is_main_process():
+        return
     beside = path.with_name(f".{path.name}")
     beside.unlink(missing_ok=True)
     append_jsonl(beside, rows)
@@ -82,6 +90,10 @@ def written_whole(folder: Path) -> Iterator[Path]:
     Raises:
         BadInput: it could not be written, as on a full disk; the old one stays.
     """
+    if not is_main_process():
+        with tempfile.TemporaryDirectory() as nowhere:
+            yield Path(nowhere)
+        return
     new, old = (folder.parent / place / folder.name for place in (".new", ".old"))
     put_back(folder)
     _clear(new, old)
@@ -108,7 +120,7 @@ def written_whole(folder: Path) -> Iterator[Path]:
 def put_back(folder: Path) -> None:
     """Give a folder its name again, where `written_whole` was killed between its two renames."""
     old = folder.parent / ".old" / folder.name
-    if old.is_dir() and not folder.exists():
+    if old.is_dir() and not folder.exists() and is_main_process():
         old.rename(folder)
 
 
@@ -129,6 +141,8 @@ def on_disk(folder: Path) -> None:
 
 def discard(folder: Path) -> None:
     """Delete a folder at once: a kill leaves no half of it under its name."""
+    if not is_main_process():
+        return
     gone = folder.parent / ".gone"
     shutil.rmtree(gone, ignore_errors=True)
     if folder.exists():

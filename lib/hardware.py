@@ -97,6 +97,19 @@ def gpu_memory_taken() -> float:
     return torch.cuda.max_memory_reserved() / GIB
 
 
+def gpu_energy() -> float | None:
+    """Watt-hours that the visible GPUs have taken since the driver was loaded; None where one does
+    not tell, as those before Volta."""
+    nvml, visible = _nvml(), visible_gpus()
+    if not (nvml and visible):
+        return None
+    try:  # in millijoules
+        cards = [_card(nvml, name) for name in visible]
+        return sum(map(nvml.nvmlDeviceGetTotalEnergyConsumption, cards)) / 3.6e6
+    except nvml.NVMLError:
+        return None
+
+
 def cap_gpu_memory(cap: float, utilization: float) -> float:
     """Hold this process's torch to `cap` GiB of the GPU; vLLM's share of the whole card for it.
 
@@ -137,21 +150,30 @@ def visible_gpus() -> list[str]:
     return [str(index) for index in range(nvml.nvmlDeviceGetCount())] if nvml else []
 
 
+def _card(nvml: Any, name: str) -> Any:
+    """The card that CUDA_VISIBLE_DEVICES names, by index or UUID."""
+    if name.isdecimal():
+        return nvml.nvmlDeviceGetHandleByIndex(int(name))
+    return nvml.nvmlDeviceGetHandleByUUID(name)
+
+
 def _query_gpu() -> tuple[str, float, float]:
     """Name, GiB and compute capability of the first GPU that is visible."""
     nvml, visible = _nvml(), visible_gpus()
     if not (nvml and visible):
         return "", 0.0, 0.0
-    by_index = visible[0].isdigit()
     try:
-        handle = (nvml.nvmlDeviceGetHandleByIndex if by_index else nvml.nvmlDeviceGetHandleByUUID)(
-            int(visible[0]) if by_index else visible[0]
-        )
+        handle = _card(nvml, visible[0])
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
         memory = nvml.nvmlDeviceGetMemoryInfo(handle).total / GIB
         return nvml.nvmlDeviceGetName(handle), memory, major + minor / 10
     except nvml.NVMLError:
         return "", 0.0, 0.0
+
+
+def is_main_process() -> bool:
+    """Whether this is the only or the first of the processes that train a run together."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def gpu_environment(capability: float) -> dict[str, str]:

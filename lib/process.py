@@ -72,6 +72,12 @@ def quiet_process(run: Any) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def child_environment() -> dict[str, str]:
+    """Of a process that is to find `lib`, wherever it starts."""
+    paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
+    return os.environ | {"PYTHONPATH": paths}
+
+
 def installed_versions() -> dict[str, str]:
     found = {}
     for package in STACK:

@@ -40,35 +40,10 @@ from lib.files import (
     write_jsonl,
     written_whole,
 )
-from lib.hardware import GIB, detect_hardware
+from lib.hardware import GIB, detect_hardware, is_main_process
 from lib.lock import hold, made_anew
 from lib.process import commit, installed_versions, quiet_process
 
-# The names of `lib.files` and `lib.process` are those of a run, too.
-__all__ = [
-    "UNNAMED",
-    "Run",
-    "append_jsonl",
-    "begin_training",
-    "check_place",
-    "discard",
-    "hushed",
-    "installed_versions",
-    "name_ending",
-    "open_run",
-    "put_aside",
-    "put_back",
-    "quiet_process",
-    "read_json",
-    "read_jsonl",
-    "read_rollouts",
-    "rollout_steps",
-    "run_folder",
-    "with_own_name",
-    "write_json",
-    "write_jsonl",
-    "written_whole",
-]
 # What a training leaves, and what is made from that; figures but those of 01, 02 and 06, too.
 OF_TRAINING = (
     *("train_log.jsonl", "rollouts", "checkpoints", "best", "adapter", "alarms.json"),
@@ -81,7 +56,8 @@ UNNAMED = (
     *("name", "run", "output_dir", "data_dir", "profile", "resume", "report_to", "backend"),
     *("rollout_engine", "gpu_memory", "micro_batch", "gradient_checkpointing", "save_"),
     *("preflight_prompts", "ignore_preflight", "eval_", "side_task", "candidate", "variants"),
-    *("seeds", "push_to_hub", "certificate_", "logging_"),
+    *("seeds", "push_to_hub", "certificate_", "logging_", "stop_at", "num_processes"),
+    *("accelerate_config",),
 )
 STALE = (
     '<p role="alert" style="padding:.6rem 1rem;border:2px solid #c60">This page is of an earlier '
@@ -147,7 +123,7 @@ class Run:
 
     def mark_stale(self) -> None:
         """Say so at the top of the page, where it no longer fits."""
-        if not (self.report.is_file() and "report" in self.stale()):
+        if not (is_main_process() and self.report.is_file() and "report" in self.stale()):
             return
         page = self.report.read_text(encoding="utf-8")
         if STALE not in page:
@@ -162,6 +138,8 @@ class Run:
         left = [path for path in map(self.folder.joinpath, OF_TRAINING) if path.exists()]
         left += [p for p in self.figures.glob("*.png") if not p.name.startswith(BEFORE_TRAINING)]
         left += self.notebooks.glob("*.html")
+        if not is_main_process():
+            return None
         if not (self._begun.is_dir() or self.train_log.exists() or self.adapter.exists()):
             return None
         return self._move_to_previous(left, still_good=("01", "02"))
@@ -196,20 +174,13 @@ class Run:
             place = begun / path.relative_to(self.folder)
             place.parent.mkdir(parents=True, exist_ok=True)
             path.rename(place)
-        aside = begun.with_name(time.strftime("%Y%m%d-%H%M%S"))
-        while aside.exists():
-            aside = aside.with_name(f"{aside.name}+")
-        begun.rename(aside)
-        return aside
-
-    def log_step(self, row: dict) -> None:
-        append_jsonl(self.train_log, [row])
+        return begun.rename(_unused(begun.with_name(time.strftime("%Y%m%d-%H%M%S"))))
 
     def rewind(self, step: int) -> list[dict]:
         """The training log up to a step. What was written of later ones goes: a run that is
         resumed there does them again."""
         for path in self.rollouts.glob("step_*.jsonl"):
-            if int(path.stem.removeprefix("step_")) > step:
+            if int(path.stem.removeprefix("step_")) > step and is_main_process():
                 path.unlink()
         for log in (self.train_log, self.evals / "validation.jsonl"):
             if log.is_file():
@@ -312,11 +283,11 @@ def put_aside(run: Run) -> Path | None:
     if not run.record.is_file():
         return None
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(run.folder.stat().st_mtime))
-    aside = run.folder.with_name(f"{run.folder.name}.{stamp}")
-    while aside.exists():
-        aside = aside.with_name(f"{aside.name}+")
-    run.folder.rename(aside)
-    return aside
+    return run.folder.rename(_unused(run.folder.with_name(f"{run.folder.name}.{stamp}")))
+
+
+def _unused(path: Path) -> Path:
+    return _unused(path.with_name(f"{path.name}+")) if path.exists() else path
 
 
 def open_run(config: Config) -> Run:

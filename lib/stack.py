@@ -162,7 +162,7 @@ def choose_backend(config: Config, hardware: Hardware | None = None) -> tuple[st
     for finding in installation(config, hardware, read_stack()):
         if finding.stops and (finding.key != "old-card" or config.backend == "unsloth"):
             raise BadInput(finding.sentence, key=finding.key)
-    if config.backend == "transformers":
+    if config.backend == "transformers" or config.num_processes > 1:
         return "transformers", ""
     reason = ""
     if find_spec("unsloth") is None:

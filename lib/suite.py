@@ -7,6 +7,7 @@
     python -m lib.suite doctor demo          # five minutes: what would stop it?
     python -m lib.suite regrade demo    # every number of its evaluation from the stored answers
     python -m lib.suite sweep lr.yaml   # recipes × parameters × seeds
+    python -m lib.suite race lr.yaml    # the same, and what falls behind is not trained further
 
 The first failure stops the run and is shown; `--resume` goes on there. Ctrl-C stops it, too:
 training ends its step and keeps it; a second one stops at once. Exit code 0: all done; 1: a
@@ -58,6 +59,7 @@ COMMANDS = {
     "regrade": "lib.evaluation.regrade",
     "doctor": "lib.doctor",
     "sweep": "lib.sweep",
+    "race": "lib.race",
 }
 REWARD_MODEL = "06_reward_model"  # in the chain where a recipe's reward is learned
 # Not in the chain: run with --only.
@@ -106,7 +108,8 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
     for name in left:
         resumes = {"resume": True} if options.resume and name == "03_training" else {}
         watch = Watch(name, (chain.index(name) + 1, len(chain)), left, config, run)
-        code = run_notebook(name, run, parameters | resumes, watch)
+        several = config if name == "03_training" else None
+        code = run_notebook(name, run, parameters | resumes, watch, several)
         run.mark_stale()
         if code:
             return code

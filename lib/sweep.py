@@ -33,12 +33,14 @@ from lib.errors import BadInput, first_line, nearest
 from lib.evaluation.runs import is_begun
 from lib.hardware import visible_gpus
 from lib.lock import hold, release
+from lib.process import child_environment
 from lib.progress import duration
-from lib.runs import Run, check_place, name_ending, put_aside, run_folder
+from lib.runs import Run, check_place, name_ending, put_aside, read_json, run_folder
 from lib.suite import choose_notebooks, configure, read_arguments
 
-KEYS = dict(name=str, recipe=str, recipes=list, parameters=dict, seeds=list, only=list)
-WORDS = {str: "a text", list: "a list", dict: "`key: values` pairs"}
+KEYS = dict(name=str, recipe=str, recipes=list, base=str, parameters=dict, seeds=list, only=list)
+WORDS = {str: "a text", list: "a list", dict: "`key: values` pairs", float | int: "a number"}
+OF_ONE_RUN = ("name", "run", "resume", "stop_at", "output_dir")  # `base` leaves them
 START = "--- "  # begins the log's line of each start
 RETRIES = 3  # of a run whose worker was lost
 PATIENCE = 600  # seconds in which what a lost worker left has ended
@@ -46,7 +48,7 @@ PATIENCE = 600  # seconds in which what a lost worker left has ended
 Arms = Mapping[str, list[str]]  # run name → the runner's arguments
 
 
-def read_sweep(path: Path) -> dict[str, Any]:
+def read_sweep(path: Path, keys: Mapping[str, Any] = KEYS) -> dict[str, Any]:
     """The file's keys: `recipes` as paths, `parameters` as `fixed` and `varied`.
 
     Raises:
@@ -56,11 +58,11 @@ def read_sweep(path: Path) -> dict[str, Any]:
         raise BadInput(f"There is no file {path}: give the sweep's YAML file.", "no-sweep")
     given = read_recipe(path)
     for key, value in given.items():
-        if key not in KEYS:
-            hint = f"{nearest(key, KEYS)} What is varied stands under `parameters`."
+        if key not in keys:
+            hint = f"{nearest(key, keys)} What is varied stands under `parameters`."
             raise BadInput(f"There is no key {key!r} ({path.name}): {hint}", "unknown-key")
-        if not isinstance(value, KEYS[key]):
-            words = WORDS[KEYS[key]]
+        if not isinstance(value, keys[key]):
+            words = WORDS[keys[key]]
             raise BadInput(f"{key} ({path.name}) is {value!r}: it should be {words}.", "value")
     parameters = given.get("parameters", {})
     for key, value in parameters.items():
@@ -68,13 +70,31 @@ def read_sweep(path: Path) -> dict[str, Any]:
             why = "has no values" if value == [] else "is set for each run, by `name` and `seeds`"
             raise BadInput(f"{key} ({path.name}) {why}: leave it out of `parameters`.", "value")
     names = given.get("recipes", []) + ([given["recipe"]] if "recipe" in given else [])
+    if "base" in given:
+        name, settings = settings_of(given["base"], parameters)
+        names, parameters = [*names, name], settings | parameters
     if not names:
-        raise BadInput(f"{path.name} names no recipe: add `recipe: demo`.", "no-recipe")
+        raise BadInput(
+            f"{path.name} names no recipe: add `recipe: demo`, or `base: RUN`.", "no-recipe"
+        )
     beside = [path.parent / str(name) for name in names]
     paths = [b if b.is_file() else find_recipe(str(n)) for b, n in zip(beside, names, strict=True)]
-    varied = {key: value for key, value in parameters.items() if isinstance(value, list)}
+    varied = {k: v for k, v in given.get("parameters", {}).items() if isinstance(v, list)}
     fixed = {key: value for key, value in parameters.items() if key not in varied}
     return given | {"recipes": [p.resolve() for p in paths], "fixed": fixed, "varied": varied}
+
+
+def settings_of(base: str, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """A run's recipe, and what was set for it: what another run of its kind begins with."""
+    above = ROOT / parameters.get("output_dir", "outputs")
+    for folder in (Path(base).expanduser(), above / base, ROOT / base):
+        if (folder / "run.json").is_file():
+            record = read_json(folder / "run.json")
+            origins = {key: of.split()[0] for key, of in record["origins"].items()}
+            names = {k for k, of in origins.items() if of in ("recipe", "parameter")}
+            config = {k: v for k, v in record["config"].items() if k in names - {*OF_ONE_RUN}}
+            return record["name"], config
+    raise BadInput(f"base: there is no run {base}: name a folder with a run.json.", "no-run")
 
 
 def make_arms(sweep: Mapping[str, Any]) -> Arms:
@@ -83,8 +103,10 @@ def make_arms(sweep: Mapping[str, Any]) -> Arms:
     only = [f"{each:02}" if isinstance(each, int) else str(each) for each in sweep.get("only", [])]
     arms: dict[str, list[str]] = {}
     for path in sweep["recipes"]:
-        own = read_recipe(path).get("seed", Config.model_fields["seed"].default)
-        for *values, seed in product(*sweep["varied"].values(), sweep.get("seeds") or [own]):
+        own = {"seed": Config.model_fields["seed"].default} | read_recipe(path) | sweep["fixed"]
+        for *values, seed in product(
+            *sweep["varied"].values(), sweep.get("seeds") or [own["seed"]]
+        ):
             changes = dict(zip(sweep["varied"], values, strict=True))
             name = f"{sweep['name']}/{path.stem}{name_ending(changes)}_{seed}"
             if name in arms:
@@ -114,7 +136,7 @@ def plan(arms: Arms) -> dict[str, tuple[Path, bool]]:
         try:
             options, given = read_arguments(words)
             config = configure(options, given)
-            chain = choose_notebooks(config, options.only)
+            choose_notebooks(config, options.only)
             check_place(config)
             run, seedless = Run(run_folder(config)), config.model_dump(exclude={"seed", "run"})
             if (settings := json.dumps(seedless, default=str)) not in checked:
@@ -125,9 +147,16 @@ def plan(arms: Arms) -> dict[str, tuple[Path, bool]]:
                 raise BadInput(f"{above} is a run: give the sweep another name.", "run-name")
         except BadInput as error:
             raise BadInput(f"{name}: {error}", error.key) from None
-        finished = is_begun(config) and {*chain} <= {*run.recorded().get("finished", {})}
-        planned[name] = run.folder, finished
+        planned[name] = run.folder, is_done(words)
     return planned
+
+
+def is_done(words: list[str]) -> bool:
+    """Whether the run has all of its notebooks, made with these settings."""
+    options, given = read_arguments(words)
+    config = configure(options, given)
+    finished = Run(run_folder(config)).recorded().get("finished", {})
+    return is_begun(config) and {*choose_notebooks(config, options.only)} <= {*finished}
 
 
 def start(words: list[str], gpu: str = "") -> tuple[subprocess.Popen, Path]:
@@ -145,13 +174,12 @@ def start(words: list[str], gpu: str = "") -> tuple[subprocess.Popen, Path]:
     release()
     run.folder.mkdir(parents=True, exist_ok=True)
     words = [*words, "--resume"] if begun else words
-    paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
     with (log := run.folder / "sweep.log").open("a", encoding="utf-8") as file:
         file.write(f"{START}{time.strftime('%F %T')} python -m lib.suite {shlex.join(words)}\n")
         file.flush()
         process = subprocess.Popen(
             [sys.executable, "-m", "lib.suite", *words],
-            env=os.environ | {"PYTHONPATH": paths} | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}),
+            env=child_environment() | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}),
             **dict(stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT),
             start_new_session=True,  # Ctrl-C reaches it once, through us
             preexec_fn=partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL),  # PR_SET_PDEATHSIG
@@ -252,30 +280,51 @@ def run_on_ray(arms: Arms, ray: Any, call: Any) -> Iterator[tuple[str, str]]:
         yield waiting.pop(ended), why
 
 
+def begin(arms: Arms, address: str | None) -> tuple[dict[str, tuple[Path, bool]], Any]:
+    """What `plan` says, and how runs are started: `run_here`, or on the cluster at the address."""
+    if not address:
+        return plan(arms), run_here
+    ray, call = connect(address)
+    planned = ray.get(call.remote("plan", arms))
+    if isinstance(planned, Exception):
+        raise planned
+    return planned, partial(run_on_ray, ray=ray, call=call)
+
+
+def run_all(
+    arms: Arms, way: Callable, folders: Mapping[str, Path], is_done: Callable[[str], bool]
+) -> dict[str, str]:
+    """Run them, and say how far they are; those that failed, with their trouble.
+
+    Args:
+        way: from `begin`.
+        is_done: tells by a run's name of one that stopped with a sentence, but where it should.
+    """
+    failed, started = {}, time.time()
+    with closing(way(arms)) as ends:
+        for count, (name, why) in enumerate(ends, 1):
+            failed |= {name: why} if why and not is_done(name) else {}
+            rest = duration((time.time() - started) / count * (len(arms) - count))
+            word = "failed" if name in failed else "done"
+            print(f"{count} of {len(arms)}: {name} {word}; about {rest} left for all", flush=True)
+    for name, why in failed.items():
+        print(f"{name} failed: {why} ({Run.shown(folders[name] / 'sweep.log')})")
+    if failed:
+        print("The same command tries these again, and leaves the others as they are.")
+    return failed
+
+
 def run_sweep(path: Path, address: str | None) -> int:
     sweep = read_sweep(path)
     arms = make_arms(sweep)
-    ray, call = connect(address) if address else (None, None)
-    planned = ray.get(call.remote("plan", arms)) if ray else plan(arms)
-    if isinstance(planned, Exception):
-        raise planned
+    planned, way = begin(arms, address)
+    folders = {name: folder for name, (folder, _) in planned.items()}
     left = {name: words for name, words in arms.items() if not planned[name][1]}
-    folder, failed, started = planned[next(iter(arms))][0].parent, {}, time.time()
-    done_before, logs = len(arms) - len(left), Run.shown(folder / "*" / "sweep.log")
-    print(
-        f"{len(arms)} run{'s' * (len(arms) > 1)}, {done_before} of them done before; logs: {logs}",
-        flush=True,
-    )
-    with closing(run_on_ray(left, ray, call) if ray else run_here(left)) as ends:
-        for count, (name, why) in enumerate(ends, 1):
-            failed |= {name: why} if why else {}
-            rest = duration((time.time() - started) / count * (len(left) - count))
-            word = "failed" if why else "done"
-            print(f"{count} of {len(left)}: {name} {word}; about {rest} left for all", flush=True)
-    for name, why in failed.items():
-        print(f"{name} failed: {why} ({Run.shown(planned[name][0] / 'sweep.log')})")
-    if failed:
-        print("The same command tries these again, and leaves the others as they are.")
+    folder = next(iter(folders.values())).parent
+    runs, before = f"{len(arms)} run{'s' * (len(arms) > 1)}", len(arms) - len(left)
+    logs = Run.shown(folder / "*" / "sweep.log")
+    print(f"{runs}, {before} of them done before; logs: {logs}", flush=True)
+    failed = run_all(left, way, folders, lambda name: False)
     measured = [file.parents[1].name for file in folder.glob("*_*/evals/trained.json")]
     if len({name.rpartition("_")[0] for name in measured}) > 1:
         runs = {"run": f"{sweep['name']}/compared", "runs": [sweep["name"]]}
@@ -284,17 +333,19 @@ def run_sweep(path: Path, address: str | None) -> int:
     return 1 if failed else 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lib.suite sweep", description=__doc__)
+def main(arguments: list[str] | None = None, run: Callable = run_sweep) -> int:
+    about = sys.modules[run.__module__].__doc__
+    name = run.__name__.removeprefix("run_")
+    parser = argparse.ArgumentParser(prog=f"python -m lib.suite {name}", description=about)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("file", type=Path, help="the sweep's YAML file")
+    parser.add_argument("file", type=Path, help="a YAML file (docs/sweeps.md)")
     parser.add_argument("--ray", metavar="ADDRESS", help='a cluster: host:port, or "auto"')
     options = parser.parse_args(arguments)
     # Also where it was started in the background, which ignores Ctrl-C by default.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        return run_sweep(options.file, options.ray)
+        return run(options.file, options.ray)
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2

@@ -567,8 +567,9 @@ def proved(run, ci_config) -> Path:
         records = greedy(*texts)
         records += [answer(i, text, "sampled", n) for i, text in enumerate(texts) for n in (0, 1)]
         append_jsonl(run.evals / f"{name}.jsonl", records)
-        write_json(run.evals / f"{name}.json", {"protocol": protocol})
-    compare(run, ci_config.model_copy(update={"eval_k": [1, 2]}), *PAIR)
+        config = ci_config.model_copy(update={"eval_k": [1, 2]})
+        write_json(run.evals / f"{name}.json", {"protocol": protocol} | summarize(records, config))
+    compare(run, config, *PAIR)
     return run.evals
 
 
@@ -577,6 +578,18 @@ def test_every_number_comes_from_the_stored_answers(proved, capsys):
     assert main([str(proved.parent)]) == 0
     # strict, lenient, pass@1 and pass@2 of both, format, flexible extract; 7 numbers each
     assert "56 numbers in 8 scores computed from 120 stored answers" in capsys.readouterr().out
+
+
+def test_a_forged_summary_is_named(proved, capsys):
+    summary = read_json(proved / "base.json")
+    summary["scores"]["greedy_strict"]["interval_95"][0] += 0.01
+    summary["truncated"]["greedy"]["answers"] += 1
+    write_json(proved / "base.json", summary)
+    assert main([str(proved)]) == 1
+    said = capsys.readouterr().out
+    assert "base.json: scores, greedy_strict, interval_95: [0.12" in said
+    assert "base.json: truncated, greedy, answers: 21 is written, the answers give 20." in said
+    assert "trained.json: " not in said and "comparison.json: greedy" not in said
 
 
 def test_forged_numbers_and_answers_are_named(proved, capsys):

@@ -37,8 +37,12 @@ def finished(tmp_path):
         write_json(run.evals / f"{name}.json", {"tokens": 150, "protocol": {"task": "small_sums"}})
     write_json(run.evals / "comparison.json", compare_records(before, after, [], "answer"))
     for step in (1, 2):
-        run.log_step({"step": step, "seconds": 2.0 * step, "reward": step / 4, "num_tokens": 900})
+        append_jsonl(
+            run.train_log,
+            [{"step": step, "seconds": 2.0 * step, "reward": step / 4, "num_tokens": 900}],
+        )
     write_answers(run, side_by_side(before, after))
+    run.note(energy_wh=12.4)
     return run, config
 
 
@@ -75,6 +79,7 @@ def test_the_page_begins_with_the_verdict_and_links_to_the_answers(finished):
         "What was run",
     ]
     assert "+36.7 points" in text and "150 tokens" not in text and ">300<" in text
+    assert ">12 Wh<" in text
     answers = Page((run.evals / "side_by_side.html").read_text())
     to_answers = [link for link in page.links if link.startswith("evals/side_by_side.html#")]
     assert len(to_answers) == 5 + 1 + 10

@@ -114,14 +114,14 @@ def test_a_writer_that_fails_leaves_the_old_folder(tmp_path):
 def test_a_resumed_run_drops_what_it_does_again(run):
     for step in (1, 2, 3):
         append_jsonl(run.rollouts / f"step_{step:05d}.jsonl", [{"step": step}])
-        run.log_step({"step": step})
+        append_jsonl(run.train_log, [{"step": step}])
     append_jsonl(run.evals / "validation.jsonl", [{"step": 2}, {"step": 3}])
     with run.train_log.open("a") as log:
         log.write('{"step": 4, "rew')  # a kill in the middle of a line
     assert run.rewind(2) == read_jsonl(run.train_log) == [{"step": 1}, {"step": 2}]
     assert read_jsonl(run.evals / "validation.jsonl") == [{"step": 2}]
     assert len(os.listdir(run.rollouts)) == 2
-    run.log_step({"step": 3})
+    append_jsonl(run.train_log, [{"step": 3}])
     assert len(read_jsonl(run.train_log)) == 3
 
 
@@ -190,7 +190,7 @@ def trained(config, weight: float = 1.0) -> Run:
     run = open_run(config)
     begin_training(config, run)
     write_adapter(run, weight)
-    run.log_step({"step": 1})
+    append_jsonl(run.train_log, [{"step": 1}])
     write_json(run.evals / "comparison.json", {})
     run.report.write_text("<html><body>better</body></html>")
     run.made("evals", "report")

@@ -10,19 +10,21 @@ import json
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from lib.config import ROOT
 from lib.errors import BadInput
-from lib.evaluation.compare import compare_records, digest
+from lib.evaluation.compare import compare_records, digest, summarize
 from lib.runs import read_json, read_jsonl
 from lib.tasks import Problem, ReasoningGym, Task, get_format, get_task
 from lib.tasks.judging import judge
 
 COMPARISONS = ("comparison", "side_comparison")
 NUMBERS = ("before", "after", "difference", "stderr", "interval_95", "p_value", "problems")
+SUMMARIES = ("scores", "outcomes", "truncated", "tokens")  # of one evaluation
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,7 +58,7 @@ def check(evals: Path, name: str = "comparison") -> tuple[list[str], str]:
         BadInput: a file is missing, or its task cannot be made here.
     """
     stored = read_json(evals / f"{name}.json")
-    complaints, logs, protocol = [], [], {}
+    complaints, logs, protocol, summed = [], [], {}, 0
     for file, written in next(iter(stored.values()))["answers"].items():
         log = evals / file
         if not log.is_file():
@@ -66,24 +68,26 @@ def check(evals: Path, name: str = "comparison") -> tuple[list[str], str]:
                 f"{file} is not the file that {name}.json was made of (its SHA-256 differs): it "
                 f"was changed or exchanged afterwards."
             )
-        protocol, records = read_json(log.with_suffix(".json"))["protocol"], read_jsonl(log)
+        summary = read_json(log.with_suffix(".json"))
+        protocol = summary["protocol"]
+        records = read_jsonl(log)
         logs.append(_graded_again(records, protocol))
         complaints += _other_grades(file, records, logs[-1])
-    ks = dict.fromkeys(int(row[5:].split("_")[0]) for row in stored if row.startswith("pass@"))
-    rows = json.loads(json.dumps(compare_records(*logs, list(ks), protocol["prompt_format"])))
-    complaints += [
-        f"{name}.json: {row} does not come from the answers." for row in stored.keys() - rows
-    ]
-    complaints += [
-        f"{name}.json: {row}, {key}: {stored[row][key]} is written, the answers give {value}."
-        for row, values in rows.items()
-        for key, value in values.items()
-        if row in stored and key in NUMBERS and not _same(stored[row].get(key), value)
-    ]
-    numbers = sum(key in NUMBERS for row in rows.values() for key in row)
+        written = {key: summary[key] for key in SUMMARIES if key in summary}
+        rules = SimpleNamespace(**protocol, eval_k=_ks(written.get("scores", {})))
+        again = {k: v for k, v in summarize(logs[-1], rules).items() if k in written}
+        complaints += _other_numbers(log.with_suffix(".json").name, written, again)
+        summed += len(dict(_numbers(again)))
+    rows = compare_records(*logs, _ks(stored), protocol["prompt_format"])
+    rows, written = (
+        {row: {k: v for k, v in some[row].items() if k in NUMBERS} for row in some if row in stored}
+        for some in (rows, stored)
+    )
+    complaints += _other_numbers(f"{name}.json", written, rows)
     return complaints, (
-        f"{name}.json: {numbers} numbers in {len(rows)} scores computed from "
-        f"{sum(map(len, logs)):,} stored answers{'' if complaints else ', each as it is written'}."
+        f"{name}.json: {sum(map(len, rows.values()))} numbers in {len(rows)} scores computed from "
+        f"{sum(map(len, logs)):,} stored answers, and {summed} of their summaries"
+        f"{'' if complaints else ', each as it is written'}."
     )
 
 
@@ -128,6 +132,34 @@ def _other_grades(file: str, stored: Sequence[dict], again: Sequence[dict]) -> l
                 f"is {first})."
             ]
     return []
+
+
+def _ks(rows: dict) -> list[int]:
+    """The k of `pass@k_strict` and the like."""
+    return [*dict.fromkeys(int(row[5:].split("_")[0]) for row in rows if row.startswith("pass@"))]
+
+
+def _numbers(rows: Any, *place: str) -> Iterator[tuple[str, Any]]:
+    """Where a number or an interval stands in nested rows ("format, mean"), and it."""
+    if not isinstance(rows, dict):
+        yield ", ".join(place), rows
+        return
+    for key, value in rows.items():
+        yield from _numbers(value, *place, key)
+
+
+def _other_numbers(file: str, stored: dict, again: dict) -> list[str]:
+    written, computed = dict(_numbers(stored)), dict(_numbers(json.loads(json.dumps(again))))
+    extra = [
+        f"{file}: {place} does not come from the answers."
+        for place in written
+        if place not in computed
+    ]
+    return extra + [
+        f"{file}: {place}: {written.get(place)} is written, the answers give {value}."
+        for place, value in computed.items()
+        if not _same(written.get(place), value)
+    ]
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -31,7 +31,9 @@ from lib.stats import MARGIN, Difference, crossed_difference, holm, verdict_word
 
 Arms = Mapping[str, Sequence[Run]]
 BASE = "base"
-NOT_SETTINGS = ("name", "run", "output_dir", "resume", "variants", "seeds", "runs", "by_profile")
+NOT_SETTINGS = (
+    *("name", "run", "output_dir", "resume", "stop_at", "variants", "seeds", "runs", "by_profile"),
+)
 
 
 def variant_configs(config: Config) -> dict[str, Config]:
@@ -87,7 +89,7 @@ def is_begun(config: Config) -> bool:
         made, decides = record.get("origins", {}), ("profile", "recipe on")
         origins = {key: (config.origin(key), made.get(key, "")) for key in keys - {"profile"}}
         keys = {key for key, of in origins.items() if not any(o.startswith(decides) for o in of)}
-    return all(stored[key] == wanted[key] for key in keys)
+    return all(wanted[key] in ("auto", stored[key]) for key in keys)  # which the run decided
 
 
 def missing_runs(config: Config) -> dict[str, Config]:

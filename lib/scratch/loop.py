@@ -79,7 +79,7 @@ class Learner:
             the policy's weights before each step.
 
     Attributes:
-        stop_asked: True stops it, with a checkpoint, once the present batch is done.
+        stop_asked: why it is to stop, with a checkpoint, once the present batch is done; "": no.
         between_batches: whether no batch is half used: a checkpoint can then be resumed from.
 
     Raises:
@@ -87,7 +87,7 @@ class Learner:
             fewer rows than a step takes.
     """
 
-    stop_asked, between_batches = False, True
+    stop_asked, between_batches = "", True
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class Learner:
             for _ in range(min(config.num_iterations, config.max_steps - self.step)):
                 row = metrics | self.update(batches)
                 row = {"step": self.step, "seconds": time.time() - begun, **row}
-                self.run.log_step(row)
+                append_jsonl(self.run.train_log, [row])
                 log.append(row)
                 yield log
             # Where max_steps ends within a batch there is nothing to resume from.

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from transformers import TrainerCallback, TrainerState
 
 from lib.config import Config
-from lib.hardware import gpu_memory_taken
+from lib.hardware import gpu_energy, gpu_memory_taken
 from lib.progress import Progress
 from lib.rewards import Checked
 from lib.runs import Run, append_jsonl
@@ -51,6 +52,8 @@ class StepLog(TrainerCallback):
         # A resumed run repeats the steps after its checkpoint.
         self.rows = self.run.rewind(state.global_step)
         self.started = time.time() - (self.rows[-1]["seconds"] if self.rows else 0)
+        self.spent = self.run.recorded().get("energy_wh", 0.0) if self.rows else 0.0
+        self.energy = gpu_energy()
         self.progress = Progress(args.max_steps, "training", self.run.progress)
         self.progress.update(state.global_step)
         if self.watch and self.rows:
@@ -78,6 +81,8 @@ class StepLog(TrainerCallback):
         self.progress.close()
         if self.config.profile != "cpu":
             self.run.note(training_gpu_gib=gpu_memory_taken())
+        if self.energy is not None:
+            self.run.note(energy_wh=self.spent + gpu_energy() - self.energy)
 
 
 class Completions(TrainerCallback):
@@ -110,8 +115,8 @@ class Completions(TrainerCallback):
             lists = {k: v for k, v in columns.items() if isinstance(v, list) and len(v) == count}
             self.keep(
                 columns["trainer_state"].global_step + 1,
-                [{k: v[i] for k, v in lists.items()} for i in range(count)],
-                self._values,
+                gather_object([{k: v[i] for k, v in lists.items()} for i in range(count)]),
+                {name: gather_object(list(some)) for name, some in self._values.items()},
             )
         return values
 

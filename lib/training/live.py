@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from lib.hardware import is_main_process
 from lib.runs import Run, write_json
 from lib.training.alarms import Alarm, alarms
 
@@ -68,6 +69,8 @@ class LivePlot(TrainerCallback):
         from lib.plots.curves import pace, training_curves
 
         self.drawn = len(self.log)
+        if not is_main_process():
+            return
         path = self.run.figures / "training.png"
         save(training_curves(self.log, title=pace(self.log, self.steps)), path)
         raised = alarms(self.log, self.weights)

@@ -139,11 +139,12 @@ def training_engine(config: Config, folder: Path) -> VllmEngine:
 def generates_here(config: Config) -> bool:
     """Whether rollouts are to come from a `RolloutEngine`, and not from the trainer.
 
-    On a GPU Unsloth's trainer generates by the engine whose weights it trains; and weights in 4 bit
-    are TRL's to hand over.
+    On a GPU Unsloth's trainer generates by the engine whose weights it trains; weights in 4 bit
+    are TRL's to hand over, and so is all that a vLLM server or several processes need.
     """
     ours = config.profile == "cpu" or not (by_unsloth(config) or config.load_in_4bit)
-    return config.rollout_engine == "vllm" and ours
+    alone = config.num_processes == 1 and config.vllm_mode == "colocate"
+    return config.rollout_engine == "vllm" and ours and alone
 
 
 def totals(rewards_BR: torch.Tensor, weights_R: torch.Tensor) -> torch.Tensor:

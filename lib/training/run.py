@@ -11,6 +11,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from accelerate import PartialState
+
 from lib.config import Config
 from lib.errors import BadInput
 from lib.hardware import cap_gpu_memory
@@ -58,8 +60,9 @@ def grpo_arguments(config: Config, run: Run, policy: Policy | None = None) -> di
     """
     if policy is not None:  # whose size decides on gradient checkpointing
         config = settled(config, read_shape(policy.folder))
-    rows = min(config.per_device_train_batch_size, config.completions_per_step)
-    accumulation = config.completions_per_step // rows
+    own = config.completions_per_step // config.num_processes  # of each process
+    rows = min(config.per_device_train_batch_size, own)
+    accumulation = own // rows
     with_vllm = config.rollout_engine == "vllm" and not generates_here(config)
     share = config.vllm_gpu_memory_utilization
     if with_vllm:  # TRL's engine takes its share of the whole card
@@ -215,10 +218,12 @@ def save_trained(policy: Policy, config: Config, run: Run) -> str:
     if config.keep == "last":
         save_adapter(policy, run.adapter)
         run.mark_stale()
+        PartialState().wait_for_everyone()
         return f"the adapter of step {config.max_steps}, the last"
     with written_whole(run.adapter) as beside:
         shutil.copytree(run.best, beside, dirs_exist_ok=True)
     run.mark_stale()
+    PartialState().wait_for_everyone()
     best = read_json(run.best / "validation.json")
     return f"the adapter of step {best['step']}, the best in validation ({best['score']:.1%})"
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from lib.config import Config
@@ -46,7 +48,7 @@ class Survival(TrainerCallback):
 
     def __init__(self, run: Run, config: Config):
         self.run, self.config = run, config
-        self.stop_asked = False
+        self.stop_asked = ""
         self._step_end: tuple | None = None  # random state and token count; None: weights move
 
     def on_train_begin(self, args, state, control, optimizer=None, lr_scheduler=None, **kwargs):
@@ -66,6 +68,10 @@ class Survival(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         batch_done = state.global_step % args.num_iterations == 0
+        if 0 < self.config.stop_at <= state.global_step < state.max_steps:
+            self.stop_asked = f"Training stopped at step {state.global_step}, as stop_at says."
+        if args.world_size > 1:  # a signal reaches the processes in different steps
+            self.stop_asked = max(gather_object([self.stop_asked]))
         if self.stop_asked and batch_done:
             control.should_save = control.should_training_stop = True
         if not batch_done:  # as where max_steps ends within a batch
@@ -77,6 +83,9 @@ class Survival(TrainerCallback):
             self._step_end = random_state(), state.num_input_tokens_seen
 
     def on_save(self, args, state, control, **kwargs):
+        PartialState().wait_for_everyone()
+        if not state.is_world_process_zero:
+            return
         place = self.run.checkpoints / f"checkpoint-{state.global_step}"
         on_disk(place)
         (place / "training_args.bin").unlink()
@@ -123,8 +132,8 @@ def survived(training: Any, run: Run) -> Iterator[None]:
     """Train within it: what was done is kept, and why it ended is said in a sentence.
 
     Args:
-        training: has `stop_asked`, which when True stops it, with a checkpoint, once the present
-            batch is done; `kept_step`, of the latest checkpoint; and `keep_last_step()`, which
+        training: has `stop_asked`, a sentence that stops it, with a checkpoint, once the present
+            batch is done ("": none); `kept_step`, of the latest checkpoint; and `keep_last_step()`, which
             writes one of the last step that was done, where a run can go on from there.
 
     Raises:
@@ -145,7 +154,7 @@ def survived(training: Any, run: Run) -> Iterator[None]:
             raise
         raise Stopped(f"{reason} {_way_on(training)}", getattr(error, "key", "")) from error
     if training.stop_asked:
-        raise Stopped(f"Training was interrupted. {_way_on(training)}", key="interrupted")
+        raise Stopped(f"{training.stop_asked} {_way_on(training)}", key="interrupted")
 
 
 def _way_on(training: Any) -> str:
@@ -156,14 +165,14 @@ def _way_on(training: Any) -> str:
 
 @contextmanager
 def _stop_when_asked(training: Any) -> Iterator[None]:
-    training.stop_asked = False
+    training.stop_asked = ""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
 
     def ask(number: int, frame: Any) -> None:
         signal.signal(number, before[number])
-        training.stop_asked = True
+        training.stop_asked = "Training was interrupted."
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

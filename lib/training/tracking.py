@@ -3,8 +3,9 @@
     report_to: [tensorboard, wandb]
 
 transformers' own callbacks log every metric of TRL's under `train/` (for Trackio `Tracking` does,
-since transformers' would start a server in a notebook). `Tracking` adds the names below, the
-alarms as alerts, and in Trackio each step's completions as traces. All of it lies in
+since transformers' would start a server in a notebook). `Tracking` adds names of the
+suite's own (docs/training.md), the alarms as alerts, and in Trackio each step's completions as
+traces. All of it lies in
 the run folder (`tensorboard/`, `wandb/`, `trackio/`) and stays on this machine, unless Weights &
 Biases has a key (WANDB_API_KEY, or `wandb login`). Runs that it logged offline go up later with
 `wandb sync outputs/<run>/wandb/offline-run-*`. To look: `tensorboard --logdir outputs`, or
@@ -24,26 +25,12 @@ from transformers import TrainerCallback
 
 from lib.config import Config
 from lib.errors import first_line
+from lib.hardware import is_main_process
 from lib.runs import Run, hushed
 from lib.training.alarms import Alarm
 
 PROJECT = "grpo"  # WANDB_PROJECT names another
 PATIENCE = 30  # seconds for the server of Weights & Biases
-
-NAMES = {
-    "grpo_loss": "the optimizer step's loss; the same as train/loss",
-    "rewards/mean": "weighted reward of the step's completions: mean",
-    "rewards/std": "… their standard deviation",
-    "rewards/max": "… the highest",
-    "rewards/min": "… the lowest",
-    "epoch/accumulated_reward": "sum of all completions' weighted rewards since the epoch began",
-    "sample/prompt": "the problem of one completion of the step, the one of highest advantage",
-    "sample/response": "that completion",
-    "sample/answer": "its gold answer",
-    "eval/pass@1": "held-out problems answered by the greedy completion, strict; after training",
-    "eval/pass@5": "… by at least one of 5 samples, unbiased estimate (Chen et al. 2021)",
-    "eval/pass@10": "… of 10",
-}
 
 
 def set_up(config: Config, run: Run) -> None:
@@ -80,7 +67,7 @@ class Tracking(TrainerCallback):
 
     def __init__(self, config: Config, run: Run, completions: Any):
         self.config, self.run, self.completions = config, run, completions
-        self.names = config.report_to
+        self.names = config.report_to if is_main_process() else []
         self.raised: set[str] = set()
         if self.names:
             start(config, run)
@@ -169,7 +156,7 @@ def _trace(row: Mapping[str, Any]) -> Any:
 def seed_values(
     history: Sequence[Mapping], rollouts: Sequence[Mapping], completions: int
 ) -> dict[str, Any]:
-    """The values of NAMES at the history's last step.
+    """What the suite logs besides (docs/training.md), at the history's last step.
 
     Args:
         history: what TRL logged, a row a step, with `reward`, `loss` and `epoch`.

@@ -23,7 +23,8 @@ pass shares its prompt there. Only where prompts are shared | tests/test_logps.p
 
 Called, not overridden: `_save_checkpoint` (`keep_last_step`), `_generate_single_turn` and
 `_tokenize_prompts` (dynamic sampling). Read or set: `_metrics` (`note`), `_last_loaded_step`,
-`_buffered_inputs`, `_step`, `_entropy_bonus_enabled`.
+`_buffered_inputs`, `_step`, `_entropy_bonus_enabled`. `_ForwardRedirection` has the pass of several
+processes go through DDP's forward (tests/test_processes.py).
 
 Unsloth puts a trainer of its own in the place of TRL's when it is imported; import this module
 after it, and the class stands on Unsloth's.
@@ -37,6 +38,7 @@ import trl
 from peft.helpers import disable_input_dtype_casting
 from transformers import PrinterCallback
 from transformers.trainer_utils import get_last_checkpoint
+from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import split_tensor_dict
 
 from lib.models import is_wide
@@ -69,6 +71,8 @@ class GRPOTrainer(trl.GRPOTrainer):
             raise RuntimeError("Import unsloth before lib.training.GRPOTrainer: it patches TRL.")
         super().__init__(*args, **kwargs)
         self.remove_callback(PrinterCallback)  # the log callback shows what it would print
+        if self.args.use_cpu:  # of several processes: "cpu:0", which torch.load does not know
+            vars(self.args)["_setup_devices"] = torch.device("cpu")
         self.is_unsloths = trainer_is_unsloths()
         if self.is_unsloths:
             self.not_shared = "Unsloth's trainer has a loss of its own"
@@ -109,7 +113,9 @@ class GRPOTrainer(trl.GRPOTrainer):
         loss has no other term."""
         # A KL term and an entropy bonus move the policy by every completion, and a quantile of
         # entropies is one of all tokens.
+        # Of several processes, none may be left without a gradient for the others to wait for.
         alone = self.beta == 0 and not self._entropy_bonus_enabled
+        alone = alone and self.accelerator.num_processes == 1
         if self.shares_prompts and alone and self.top_entropy_quantile == 1 and model.training:
             self._wanted_B = inputs["advantages"].abs() > NO_SIGNAL
         try:
@@ -158,18 +164,22 @@ class GRPOTrainer(trl.GRPOTrainer):
                 model, input_ids, attention_mask, logits_to_keep, batch_size, *others, **options
             )
         size, bonus = batch_size or len(input_ids), self._entropy_bonus_enabled
-        pairs = zip(input_ids.split(size), attention_mask.split(size), strict=True)
         settings = (logits_to_keep, self.temperature)
+
+        def scores(plain: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+            pairs = zip(input_ids.split(size), attention_mask.split(size), strict=True)
+            if self.shares_prompts:
+                given = (self._wanted_B, bonus)
+                return [completion_scores(plain, *pair, *settings, *given) for pair in pairs]
+            return [plain_logps(plain, *pair, *settings, bonus) for pair in pairs]
+
         # peft would take the input of every adapter to 32 bit and back; autocast does it better.
         mixed = self.shares_prompts and (self.args.bf16 or self.args.fp16)
         with self.accelerator.autocast(), disable_input_dtype_casting(plain, mixed):
-            if self.shares_prompts:
-                parts = [
-                    completion_scores(plain, *pair, *settings, self._wanted_B, bonus)
-                    for pair in pairs
-                ]
-            else:
-                parts = [plain_logps(plain, *pair, *settings, bonus) for pair in pairs]
+            if model is plain or not torch.is_grad_enabled():
+                parts = scores(plain)
+            else:  # by the wrapper's forward, or DDP would not average the gradients
+                parts = _ForwardRedirection()(model, plain, scores, plain)
         logps_BC, entropies_BC = (torch.cat(some) for some in zip(*parts, strict=True))
         self._logps_BC = logps_BC.detach()
         if self._wanted_B is not None:  # left out of the mean that TRL logs
@@ -197,7 +207,8 @@ class GRPOTrainer(trl.GRPOTrainer):
         """From here on the same optimizer steps in twice the passes; False where that is not
         possible. An entropy bonus and bnpo are means over a pass, which another pass changes."""
         args, step = self.args, self.state.global_step
-        if args.per_device_train_batch_size % 2 or self.loss_type == "bnpo":
+        alone = self.accelerator.num_processes == 1
+        if args.per_device_train_batch_size % 2 or self.loss_type == "bnpo" or not alone:
             return False
         keepers = [c for c in self.callback_handler.callbacks if hasattr(c, "keep_last_step")]
         if step:

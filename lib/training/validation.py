@@ -77,7 +77,8 @@ class Validation(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         every = self.config.validation_steps
-        if state.global_step == state.max_steps or state.global_step % every == 0:
+        due = state.global_step in (state.max_steps, self.config.stop_at)
+        if (due or state.global_step % every == 0) and state.is_world_process_zero:
             self.log.extra |= self.measure(state.global_step)
 
     def measure(self, step: int) -> dict[str, float]:

@@ -1,0 +1,183 @@
+"""Does a race keep the best arm? Played again and again on runs that were trained to their end.
+
+    python -m benchmarks.race_replay train      # 6 learning rates × 2 seeds of a short demo
+    python -m benchmarks.race_replay replay     # races on what is stored; needs no model
+
+`train` keeps of each run which held-out problems it answered after each rung, and which of other,
+later problems (the truth) after its last step. A replay draws one of the seeds for each arm and the
+held-out problems with replacement, and has `lib.race.compare` decide as in a race. Kept counts the
+replays whose winner is the best arm on the later problems, or within its paired 95 % interval.
+"""
+
+import argparse
+import gc
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from lib.config import ROOT, resolve
+from lib.files import read_json, write_json
+from lib.process import commit
+from lib.race import compare
+from lib.stats import paired_difference
+
+FILE = ROOT / "benchmarks" / "results" / "race_replay_cpu.json"
+RATES, SEEDS = (1e-5, 3e-5, 1e-4, 2.4e-4, 5e-4, 1e-3), (0, 1)
+RUNGS = (1, 2, 4, 8)  # lib.race's own for 6 arms and 8 steps
+HELD_OUT, LATER = 96, 150  # problems
+RULES = {
+    "bound 10 %": (0.1, 0.0),
+    "bound 10 %, margin 5 points": (0.1, 0.05),
+    "bound 10 %, margin 10 points": (0.1, 0.1),
+    "halving without a bound": (1.0, 0.0),
+}
+
+
+def train(file: Path) -> None:
+    """Every run that the file does not have, in one process with one vLLM."""
+    from lib.models import load_policy
+    from lib.rewards import recipe_rewards
+    from lib.runs import Run, hushed, open_run
+    from lib.tasks import load_problems, make_rows, sample_problems
+    from lib.training.callbacks import StepLog
+    from lib.training.rollouts import RolloutEngine
+    from lib.training.run import make_trainer
+    from lib.training.run import train as train_run
+    from lib.training.validation import Validation
+
+    class AtRungs(Validation):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step in RUNGS:
+                self.log.extra |= self.measure(state.global_step)
+
+    stored = read_json(file) if file.is_file() else {"runs": {}}
+    stored |= {"commit": commit(), "rungs": RUNGS, "held_out": HELD_OUT, "later": LATER}
+    engine = None
+    for seed, rate in [(seed, rate) for seed in SEEDS for rate in RATES]:
+        name = f"{rate:g}_{seed}"
+        if name in stored["runs"]:
+            continue
+        given = {"learning_rate": rate, "seed": seed, "max_steps": RUNGS[-1], "warmup_steps": 0}
+        given |= {"run": f"race_replay/{name}", "eval_problems": LATER, "save_steps": 10**6}
+        config = resolve("demo", given | {"rollout_engine": "transformers", "profile": "cpu"})
+        changed = {"task_config": {**config.task_config, "test_share": 0.4}}
+        config = config.model_copy(update=changed)
+        run = open_run(config)
+        later = Run(run.folder / "later")
+        with hushed(run):
+            policy = load_policy(config)
+            task, training, tests, examples = load_problems(config)
+            aside = sample_problems(training, HELD_OUT, seed=0)
+            ids = {problem.id for problem in aside}
+            training = [problem for problem in training if problem.id not in ids]
+            rows, held_out, last = (
+                make_rows(some, config.prompt_format, config.shots, examples)
+                for some in (training, aside, tests)
+            )
+            rewards, weights = recipe_rewards(config)
+            trainer = make_trainer(policy, rows, rewards, weights, config, run)
+            engine = engine or RolloutEngine(config, policy)
+            engine.config = config
+            trainer.generate_with(engine)
+            log = next(c for c in trainer.callback_handler.callbacks if isinstance(c, StepLog))
+            given = (task, config, run, log, engine.engine)
+            trainer.add_callback(AtRungs(policy, aside, held_out, *given))
+            train_run(trainer, config, run)
+            (later.evals / "validation.jsonl").unlink(missing_ok=True)
+            given = (task, config, later, log, engine.engine)
+            Validation(policy, tests, last, *given).measure(RUNGS[-1])
+        answered = {"held_out": _answers(run), "later": _answers(later)[str(RUNGS[-1])]}
+        stored["runs"][name] = answered
+        write_json(file, stored)
+        right = [round(text.count("1") / len(text), 3) for text in answered["held_out"].values()]
+        print(name, *right, "later", round(answered["later"].count("1") / LATER, 3), flush=True)
+        del trainer, policy
+        gc.collect()
+
+
+def _answers(run: "object") -> dict[str, str]:
+    """Step → a digit a problem, 1 where the greedy answer was right."""
+    from lib.runs import read_jsonl
+
+    steps: dict[str, str] = {}
+    for row in read_jsonl(run.evals / "validation.jsonl"):
+        step = str(row["step"])
+        steps[step] = steps.get(step, "") + str(int(row["strict"]))
+    return steps
+
+
+def race(held_out: Mapping[str, Mapping], delta: float, margin: float) -> tuple[str, float]:
+    """The winner, and the share of all steps.
+
+    Args:
+        held_out: arm → step → scores.
+    """
+    standing, steps, before = list(held_out), 0, 0
+    alpha = delta / (len(standing) * (len(RUNGS) - 1)) if delta < 1 else 0.0
+    for rung in RUNGS:
+        steps += (rung - before) * len(standing)
+        scores = {arm: dict(enumerate(held_out[arm][rung])) for arm in standing}
+        rows, before = compare(scores, alpha, margin), rung
+        if rung < RUNGS[-1]:
+            standing = [row["arm"] for row in rows if row["stays"]]
+    return rows[0]["arm"], steps / (RUNGS[-1] * len(held_out))
+
+
+def _digits(text: str) -> np.ndarray:
+    return np.array([float(digit) for digit in text])
+
+
+def replays(runs: Mapping[str, Mapping], count: int = 500) -> dict[str, dict[str, float]]:
+    """Rule → in how many replays the best arm or one within its interval won, and the compute."""
+    arms = dict.fromkeys(name.rpartition("_")[0] for name in runs)
+    seeds = {arm: [name for name in runs if name.rpartition("_")[0] == arm] for arm in arms}
+    random = np.random.default_rng(0)
+    results: dict[str, list[tuple[float, ...]]] = {rule: [] for rule in RULES}
+    for _ in range(count):
+        chosen = {arm: runs[seeds[arm][random.integers(len(seeds[arm]))]] for arm in arms}
+        later = {arm: _digits(run["later"]) for arm, run in chosen.items()}
+        best = max(later, key=lambda arm: later[arm].mean())
+        drawn = random.integers(HELD_OUT, size=HELD_OUT)
+        held_out = {
+            arm: {rung: _digits(run["held_out"][str(rung)])[drawn] for rung in RUNGS}
+            for arm, run in chosen.items()
+        }
+        for rule, given in RULES.items():
+            winner, share = race(held_out, *given)
+            behind = paired_difference(later[best], later[winner])
+            kept = winner == best or behind.interval[1] >= 0
+            results[rule].append((winner == best, kept, behind.difference, share))
+    return {rule: _summary(rows) for rule, rows in results.items()}
+
+
+def _summary(rows: Sequence[tuple[float, ...]]) -> dict[str, float]:
+    best, kept, behind, share = (fmean(map(float, column)) for column in zip(*rows, strict=True))
+    return {
+        "replays": len(rows),
+        "best_won": round(best, 3),
+        "best_or_within_its_interval_won": round(kept, 3),
+        "points_behind_the_best": round(-100 * behind, 2),
+        "share_of_the_steps": round(share, 3),
+        "most_steps": round(max(row[3] for row in rows), 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("what", choices=("train", "replay"))
+    parser.add_argument("--file", type=Path, default=FILE)
+    options = parser.parse_args()
+    if options.what == "train":
+        return train(options.file)
+    stored = read_json(options.file)
+    stored["replays"] = replays(stored["runs"])
+    write_json(options.file, stored)
+    for rule, row in stored["replays"].items():
+        print(rule, row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""One training in two processes (gloo, on the CPU): the same step, written once."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from lib.config import ROOT, resolve
+from lib.errors import BadInput
+from lib.lock import release
+from lib.models import load_policy
+from lib.runs import Run, quiet_process, read_jsonl, read_rollouts
+from lib.suite import main
+from tests import lives
+from tests.conftest import CPU, SMALL
+
+CHANGES = dict(precision="fp32", num_generations=4, max_steps=2, keep="last")
+CHANGES |= dict(validation_steps=1)
+
+
+class Fixed:
+    """Completions that depend on the prompt and the place in its group alone."""
+
+    hand_over_seconds = 0.0
+
+    def sync_weights(self):
+        pass
+
+    def generate(self, prompts, images=None, num_generations=1, profiler=None):
+        places = [prompts[:i].count(prompt) for i, prompt in enumerate(prompts)]
+        ids = [
+            [100 + (7 * sum(prompt) + 11 * place + i) % 900 for i in range(2 + place)]
+            for prompt, place in zip(prompts, places, strict=True)
+        ]
+        return prompts, ids, [[[-1.0]] * len(each) for each in ids], None
+
+
+class Slopes(TrainerCallback):
+    """Keeps the gradient of each step."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        slopes = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        rank = os.environ.get("RANK", "0")
+        torch.save(torch.cat(slopes), self.folder / f"slopes_{state.global_step}_{rank}.pt")
+
+
+def train_two_steps(folder: Path, processes: int) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    lives.SETTINGS["model"] = str(folder.parent / "model")
+    changes = CHANGES | {"num_processes": processes}
+    quiet_process(Run(folder))
+    lives.POLICY = load_policy(resolve("ci", lives.SETTINGS | changes, CPU))
+
+    def fix(trainer):
+        trainer.generate_with(Fixed())
+        trainer.add_callback(Slopes(folder))
+
+    lives.life(folder, spoil=fix, **changes)
+
+
+def test_two_processes_take_the_step_of_one(tmp_path):
+    lives.first_layers(tmp_path / "model")
+    train_two_steps(tmp_path / "one", 1)
+    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--main_process_port", "0"]
+    command = [sys.executable, "-m", *launch, "-m", "tests.test_processes", tmp_path / "two"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
+    for step in (0, 1):
+        slopes, first, second = (
+            torch.load(run.folder / f"slopes_{step}_{rank}.pt")
+            for run, rank in ((one, 0), (two, 0), (two, 1))
+        )
+        assert slopes.norm() > 0 and torch.equal(first, second)
+        assert (slopes - first).norm() < 1e-4 * slopes.norm()
+    logs = [read_jsonl(run.train_log) for run in (one, two)]
+    for a, b in zip(*logs, strict=True):
+        for name in ("loss", "grad_norm", "reward", "reward_std", "heldout/problems"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), name
+    for step in (1, 2):
+        rows = [read_rollouts(run, step) for run in (one, two)]
+        kept = [[(r["id"], r["completion"], r["total"], r["advantage"]) for r in s] for s in rows]
+        assert len(kept[0]) == 8 and kept[0] == kept[1]
+    assert len(read_jsonl(two.evals / "validation.jsonl")) == 2  # a problem, after each step
+    assert (two.adapter / "adapter_model.safetensors").is_file()
+
+
+def test_a_recipe_trains_in_two_processes_stops_and_goes_on(tmp_path, capsys):
+    model = str(lives.first_layers(tmp_path / "model"))
+    given = SMALL | dict(max_steps=2, save_steps=2, num_processes=2, model=model, run="two")
+    given |= dict(output_dir=str(tmp_path), preflight_prompts=0)
+    words = [word for key, value in given.items() for word in ("-p", key, str(value))]
+    assert main(["ci", "--only", "03", *words, "-p", "stop_at", "1"]) == 2
+    assert "stopped at step 1, as stop_at says. Step 1 is kept" in capsys.readouterr().err
+    release()
+    assert main(["ci", "--only", "03", *words, "--resume"]) == 0
+    run = Run(tmp_path / "two")
+    assert [row["step"] for row in read_jsonl(run.train_log)] == [1, 2]
+    assert [len(read_rollouts(run, step)) for step in (1, 2)] == [8, 8]
+    assert run.recorded()["finished"].keys() == {"03_training"}
+    assert (run.adapter / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prompts_per_step": 1, "num_generations": 3},
+        {"resample": 2},
+        {"backend": "unsloth"},
+        {"rollout_engine": "vllm"},
+        {"accelerate_config": "nowhere.yaml"},
+    ],
+)
+def test_what_several_processes_cannot_do_is_refused(changes):
+    with pytest.raises(BadInput, match="processes") as error:
+        resolve("ci", SMALL | {"num_processes": 2} | changes, CPU)
+    assert error.value.key == "processes"
+
+
+if __name__ == "__main__":
+    train_two_steps(Path(sys.argv[1]), int(os.environ["WORLD_SIZE"]))
