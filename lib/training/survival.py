@@ -132,9 +132,9 @@ def survived(training: Any, run: Run) -> Iterator[None]:
     """Train within it: what was done is kept, and why it ended is said in a sentence.
 
     Args:
-        training: has `stop_asked`, a sentence that stops it, with a checkpoint, once the present
-            batch is done ("": none); `kept_step`, of the latest checkpoint; and `keep_last_step()`, which
-            writes one of the last step that was done, where a run can go on from there.
+        training: has `stop_asked`, why it is to stop, with a checkpoint, once the present batch is
+            done ("": it is not); `kept_step`, of the latest checkpoint; and `keep_last_step()`,
+            which writes one of the last step that was done, where a run can go on from there.
 
     Raises:
         Stopped: interrupted, the disk is full, or a BadInput; it says from which step to go on.
