@@ -51,9 +51,9 @@ class Slopes(TrainerCallback):
         torch.save(torch.cat(slopes), self.folder / f"slopes_{state.global_step}_{rank}.pt")
 
 
-def train_two_steps(folder: Path, processes: int) -> None:
+def train_two_steps(folder: Path, model: Path, processes: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    lives.SETTINGS["model"] = str(folder.parent / "model")
+    lives.SETTINGS["model"] = str(model)
     changes = CHANGES | {"num_processes": processes}
     quiet_process(Run(folder))
     lives.POLICY = load_policy(resolve("ci", lives.SETTINGS | changes, CPU))
@@ -65,12 +65,12 @@ def train_two_steps(folder: Path, processes: int) -> None:
     lives.life(folder, spoil=fix, **changes)
 
 
-def test_two_processes_take_the_step_of_one(tmp_path):
-    lives.first_layers(tmp_path / "model")
-    train_two_steps(tmp_path / "one", 1)
+def test_two_processes_take_the_step_of_one(tmp_path, first_layers):
+    train_two_steps(tmp_path / "one", first_layers, 1)
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--main_process_port", "0"]
     command = [sys.executable, "-m", *launch, "-m", "tests.test_processes", tmp_path / "two"]
+    command += [first_layers]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
@@ -93,8 +93,8 @@ def test_two_processes_take_the_step_of_one(tmp_path):
     assert (two.adapter / "adapter_model.safetensors").is_file()
 
 
-def test_a_recipe_trains_in_two_processes_stops_and_goes_on(tmp_path, capsys):
-    model = str(lives.first_layers(tmp_path / "model"))
+def test_a_recipe_trains_in_two_processes_stops_and_goes_on(tmp_path, first_layers, capsys):
+    model = str(first_layers)
     given = SMALL | dict(max_steps=2, save_steps=2, num_processes=2, model=model, run="two")
     given |= dict(output_dir=str(tmp_path), preflight_prompts=0)
     words = [word for key, value in given.items() for word in ("-p", key, str(value))]
@@ -126,4 +126,4 @@ def test_what_several_processes_cannot_do_is_refused(changes):
 
 
 if __name__ == "__main__":
-    train_two_steps(Path(sys.argv[1]), int(os.environ["WORLD_SIZE"]))
+    train_two_steps(Path(sys.argv[1]), Path(sys.argv[2]), int(os.environ["WORLD_SIZE"]))

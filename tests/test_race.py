@@ -17,7 +17,6 @@ from lib.runs import Run, read_json, write_json
 from lib.suite import configure, read_arguments
 from lib.sweep import main as sweep_main
 from lib.sweep import make_arms, read_sweep
-from tests.lives import first_layers
 from tests.test_sweep import sweep_file
 
 RUNGS = [2, 3, 6, 12]
@@ -106,9 +105,8 @@ def race_file(folder: Path, model: Path) -> Path:
     return sweep_file(folder, parameters=parameters)
 
 
-def test_a_kill_leads_to_the_same_ranking(tmp_path, capsys):
-    model = first_layers(tmp_path / "model")
-    path = race_file(tmp_path / "raced", model)
+def test_a_kill_leads_to_the_same_ranking(tmp_path, first_layers, capsys):
+    path = race_file(tmp_path / "raced", first_layers)
     command = [sys.executable, "-m", "lib.suite", "race", str(path)]
     race = subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True)
     first, _ = make_arms(read_sweep(path)).values()
@@ -129,7 +127,7 @@ def test_a_kill_leads_to_the_same_ranking(tmp_path, capsys):
     assert "about" not in capsys.readouterr().out
     assert read_json(tmp_path / "raced" / "small" / "race.json") == raced
     # The slices are the run that was not stopped.
-    whole = race_file(tmp_path / "whole", model)
+    whole = race_file(tmp_path / "whole", first_layers)
     assert sweep_main([str(whole)]) == 0
     for name in ("ci-learning_rate1e-05_0", "ci-learning_rate0.001_0"):
         pair = [Run(tmp_path / where / "small" / name) for where in ("raced", "whole")]
