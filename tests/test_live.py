@@ -6,8 +6,7 @@ import pytest
 from lib.config import ROOT
 from lib.plots.curves import pace, panels, training_curves
 from lib.runs import read_json, read_jsonl
-from lib.training.alarms import Alarm
-from lib.training.live import LivePlot, in_words
+from lib.training.live import LivePlot
 
 DEMO = ROOT / "tests" / "data" / "demo_train_log.jsonl"  # a real run's
 ALWAYS = ["reward", "signal and limits", "completion length", "entropy"]
@@ -24,6 +23,9 @@ def titles(log) -> list[str]:
 
 def test_what_the_log_holds_is_drawn_and_nothing_else(log):
     assert titles(log) == ALWAYS
+    assert list(panels(log)[0].lines.values()) == ["total", "correctness", "partial_credit"]
+    alone = [{"step": 1, "reward": 0.5, "rewards/correctness/mean": 0.5}]
+    assert list(panels(alone)[0].lines.values()) == ["total"]
     log[11] |= {"heldout/strict": 0.4, "heldout/lenient": 0.5}
     log[0] |= {"kl": 0.1}
     assert titles(log) == [
@@ -81,13 +83,6 @@ def test_a_run_that_never_stepped_leaves_no_figure(run):
     with pytest.raises(ZeroDivisionError), LivePlot(run, 36):
         raise ZeroDivisionError
     assert not run.figures.exists()
-
-
-def test_alarms_in_words():
-    assert in_words([]) == "No alarms."
-    assert in_words([Alarm("reward flat", 30, "0.3 and 0.3.")]) == (
-        "- **reward flat** (step 30): 0.3 and 0.3."
-    )
 
 
 LIVE_CELL = f"""
