@@ -19,42 +19,6 @@ from lib.progress import duration
 from lib.runs import Run, read_json, read_jsonl
 
 SHOWN = 5  # answers of each kind
-BEFORE_AFTER = (
-    "Left, shares of the held-out problems before and after; right, the paired differences with "
-    "their 95 % intervals. Where an interval does not touch zero a difference can be claimed."
-)
-# Figure → its heading, and what to see in it.
-FIGURES = {
-    "where_it_gains": (
-        "Where it gains",
-        "Accuracy by how hard the problems were for the base model, and by the answers' length. "
-        "A gain in the middle groups alone is the usual picture: what was never right seldom "
-        "becomes so.",
-    ),
-    "several_answers": (
-        "Several answers",
-        "pass@k is the share of problems that one of k samples gets right: curves that meet as k "
-        "grows say that training made right answers more frequent and found no new ones. "
-        "Agreement: how often the answer that most samples give is right, by how many give it.",
-    ),
-    "rewards_over_training": (
-        "What the rewards paid",
-        "Each reward over the steps, on the completions of training. A reward that rises while "
-        "accuracy does not is being gamed.",
-    ),
-    "preflight": (
-        "Before training",
-        "What the base model's completions earn, prompt by prompt. Only prompts whose "
-        "completions earn differently teach anything.",
-    ),
-    "memory": ("Memory", "What training was planned to take, part by part."),
-    "reward_model_training": ("The reward model's training", "Its accuracy on pairs, by step."),
-    "reward_model_scores": ("The reward model's scores", "Chosen and rejected answers, held out."),
-    "reward_model_reliability": (
-        "The reward model's reliability",
-        "How often the preferred answer wins, by how sure the model is.",
-    ),
-}
 # nbconvert's page is for light screens alone, and sets sources that a cell shows in body type.
 PAGES = """
 .jp-RenderedMarkdown pre { font-family: var(--jp-code-font-family, monospace) }
@@ -85,21 +49,16 @@ def write_report(run: Run, config: Config) -> str:
         stale=[what for what in run.stale() if what != "report"],
         verdict=verdict(table),
         alarms=[alarm["sentence"] for alarm in warned],
-        curve=_figure(run, "training"),
+        figures={p.stem: _figure(p) for p in sorted(run.figures.glob("*.png"))},
         curve_sentence=_about_curve(log),
         header=HEADER,
         rows=comparison_rows(table),
-        comparison=_figure(run, "comparison"),
-        comparison_sentence=BEFORE_AFTER,
         certificate=certificate,
         forms=_certificate_table(certificate) if certificate else None,
         examples=random.Random(0).sample(pairs, min(2 * SHOWN, len(pairs))),
-        changed={
-            CHANGES[kind]: [pair for pair in pairs if pair["change"] == kind]
-            for kind in ("fixed", "broken")
-        },
+        changes=CHANGES,
+        pairs_of=lambda kind: [pair for pair in pairs if pair["change"] == kind],
         shown=SHOWN,
-        figures=_further_figures(run),
         cost=_cost(run, record, log),
         stages=record.get("finished", {}),
         duration=duration,
@@ -154,7 +113,11 @@ def write_comparison(run: Run, compared: Sequence[dict[str, Any]]) -> Path:
         title=f"{run.folder.name}: runs side by side",
         claims=sentences(compared),
         accuracy=table(accuracy_rows(compared)),
-        figures=[(_figure(run, name), sentence) for name, sentence in figures.items()],
+        figures=[
+            (_figure(path), sentence)
+            for name, sentence in figures.items()
+            if (path := run.figures / f"{name}.png").is_file()
+        ],
         cost=table(cost_rows(compared)),
     )
     page.write_text(text, encoding="utf-8")
@@ -197,23 +160,7 @@ def _about_curve(log: Sequence[dict]) -> str:
     )
 
 
-def _further_figures(run: Run) -> list[dict[str, str]]:
-    names = [path.stem for path in sorted(run.figures.glob("*.png"))]
-    order = [*FIGURES, *(name for name in names if name not in FIGURES)]
-    shown = [name for name in order if name in names and name not in ("training", "comparison")]
-    rows = []
-    for name in shown:
-        title, sentence = FIGURES.get(name, (name.replace("_", " "), ""))
-        answers = "" if name in ("memory", "preflight") else "evals/side_by_side.html"
-        figure = {"source": _figure(run, name), "answers": answers}
-        rows.append({"title": title, "sentence": sentence} | figure)
-    return rows
-
-
-def _figure(run: Run, name: str) -> str:
-    path = run.figures / f"{name}.png"
-    if not path.is_file():
-        return ""
+def _figure(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
