@@ -490,7 +490,7 @@ def test_answers_side_by_side_and_what_the_viewer_picks(run):
     change, number = viewer.box.children[0].children
     change.value = "broken"
     assert shown[-1]["number"] == 2
-    change.value, number.value = None, 2
+    change.value, number.value = None, 3
     assert shown[-1]["number"] == 3
     page = write_answers(run, rows).read_text()
     assert "&lt;answer&gt;4&lt;/answer&gt;" in page and page.count("<article") == 3

@@ -161,12 +161,12 @@ def answer_viewer(rows: Sequence[dict], show: Callable[[list[tuple[str, Any]]], 
     counts = Counter(row["change"] for row in rows)
     options = [(f"all ({len(rows)})", None), *((f"{k} ({n})", k) for k, n in counts.items())]
     change = widgets.Dropdown(options=options, description="changed")
-    number = widgets.IntSlider(min=0, max=max(0, len(rows) - 1), description="problem")
+    number = widgets.IntSlider(min=1, max=max(1, len(rows)), description="problem")
 
     def choose() -> list[tuple[str, Any]]:
         chosen = [row for row in rows if change.value in (None, row["change"])]
-        number.max = max(0, len(chosen) - 1)
-        return list(chosen[min(number.value, number.max)].items()) if chosen else []
+        number.max = max(1, len(chosen))
+        return list(chosen[number.value - 1].items()) if chosen else []
 
     return playable([change, number], choose, show, [widgets.HBox([change, number])])
 
