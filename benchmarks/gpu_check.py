@@ -18,8 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from lib.config import ROOT, Config, resolve
@@ -28,19 +29,23 @@ from lib.runs import hushed, open_run, read_json, read_jsonl, write_json
 
 RESULTS = ROOT / "benchmarks" / "results"
 LIMIT = 115  # seconds
-STEP_SWITCHES = {  # of Unsloth's trainer, beside which ours is timed
-    "plain": {},
-    "prefix grouper": {"UNSLOTH_GRPO_PREFIX_GROUPER": "1"},
-    "packing": {"UNSLOTH_GRPO_SEQ_PACKING": "1"},
-    "merged rollouts": {"UNSLOTH_VLLM_MERGED_ROLLOUT": "1"},
-    "standby": {"UNSLOTH_VLLM_STANDBY": "1"},
+BENCHMARKS = {  # system: the switches of Unsloth's trainer, beside which ours is timed
+    "ours": {},
+    "trl": {},
+    "unsloth": {},
+    "unsloth-prefix-grouper": {"UNSLOTH_GRPO_PREFIX_GROUPER": "1"},
+    "unsloth-packing": {"UNSLOTH_GRPO_SEQ_PACKING": "1"},
+    "unsloth-merged-rollouts": {"UNSLOTH_VLLM_MERGED_ROLLOUT": "1"},
+    "unsloth-standby": {"UNSLOTH_VLLM_STANDBY": "1"},
 }
 Result = dict[str, Any]
 
 
 def config_of(stage: str, **changes: Any) -> Config:
-    run = f"gpu_check_{stage}"
-    return resolve("gpu_check", {"run": run, "preflight_prompts": 0, **changes})
+    given = {"run": f"gpu_check_{stage}", "preflight_prompts": 0, **changes}
+    if not detect_hardware().gpu:
+        given |= dict(prompts_per_step=2, per_device_train_batch_size=16)
+    return resolve("gpu_check", given)
 
 
 def load() -> Result:
@@ -61,81 +66,28 @@ def load() -> Result:
 
 
 def policy() -> Result:
-    """vLLM's log-probs are the trainer's, of the fresh adapter and of one that has moved."""
-    import torch
-
+    """vLLM's log-probs are the trainer's, of the fresh adapter and of one that has moved, twice."""
     from lib.models import load_policy
+    from lib.proof import APART, GAP, measure_gaps, sample_by_unsloth
+    from lib.training.rollouts import RolloutEngine
 
     config = config_of("policy")
     with hushed(open_run(config)):
         policy = load_policy(config)
-        sample = sampler(config, policy)
-        gaps = {"fresh adapter": gap(policy.model, before := sample())}
-        torch.manual_seed(0)
-        with torch.no_grad():
-            for name, weight in policy.model.named_parameters():
-                if "lora_B" in name:
-                    weight.normal_(std=0.02)
-        moved = gap(policy.model, before)
-        gaps["moved adapter"] = gap(policy.model, sample())
-    assert moved > 0.1, f"the policy did not move: {moved}"
-    assert max(gaps.values()) < 0.1, f"vLLM does not sample from the policy: {gaps}"
-    return dict(nats_a_token=gaps, moved_by=moved, **memory())
-
-
-def sampler(config: Config, policy: Any) -> Callable[[], list[tuple]]:
-    """Greedy completions with log-probs from the engine that training would use."""
-    prompts = [
-        policy.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
-        )
-        for text in ("What is 2 + 3?", "Name a colour.", "Say hello.", "What is 12 + 9?")
-    ]
-    if not hasattr(policy.model, "vllm_engine"):
-        from lib.training.rollouts import RolloutEngine
-
-        engine = RolloutEngine(config, policy)
-
-        def rolled_out() -> list[tuple]:
-            ids, logprobs = engine.generate(policy.model, prompts, step=0)
-            return list(zip(prompts, ids, logprobs, strict=True))
-
-        return rolled_out
-    from vllm import SamplingParams
-
-    params = SamplingParams(temperature=0.0, max_tokens=16, logprobs=0)
-
-    def by_unsloth() -> list[tuple]:
-        with tempfile.TemporaryDirectory() as folder:
-            policy.model.save_lora(folder)
-            outputs = policy.model.fast_generate(
-                [{"prompt_token_ids": ids} for ids in prompts],
-                params,
-                use_tqdm=False,
-                lora_request=policy.model.load_lora(folder),
+        prompts = [
+            policy.tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], add_generation_prompt=True, return_dict=False
             )
-        sampled = []
-        for ids, output in zip(prompts, (o.outputs[0] for o in outputs), strict=True):
-            pairs = zip(output.logprobs, output.token_ids, strict=True)
-            sampled.append((ids, list(output.token_ids), [c[t].logprob for c, t in pairs]))
-        return sampled
-
-    return by_unsloth
-
-
-def gap(model: Any, sampled: list[tuple]) -> float:
-    """Mean |Δ log p| a token between the engine's numbers and the model's own."""
-    import torch
-
-    total, tokens = 0.0, 0
-    for prompt, completion, logprobs in sampled:
-        ids = torch.tensor([[*prompt, *completion]], device=model.device)
-        with torch.no_grad():
-            logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
-        own = logits.log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])[:, 0]
-        total += (own.cpu() - torch.tensor(logprobs)).abs().sum().item()
-        tokens += len(completion)
-    return total / tokens
+            for text in ("What is 2 + 3?", "Name a colour.", "Say hello.", "What is 12 + 9?")
+        ]
+        sample = partial(sample_by_unsloth, policy.model, prompts)
+        if not hasattr(policy.model, "vllm_engine"):
+            engine = RolloutEngine(config, policy)
+            engine.trainer = SimpleNamespace(model=policy.model)
+            sample = partial(engine.sample, prompts)
+        gaps = measure_gaps(policy.model, sample)
+    assert len(gaps) == len(APART) and gaps[-1] <= GAP, f"vLLM samples from another: {gaps}"
+    return dict(nats_a_token=gaps, **memory())
 
 
 def steps() -> Result:
@@ -212,19 +164,13 @@ def adapters() -> Result:
     return dict(takes_adapters=engine.takes_adapters, said=said, **memory())
 
 
-def benchmark() -> Result:
-    """Seconds a step: ours, TRL's, and Unsloth's with its switches."""
-    systems = [("ours", "plain"), ("trl", "plain"), *(("unsloth", name) for name in STEP_SWITCHES)]
-    seen = {}
-    for system, name in systems:
-        command = [sys.executable, "benchmarks/step.py", "--shape", "demo", "--system", system]
-        environment = os.environ | STEP_SWITCHES[name]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-        row = {"failed": done.stderr[-300:]}
-        if done.returncode == 0:
-            row = json.loads(done.stdout.strip().splitlines()[-1])
-        seen[f"{system}, {name}"] = row
-    return seen
+def benchmark(system: str, switches: dict[str, str]) -> Result:
+    """Seconds a step: ours, TRL's, or Unsloth's with one of its switches."""
+    command = [sys.executable, "benchmarks/step.py", "--shape", "demo", "--system", system]
+    environment = os.environ | switches
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-600:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def accuracy() -> Result:
@@ -245,8 +191,10 @@ def accuracy() -> Result:
     return dict(written=str(file.relative_to(ROOT)), engines=engines)
 
 
-STAGES = {
-    stage.__name__: stage for stage in (load, policy, steps, adapters, resume, plain, benchmark)
+STAGES = {stage.__name__: stage for stage in (load, policy, steps, adapters, resume, plain)}
+STAGES |= {
+    f"benchmark-{name}": partial(benchmark, name.partition("-")[0], switches)
+    for name, switches in BENCHMARKS.items()
 }
 ORDER = list(STAGES)
 STAGES["accuracy"] = accuracy
@@ -266,8 +214,7 @@ def run_stage(name: str, file: Path) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "result.json")
         command = [sys.executable, "-m", "benchmarks.gpu_check", "--inside", name, str(out)]
-        unlimited = name in ("accuracy", "benchmark") or not detect_hardware().gpu
-        limit = None if unlimited else LIMIT
+        limit = None if name == "accuracy" or not detect_hardware().gpu else LIMIT
         try:
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
             said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
@@ -299,7 +246,7 @@ def main(given: list[str]) -> int:
     file = RESULTS / f"gpu_stages_{gpu_name()}.json"
     if options.rehearse:
         file = ROOT / "outputs" / file.name
-        options.stage = [name for name in options.stage if name not in ("benchmark", "accuracy")]
+        options.stage = [s for s in options.stage if s not in ("benchmark-standby", "accuracy")]
     passed = [run_stage(name, file) for name in options.stage]  # each, whatever came before
     return 0 if all(passed) else 1
 

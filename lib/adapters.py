@@ -109,6 +109,12 @@ def check_adapter(folder: Path, base: Path) -> None:
         refuse("rank", f"{says}: its files are not of one adapter")
 
 
+def block_layers(base: Path) -> set[str]:
+    """Names of what the model's blocks are made of, such as q_proj."""
+    places = [_place(name) for file in base.glob("*.safetensors") for name in _shapes(file)]
+    return {place.removesuffix(".weight").rpartition(".")[2] for place in places if "." in place}
+
+
 def _place(name: str) -> str:
     """A layer's name from its block's number on: what stands before differs between releases."""
     block = re.search(r"(?:^|\.)(?:layers|h)\.\d+\..*", name)

@@ -6,12 +6,12 @@
         print(title, *findings)
 
 Each finding is one sentence that says what to do. What needs no model comes first (the stack, the
-plan, the data, the rewards), then the tokenizer, then a few completions of the base model, the
-proof that the engine samples from the policy that is trained, and two steps for the time.
+plan, the data, the rewards), then the tokenizer, then a few completions of the base model, and two
+steps of training: the proof that the engine samples from the policy that is trained, and the time.
 """
 
 import argparse
-import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -22,22 +22,23 @@ from typing import Any
 
 import yaml
 
+from lib.adapters import block_layers
 from lib.config import ROOT, Config, resolve, side_config
 from lib.errors import BadInput, Finding, first_line, nearest
+from lib.files import read_json, read_jsonl
 from lib.hardware import GIB, Hardware, detect_hardware
-from lib.memory import (
-    EVALUATION_SHARE,
-    SHAPES,
-    ModelShape,
-    check_fit,
-    engine_share,
-    evaluation_gib,
-    read_shape,
+from lib.memory import EVALUATION_SHARE, SHAPES, ModelShape, check_fit, evaluation_gib, read_shape
+from lib.models import (
+    EMBEDDED,
+    is_hub_name,
+    load_policy,
+    load_tokenizer,
+    lora_targets,
+    model_folder,
 )
-from lib.models import EMBEDDED, is_hub_name, lora_targets, model_folder
 from lib.process import quiet_process
-from lib.proof import Sampled, proof_of_policy, sample_by_unsloth
-from lib.rewards import learned_rewards, recipe_rewards
+from lib.proof import proof_of_policy, sample_by_unsloth
+from lib.rewards import learned_rewards, recipe_rewards, score, temptations
 from lib.runs import Run, hushed, run_folder
 from lib.stack import installation, read_stack, which_way
 from lib.stats import detectable_difference, power_sentence
@@ -46,6 +47,7 @@ from lib.tasks import get_format, load_problems, make_rows
 CUT = 0.5  # share of completions cut off at which nothing can be learned
 PROBED = 16  # completions to see how long they are
 SLOW_HOURS = 10
+WEAK = 0.1  # a gain that can be expected of a run; fewer problems than show it are too few
 
 
 # --- the plan ---------------------------------------------------------------------------------
@@ -66,19 +68,28 @@ def check_inputs(config: Config, run: Run) -> None:
     if shape:
         check_fit(config, shape, detect_hardware(config.gpu_memory_cap))
         run.need_disk(disk_needed(config, shape), f"A run of {config.model}")
-    if not is_hub_name(config.model) or (ROOT / config.model).is_dir():
-        check_files(config, model_folder(config))
-    elif shape:
-        _check_targets(config, set(shape.layer_sizes))
+    layers = set(shape.layer_sizes) if shape else set()
+    if _is_here(config):
+        layers = block_layers(model_folder(config))
+    unknown = set() if config.full_finetuning else set(lora_targets(config)) - layers
+    if layers and unknown:
+        name = sorted(unknown)[0]
+        raise BadInput(
+            f"target_modules names {name!r}, which {config.model} has not: {nearest(name, layers)}",
+            key="targets",
+        )
+
+
+def _is_here(config: Config) -> bool:
+    """Whether the model needs no Hub."""
+    return not is_hub_name(config.model) or (ROOT / config.model).is_dir()
 
 
 def find_shape(config: Config) -> ModelShape | None:
     """The model's size; None for one on the Hub that has not been fetched yet."""
     if config.model in SHAPES:
         return SHAPES[config.model]
-    if is_hub_name(config.model) and not (ROOT / config.model).is_dir():
-        return None
-    return read_shape(model_folder(config))
+    return read_shape(model_folder(config)) if _is_here(config) else None
 
 
 def disk_needed(config: Config, shape: ModelShape) -> float:
@@ -103,51 +114,12 @@ def evaluation_fits(config: Config, hardware: Hardware) -> Iterator[Finding]:
         )
 
 
-def check_files(config: Config, folder: Path) -> None:
-    """Raises BadInput where a shard is missing or target_modules names no layer of the model."""
-    index = folder / "model.safetensors.index.json"
-    names = json.loads(index.read_text())["weight_map"] if index.is_file() else {}
-    for file in dict.fromkeys(names.values()):
-        if not (folder / file).is_file():
-            raise BadInput(
-                f"{config.model} lacks {file}, which its index names: fetch the model again.",
-                key="missing-shard",
-            )
-    tensors = names or _tensors(folder)
-    _check_targets(config, {name.split(".")[-2] for name in tensors if "layers." in name})
-
-
-def _check_targets(config: Config, layers: set[str]) -> None:
-    unknown = [] if config.full_finetuning else set(lora_targets(config)) - layers
-    if layers and unknown:
-        name = sorted(unknown)[0]
-        raise BadInput(
-            f"target_modules names {name!r}, which {config.model} has not: {nearest(name, layers)}",
-            key="targets",
-        )
-
-
-def _tensors(folder: Path) -> list[str]:
-    """Names in the headers of its safetensors files."""
-    names = []
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            names += json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return names
-
-
 # --- prompts and rewards ----------------------------------------------------------------------
 
 
 def dialogue(tokenizer: Any, folder: Path) -> Iterator[Finding]:
-    """The chat template, and that training, evaluation and export stop at the same tokens."""
-    if not tokenizer.chat_template:
-        yield Finding(
-            "no-template",
-            "The tokenizer has no chat template, so that prompts cannot be written: choose the "
-            "model's instruct version, or put a chat_template.jinja into its folder.",
-        )
-        return
+    """That the chat template opens the model's turn, and that training, evaluation and export stop
+    at the token that ends it."""
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "ANSWER"}]
     render = partial(tokenizer.apply_chat_template, tokenize=False)
     if render(turns[:1], add_generation_prompt=True) == render(turns[:1]):
@@ -157,32 +129,18 @@ def dialogue(tokenizer: Any, folder: Path) -> Iterator[Finding]:
             "continue the user's turn: use a template that opens the assistant's turn.",
         )
     ids = tokenizer(render(turns).rpartition("ANSWER")[2], add_special_tokens=False)["input_ids"]
-    ends = _ends(folder) | {tokenizer.eos_token_id}
+    ends = {tokenizer.eos_token_id}
+    for file in (folder / "generation_config.json", folder / "config.json"):  # as vLLM and exports
+        given = read_json(file).get("eos_token_id") if file.is_file() else None
+        ends |= set(given if isinstance(given, list) else [given])
     if ids and not ends & set(ids):
         last = tokenizer.convert_ids_to_tokens(ids[0])
         yield Finding(
             "eos",
             f"The chat template ends a turn with {last!r} (id {ids[0]}), which is none of the ids "
-            f"that end generation ({', '.join(map(str, sorted(filter(None, ends))))}): add it to "
+            f"that end generation ({', '.join(map(str, sorted(ends - {None})))}): add it to "
             f"eos_token_id in generation_config.json.",
         )
-    vocabulary = read_shape(folder).vocab
-    if len(tokenizer) > vocabulary:
-        yield Finding(
-            "vocabulary",
-            f"The tokenizer has {len(tokenizer)} tokens and the model {vocabulary} embeddings: "
-            f"tokens were added without resizing the model; use the tokenizer it came with.",
-        )
-
-
-def _ends(folder: Path) -> set[int]:
-    """The ids that end generation, by the model's files; what vLLM and an export go by."""
-    ids: set[int] = set()
-    for name in ("generation_config.json", "config.json"):
-        file = folder / name
-        given = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
-        ids |= set(given if isinstance(given, list) else [given]) - {None}
-    return ids
 
 
 def rewards_hold(
@@ -190,7 +148,6 @@ def rewards_hold(
 ) -> Iterator[Finding]:
     """Rewards on made-up completions: they run, pay something, and take each one by itself."""
     from lib.engines import Completion
-    from lib.rewards import score, temptations
 
     tries = [(row, text) for row in rows[:4] for text in temptations(row, form).values()]
     batch = [row for row, _ in tries]
@@ -222,14 +179,11 @@ def rewards_hold(
         )
 
 
-def power(held_out: int, changed: float = 0.5) -> Iterator[Finding]:
+def power(held_out: int) -> Iterator[Finding]:
     """How small a gain today's held-out problems can show."""
     least = detectable_difference(held_out)
-    if least is None or least > 0.1:
+    if least is None or least > WEAK:
         yield Finding("power", power_sentence(held_out) + " Raise eval_problems.", stops=False)
-
-
-# --- a few completions of the base model ------------------------------------------------------
 
 
 def length(lengths: Sequence[int], config: Config) -> Iterator[Finding]:
@@ -287,7 +241,7 @@ def examine(config: Config, deep: bool = True) -> Iterator[Stage]:
     """The stages in order, each with what it found; a stage that stops a run is the last.
 
     Args:
-        deep: whether to load the model: prompts, a few completions, the proof, the time.
+        deep: whether to load the model: prompts, a few completions, two steps with the proof.
     """
     hardware = detect_hardware(config.gpu_memory_cap)
     stages = [
@@ -300,12 +254,10 @@ def examine(config: Config, deep: bool = True) -> Iterator[Stage]:
         if deep:
             run = Run(Path(folder))
             quiet_process(run)  # before torch, Unsloth and vLLM are imported
-            probe = Probe(config, run)
             stages += [
                 ("template and ends", lambda: _dialogue(config)),
-                ("signal and length", probe.completions),
-                ("proof of the policy", probe.proof),
-                ("time", probe.time),
+                ("signal and length", lambda: _completions(config)),
+                ("proof of the policy, time", lambda: _two_steps(config, run)),
             ]
         for title, stage in stages:
             with hushed(run) if deep else nullcontext():
@@ -349,10 +301,9 @@ def _inputs(config: Config) -> Iterator[Finding]:
 
 
 def _rewards(config: Config) -> Iterator[Finding]:
-    if learned_rewards(config):
-        return  # 06_reward_model trains it first
-    rows, form = _rows(config), get_format(config.prompt_format)
-    yield from rewards_hold(*recipe_rewards(config), rows, form)
+    if not learned_rewards(config):  # which 06_reward_model trains first
+        form = get_format(config.prompt_format)
+        yield from rewards_hold(*recipe_rewards(config), _rows(config), form)
 
 
 def _rows(config: Config) -> list[dict]:
@@ -361,123 +312,72 @@ def _rows(config: Config) -> list[dict]:
 
 
 def _dialogue(config: Config) -> Iterator[Finding]:
-    from lib.models import load_tokenizer
-
     folder = model_folder(config)
     yield from dialogue(load_tokenizer(folder), folder)
 
 
-class Probe:
-    """The policy and an engine beside it, for a few completions, the proof and two steps."""
+def _completions(config: Config) -> Iterator[Finding]:
+    """A few of the base model: are they cut off, and do the rewards tell them apart?"""
+    from lib.engines import make_engine, training_sampling
+    from lib.preflight import preflight
 
-    def __init__(self, config: Config, run: Run):
-        """
-        Args:
-            run: a folder that is thrown away.
-        """
-        self.run = run
-        longer = config.max_seq_length + config.max_completion_length
-        self.config = config.model_copy(update={"max_seq_length": longer})
-        self.policy = self.engine = None
-
-    def completions(self) -> Iterator[Finding]:
-        """Of the base model: are they cut off, and do the rewards tell them apart?"""
-        from lib.engines import make_engine, training_sampling
-        from lib.preflight import preflight
-
-        task, training, _, examples = load_problems(self.config)
-        rows = make_rows(training, self.config.prompt_format, self.config.shots, examples)
-        asked = self.config.model_copy(update={"eval_engine": self.config.rollout_engine})
-        self.engine = make_engine(asked, model_folder(self.config))
-        sampling = training_sampling(self.config)
-        limit = 2 * self.config.max_completion_length
-        prompts = [row["prompt"] for row in rows[:PROBED]]
-        answers = self.engine.generate(prompts, replace(sampling, max_tokens=limit))
-        yield from length([len(answer.token_ids) for [answer] in answers], self.config)
-        few = self.config.model_copy(update={"preflight_prompts": PROBED})
-        rewards = [] if learned_rewards(few) else recipe_rewards(few)
-        if rewards:
-            found, _ = preflight(self.engine, rows, *rewards, few, task, training)
-            if found.dead:
-                yield Finding("signal", found.verdict)
-
-    def proof(self) -> Iterator[Finding]:
-        """That the engine samples from the policy that is trained."""
-        from lib.engines import VllmEngine, chat_text, training_sampling
-        from lib.models import live_weights, load_policy
-
-        engine, on_gpu = self.engine, self.config.profile != "cpu"
-        if on_gpu:  # which it had alone
-            engine.close()
-        self.policy = load_policy(self.config)
-        tokenizer = self.policy.tokenizer
-        texts = [chat_text(tokenizer, row["prompt"]) for row in _rows(self.config)[:4]]
-        prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-        if hasattr(self.policy.model, "vllm_engine"):
-            yield from proof_of_policy(
-                self.policy.model, partial(sample_by_unsloth, self.policy.model, prompts)
-            )
-            return
-        if self.config.rollout_engine != "vllm" or not hasattr(engine, "complete"):
-            return  # transformers generates with the very model that is trained
-        if on_gpu:
-            share = engine_share(self.config, detect_hardware().gpu_memory)
-            engine = self.engine = VllmEngine(self.config, self.policy.folder, share=share)
-        sampling = replace(
-            training_sampling(self.config), temperature=1.0, max_tokens=16, logprobs=True
-        )
-
-        def sample() -> Sampled:
-            engine.hand_over(live_weights(self.policy.model))
-            answers = [answer for [answer] in engine.complete(prompts, sampling)]
-            return [
-                (prompt, list(answer.token_ids), list(answer.logprobs))
-                for prompt, answer in zip(prompts, answers, strict=True)
-            ]
-
-        yield from proof_of_policy(self.policy.model, sample)
-
-    def time(self) -> Iterator[Finding]:
-        """By two steps of the training itself."""
-        from lib.runs import read_jsonl
-        from lib.training.run import make_trainer, train
-
-        if self.engine is not None:
-            self.engine.close()
-        short = self.config.model_copy(
-            update=dict(max_steps=2, warmup_steps=0, validation_steps=0, save_steps=100)
-            | dict(resume=False, report_to=[], keep="last")
-        )
-        rewards, weights = recipe_rewards(short)
-        train(
-            make_trainer(self.policy, _rows(short), rewards, weights, short, self.run),
-            short,
-            self.run,
-        )
-        first, second = (row["seconds"] for row in read_jsonl(self.run.train_log))
-        yield from duration_of_run(second - first, self.config)
+    limit = 2 * config.max_completion_length
+    probed = dict(
+        max_seq_length=config.max_seq_length + config.max_completion_length,
+        preflight_prompts=PROBED,
+        eval_engine=config.rollout_engine,
+    )
+    probe = config.model_copy(update=probed)
+    task, training, _, _ = load_problems(probe)
+    rows = _rows(probe)
+    engine = make_engine(probe, model_folder(probe))
+    longer = replace(training_sampling(probe), max_tokens=limit)
+    answers = engine.generate([row["prompt"] for row in rows[:PROBED]], longer)
+    yield from length([len(answer.token_ids) for [answer] in answers], probe)
+    if not learned_rewards(probe):
+        result, _ = preflight(engine, rows, *recipe_rewards(probe), probe, task, training)
+        if result.dead:
+            yield Finding("signal", result.verdict)
+    engine.close()
 
 
-def report(config: Config) -> int:
-    """Print what `examine` finds, as it does; 0, or 2 where a run would fail or be worthless."""
-    print(f"{config.name} on profile {config.profile}: {config.model} on {config.task}")
-    print(which_way(config, read_stack()))
-    code = 0
-    for title, findings in examine(config):
-        print(f"{title}: {'; '.join(map(str, findings)) or 'ok'}", flush=True)
-        code = 2 if any(finding.stops for finding in findings) else code
-    return code
+def _two_steps(config: Config, run: Run) -> Iterator[Finding]:
+    """Of the training itself. Its engine proves at the first hand-over that it has the policy;
+    Unsloth's, whose weights are the policy's, is asked here."""
+    from lib.engines import chat_text
+    from lib.training.run import make_trainer, train
+
+    few = dict(max_steps=2, warmup_steps=0, validation_steps=0, save_steps=100)
+    few |= dict(resume=False, report_to=[], keep="last")
+    short = config.model_copy(update=few)
+    policy, rows = load_policy(short), _rows(short)
+    if hasattr(policy.model, "vllm_engine"):
+        texts = [chat_text(policy.tokenizer, row["prompt"]) for row in rows[:4]]
+        prompts = policy.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        yield from proof_of_policy(policy.model, partial(sample_by_unsloth, policy.model, prompts))
+    train(make_trainer(policy, rows, *recipe_rewards(short), short, run), short, run)
+    first, second = (row["seconds"] for row in read_jsonl(run.train_log))
+    yield from duration_of_run(second - first, config)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python -m lib.suite doctor RECIPE [-p KEY VALUE]…`"""
+    """`python -m lib.suite doctor RECIPE [-p KEY VALUE]…`: prints what `examine` finds, as it does;
+    2 where a run would fail or be worthless."""
     parser = argparse.ArgumentParser(prog="python -m lib.suite doctor")
     parser.add_argument("recipe", help="a name in notebooks/recipes, or a file")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"))
     options = parser.parse_args(arguments)
     given = {key: yaml.safe_load(value) for key, value in options.p}
     try:
-        return report(resolve(options.recipe, given))
+        config = resolve(options.recipe, given)
     except BadInput as error:
         print(error)
         return 2
+    print(f"{config.name} on profile {config.profile}: {config.model} on {config.task}")
+    print(which_way(config, read_stack()))
+    started, code = time.monotonic(), 0
+    for title, findings in examine(config):
+        print(f"{title}: {'; '.join(map(str, findings)) or 'ok'}", flush=True)
+        code = 2 if any(finding.stops for finding in findings) else code
+    print(f"Examined in {time.monotonic() - started:.0f} s.")
+    return code

@@ -1,12 +1,17 @@
 """On a machine with a stack of its own, only what is lacking is installed."""
 
 import json
-import tomllib
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
 
 from lib.config import ROOT
+from tools.address import HOST, address, places, set_address
 from tools.colab import lacking, lock_for, normal
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXACT = {"trl", "torch", "vllm"}
 
 
@@ -36,13 +41,52 @@ def test_the_driver_decides_the_lock():
     assert lock_for("550.54.15") == "requirements-cu128.txt"
 
 
-def test_the_notebooks_fetch_the_suite_from_the_projects_address():
-    address = PROJECT["urls"]["Repository"]
-    for file in sorted((ROOT / "notebooks").glob("*.ipynb")):
+def wrong_places(root) -> list[str]:
+    """What fetches the suite from somewhere else than pyproject.toml says."""
+    repository = address(root)
+    wrong = []
+    for file in sorted((root / "notebooks").glob("*.ipynb")):
         cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
         code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-        assert f'"{address}"' in code[0], file.name
-        badge = "".join(cells[0]["source"])
-        if file.name < "06":
-            place = address.removeprefix("https://github.com/")
-            assert f"github/{place}/blob/main/notebooks/{file.name})" in badge
+        wrong += [file.name] if f'"{repository}"' not in code[0] else []
+    main_path = [file for file in places(root)[2:] if file.name < "06"]
+    for file in [root / "README.md", *main_path]:
+        badge = f"github/{repository.removeprefix(HOST)}/blob/main/notebooks/"
+        badge += "01_setup.ipynb" if file.name == "README.md" else file.name
+        wrong += [file.name] if badge not in file.read_text(encoding="utf-8") else []
+    return wrong
+
+
+def test_badges_and_first_cells_have_the_projects_address(tmp_path):
+    assert wrong_places(ROOT) == []
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    set_address("https://github.com/me/mine", tmp_path)
+    assert address(tmp_path) == "https://github.com/me/mine" and wrong_places(tmp_path) == []
+    with pytest.raises(SystemExit, match="github"):
+        set_address("https://example.org/me/mine", tmp_path)
+
+
+def test_the_first_cell_fetches_the_suite_once(tmp_path):
+    """Without an address it says so; with one (here a folder) it clones, and prepares."""
+    cells = json.loads((ROOT / "notebooks/01_setup.ipynb").read_text(encoding="utf-8"))["cells"]
+    first = next("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    empty = tmp_path / "content"
+    empty.mkdir()
+    code = "import tools.colab\ntools.colab.prepare = lambda: print('prepared')\n"
+    first = first.replace("if _root == _near", code + "if _root == _near")
+
+    def run(**environment):
+        command = [sys.executable, "-I", "-S", "-c", first]
+        return subprocess.run(
+            command, cwd=empty, env=environment, capture_output=True, text=True, timeout=120
+        )
+
+    if "/OWNER/" in address(ROOT):
+        assert "GRPO_REPOSITORY" in run().stderr and not any(empty.iterdir())
+    source = {"GRPO_REPOSITORY": str(ROOT), "PATH": os.environ["PATH"]}
+    for _ in range(2):  # again after a restart of the kernel
+        done = run(**source)
+        assert done.stdout.strip() == "prepared", done.stderr
+    assert (empty / "suite/lib/suite.py").is_file()

@@ -6,12 +6,13 @@ import re
 import pytest
 
 from lib.config import resolve
+from lib.engines import Sampling, chat_text, draw
 from lib.errors import BadInput
 from lib.evaluation import evaluate
 from lib.evaluation.compare import compare, verdict
 from lib.evaluation.regrade import regrade
 from lib.models import Policy, embedded_folder, load_policy, model_folder
-from lib.runs import read_json, read_jsonl
+from lib.runs import open_run, read_json, read_jsonl, write_json
 from lib.tasks import get_task, make_rows, sample_problems
 from tests.conftest import CPU
 
@@ -30,8 +31,6 @@ def config(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(config):
-    from lib.runs import open_run
-
     return open_run(config)
 
 
@@ -129,18 +128,7 @@ def test_policy_by_transformers_trains_the_adapter_alone(config):
     assert policy.trainable[0] == 4_884_480
 
 
-def test_without_unsloth_the_policy_says_so(config, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "unsloth", None)
-    policy = load_policy(config.model_copy(update={"backend": "auto"}))
-    assert policy.backend == "transformers"
-    assert "Unsloth is not used (it is not installed)" in policy.notes[0]
-
-
 def test_samples_repeat_with_the_seed_and_differ_without(engine):
-    from lib.engines import Sampling
-
     def texts(seed: int) -> list[str]:
         sampling = Sampling(2, 1.0, max_tokens=8, seed=seed)
         return [c.text for found in engine.generate(QUESTIONS, sampling) for c in found]
@@ -151,8 +139,6 @@ def test_samples_repeat_with_the_seed_and_differ_without(engine):
 
 
 def test_logprobs_and_finish_reasons(engine):
-    from lib.engines import Sampling
-
     [[short]] = engine.generate(QUESTIONS[:1], Sampling(max_tokens=2, logprobs=True))
     assert short.finish_reason == "length"
     assert len(short.logprobs) == len(short.token_ids) == 2
@@ -165,7 +151,6 @@ def test_merged_weights_in_the_engine_answer_as_the_adapter(config, embedded, ad
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from lib.engines import Sampling, chat_text
     from lib.export import become_trained, merged_weights
 
     sampling = Sampling(max_tokens=6)
@@ -211,10 +196,46 @@ def test_an_evaluation_is_logged_compared_and_regraded(config, run, embedded, ad
 
 def test_evaluations_of_other_prompts_are_not_compared(config, run):
     summary = read_json(run.evals / "base.json")
-    from lib.runs import write_json
-
     summary["protocol"]["prompt_hash"] = "another"
     write_json(run.evals / "other.json", summary)
     with pytest.raises(BadInput) as error:
         compare(run, config, "other", "trained")
     assert error.value.key == "protocol"
+
+
+# How vLLM draws on a CPU: as often as is probable, and without a compiler.
+
+
+def test_tokens_are_drawn_as_often_as_they_are_probable():
+    import torch
+
+    torch.manual_seed(0)
+    probable = torch.tensor([0.0, 0.5, 0.3, 0.0, 0.15, 0.05, 0.0])
+    drawn = draw(probable.log().expand(40_000, -1))
+    shares = drawn.bincount(minlength=len(probable)) / len(drawn)
+    assert torch.equal(shares == 0, probable == 0)
+    assert torch.allclose(shares, probable, atol=0.01)  # four standard errors
+
+
+def test_a_long_tail_is_drawn_too():
+    import torch
+
+    torch.manual_seed(0)
+    tail = 50_000  # words too improbable to change a sum of 32 bit that is near 1
+    logits = torch.full((1, 1 + tail), 5e-8).log()
+    logits[:, 0] = 0.0
+    drawn = sum((draw(logits.expand(400, -1)) > 0).sum() for _ in range(10))
+    assert 0 < drawn < 3 * 4000 * tail * 5e-8
+
+
+def test_vllm_draws_with_them_and_compiles_nothing(engine):
+    from torch._dynamo.utils import counters
+    from vllm.v1.sample.ops import topk_topp_sampler
+
+    assert topk_topp_sampler.compiled_random_sample is draw
+    before = counters["stats"]["unique_graphs"]
+    [[answer]] = engine.generate(
+        QUESTIONS[:1], Sampling(temperature=1.0, max_tokens=4, logprobs=True)
+    )
+    assert len(answer.logprobs) == len(answer.token_ids)
+    assert counters["stats"]["unique_graphs"] == before

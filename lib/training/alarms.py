@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-WINDOW = 5  # steps at the least; before there are two such windows nothing is said
+WINDOW = 5  # steps at the least; before there are two such windows no change is seen
 CLEAR = 3.0  # standard errors; each new step is another chance to ring, so 2 are too few
 FLAT_STEPS = 30  # a run of the embedded model whose groups never differed stood still this long
 LOST_GAIN = 0.5  # share of the best gain that is gone again
@@ -68,7 +68,7 @@ def alarms(log: Sequence[Mapping], weights: Mapping[str, float] | None = None) -
         log: rows of `train_log.jsonl`, one an optimizer step; a key that is missing rings nothing.
         weights: what each reward counts, by name; 1 where not given.
     """
-    if len(log) < 2 * WINDOW:
+    if not log:
         return []
     sentences = {name: check(log, weights or {}) for name, check in CHECKS.items()}
     step = log[-1]["step"]
@@ -175,6 +175,17 @@ def _hacking(log, weights) -> str | None:
     )
 
 
+def _sampler_apart(log, weights) -> str | None:
+    """From the first step on, and with Unsloth's standby after each time that vLLM wakes up."""
+    latest = values(log[-window(log) :], "sampling/sampling_logp_difference/mean")
+    if not latest.size or latest.mean() < SAMPLER_GAP:
+        return None
+    return (
+        f"the sampler's log-probs lie {latest.mean():.2g} nats a token from the trainer's: keep "
+        "vllm_importance_sampling_correction on, and give both the same precision and weights."
+    )
+
+
 def _check(key: str, rings: Callable, sentence: str) -> Callable:
     """A check of one key of the log: its course `c` and the log decide, and `c` fills the words."""
 
@@ -232,10 +243,5 @@ CHECKS: dict[str, Callable] = {
     ),
     "one reward drives all": _one_reward,
     "train up, held-out down": _hacking,
-    "sampler and trainer apart": _check(
-        "sampling/sampling_logp_difference/mean",
-        lambda c, log: c.now >= SAMPLER_GAP,
-        "the sampler's log-probs lie {c.now:.2g} nats a token from the trainer's: keep "
-        "vllm_importance_sampling_correction on, and give both the same precision and weights.",
-    ),
+    "sampler and trainer apart": _sampler_apart,
 }

@@ -8,6 +8,7 @@ through TRL's own two methods.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import numpy as np
 import torch
 
 from lib.config import Config
-from lib.engines import START_ERRORS, VllmEngine, no_vllm, training_sampling
+from lib.engines import START_ERRORS, Sampling, VllmEngine, no_vllm, training_sampling
 from lib.errors import BadInput
 from lib.memory import by_unsloth
 from lib.models import Policy, live_weights
+from lib.proof import TOKENS, Sampled, proof_of_policy
 from lib.runs import Run, read_json
 
 TURN = 1_000_003  # between the seeds of a step's turns: more than there are steps
@@ -94,6 +96,7 @@ class RolloutEngine:
     """
 
     trainer: Any = None  # set by `generate_with`
+    proved = False  # whether it was shown to have the policy
     turn = 0  # 0 where a step first asks, then 1, 2 … as dynamic sampling does
 
     def __init__(self, config: Config, policy: Policy):
@@ -121,12 +124,32 @@ class RolloutEngine:
     ) -> tuple[list, list, list, None]:
         """One completion for each prompt in tokens, as `VLLMGeneration.generate` of TRL returns
         it: the prompts, the completions' tokens, and a list with the log-prob of each token."""
+        if not self.proved:
+            self._prove(list({tuple(prompt): prompt for prompt in prompts}.values())[:4])
         sampling = training_sampling(self.config, step=self.trainer.state.global_step)
         seed = sampling.seed + TURN * self.turn
         self.turn += 1
         answers = self.engine.complete(prompts, replace(sampling, seed=seed, logprobs=True))
         ids = [list(answer.token_ids) for [answer] in answers]
         return prompts, ids, [[[x] for x in answer.logprobs] for [answer] in answers], None
+
+    def _prove(self, prompts: list[list[int]]) -> None:
+        """Raises BadInput where vLLM does not sample from the policy; once in a run, after its
+        first hand-over."""
+        self.proved = True
+        for finding in proof_of_policy(self.trainer.model, partial(self.sample, prompts)):
+            raise BadInput(finding.sentence, finding.key)
+        self.sync_weights()
+
+    def sample(self, prompts: list[list[int]]) -> Sampled:
+        """Hand the policy over, and write a few tokens for each prompt."""
+        self.sync_weights()
+        sampling = Sampling(temperature=1.0, max_tokens=TOKENS, logprobs=True)
+        answers = self.engine.complete(prompts, sampling)
+        return [
+            (prompt, list(answer.token_ids), list(answer.logprobs))
+            for prompt, [answer] in zip(prompts, answers, strict=True)
+        ]
 
 
 def training_engine(config: Config, folder: Path) -> VllmEngine:

@@ -1,0 +1,72 @@
+"""Sampler and trainer hold a token equally likely, but for rounding, or the training stops."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from lib.config import resolve
+from lib.errors import BadInput
+from lib.runs import open_run
+from tests.conftest import CPU, SMALL
+
+
+def engine_of(given: dict):
+    """A policy's engine as in training, the policy, and a prompt in tokens."""
+    longer = {"rollout_engine": "vllm", "max_completion_length": 64}
+    config = resolve("ci", SMALL | longer | given, CPU)
+    open_run(config)  # sets up the process for vLLM
+    from lib.models import load_policy
+    from lib.training.rollouts import RolloutEngine
+
+    policy = load_policy(config)
+    rollouts = RolloutEngine(config, policy)
+    rollouts.trainer = SimpleNamespace(model=policy.model, state=SimpleNamespace(global_step=0))
+    return rollouts, policy, policy.tokenizer("Tell me a story of a fox and a hen.")["input_ids"]
+
+
+def apart(given: dict) -> float:
+    """How far vLLM's log-probs of 64 completions lie from the trainer's, in nats a token."""
+    rollouts, policy, prompt = engine_of(given)
+    from lib.training.logps import completion_scores
+
+    rollouts.sync_weights()
+    _, ids, logps, _ = rollouts.generate([prompt] * 64)
+    rollouts.engine.close()
+    real = [[1] * len(some) for some in ids]
+    said_BC, sampled_BC, real_BC = (
+        pad_sequence([torch.tensor(row).flatten() for row in rows], batch_first=True)
+        for rows in (ids, logps, real)
+    )
+    prompt_BS = torch.tensor([prompt] * 64)
+    ids_BT = torch.cat([prompt_BS, said_BC], 1)
+    mask_BT = torch.cat([torch.ones_like(prompt_BS), real_BC], 1)
+    with torch.no_grad():
+        found_BC, _ = completion_scores(policy.model, ids_BT, mask_BT, said_BC.shape[1])
+    return (found_BC - sampled_BC)[real_BC.bool()].abs().mean().item()
+
+
+def test_logits_in_32_bit_bring_sampler_and_trainer_nearer(first_layers, tmp_path):
+    given = {"output_dir": str(tmp_path), "model": str(first_layers)}
+    narrow, wide = (apart(given | {"cast_lm_head_to_fp32": wide}) for wide in (False, True))
+    assert 0.001 < wide < 0.95 * narrow < 0.1
+
+
+def test_an_engine_that_serves_the_base_stops_the_training(first_layers, tmp_path):
+    """At its first hand-over; what was moved for the proof is put back. With the policy it goes on,
+    and what it then draws does not depend on the proof."""
+    rollouts, policy, prompt = engine_of({"output_dir": str(tmp_path), "model": str(first_layers)})
+    before = {name: p.clone() for name, p in policy.model.named_parameters() if "lora" in name}
+    hand_over, rollouts.engine.hand_over = rollouts.engine.hand_over, lambda weights: None
+    with pytest.raises(BadInput) as error:
+        rollouts.generate([prompt] * 4)
+    assert error.value.key == "serves-base"
+    rollouts.engine.hand_over, rollouts.proved = hand_over, False
+    drawn = rollouts.generate([prompt] * 4)
+    assert rollouts.proved
+    after = dict(policy.model.named_parameters())
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    rollouts.turn = 0
+    assert rollouts.generate([prompt] * 4)[1] == drawn[1]
+    rollouts.engine.close()
