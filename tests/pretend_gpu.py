@@ -162,9 +162,10 @@ def look(config: Config, card: Card, folder: Path) -> dict[str, Any]:
     ours = unsloth_arguments(config, base)
     seen: dict[str, Any] = {"recipe": config.name, "profile": config.profile}
     seen["planned"] = round(check_fit(config, SHAPES[config.model], card.hardware).total, 1)
-    four = engine_arguments(config, base, adapters=True, as_trained=True)
-    seen["evaluation"] = configured(engine_arguments(config, base, adapters=True))
-    seen["as_trained"] = configured(four)
+    alone = engine_arguments(config, base, adapters=True)
+    seen["evaluation"] = configured(alone)
+    four_bit = dict(quantization="bitsandbytes", load_format="bitsandbytes")
+    seen["4-bit base"] = configured(alone | four_bit) if config.load_in_4bit else ""
     seen["flashinfer_sampler"] = os.environ.get("VLLM_USE_FLASHINFER_SAMPLER", "")
     if not ours.get("fast_inference"):
         return seen | {"training": ""}

@@ -52,6 +52,9 @@ def switched(**environment: str) -> Stack:
 FAULTS_OF_THE_STACK = {
     "no plug-in": (FOUR_BIT, {}, T4, without("vllm-bnb-plugin"), "no-plugin", "vllm-bnb-plugin"),
     "no bitsandbytes": (FOUR_BIT, {}, L4, without("bitsandbytes"), "no-bitsandbytes", "install"),
+    "no 8-bit Adam": (
+        *("demo", {"optim": "adamw_8bit"}, L4, without("bitsandbytes"), "no-bitsandbytes", "optim"),
+    ),
     "driver 550": ("demo", {}, L4, replace(STACK, driver="550.54.15"), "driver", "580"),
     "torch for the CPU": ("demo", {}, L4, replace(STACK, cuda=""), "torch-cpu", "NVIDIA L4"),
     "no vLLM": ("demo", {}, L4, without("vllm"), "no-vllm", "requirements.txt"),
@@ -62,6 +65,7 @@ FAULTS_OF_THE_STACK = {
     "Gemma 4 on a T4": (
         *("demo", {"model": "google/gemma-4-E2B-it"}, T4, STACK, "gemma-4", "another model"),
     ),
+    "Gemma 2 in fp16": ("gemma-2-2b_gsm8k", {}, T4, STACK, "gemma-fp16", "another model"),
     "standby and segments": (
         "demo",
         {},
@@ -269,6 +273,7 @@ def test_fp16_overflow_is_found():
     assert finding.key == "overflow" and "bf16" in str(finding)
 
 
+OLDER = {"torch": "2.10.0", "vllm": "0.19.1", "bitsandbytes": "0.49"}
 GOOD = [
     ("demo", {}, CPU, ON_CPU),
     ("ci", {}, CPU, ON_CPU),
@@ -280,6 +285,8 @@ GOOD = [
     ("qwen2.5-1.5b_math", {}, L4, STACK),
     ("qwen2.5-3b_gsm8k", {}, L4, replace(STACK, driver="535.1", cuda="12.8")),
     (FOUR_BIT, {}, T4, STACK),
+    (FOUR_BIT, {}, T4, replace(STACK, versions=OLDER)),
+    ("gemma-2-2b_gsm8k", {}, L4, STACK),
 ]
 
 
