@@ -168,7 +168,7 @@ def train(config, run, judges) -> None:
         engine = trainer.engine.engine
         complete = engine.complete
         engine.complete = lambda asked, sampling: complete(
-            asked, replace(sampling, min_tokens=completion)
+            asked, replace(sampling, min_tokens=sampling.max_tokens)
         )
     trainer.train()
 

@@ -194,7 +194,7 @@ def make(system: str, config, run: Run, shape: Shape, dead: float, clock: "Clock
         engine, rollouts = trainer.engine.engine, trainer.engine
         complete = engine.complete
         engine.complete = lambda prompts, sampling: complete(
-            prompts, replace(sampling, min_tokens=shape.completion)
+            prompts, replace(sampling, min_tokens=sampling.max_tokens)
         )
         clock.time(engine, "hand_over", "hand-over")
         clock.time(rollouts, "generate", "generation")

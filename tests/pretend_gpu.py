@@ -9,10 +9,12 @@ arguments of the engine for evaluation. No weights are read and nothing is compu
 """
 
 import contextlib
+import ctypes
 import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import types
@@ -65,8 +67,29 @@ FAMILIES = {  # of the models that recipes name: transformers' configuration, an
 }
 
 
+DRIVER = (  # what vLLM's libraries want of libcuda to be loaded
+    *("CtxGetCurrent", "CtxSetCurrent", "DeviceGetAttribute", "DevicePrimaryCtxRetain"),
+    *("GetErrorString", "GetProcAddress_v2", "MemAddressFree", "MemAddressReserve", "MemCreate"),
+    *("MemGetAllocationGranularity", "MemMap", "MemRelease", "MemSetAccess", "MemUnmap"),
+    *("PointerGetAttribute", "TensorMapEncodeTiled"),
+)
+
+
+def pretend_driver() -> None:
+    """A libcuda in this process each of whose functions says that there is no device (100)."""
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libcuda.so.1", ctypes.RTLD_GLOBAL)
+        return
+    source = "".join(f"int cu{name}(){{return 100;}}" for name in DRIVER)
+    library = Path(tempfile.mkdtemp(), "libcuda.so.1")
+    command = ["cc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-xc", "-", "-o", library]
+    subprocess.run(command, input=source, text=True, check=True)
+    ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+
+
 def pretend(card: Card) -> None:
     """Make torch and vLLM of this process take `card` for the machine's, with Colab's compilers."""
+    pretend_driver()
     import torch
 
     total = int(card.memory * GIB)
