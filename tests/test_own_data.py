@@ -217,7 +217,7 @@ def test_columns_of_a_data_set_of_the_hub_are_named_in_the_recipe(
     hub = get_task("hub", given | {"test_share": 0.4})
     assert len(hub.load("train")) + len(hub.load("test")) == 30 and hub.load("test")
     assert key_of(get_task("hub", given | {"question": "body"}).load, "train") == "column"
-    assert key_of(get_task("hub", given | {"test": "nowhere"}).load, "test") == ""
+    assert key_of(get_task("hub", given | {"test": "nowhere"}).load, "test") == "hub"
 
 
 # Questions

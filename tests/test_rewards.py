@@ -55,118 +55,20 @@ def tagged(text) -> str:
     return f"<answer>{text}</answer>"
 
 
-def good(text) -> str:
-    return GOOD.replace("\n18\n", f"\n{text}\n")
+# --- exact values -------------------------------------------------------------------------------
+
+LINES = (Path(__file__).parent / "data" / "reward_values.jsonl").read_text(encoding="utf-8")
 
 
-# --- exact values: reward, completion, value, and what differs from gold 18 of kind number -------
-
-# fmt: off
-VALUES = [
-    *(("correctness", text, value, {}) for text, value in (
-        (GOOD, 2), (WRONG, 0), (tagged("18.00 dollars"), 2), ("The answer is 18.", 0),
-        (tagged("not 18"), 0), (tagged("18 or 20"), 0), (tagged(""), 0), ("", 0), (None, 0))),
-    *(("correctness", tagged(text), value, {"gold": gold}) for text, gold, value in (
-        ("$108", "108", 2), ("108", "$108", 2), ("1,234", "1234", 2), ("18", "#### 18", 2),
-        ("18", "no number", None), ("18", "", None), ("18", None, None), ("18", 18, 2))),
-    *(("correctness", tagged(text), value, {"gold": gold, "kind": kind})
-      for text, gold, kind, value in (
-        (r"\frac{1}{2}", r"\frac12", "math", 2), ("x^2 + 2x + 1", "(x+1)^2", "math", 2),
-        ("(B)", "B", "choice", 2), ("C", "B", "choice", 0))),
-    ("correctness", "So the answer is 18.", 2, {"tags": None}),
-    # within 10 %, within 20 % (the boundaries included), a number, none
-    *(("partial_credit", tagged(text), value, {}) for text, value in (
-        ("18", 1), ("19.8", 0.5), ("19.9", 0.25), ("14.4", 0.25), ("14.3", 0.1), ("-18", 0.1),
-        ("1e300", 0.1), ("many", 0), (" ".join(map(str, range(1, 19))), 0))),
-    ("partial_credit", "18", 0, {}), ("partial_credit", tagged("0.01"), 0.1, {"gold": "0"}),
-    *(("last_number", text, value, {"gold": gold}) for text, gold, value in (
-        ("He has 3 apples and buys 15, so 18.", "18", 1), ("It costs $1,234.50", "1234.5", 1),
-        ("18 is right, not 20", "18", 0), ("from 20 down to -18", "-18", 1),
-        ("20-18", "18", 1), ("three quarters are 3/4", "0.75", 1), ("none", "18", 0),
-        ("18" + " and so on" * 1000, "18", 1), ("", "18", 0), ("18", "pi", None))),
-    *(("hard_format", text, value, {}) for text, value in (
-        (GOOD, 0.5), (f"Well: {GOOD} Done.", 0.5), (tagged("18"), 0.25), (EMPTY, 0),
-        ("<think>x</think>" + tagged("18") * 2, 0), ("<think>so <answer>18</answer></think>", 0),
-        ("<think>...</think><answer>...</answer>", 0))),
-    *(("mark", text, value, {}) for text, value in (
-        (GOOD, 0.5), ("<answer>18", 0.125), (tagged("18"), 0.25), ("<think>x</think>", 0.25),
-        (EMPTY, 0.25), (GOOD * 2, 0))),
-    *(("tag_count", text, value, {}) for text, value in (
-        (GOOD, 1), ("<think>x</think><answer>18</answer>", 0),
-        ("<think>\nx\n</think>\n<answer>18</answer>", 0.5),
-        ("<think>\n</think>\n<answer>\n</answer>", 0.5))),
-    *(("reward_format", text, value, {}) for text, value in (
-        (GOOD, 1), (f"\n{GOOD}\n", 1), ("<think>a\nb\n\nc</think><answer>18</answer>", 1),
-        (GOOD + " Done.", 0), ("<answer>18</answer><think>x</think>", 0), (GOOD + GOOD, 0),
-        ("<think> </think><answer>18</answer>", 0))),
-    *(("think_format", text, value, {}) for text, value in (
-        (GOOD, 1), ("<think>\na\n</think>", 1), ("Well: " + GOOD, 0),
-        ("<think><think></think>", 0))),
-    *(("digit", text, value, {}) for text, value in (
-        (tagged(" 18 "), 0.5), (tagged("-18"), 0.5), (tagged("$18"), 0), (tagged("18.0"), 0),
-        (tagged("²"), 0), (tagged("20") + tagged("18"), 0.5), ("18", 0),
-        ("<think>so <answer>18</answer></think>", 0))),
-    *(("int", text, value, {}) for text, value in (
-        (tagged("$1,234"), 0.5), (tagged("18.00"), 0.5), (tagged("18.5"), 0),
-        (tagged("1 2 3 4"), 0), (tagged("many"), 0), ("18", 0))),
-    *(("strict_format", text, value, {}) for text, value in (
-        (REASONED, 0.5), (REASONED + "\n", 0.5), (" " + REASONED, 0), (REASONED + "\n\n", 0),
-        (REASONED.replace("\n18\n", "18"), 0))),
-    *(("soft_format", text, value, {}) for text, value in (
-        (REASONED, 0.5), ("<reasoning>a\nb</reasoning> <answer>18</answer> so there", 0.5),
-        ("Well: " + REASONED, 0), (REASONED.replace("18", ""), 0))),
-    *(("xmlcount", text, value, {}) for text, value in (
-        (REASONED, 0.5), (REASONED + "\n", 0.5), (REASONED + "\n" + "x" * 100, 0.3),
-        (REASONED + "\n" + "x" * 10_000, -0.5), (REASONED.removesuffix("\n</answer>"), 0.375),
-        ("", 0))),
-    *(("gated_format", text, value, {"gate": gate}) for text, gate, value in (
-        (GOOD, "parses", 0.5), (WRONG, "parses", 0.5), (GOOD, "correct", 0.5),
-        (WRONG, "correct", 0), (tagged("18"), "parses", 0), (good("no idea"), "parses", 0),
-        (good("18 or 20"), "parses", 0), (good("1 2 3 4 5 6"), "parses", 0),
-        ("<think>\n...\n</think>\n<answer>\n...\n</answer>", "parses", 0))),
-    *(("gated_format", good(text), value, {"gold": r"\sqrt{2}", "kind": "math"})
-      for text, value in (
-        (r"\frac{1}{3}", 0.5), (r"x \in [-2, 7]", 0.5), (r"\text{no real roots}", 0.5),
-        ("1, 2, 3", 0.5), ("no idea", 0), ("1 2 3 4 5 6", 0), ("...", 0))),
-    *(("reward_token_length", GOOD, value, {"n_tokens": n})
-      for n, value in ((50, 0), (40, -5), (60, -200))),
-    *(("soft_overlong", GOOD, value, {"n_tokens": n, "max_completion_length": 100, **more})
-      for n, value, more in (
-        (80, 0, {}), (90, -0.5, {}), (100, -1, {}), (101, -1, {}),
-        (100, 0, {"soft_punish_cache": 0}))),
-    *(("cosine_length", GOOD, value, {"n_tokens": n})
-      for n, value in ((0, 1), (256, 0.75), (512, 0.5), (9999, 0.5))),
-    *(("reward_len", text, value, {}) for text, value in (
-        ("x" * 50, 0), ("x" * 60, -10), ("", -50),
-        ([{"role": "assistant", "content": "x" * 40}], -10))),
-    ("repetition_penalty", GOOD, 0, {"n_tokens": 100}),
-    *(("reasoning_steps", text, value / 3, {}) for text, value in (
-        ("Step 1: add them. Step 2 is here.\nStep 2: halve it.\nStep 3: done.", 3),
-        ("First, we add 3.5 and 4. Then we halve. Finally we round.", 3),
-        ("1. add\n2. halve\n", 2), ("- add\n- add\n- add\n", 1),  # the same step is one step
-        ("Step 1:\nStep 2:\nStep 3:\n", 0), ("I add the 3 to the 4 and halve it.", 0), ("", 0),
-        ("First, hello. Next, hi.\n<think>- add</think>" + tagged("- 1"), 1))),
-    *(("arithmetic", text, value, {}) for text, value in (
-        ("16 - 3 - 4 = 9. 9 × $2 = $18", 1), ("2 + 3 * 4 = 14 and 2 + 3 * 4 = 20", 0.5),
-        ("10/3 = 3.33", 1), ("10/3 = 3.34 or 10/3 = 3", 0), ("1,200 / 4 = 300", 1),
-        ("-3 + 5 = 2", 1), ("3 x 4 = 12", 1), (r"3 \times 4 = 12", 1), ("1 / 0 = 0", 0),
-        ("1 + 1 = 2 " * 50 + "1 + 1 = 3", 0.5),  # each equation counts once
-        ("20% * 3 + 1 = 4", 0), ("3 + 4 = 14 / 2", 0), ("x = 5 and 18 = 18", 0),  # only pieces
-        ("9**9**9 = 1", 0), ("", 0))),
-    *(("language_consistency", text, value, {"language": language})
-      for text, language, value in (
-        ("We add three.", "en", 1), (r"Then $\theta = 3$, so π/2. <think>", "en", 1),
-        ("我们 add", "zh", 0.4), ("我们 add", "en", 0.6), ("Тогда x", "ru", 5 / 6),
-        ("ひらがな漢字", "ja", 1), ("αβγ", "el", 1), ("42", "en", 0), ("", "en", 0))),
-]
-# fmt: on
-
-
-@pytest.mark.parametrize(("name", "text", "value", "given"), VALUES)
-def test_what_a_reward_pays(name, text, value, given):
-    assert score(name, text, **given) == (value if value is None else pytest.approx(value))
-    if name == "correctness":
-        assert score("reward_accuracy", text, **given) == (value if value is None else value / 2)
+@pytest.mark.parametrize("case", map(json.loads, LINES.splitlines()), ids=lambda c: c["reward"])
+def test_what_a_reward_pays(case):
+    """For the gold answer 18 of kind number, where the case does not say otherwise."""
+    pays = case["pays"]
+    value = score(case["reward"], case["completion"], **case["given"])
+    assert value == (pays if pays is None else pytest.approx(pays))
+    if case["reward"] == "correctness":
+        half = score("reward_accuracy", case["completion"], **case["given"])
+        assert half == (pays if pays is None else pays / 2)
 
 
 def test_tags_of_the_recipe_and_the_limit_reach_every_reward():

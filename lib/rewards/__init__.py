@@ -127,9 +127,7 @@ def build_rewards(
 
 def _weight(name: str, weight: Any) -> float:
     if not _is_number(weight):
-        raise BadInput(
-            f'The weight of reward "{name}" is {weight!r}: give a number (0 to log it only).'
-        )
+        raise BadInput(f'The weight of reward "{name}" is {weight!r}: give a number.', "weight")
     return float(weight)
 
 
@@ -142,11 +140,8 @@ def _build(name: str, parameters: dict, shared: dict, file: str | None) -> Calla
     is_class = inspect.isclass(target)
     call = inspect.signature(target.__call__).parameters if is_class else known
     if not any(p.kind is p.VAR_KEYWORD for p in call.values()):
-        raise BadInput(
-            f'Reward "{name}" does not take the data set\'s columns: write it as '
-            f"def {title}(prompts, completions, **columns).",
-            key="signature",
-        )
+        signature = f"def {title}(prompts, completions, **columns)"
+        raise BadInput(f'Reward "{name}" takes no columns: write it as {signature}.', "signature")
     for column in () if is_class else ("prompts", "completions", "completion_ids"):
         known.pop(column, None)
     _check_parameters(name, parameters, known)
@@ -201,11 +196,10 @@ def _find(name: str, file: str | None) -> Callable:
     else:
         path, _, attribute = LEARNED.get(name, str(name)).rpartition(".")
         if not path:
-            raise BadInput(
-                f'There is no reward "{name}": {nearest(name, [*REWARDS, *LEARNED])} A function of '
-                f'your own is named by its file, "my_rewards.py:{name}".',
-                key="reward",
+            hint = (
+                f'{nearest(name, [*REWARDS, *LEARNED])} One of your own is "my_rewards.py:{name}".'
             )
+            raise BadInput(f'There is no reward "{name}": {hint}', "reward")
         try:
             module = importlib.import_module(path)
         except (ImportError, TypeError, ValueError) as error:
@@ -222,7 +216,7 @@ def _find(name: str, file: str | None) -> Callable:
 def _module_of(file: Path, name: str) -> Any:
     if not file.is_file():
         raise BadInput(
-            f'Reward "{name}": there is no file {file}; put it beside the recipe, or give its path.'
+            f'Reward "{name}": there is no file {file}: put it beside the recipe.', "reward"
         )
     return _run(file.resolve(), file.stat().st_mtime_ns)
 
@@ -239,9 +233,8 @@ def _run(file: Path, stamp: int) -> Any:
         del sys.modules[title]
         line = traceback.extract_tb(error.__traceback__)[-1].lineno
         line = getattr(error, "lineno", None) or line
-        raise BadInput(
-            f"{file.name} cannot be run ({type(error).__name__}: {error}, line {line}): fix it."
-        ) from error
+        said = f"{type(error).__name__}: {error}, line {line}"
+        raise BadInput(f"{file.name} cannot be run ({said}): fix it.", "reward") from error
     for name, function in REWARDS.items():  # @reward("short") makes "my_rewards.py:short" a name
         if function.__module__ == title:
             rule = function if inspect.isfunction(function) else type(function)
@@ -295,9 +288,8 @@ def _instance(reward_class: type, name: str, **parameters: Any) -> Callable:
     try:
         return reward_class(**parameters)
     except TypeError as error:
-        raise BadInput(
-            f'The reward class "{name}" cannot be built ({error}): give every parameter a default.'
-        ) from error
+        hint = "give every parameter a default"
+        raise BadInput(f'Reward "{name}" cannot be built ({error}): {hint}.', "reward") from error
 
 
 def with_name(function: Callable, name: str) -> Callable:
@@ -345,17 +337,13 @@ class Checked:
         except BadInput:
             raise
         except Exception as error:  # whatever a user's function may raise
+            said = f"{type(error).__name__} ({error}) in {_place(error, self.reward)}"
             raise BadInput(
-                f'The reward "{name}" failed with {type(error).__name__} ({error}) in '
-                f"{_place(error, self.reward)}: fix it.",
-                key="reward-failed",
+                f'The reward "{name}" failed with {said}: fix it.', "reward-failed"
             ) from error
         if len(values) != count:
-            raise BadInput(
-                f'The reward "{name}" returned {len(values)} values for {count} completions: '
-                f"let it return one for each, in their order.",
-                key="reward-count",
-            )
+            said = f'The reward "{name}" returned {len(values)} values for {count} completions'
+            raise BadInput(f"{said}: let it return one for each, in their order.", "reward-count")
         return [self._number(value) for value in values]
 
     def _number(self, value: Any) -> float | None:
@@ -366,11 +354,9 @@ class Checked:
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
-            raise BadInput(
-                f'The reward "{self.__name__}" returned {value!r}, which is no number: let it '
-                f"return a finite one, or None for a completion that it cannot judge.",
-                key="reward-value",
-            )
+            said = f'The reward "{self.__name__}" returned {value!r}'
+            hint = "let it return a finite number, or None for what it cannot judge"
+            raise BadInput(f"{said}: {hint}.", "reward-value")
         return number
 
 

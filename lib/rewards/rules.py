@@ -62,9 +62,7 @@ def per_answer(score, parameters, /, prompts=None, completions=(), **columns) ->
     ids = columns.get("completion_ids") or [None] * len(texts)
     if OPEN in kinds:
         raise BadInput(
-            'Answers of kind "open" are neither right nor wrong: choose rewards that do not '
-            "compare with the gold answer, or another kind.",
-            key="open",
+            'No answer of kind "open" is right: choose rewards that need no gold.', "open"
         )
     attempts = map(Attempt, texts, golds, kinds, [tags] * len(texts), ids)
     return [
@@ -76,10 +74,9 @@ def per_answer(score, parameters, /, prompts=None, completions=(), **columns) ->
 def need_column(columns: Mapping, name: str, score: Callable) -> Sequence:
     """A column that a reward cannot do without; raises BadInput where it is missing."""
     if columns.get(name) is None:
+        hint = "answer is the gold answer, completion_ids are tokens, which TRL passes by itself"
         raise BadInput(
-            f'The reward "{score.__name__}" needs the column "{name}" (answer: the gold answer, of '
-            f"the data set; completion_ids: token ids, which TRL passes by itself).",
-            key="column",
+            f'The reward "{score.__name__}" needs the column "{name}": {hint}.', "column"
         )
     return columns[name]
 
@@ -413,8 +410,7 @@ def soft_overlong(
     margin = max_completion_length // 5 if soft_punish_cache is None else soft_punish_cache
     if not 0 <= margin <= max_completion_length:
         raise BadInput(
-            f"soft_punish_cache is {margin}: it must lie between 0 and max_completion_length "
-            f"({max_completion_length})."
+            f"soft_punish_cache is {margin}: give 0 to {max_completion_length}.", "margin"
         )
     excess = len(ids) - (max_completion_length - margin)
     return -min(excess / margin if margin else 1.0, 1.0) if excess > 0 else 0.0

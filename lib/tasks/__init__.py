@@ -74,20 +74,17 @@ def get_task(name: str, config: dict | None = None) -> Task:
     known = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
     unknown = [key for key in config if key not in known]
     if unknown and len(known) == len(parameters):
-        raise BadInput(
-            f"Task {name!r} has no parameter {unknown[0]!r}: {nearest(unknown[0], known)}"
-        )
+        hint = nearest(unknown[0], known)
+        raise BadInput(f"Task {name!r} has no parameter {unknown[0]!r}: {hint}", "parameter")
     types = typing.get_type_hints(cls.__init__)
     for p in parameters:
         if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in config:
             raise BadInput(f"Task {name!r} needs the parameter {p.name!r}: add it to its config.")
         if p.name in config and not _is_a(config[p.name], types.get(p.name, Any)):
             value, wanted = config[p.name], getattr(p.annotation, "__name__", p.annotation)
-            raise BadInput(
-                f"{p.name} of task {name!r} is {value!r}, a {type(value).__name__}: give a "
-                f"{wanted}{', without quotes' if wanted in ('int', 'float', 'bool') else ''}.",
-                key="type",
-            )
+            hint = ", without quotes" if wanted in ("int", "float", "bool") else ""
+            said = f"{p.name} of task {name!r} is {value!r}, a {type(value).__name__}"
+            raise BadInput(f"{said}: give a {wanted}{hint}.", "type")
     return cls(**config)
 
 
@@ -157,12 +154,10 @@ def _load(config: Config) -> tuple[tuple, list[str]]:
     rows = source.load("train", data_dir)
     unseen = [p for p in rows if p.key not in held_keys]
     if rows and not unseen:
-        raise BadInput(
-            f"All {len(held_out)} problems of task {config.task!r} are held out, and none is left "
-            f"to train on: give task_config a test_share (0.2 holds out a fifth) or a test_path, "
-            f"or eval_problems below {len(held_out)}.",
-            key="all-held-out",
-        )
+        said = f"All {len(held_out)} problems of task {config.task!r} are held out, none is left"
+        hint = "give task_config a test_share (0.2 holds out a fifth) or a test_path"
+        below = f"or eval_problems below {len(held_out)}"
+        raise BadInput(f"{said} to train on: {hint}, {below}.", "all-held-out")
     training = sample_problems(unseen, config.train_problems, config.seed)
     check_ids(training)
     check_ids(held_out)
@@ -238,10 +233,8 @@ def find_data_dir(config: Config) -> Path | None:
     folder = Path(find_file(config.data_dir, config))
     if folder.is_dir():
         return folder
-    raise BadInput(
-        f"There is no data folder {config.data_dir}: fix data_dir, or leave it empty to load "
-        f"the data from the Hub."
-    )
+    hint = "fix data_dir, or leave it empty to load the data from the Hub"
+    raise BadInput(f"There is no data folder {config.data_dir}: {hint}.", "data-dir")
 
 
 def summary_scores(text: str, gold: str) -> dict[str, float]:

@@ -80,11 +80,9 @@ class StoredTask(Task):
         for place in (file.parents[1], file.parent, file):
             if not place.exists():
                 there = ", ".join(sorted(f.name for f in place.parent.glob("*"))[:9]) or "nothing"
-                raise BadInput(
-                    f"There is no {place} ({place.parent.name} has {there}): {put}, or leave out "
-                    f"data_dir and GRPO_DATA_DIR to load them from the Hub.",
-                    key="data-dir",
-                )
+                hint = f"{put}, or leave out data_dir and GRPO_DATA_DIR to load them from the Hub"
+                said = f"There is no {place} ({place.parent.name} has {there})"
+                raise BadInput(f"{said}: {hint}.", "data-dir")
         return read_rows(file, self.columns)
 
 
@@ -350,11 +348,8 @@ def _json(data: bytes, where: str) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except UnicodeEncodeError:
-        raise BadInput(
-            f"{where} holds half a character (a lone surrogate, \\ud800 to \\udfff), which no "
-            f"tokenizer reads: fix that line.",
-            key="surrogate",
-        ) from None
+        said = "holds half a character (a lone surrogate), which no tokenizer reads"
+        raise BadInput(f"{where} {said}: fix that line.", "surrogate") from None
     except (ValueError, RecursionError) as error:  # broken JSON or broken UTF-8
         raise BadInput(f"{where} is not valid JSON ({error}): fix that line.") from None
 
@@ -375,11 +370,8 @@ def _read_csv(path: Path) -> list[tuple[str, dict]]:
         raise BadInput(f"{path} is no CSV that can be read ({error}): fix it.", "csv") from None
     for where, row in rows:
         if None in row:
-            raise BadInput(
-                f"{where} has more cells than the header: put quotation marks around a text that "
-                f"holds {separator!r}.",
-                key="csv",
-            )
+            hint = f"put quotation marks around a text that holds {separator!r}"
+            raise BadInput(f"{where} has more cells than the header: {hint}.", "csv")
     return rows
 
 
@@ -410,11 +402,9 @@ def hub_rows(
     # a renamed data set) has the same way out.
     except Exception as error:
         known = f"{type(error).__name__}: {error}" if isinstance(error, ValueError) else ""
-        raise BadInput(
-            f"{hub[0]} could not be loaded from the Hugging Face Hub "
-            f"({' '.join(known.split())[:200] or type(error).__name__}): check the connection, "
-            f"or {way_out}."
-        ) from error
+        said = " ".join(known.split())[:200] or type(error).__name__
+        said = f"{hub[0]} could not be loaded from the Hugging Face Hub ({said})"
+        raise BadInput(f"{said}: check the connection, or {way_out}.", "hub") from error
     for number, row in enumerate(rows):
         check_columns(row, columns, f"{hub[0]}, split {split}, row {number}")
     return rows
@@ -449,11 +439,8 @@ def check_columns(row: dict, columns: Iterable[str], where: str, filled: bool = 
     for column in columns:
         if column.partition(".")[0] not in row:
             there = ", ".join(map(str, row)) or "none"
-            raise BadInput(
-                f'{where} has no column "{column}": it has {there}; name the one you mean in '
-                f"task_config (question: …, answer: …).",
-                key="column",
-            )
+            hint = f"it has {there}; name the one you mean in task_config (question: …, answer: …)"
+            raise BadInput(f'{where} has no column "{column}": {hint}.', "column")
         value = cell(row, column)
         if value is None or (filled and is_missing(value)):
             raise BadInput(f'{where} has nothing in its column "{column}": fill it in.', "empty")
@@ -478,11 +465,8 @@ def conversation(content: Any, id: str) -> tuple[str, dict[str, Any]]:
     system = turns.pop(0)["content"] if turns and turns[0].get("role") == "system" else ""
     last = turns[-1] if turns and all(turns) else {}
     if last.get("role") != "user" or not last["content"].strip():
-        raise BadInput(
-            f"{id}: the question must be a text, or chat messages {{role, content}} that end with "
-            f"the user's: fix that row.",
-            key="question",
-        )
+        hint = "a text, or chat messages {role, content} that end with the user's"
+        raise BadInput(f"{id}: the question must be {hint}: fix that row.", "question")
     meta = {"system": system} if system else {}
     return turns[-1]["content"], meta | ({"earlier_turns": turns[:-1]} if turns[1:] else {})
 

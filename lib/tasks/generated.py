@@ -31,9 +31,9 @@ class SmallSums(Task):
 
     def __init__(self, largest: int = 20, operators: str = "+", test_share: float = TEST_SHARE):
         if not isinstance(largest, int) or largest < 1 or operators not in ("+", "-", "+-"):
+            said = f"small_sums cannot be made with largest={largest!r}, operators={operators!r}"
             raise BadInput(
-                f"small_sums cannot be made with largest={largest!r}, operators={operators!r}: "
-                f'give a whole number from 1, and "+", "-" or "+-".'
+                f'{said}: give a whole number from 1, and "+", "-" or "+-".', "parameter"
             )
         self.largest, self.operators, self.test_share = largest, operators, test_share
 
@@ -111,9 +111,9 @@ class ReasoningGym(Task):
             if self.numbers_at_most is None or self._numbers_are_small(entry["question"]):
                 entries.setdefault(entry["question"], entry)
         if not entries:
+            said = f"No question of reasoning_gym's {self.dataset!r} has all numbers at most"
             raise BadInput(
-                f"No question of reasoning_gym's {self.dataset!r} has all numbers at most "
-                f"{self.numbers_at_most}: raise numbers_at_most or size."
+                f"{said} {self.numbers_at_most}: raise numbers_at_most or size.", "empty"
             )
         return list(entries.values())
 
@@ -170,10 +170,8 @@ def _make_generator(dataset: str, parameters: dict):
         hint = nearest(dataset, DATASETS)
         raise BadInput(f"reasoning_gym has no data set {dataset!r}: {hint}")
     if dataset in _EXECUTE_ANSWERS:
-        raise BadInput(
-            f"reasoning_gym's {dataset!r} is not offered: its scorer runs the model's answer as "
-            f"a program; choose another data set."
-        )
+        said = f"reasoning_gym's {dataset!r} is not offered: its scorer runs the model's answer"
+        raise BadInput(f"{said} as a program; choose another data set.", "unsafe")
     known = DATASETS[dataset][1].__dataclass_fields__
     for name in parameters:
         if name not in known:
@@ -182,6 +180,5 @@ def _make_generator(dataset: str, parameters: dict):
     try:
         return reasoning_gym.create_dataset(dataset, **parameters)
     except Exception as error:  # each data set checks its parameters in its own way
-        raise BadInput(
-            f"reasoning_gym's {dataset!r} refuses {parameters}: {error or type(error).__name__}."
-        ) from error
+        said = f"{parameters}: {error or type(error).__name__}"
+        raise BadInput(f"reasoning_gym's {dataset!r} refuses {said}.", "parameter") from error

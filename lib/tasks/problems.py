@@ -93,9 +93,8 @@ def gold_text(value: Any, where: str) -> str:
     if isinstance(value, list | tuple) and len(value) == 1:
         return gold_text(value[0], where)
     if is_missing(value):
-        raise BadInput(
-            f"{where} has no gold answer ({value!r}): fill it in, or leave the row out.", "gold"
-        )
+        said = f"{where} has no gold answer ({value!r})"
+        raise BadInput(f"{said}: fill it in, or leave the row out.", "gold")
     if isinstance(value, float | Decimal):
         # 18.0 is how a table that has gaps stores 18, and 1e-07 how Python writes 0.0000001.
         return f"{Decimal(str(value)):f}".removesuffix(".0")
@@ -104,12 +103,9 @@ def gold_text(value: Any, where: str) -> str:
     shape = f"a {type(value).__name__}"
     if isinstance(value, list | tuple):
         shape = f"a list of {len(value)}"
-    raise BadInput(
-        f"{where} has {shape} as its gold answer ({str(value)[:60]}): give one text or number "
-        f'(several values that all belong in the answer as one text, "2, 3"), or name the column '
-        f'inside it with a dot ("answer.value").',
-        key="gold",
-    )
+    said = f"{where} has {shape} as its gold answer ({str(value)[:60]})"
+    hint = 'give one text or number ("2, 3" for several that all belong in the answer), or name the'
+    raise BadInput(f'{said}: {hint} column inside it with a dot ("answer.value").', "gold")
 
 
 def is_missing(value: Any) -> bool:
@@ -206,9 +202,6 @@ def check_ids(problems: Iterable[Problem]) -> None:
     for problem in problems:
         other = first.setdefault(problem.id, problem)
         if other is not problem:
-            raise BadInput(
-                f'Two problems have the id "{problem.id}" ({other.question[:40]!r} and '
-                f"{problem.question[:40]!r}): give each row an id of its own, or leave the "
-                f"column out.",
-                key="equal-ids",
-            )
+            said = f"({other.question[:40]!r} and {problem.question[:40]!r})"
+            hint = "give each row an id of its own, or leave the column out"
+            raise BadInput(f'Two problems have the id "{problem.id}" {said}: {hint}.', "equal-ids")

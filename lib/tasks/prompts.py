@@ -56,9 +56,9 @@ class PromptFormat:
         """The problem's own solution as a completion in this format, for a worked example."""
         solution = str(problem.meta.get("solution") or "")
         if "{solution}" in self.example and not solution:
+            said = f"Problem {problem.id} has no worked solution to show in prompt format"
             raise BadInput(
-                f"Problem {problem.id} has no worked solution to show as an example in prompt "
-                f'format "{self.name}": use the format "answer", or no shots.'
+                f'{said} "{self.name}": use the format "answer", or no shots.', "solution"
             )
         # Both at once, since a solution may itself contain "{answer}".
         filling = {"{solution}": unbox(solution), "{answer}": problem.answer}
@@ -139,10 +139,8 @@ def make_rows(
     """
     prompt_format = get_format(prompt_format)
     if not 0 <= shots <= len(examples):
-        raise BadInput(
-            f"shots is {shots} and {len(examples)} examples are given: shots must lie between 0 "
-            f"and the number of examples (lib.tasks.few_shot_examples makes them)."
-        )
+        said = f"shots is {shots} and {len(examples)} examples are given"
+        raise BadInput(f"{said} (lib.tasks.few_shot_examples makes them): ask for fewer.", "shots")
     shown = examples[:shots]
     turns = [turn for example in shown for turn in _turns(prompt_format, example)]
     shown_keys = {example.key for example in shown}
