@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lib.config import resolve
 from lib.errors import BadInput
+from lib.process import trim_memory
 from lib.runs import open_run
 from tests.conftest import CPU, SMALL
 
@@ -27,19 +28,20 @@ def engine_of(given: dict):
 
 
 def apart(given: dict) -> float:
-    """How far vLLM's log-probs of 64 completions lie from the trainer's, in nats a token."""
+    """How far vLLM's log-probs of 16 completions lie from the trainer's, in nats a token."""
     rollouts, policy, prompt = engine_of(given)
     from lib.training.logps import completion_scores
 
     rollouts.sync_weights()
-    _, ids, logps, _ = rollouts.generate([prompt] * 64)
+    _, ids, logps, _ = rollouts.generate([prompt] * 16)
     rollouts.engine.close()
+    trim_memory()
     real = [[1] * len(some) for some in ids]
     said_BC, sampled_BC, real_BC = (
         pad_sequence([torch.tensor(row).flatten() for row in rows], batch_first=True)
         for rows in (ids, logps, real)
     )
-    prompt_BS = torch.tensor([prompt] * 64)
+    prompt_BS = torch.tensor([prompt] * 16)
     ids_BT = torch.cat([prompt_BS, said_BC], 1)
     mask_BT = torch.cat([torch.ones_like(prompt_BS), real_BC], 1)
     with torch.no_grad():
