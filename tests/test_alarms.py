@@ -5,7 +5,7 @@ import pytest
 
 from lib.config import ROOT
 from lib.runs import read_jsonl
-from lib.training.alarms import CHECKS, WINDOW, alarms
+from lib.training.live import CHECKS, WINDOW, alarms
 
 DATA = ROOT / "tests" / "data"
 DEMO = DATA / "demo_train_log.jsonl"  # of a real run

@@ -10,8 +10,7 @@ from lib.engines import chat_text
 from lib.runs import append_jsonl, read_jsonl
 from lib.tasks import get_task
 from lib.tasks.prompts import make_rows
-from lib.training.dynamic_sampling import DynamicSampling, Groups, resample
-from lib.training.rollouts import all_alike
+from lib.training.rollouts import DynamicSampling, Groups, all_alike, resample
 from lib.training.run import train
 
 NAN = torch.nan

@@ -26,7 +26,7 @@ run = open_run(config)
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, WandbCallback
 from lib.training import tracking
-from lib.training.alarms import Alarm
+from lib.training.live import Alarm
 from lib.training.tracking import log_metrics
 
 class Completions:

@@ -1,15 +1,256 @@
-"""What a run shows of itself while it trains: the curves, how far it is, and what goes wrong."""
+"""What a run shows of itself while it trains: the curves, and in words what goes wrong.
+
+    >>> log = [{"step": i, "completions/clipped_ratio": 0.9} for i in range(1, 11)]
+    >>> [alarm.name for alarm in alarms(log)]
+    ['mostly truncated']
+
+Each check compares the latest steps with the first ones, `window(log)` of each. A reward
+"rose" where the difference is `CLEAR` standard errors and "stood still" below one, so that
+the noise of small batches rings nothing.
+"""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from transformers import TrainerCallback
 
 from lib.hardware import is_main_process
 from lib.runs import Run, write_json
-from lib.training.alarms import Alarm, alarms
+
+WINDOW = 5  # steps at the least; before there are two such windows no change is seen
+CLEAR = 3.0  # standard errors; each new step is another chance to ring, so 2 are too few
+FLAT_STEPS = 30  # a run of the embedded model whose groups never differed stood still this long
+LOST_GAIN = 0.5  # share of the best gain that is gone again
+NO_SIGNAL = 0.75  # share of groups: then a step costs four times what it teaches (DAPO, sec. 3.2)
+TRUNCATED = 0.5  # share of completions: their reward tells of the limit, not of the answer
+LONGER = 2.0  # without more reward: GRPO's length bias (Liu et al. 2025, Dr. GRPO, sec. 3.1)
+SHORTER = 1 / 3  # without more reward; with it the policy merely stopped rambling
+# At 0.02 nats a token the likeliest one has about 99.7 %: nothing is left to try, and the
+# reward stays where it is (Cui et al. 2025, arXiv 2505.22617). Healthy runs of short answers
+# end at 0.1 to 0.5.
+ENTROPY_LOW = 0.02
+ENTROPY_LEFT = 0.1  # and at most this share of what it began with
+KL_HIGH = 1.0  # nats a token: the policy is e times as sure of its tokens as the reference
+DRIVER = 0.9  # share of all rises that one reward makes up, while another stands still
+HELDOUT_PROBLEMS = 64  # assumed where "heldout/problems" does not say
+# Nats a token between sampler and trainer. bf16 alone leaves 0.03 on a CPU; above 0.1
+# the update is off-policy in earnest (Yao et al. 2025, truncated importance sampling).
+SAMPLER_GAP = 0.1
+PENALTIES = ("soft_overlong", "repetition_penalty")  # 0 is the most they pay
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A name to look for, the step it was raised at, and a sentence: what, and what to do."""
+
+    name: str
+    step: int
+    sentence: str
+
+
+class Course:
+    """A value's mean in a first and in a latest window of steps, and the error of their difference.
+
+    Args:
+        scatter: the standard deviation of single steps.
+    """
+
+    def __init__(self, first: np.ndarray, last: np.ndarray, scatter: float):
+        self.before, self.now = float(first.mean()), float(last.mean())
+        self.change = self.now - self.before
+        self.error = float(scatter * np.sqrt(1 / len(first) + 1 / len(last)))
+        self.rose = self.change > CLEAR * self.error
+        self.fell = -self.change > CLEAR * self.error
+        self.still = self.change <= self.error  # not higher than chance alone makes it
+
+
+def alarms(log: Sequence[Mapping], weights: Mapping[str, float] | None = None) -> list[Alarm]:
+    """What is wrong at the latest step of the log.
+
+    Args:
+        log: rows of `train_log.jsonl`, one an optimizer step; a key that is missing rings nothing.
+        weights: what each reward counts, by name; 1 where not given.
+    """
+    if not log:
+        return []
+    sentences = {name: check(log, weights or {}) for name, check in CHECKS.items()}
+    step = log[-1]["step"]
+    return [Alarm(name, step, sentence) for name, sentence in sentences.items() if sentence]
+
+
+def window(log: Sequence[Mapping]) -> int:
+    """How many steps are compared: a fifth of the run, so that long runs are judged calmly."""
+    return max(WINDOW, len(log) // 5)
+
+
+def values(log: Sequence[Mapping], key: str) -> np.ndarray:
+    """The key's numbers in the rows that have one."""
+    series = [row[key] for row in log if row.get(key) is not None]
+    return np.array([value for value in series if np.isfinite(value)], dtype=float)
+
+
+def course(log: Sequence[Mapping], key: str) -> Course | None:
+    """None where the log does not hold enough of the key."""
+    series, size = values(log, key), window(log)
+    if len(series) < 2 * WINDOW:
+        return None
+    return Course(series[:size], series[-size:], _scatter(series))
+
+
+def _scatter(series: np.ndarray) -> float:
+    """The standard deviation of single steps around their trend, from their differences.
+
+    All steps contribute, where the few of a window would often guess it too small (von Neumann
+    et al. 1941).
+    """
+    return float(np.sqrt((np.diff(series) ** 2).mean() / 2))
+
+
+def _reward_fell(log, weights) -> str | None:
+    series, size = values(log, "reward"), window(log)
+    if len(series) < 2 * WINDOW:
+        return None
+    start, latest, scatter = series[:size], series[-size:], _scatter(series)
+    parts = [series[i : i + size] for i in range(len(series) - size + 1)]
+    best = max(parts, key=np.mean)
+    overall = Course(start, latest, scatter)
+    gain, loss = Course(start, best, scatter), Course(best, latest, scatter)
+    lost_again = gain.rose and loss.fell and -loss.change > LOST_GAIN * gain.change
+    if not (overall.fell or lost_again):
+        return None
+    return (
+        f"{best.mean():.3g} at best and {latest.mean():.3g} now: lower learning_rate, or hold the "
+        "policy with beta or a smaller epsilon, and go back to a checkpoint before the fall."
+    )
+
+
+def _reward_stood_still(log: Sequence[Mapping]) -> bool:
+    reward = course(log, "reward")
+    return reward is not None and reward.still
+
+
+def _one_reward(log, weights) -> str | None:
+    courses = {}
+    for key in log[-1]:
+        name = key.removeprefix("rewards/").removesuffix("/mean")
+        if key == f"rewards/{name}/mean" and (seen := course(log, key)):
+            courses[name] = seen
+    rises = {name: weights.get(name, 1.0) * seen.change for name, seen in courses.items()}
+    total = sum(rise for rise in rises.values() if rise > 0)
+    still = [name for name in courses if courses[name].still and _at_work(log, name)]
+    if not total or not still:
+        return None
+    driver = max(rises, key=rises.__getitem__)
+    if not courses[driver].rose or rises[driver] < DRIVER * total:
+        return None
+    others = " and ".join(f"{name} ({courses[name].now:.3g})" for name in still)
+    return (
+        f"{driver} makes {rises[driver] / total:.0%} of the rise while {others} stood still: the "
+        "policy learns what is easy to earn; lower that weight, or pay it only with the rest."
+    )
+
+
+def _at_work(log, name) -> bool:
+    """Whether completions still differ in this reward, or never earned any of it."""
+    spread = values(log[-window(log) :], f"rewards/{name}/std")
+    never = name not in PENALTIES and not values(log, f"rewards/{name}/mean").any()
+    return never or bool(spread.any())
+
+
+def _hacking(log, weights) -> str | None:
+    rows = [row for row in log if row.get("heldout/strict") is not None]
+    if len(rows) < 3:
+        return None
+    best = max(rows, key=lambda row: row["heldout/strict"])
+    high, now = best["heldout/strict"], rows[-1]["heldout/strict"]
+    problems = rows[-1].get("heldout/problems", HELDOUT_PROBLEMS)
+    error = np.sqrt((high * (1 - high) + now * (1 - now)) / problems)
+    if high - now < 2 * error:
+        return None
+    size, end = window(log), [row["step"] for row in log].index(best["step"]) + 1
+    reward = course(log[max(0, end - size) :], "reward")
+    if reward is None or reward.still:
+        return None
+    return (
+        f"the reward rose from {reward.before:.3g} to {reward.now:.3g} since step {best['step']} "
+        f"while held-out accuracy fell from {high:.1%} to {now:.1%}, the sign of reward hacking: "
+        "read the completions that earn most, and fix the reward."
+    )
+
+
+def _sampler_apart(log, weights) -> str | None:
+    """From the first step on, and with Unsloth's standby after each time that vLLM wakes up."""
+    latest = values(log[-window(log) :], "sampling/sampling_logp_difference/mean")
+    if not latest.size or latest.mean() < SAMPLER_GAP:
+        return None
+    return (
+        f"the sampler's log-probs lie {latest.mean():.2g} nats a token from the trainer's: keep "
+        "vllm_importance_sampling_correction on, and give both the same precision and weights."
+    )
+
+
+def _check(key: str, rings: Callable, sentence: str) -> Callable:
+    """A check of one key of the log: its course `c` and the log decide, and `c` fills the words."""
+
+    def check(log: Sequence[Mapping], weights: Mapping[str, float]) -> str | None:
+        c = course(log, key)
+        return sentence.format(c=c) if c is not None and rings(c, log) else None
+
+    return check
+
+
+CHECKS: dict[str, Callable] = {
+    "reward flat": _check(
+        "reward",
+        lambda c, log: len(log) >= FLAT_STEPS and c.still and not c.fell,
+        "{c.before:.3g} in the first steps and {c.now:.3g} now, within the noise of "
+        "±{c.error:.2g}; a hard task can take 150 steps and more, but look at the groups' signal, "
+        "raise learning_rate, or begin with easier prompts.",
+    ),
+    "reward fell": _reward_fell,
+    "groups without signal": _check(
+        "frac_reward_zero_std",
+        lambda c, log: c.now >= NO_SIGNAL,
+        "in {c.now:.0%} of the groups all completions earned the same and taught nothing: choose "
+        "prompts that are sometimes right, more num_generations, or a finer reward.",
+    ),
+    "mostly truncated": _check(
+        "completions/clipped_ratio",
+        lambda c, log: c.now >= TRUNCATED,
+        "{c.now:.0%} of the completions ran into max_completion_length: raise it, ask for less in "
+        "the prompt, or leave them out of the loss with mask_truncated_completions.",
+    ),
+    "length explosion": _check(
+        "completions/mean_length",
+        lambda c, log: c.now >= LONGER * c.before and _reward_stood_still(log),
+        "from {c.before:.0f} to {c.now:.0f} tokens with no more reward: use loss_type dr_grpo or "
+        "dapo, or a reward against overlong answers.",
+    ),
+    "length collapse": _check(
+        "completions/mean_length",
+        lambda c, log: c.now <= SHORTER * c.before and _reward_stood_still(log),
+        "from {c.before:.0f} to {c.now:.0f} tokens with no more reward: read the completions, and "
+        "look for a reward that short ones earn unworked.",
+    ),
+    "entropy collapse": _check(
+        "entropy",
+        lambda c, log: c.now <= min(ENTROPY_LOW, ENTROPY_LEFT * c.before),
+        "{c.before:.2g} nats a token at first and {c.now:.2g} now, so that all completions of a "
+        "prompt are nearly the same: raise epsilon_high, lower learning_rate, or stop here.",
+    ),
+    "KL blow-up": _check(
+        "kl",
+        lambda c, log: c.now >= KL_HIGH,
+        "{c.now:.2g} nats a token from the reference model, {c.before:.2g} at first: lower "
+        "learning_rate or raise beta, and go back to a checkpoint before it.",
+    ),
+    "one reward drives all": _one_reward,
+    "train up, held-out down": _hacking,
+    "sampler and trainer apart": _sampler_apart,
+}
 
 
 class LivePlot(TrainerCallback):

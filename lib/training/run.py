@@ -23,8 +23,7 @@ from lib.runs import Run, read_json, read_jsonl, written_whole
 from lib.tasks.prompts import fitting_rows
 from lib.training.callbacks import Completions, StepLog
 from lib.training.checkpoints import check_fills_a_step, fresh_checkpoints
-from lib.training.dynamic_sampling import DynamicSampling
-from lib.training.rollouts import RolloutEngine, generates_here, training_prompts
+from lib.training.rollouts import DynamicSampling, RolloutEngine, generates_here, training_prompts
 from lib.training.survival import Survival, resume_point
 from lib.training.tracking import Tracking
 

@@ -27,7 +27,7 @@ from lib.config import Config
 from lib.errors import first_line
 from lib.hardware import is_main_process
 from lib.runs import Run, hushed
-from lib.training.alarms import Alarm
+from lib.training.live import Alarm
 
 PROJECT = "grpo"  # WANDB_PROJECT names another
 PATIENCE = 30  # seconds for the server of Weights & Biases
