@@ -8,7 +8,7 @@ from typing import Any
 from lib.errors import Finding
 
 # Nats a token by which the engine's log-probs may lie from the trainer's: rounding in 16 bit makes
-# 0.03 to 0.05, and from 0.1 on an alarm rings (`lib.training.alarms`).
+# 0.03 to 0.05, and from 0.1 on an alarm rings (`lib.training.live`).
 GAP = 0.2
 MOVED = 0.5  # nats a token by which the policy is moved: an engine that stays behind shows as much
 TOKENS = 16  # that the engine writes for each prompt
