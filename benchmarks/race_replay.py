@@ -2,6 +2,7 @@
 
     python -m benchmarks.race_replay train      # 6 learning rates × 2 seeds of a short demo
     python -m benchmarks.race_replay replay     # races on what is stored; needs no model
+    python -m benchmarks.race_replay simulate   # races of arms that were drawn, not trained
 
 `train` keeps of each run which held-out problems it answered after each rung, and which of other,
 later problems (the truth) after its last step. A replay draws one of the seeds for each arm and the
@@ -11,11 +12,12 @@ replays whose winner is the best arm on the later problems, or within its paired
 
 import argparse
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+from scipy.special import ndtri
 
 from lib.config import ROOT, resolve
 from lib.files import read_json, write_json
@@ -29,8 +31,8 @@ RUNGS = (1, 2, 4, 8)  # lib.race's own for 6 arms and 8 steps
 HELD_OUT, LATER = 96, 150  # problems
 RULES = {
     "bound 10 %": (0.1, 0.0),
+    "bound 10 %, margin 2 points": (0.1, 0.02),
     "bound 10 %, margin 5 points": (0.1, 0.05),
-    "bound 10 %, margin 10 points": (0.1, 0.1),
     "halving without a bound": (1.0, 0.0),
 }
 
@@ -112,38 +114,29 @@ def race(held_out: Mapping[str, Mapping], delta: float, margin: float) -> tuple[
     """The winner, and the share of all steps.
 
     Args:
-        held_out: arm → step → scores.
+        held_out: arm → rung → scores.
     """
+    rungs = list(next(iter(held_out.values())))
     standing, steps, before = list(held_out), 0, 0
-    alpha = delta / (len(standing) * (len(RUNGS) - 1)) if delta < 1 else 0.0
-    for rung in RUNGS:
+    alpha = delta / (len(standing) * (len(rungs) - 1)) if delta < 1 else 0.0
+    for rung in rungs:
         steps += (rung - before) * len(standing)
         scores = {arm: dict(enumerate(held_out[arm][rung])) for arm in standing}
         rows, before = compare(scores, alpha, margin), rung
-        if rung < RUNGS[-1]:
+        if rung < rungs[-1]:
             standing = [row["arm"] for row in rows if row["stays"]]
-    return rows[0]["arm"], steps / (RUNGS[-1] * len(held_out))
+    return rows[0]["arm"], steps / (rungs[-1] * len(held_out))
 
 
-def _digits(text: str) -> np.ndarray:
-    return np.array([float(digit) for digit in text])
+def judged(races: Iterable[tuple[Mapping, Mapping]]) -> dict[str, dict[str, float]]:
+    """Rule → in how many races the best arm or one within its interval won, and the compute.
 
-
-def replays(runs: Mapping[str, Mapping], count: int = 500) -> dict[str, dict[str, float]]:
-    """Rule → in how many replays the best arm or one within its interval won, and the compute."""
-    arms = dict.fromkeys(name.rpartition("_")[0] for name in runs)
-    seeds = {arm: [name for name in runs if name.rpartition("_")[0] == arm] for arm in arms}
-    random = np.random.default_rng(0)
+    Args:
+        races: of each, arm → rung → scores, and arm → scores on later problems, the truth.
+    """
     results: dict[str, list[tuple[float, ...]]] = {rule: [] for rule in RULES}
-    for _ in range(count):
-        chosen = {arm: runs[seeds[arm][random.integers(len(seeds[arm]))]] for arm in arms}
-        later = {arm: _digits(run["later"]) for arm, run in chosen.items()}
+    for held_out, later in races:
         best = max(later, key=lambda arm: later[arm].mean())
-        drawn = random.integers(HELD_OUT, size=HELD_OUT)
-        held_out = {
-            arm: {rung: _digits(run["held_out"][str(rung)])[drawn] for rung in RUNGS}
-            for arm, run in chosen.items()
-        }
         for rule, given in RULES.items():
             winner, share = race(held_out, *given)
             behind = paired_difference(later[best], later[winner])
@@ -152,31 +145,76 @@ def replays(runs: Mapping[str, Mapping], count: int = 500) -> dict[str, dict[str
     return {rule: _summary(rows) for rule, rows in results.items()}
 
 
+def _digits(text: str) -> np.ndarray:
+    return np.array([float(digit) for digit in text])
+
+
+def replays(runs: Mapping[str, Mapping], count: int = 500) -> Iterator[tuple[dict, dict]]:
+    """Races on stored runs."""
+    random, seeds = np.random.default_rng(0), {}
+    for name in runs:
+        seeds.setdefault(name.rpartition("_")[0], []).append(name)
+    for _ in range(count):
+        chosen = {arm: runs[random.choice(names)] for arm, names in seeds.items()}
+        drawn = random.integers(HELD_OUT, size=HELD_OUT)
+        held_out = {
+            arm: {rung: _digits(run["held_out"][str(rung)])[drawn] for rung in RUNGS}
+            for arm, run in chosen.items()
+        }
+        yield held_out, {arm: _digits(run["later"]) for arm, run in chosen.items()}
+
+
+def simulated(problems: int, count: int = 300) -> Iterator[tuple[dict, dict]]:
+    """Races of 8 arms that come from 10 % to an end between 10 and 60 %, some early and some late;
+    their answers share half of what makes a problem hard."""
+    random, rungs = np.random.default_rng(0), (1, 2, 4, 8)
+
+    def answers(chances: np.ndarray, count: int) -> Iterator[dict[int, np.ndarray]]:
+        hard = random.normal(size=count)
+        for arm in chances:
+            skill = np.sqrt(0.5) * (hard + random.normal(size=count))
+            yield {r: (skill < ndtri(p)) * 1.0 for r, p in zip(rungs, arm, strict=True)}
+
+    for _ in range(count):
+        ends, pace = random.uniform(0.1, 0.6, (8, 1)), random.uniform(0.15, 0.5, (8, 1))
+        shape = (1 - np.exp(-np.array(rungs) / 8 / pace)) / (1 - np.exp(-1 / pace))
+        chances = 0.1 + (ends - 0.1) * shape
+        arms = [str(arm) for arm in range(8)]
+        later = [each[rungs[-1]] for each in answers(chances, 400)]
+        yield (
+            dict(zip(arms, answers(chances, problems), strict=True)),
+            dict(zip(arms, later, strict=True)),
+        )
+
+
 def _summary(rows: Sequence[tuple[float, ...]]) -> dict[str, float]:
     best, kept, behind, share = (fmean(map(float, column)) for column in zip(*rows, strict=True))
     return {
-        "replays": len(rows),
+        "races": len(rows),
         "best_won": round(best, 3),
         "best_or_within_its_interval_won": round(kept, 3),
         "points_behind_the_best": round(-100 * behind, 2),
         "share_of_the_steps": round(share, 3),
-        "most_steps": round(max(row[3] for row in rows), 3),
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("what", choices=("train", "replay"))
+    parser.add_argument("what", choices=("train", "replay", "simulate"))
     parser.add_argument("--file", type=Path, default=FILE)
     options = parser.parse_args()
     if options.what == "train":
         return train(options.file)
-    stored = read_json(options.file)
-    stored["replays"] = replays(stored["runs"])
-    write_json(options.file, stored)
-    for rule, row in stored["replays"].items():
-        print(rule, row)
+    stored = read_json(options.file) if options.file.is_file() else {}
+    if options.what == "replay":
+        results = {"replays": judged(replays(stored["runs"]))}
+    else:
+        results = {f"simulated, {n} problems": judged(simulated(n)) for n in (64, 128, 256)}
+    write_json(options.file, stored | results)
+    for what, rules in results.items():
+        for rule, row in rules.items():
+            print(f"{what}, {rule}: {row}")
 
 
 if __name__ == "__main__":
