@@ -136,3 +136,10 @@ def test_short_logs_and_missing_keys_ring_nothing():
     assert names([]) == []
     assert names(log_of(HEALTHY | WRONG["KL blow-up"])[: 2 * WINDOW - 1]) == []
     assert names([{"step": i, "reward": None, "entropy": float("nan")} for i in range(40)]) == []
+
+
+def test_a_sampler_that_is_off_rings_at_the_first_step():
+    apart = "sampling/sampling_logp_difference/mean"
+    [alarm] = alarms([{"step": 1, "reward": 0.1, apart: 0.3}])
+    assert alarm.name == "sampler and trainer apart" and alarm.step == 1
+    assert not alarms([{"step": 1, "reward": 0.1, apart: 0.04}])
