@@ -134,6 +134,18 @@ def move_slider(page, key):
     return cell
 
 
+def chat(browser, lab):
+    page = open_and_run(browser, lab("08_serving"), before="import ask_server")
+    cell = page.locator(".jp-CodeCell", has=page.get_by_placeholder("Ask, and press")).first
+    cell.get_by_placeholder("Ask, and press").fill("What is 2 + 3?")
+    cell.get_by_role("button", name="Ask").click()
+    said = cell.locator("p", has_text="What is 2 + 3?")
+    said.wait_for()
+    assert said.locator("b").all_inner_texts() == ["you", "trained"]
+    assert said.inner_text().partition("trained:")[2].strip()
+    close(page, cell, "08_serving")
+
+
 def test_the_notebooks_in_jupyterlab(lab, browser):
     """02's playground, 03 with its rollout browser, 04's viewer of answers, 08's chat."""
     for name, key in (
@@ -146,12 +158,4 @@ def test_the_notebooks_in_jupyterlab(lab, browser):
     page = open_and_run(browser, lab("05_merge_export"), before="import write_gguf")
     close(page, page.locator(".jp-CodeCell").first, "05_merge_export")
 
-    page = open_and_run(browser, lab("08_serving"), before="import ask_server")
-    cell = page.locator(".jp-CodeCell", has=page.get_by_placeholder("Ask, and press")).first
-    cell.get_by_placeholder("Ask, and press").fill("What is 2 + 3?")
-    cell.get_by_role("button", name="Ask").click()
-    said = cell.locator("p", has_text="What is 2 + 3?")
-    said.wait_for()
-    assert said.locator("b").all_inner_texts() == ["you", "trained"]
-    assert len(said.inner_text().split("trained:")[1].strip()) > 0
-    close(page, cell, "08_serving")
+    chat(browser, lab)
