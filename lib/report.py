@@ -19,8 +19,9 @@ from lib.progress import duration
 from lib.runs import Run, read_json, read_jsonl
 
 SHOWN = 5  # answers of each kind
-# nbconvert's page is for light screens alone, and sets sources that a cell shows in body type.
+# nbconvert's page is for light screens alone, cuts wide tables, and sets sources in body type.
 PAGES = """
+.jp-OutputArea-output { overflow-x: auto }
 .jp-RenderedMarkdown pre { font-family: var(--jp-code-font-family, monospace) }
 @media (prefers-color-scheme: dark) {
   html { filter: invert(0.92) hue-rotate(180deg); background: white }

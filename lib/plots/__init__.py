@@ -155,14 +155,14 @@ def comparison_bars(table: Mapping[str, Mapping[str, Any]]) -> Figure:
     figure, (left, right) = grid_of_axes(
         "share of held-out problems",
         "paired difference in points, 95 % interval",
-        height=1.3 + 0.45 * len(rows),
+        height=1.6 + 0.45 * len(rows),
         sharey=True,
     )
     left.barh(y + 0.18, [r["before"] for r in rows], 0.34, color=GREY, label="before")
     left.barh(y - 0.18, [r["after"] for r in rows], 0.34, color=BLUE, label="after")
     left.set_yticks(y, [name.replace("_", " ") for name in shares])
     left.set_xlim(0, 1)
-    left.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+    figure.legend(ncols=2, loc="outside lower left")
     middle = np.array([row["difference"] for row in rows])
     low, high = np.array([bounds(row["interval_95"]) for row in rows]).T
     right.errorbar(middle, y, xerr=[middle - low, high - middle], fmt="o", color=BLUE, capsize=3)
