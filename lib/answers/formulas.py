@@ -1,7 +1,7 @@
 """Mathematical answers, LaTeX or plain text, read to values, lists, intervals and relations.
 
 ``read_answer(r"x = \\frac12, y \\in [0, 2\\pi)")`` evaluates while it reads. A formula with
-variables is evaluated at four fixed points: each variable gets a number that depends on its name
+variables is evaluated at six fixed points: each variable gets a number that depends on its name
 alone, positive at the first two points and of either sign at the others (so that √x² is |x| and
 not x). Two different formulas hardly ever agree at such points (Schwartz 1980, Zippel 1979).
 Numbers stay exact until a root, an angle or a logarithm makes floats of them. What is outside of
@@ -24,7 +24,7 @@ from lib.answers.numerals import is_decimal
 
 Number = int | Fraction | float | complex
 
-POINTS = 4
+POINTS = 6
 LONGEST_FORMULA = 1000  # characters of an answer
 DEEPEST_FORMULA = 40  # brackets within brackets
 MAX_ITEMS = 100  # of a list
@@ -83,7 +83,8 @@ def constant(number: Number, literal: str = "") -> Value:
 def symbol(name: str) -> Value:
     """A variable."""
     seeds = [zlib.crc32(f"{name} at {i}".encode()) for i in range(POINTS)]
-    signs = (1, 1, -1, 1 if seeds[-1] & 4096 else -1)
+    one, other = (2 * (sum(map(ord, name)) >> bit & 1) - 1 for bit in (0, 1))  # x and y: not alike
+    signs = (1, 1, one, -one, other, -other)
     points = (sign * Fraction(101 + n % 1009, 307) for n, sign in zip(seeds, signs, strict=True))
     return Value(tuple(points), name)
 

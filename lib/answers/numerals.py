@@ -27,7 +27,9 @@ _PLAIN = str.maketrans(
         # ٣ and ② are 3 and 2: str.isdigit accepts them, int and Fraction not all of them.
         **{c: str(unicodedata.digit(c)) for c in map(chr, range(128, 0x20000))
            if c.isdigit() and c not in _RAISED + _LOWERED},
-        **{chr(c): str(int(unicodedata.numeric(chr(c)))) for c in range(0x2460, 0x249C)},  # ①⑴⒈
+        **{chr(c): str(int(unicodedata.numeric(chr(c)))) for a, b in (  # ①⑴⒈ ⓫ ㉑ ㊱
+            (0x2460, 0x249C), (0x24EB, 0x24F5), (0x3251, 0x3260), (0x32B1, 0x32C0)
+        ) for c in range(a, b)},
         **{c: unicodedata.normalize("NFKC", c).replace("⁄", "/") for c in _VULGAR},
         **{chr(c): chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)},  # full-width ASCII
         **{chr(c): " " for c in range(0x2000, 0x200B)},
@@ -101,7 +103,7 @@ _QUANTITY = rf"""
     (?:\ ?/\ ?(?P<below>{_DECIMAL})
       |\ (?:and\ )?(?P<top>\d{{1,9}})\ ?/\ ?(?P<bottom>\d{{1,9}})
       |[eE](?P<exponent>[+-]?\d{{1,5}}))?
-    (?:\ ?(?P<scale>(?i:{"|".join(SCALES)}))s?\b)?"""
+    (?:[\ -]?(?P<scale>(?i:{"|".join(SCALES)}))s?\b)?"""
 _NUMBER = re.compile(_QUANTITY.replace("GAP", r"\ ?"), re.VERBOSE)
 # In running text a number stands free: not part of a word (H2O, x2), of a label (#12), a time
 # (3:30) or a power, and its minus sign touches no number or bracket (5-3 is a 5 and a 3).

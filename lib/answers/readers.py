@@ -122,7 +122,7 @@ _WORD = re.compile(
     r"(?<![A-Za-z\\])(?!(?:and|or|pi|sqrt|sin|cos|tan|log|ln|inf|infinity|oo)(?![A-Za-z]))"
     r"(?:[A-Za-z]{3,}|(?:am|an|as|at|be|by|he|if|in|is|it|me|my|no|of|on|so|to|up|us|we)(?![A-Za-z]))"
 )
-_NAMED = re.compile(r"(?<![\w)}])[A-Za-z](?:_\{?\w\}?|\([a-z]\))?'?\s?=")
+_NAMED = re.compile(r"(?<![\w)}])(?:\([a-z], ?[a-z]\)|[A-Za-z])(?:_\{?\w\}?|\([a-z]\))?'?\s?=")
 
 
 def nothing_else(text: str, kind: str) -> str | None:
@@ -133,8 +133,6 @@ def nothing_else(text: str, kind: str) -> str | None:
     if kind == "number":
         return text if is_arithmetic(text) or read_number(text) is not None else None
     bare = _WORDS_IN_LATEX.sub("", text)
-    if re.fullmatch(r"(?:all|any) (?:the )?real(?:s| numbers?)\W*", bare, re.I):
-        return text
     if _WORD.search(_COUNTED.sub("", bare)) or len(_NAMED.findall(text)) != text.count("="):
         return None
     return text.strip(" *_") if re.search(r"[\w\\ℝ∞]", bare) or bare != text else None
@@ -302,6 +300,7 @@ _MATH = re.compile(
 )
 _MONEY = re.compile(r"\d[\d,.]*+(?:\s.*[A-Za-z]{2}|.*[-+*/=]\s?$)", re.DOTALL)
 _LAST_VERB = re.compile(r".*\b(?:is|are|be|equals)\b:?\s?", re.DOTALL)
+_ALL_REALS = re.compile(r"\b(?:all|any) (?:the )?real(?:s| numbers?)(?=\W*$)", re.IGNORECASE)
 _PROSE = re.compile(r"(?:\b[A-Za-z]{2,}+(?:'[a-z])?[,.:]?\s){2}[A-Za-z]{2}|[^\W\d_a-zA-Zα-ω]{3}")
 
 
@@ -352,6 +351,8 @@ def without_prose(answer: str) -> str:
 def last_formula(text: str) -> str | None:
     """The last formula or the last number, whichever comes later."""
     tail = text[-MAX_ANSWER:]
+    if reals := _ALL_REALS.search(tail):
+        return reals[0]
     formulas = _formulas(tail)
     if not formulas:
         return last_number(text)
