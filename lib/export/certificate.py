@@ -189,7 +189,7 @@ def certify(measured: Sequence[Measured], base: str = "base") -> dict[str, Any]:
             row["verdict"] = "before training, for comparison"
         else:
             faults = _faults(form, policy, row, max(form.rounding, training))
-            failed += [f"{form['name']}: {fault}" for fault in faults]
+            failed += [f"{form.name}: {fault}" for fault in faults]
             row["verdict"] = "not the same: " + "; ".join(faults) if faults else _verdict(form, row)
         rows.append(row)
     verdict = f"{len(failed)} faults: " + " ".join(f"{fault}." for fault in failed)
@@ -234,7 +234,7 @@ def _gap(form: Measured, policy: Measured) -> float | None:
 
 def _faults(form: Measured, policy: Measured, row: dict, limit: float) -> list[str]:
     """What is off, in words that name it."""
-    faults = [f"it gives no answer ({form['broken']})"] if form.broken else []
+    faults = [f"it gives no answer ({form.broken})"] if form.broken else []
     if row["template_equal"] is False:
         differ = [a != b for a, b in zip(form.prompts, policy.prompts, strict=True)]
         name = list(DIALOGUES)[differ.index(True)]
@@ -249,8 +249,8 @@ def _faults(form: Measured, policy: Measured, row: dict, limit: float) -> list[s
         theirs, ours = next((x, y) for x, y in places if x != y)
         faults.append(f"its tokenizer reads {theirs} where the policy's reads token {ours}")
     if form.weights:
-        more = f" and {len(form['weights']) - 1} more" if len(form.weights) > 1 else ""
-        faults.append(f"tensor {form['weights'][0]}{more}")
+        more = f" and {len(form.weights) - 1} more" if len(form.weights) > 1 else ""
+        faults.append(f"tensor {form.weights[0]}{more}")
     gap = row["logprob_gap"]
     if gap is not None and not form.quantised and gap > limit:
         faults.append(
