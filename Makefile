@@ -21,10 +21,10 @@ demo: setup
 
 # In a process's own folder, so that nothing is left and no run is touched.
 test: lint
-	$(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests
+	$(VENV)/python -m pytest -n 2 --no-loadscope-reorder tests
 	rm -rf outputs/.test
 	GRPO_RECIPE=ci GRPO_OUTPUT_DIR=outputs/.test $(VENV)/python -m pytest -n 2 \
-		--dist loadgroup --nbmake --nbmake-timeout=900 --durations=9 notebooks
+		--nbmake --nbmake-timeout=900 --durations=9 notebooks
 	rm -rf outputs/.test
 
 lint: .venv/.dev

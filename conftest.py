@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -29,9 +30,21 @@ SLOW = tuple(f"test_{name}" for name in SLOW)
 
 
 def pytest_collection_modifyitems(items):
-    """One process runs the chain of notebooks, in order; others take the rest."""
     items.sort(key=lambda item: item.path.stem not in SLOW)
-    for item in items:
-        if item.path.suffix == ".ipynb":
-            first = item.path.name.startswith(CHAIN)
-            item.add_marker(pytest.mark.xdist_group("chain" if first else item.path.name))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests stay in one process, and so does the chain of notebooks.
+
+    In place of `--dist loadgroup`, which xdist 3.8 loses with pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.split("::")[0])
+            chained = file.suffix == ".ipynb" and file.name.startswith(CHAIN)
+            return "chain" if chained else str(file)
+
+    return Files(config, log)
