@@ -136,8 +136,8 @@ def move_slider(page, key):
 
 def chat(browser, lab):
     page = open_and_run(browser, lab("08_serving"), before="import ask_server")
-    cell = page.locator(".jp-CodeCell", has=page.get_by_placeholder("Ask, and press")).first
-    cell.get_by_placeholder("Ask, and press").fill("What is 2 + 3?")
+    cell = page.locator(".jp-CodeCell", has=page.get_by_placeholder("Ask", exact=True)).first
+    cell.get_by_placeholder("Ask", exact=True).fill("What is 2 + 3?")
     cell.get_by_role("button", name="Ask", exact=True).click()
     said = cell.locator("p", has_text="What is 2 + 3?")
     said.wait_for()
