@@ -4,13 +4,14 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from lib.adapters import make_portable
-from lib.config import resolve
+from lib.config import ROOT, resolve
 from lib.engines import chat_text
 from lib.export import certificate as c
 from lib.export.__main__ import main
@@ -390,3 +391,10 @@ def test_a_modelfile_has_every_stop(merged, files):
         f'FROM ./model-q8_0.gguf\nTEMPLATE """{template}"""\nSYSTEM """Say "hi""""\n'
         'MESSAGE user """a\nb"""\nPARAMETER stop "<|im_end|>"\nPARAMETER num_ctx 8\n'
     )
+
+
+def test_after_fetching_the_converter_setuptools_can_be_imported(tmp_path):
+    # As vLLM does: with the standard library's distutils in place of its own, it fails.
+    code = "from lib.export.gguf import converter; converter(); import setuptools"
+    environment = os.environ | {"GRPO_CACHE": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=ROOT)

