@@ -8,6 +8,7 @@ Servers listen on 127.0.0.1 only, want a key that is made at each start and is i
 and end with the block, with the notebook, and where its kernel is killed.
 """
 
+import atexit
 import contextlib
 import os
 import secrets
@@ -142,6 +143,7 @@ class Server:
 
     def close(self) -> None:
         """End the server and all processes that it started."""
+        atexit.unregister(self.close)
         for sign, patience in ((signal.SIGTERM, 15), (signal.SIGKILL, 15)):
             try:
                 os.killpg(self.process.pid, sign)
@@ -273,6 +275,7 @@ def _ready(server: Server, seconds: float) -> Server:
     while time.monotonic() < end and server.process.poll() is None:
         try:
             with urllib.request.urlopen(f"{server.url}/health", timeout=5):
+                atexit.register(server.close)
                 return server
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
