@@ -267,9 +267,9 @@ def test_fp16_overflow_is_found():
     import torch
 
     model = tiny_model().half()
-    model.model.layers[0].mlp.down_proj.weight.data.fill_(3e4)
-    model.model.layers[0].mlp.up_proj.weight.data.fill_(100.0)
-    model.model.layers[0].mlp.gate_proj.weight.data.fill_(100.0)
+    model.model.embed_tokens.weight.data.fill_(1.0)
+    for projection in ("gate_proj", "up_proj", "down_proj"):
+        getattr(model.model.layers[0].mlp, projection).weight.data.fill_(100.0)
     assert model.dtype == torch.float16
     [finding] = proof_of_policy(model, lambda: [([1, 2], [3, 4], [-1.0, -1.0])])
     assert finding.key == "overflow" and "bf16" in str(finding)
