@@ -252,6 +252,9 @@ def _settings_of_profiles(by_profile: Any) -> dict[str, dict[str, Any]]:
             raise BadInput(f"by_profile has no profile {name!r}: {hint}", "profile")
         if not isinstance(settings, dict):
             raise BadInput(f"by_profile {name} should be `key: value` pairs.", "type")
+        for key in settings.keys() & {"profile", "by_profile"}:
+            sentence = f"by_profile {name} holds {key}, which belongs beside by_profile: move it."
+            raise BadInput(sentence, "profile")
     return {name: translate(settings) for name, settings in by_profile.items()}
 
 

@@ -86,6 +86,7 @@ def refused(parameters, hardware=CPU, recipe=None) -> BadInput:
         ({"by_profile": {"l4": {"max_step": 1}}}, "unknown-key", "by_profile l4"),
         ({"by_profile": {"l4": {"max_steps": "1"}}}, "value", "by_profile l4"),
         ({"by_profile": {"t4": 5}}, "type", "t4"),
+        ({"by_profile": {"t4": {"by_profile": {}}}}, "profile", "move it"),
         ({"by_profile": [1]}, "value", "by_profile"),
         ({"variants": {"a": {"loss_typ": "grpo"}}}, "unknown-key", "variant a"),
         ({"side_task": {"shot": 1}}, "unknown-key", '"shots"'),
