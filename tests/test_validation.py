@@ -3,15 +3,17 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from lib.config import resolve
+from lib.engines import Sampling
 from lib.errors import BadInput
 from lib.runs import read_json, read_jsonl
 from lib.tasks import get_task, make_rows
 from lib.training.callbacks import StepLog
 from lib.training.run import save_trained, train
-from lib.training.validation import Validation, set_aside
+from lib.training.validation import Validation, answering, set_aside
 from tests.conftest import CPU
 
 
@@ -55,6 +57,10 @@ def test_validation_is_logged_and_the_best_adapter_kept(small_training, engine):
     log = next(c for c in trainer.callback_handler.callbacks if isinstance(c, StepLog))
     rollouts = trainer.engine.engine if engine == "vllm" else None
     trainer.add_callback(Validation(policy, held_out, asked, task, config, run, log, rollouts))
+    state = torch.get_rng_state()
+    with answering(policy, rollouts) as now:
+        now.generate([asked[0]["prompt"]], Sampling(max_tokens=1))
+    assert (torch.get_rng_state() == state).all()  # or rollouts would repeat their noise
     train(trainer, config, run)
     if rollouts:
         rollouts.close()

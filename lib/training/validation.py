@@ -120,16 +120,20 @@ def answering(policy: Policy, engine: Engine | None = None) -> Iterator[Engine]:
     Args:
         engine: one that takes its weights; None lets the policy generate by itself.
     """
+    import torch
+
     if engine is not None:
         engine.hand_over(live_weights(policy.model))
-        yield engine
+        with torch.random.fork_rng():  # asking sets the seed: the training's noise goes on after it
+            yield engine
         return
     model, training, modes = policy.model, policy.model.training, None
     if policy.backend == "unsloth":  # whose models on a GPU have a mode for each
         from unsloth import FastLanguageModel as modes
 
         modes.for_inference(model)
-    yield TransformersEngine.around(model.eval(), policy.tokenizer)
+    with torch.random.fork_rng():
+        yield TransformersEngine.around(model.eval(), policy.tokenizer)
     if modes:
         modes.for_training(model)
     model.train(training)
