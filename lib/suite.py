@@ -40,6 +40,7 @@ from lib.runs import (
     open_run,
     output_folder,
     put_aside,
+    read_json,
     read_jsonl,
     run_folder,
     with_own_name,
@@ -115,6 +116,8 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
             return code
     if (run.evals / "comparison.json").is_file():
         print(write_report(run, config))
+    if (run.evals / "certificate.json").is_file():
+        print("Exported:", read_json(run.evals / "certificate.json")["verdict"])
     print(whats_next(options, config, run))
     return 0
 
