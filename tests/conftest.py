@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import shutil
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -30,10 +31,12 @@ SMALL = dict(
 
 
 @pytest.fixture(autouse=True)
-def no_locks_are_kept():
-    """Each run that a test opens is locked until its process ends."""
+def nothing_is_left_of_a_run():
+    """What a run leaves in its process until that ends: its lock, and that nobody is there to play
+    with widgets (`lib.plots.widgets.EXECUTED`)."""
     yield
     release()
+    os.environ.pop("GRPO_WORKING_DIR", None)
 
 
 @pytest.fixture(scope="module", autouse=True)
