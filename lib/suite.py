@@ -116,8 +116,9 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
             return code
     if (run.evals / "comparison.json").is_file():
         print(write_report(run, config))
-    if (run.evals / "certificate.json").is_file():
-        print("Exported:", read_json(run.evals / "certificate.json")["verdict"])
+    certificate = run.evals / "certificate.json"
+    if "05_merge_export" in chain and certificate.is_file():  # else it may be of another adapter
+        print("Exported:", read_json(certificate)["verdict"])
     print(whats_next(options, config, run))
     return 0
 
