@@ -78,7 +78,7 @@ def _move(model: Any, weights: Sequence[Any], sampled: Sampled, random: Any) -> 
     """Set B at random, as large as it takes to be seen in the completions sampled before."""
     import torch
 
-    std = 0.01
+    std = 0.04
     noise = [torch.randn(weight.shape, generator=random) for weight in weights]
     while std < 1:
         for weight, each in zip(weights, noise, strict=True):
@@ -113,15 +113,19 @@ def policy_logps(model: Any, sampled: Sampled) -> list[list[float]]:
     """The trainer's log-probs of the sampled tokens, without dropout."""
     import torch
 
-    logps, training = [], model.training
+    rows = [torch.tensor([*prompt, *completion]) for prompt, completion, _ in sampled]
+    ids_BT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
+    mask_BT = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], True)
+    training = model.training
     model.eval()
     with torch.no_grad():
-        for prompt, completion, _ in sampled:
-            ids = torch.tensor([[*prompt, *completion]], device=model.device)
-            logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].float()
-            chosen = ids[0, len(prompt) :, None]
-            logps.append(logits.log_softmax(-1).gather(-1, chosen)[:, 0].tolist())
+        logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT.to(ids_BT)).logits
     model.train(training)
+    logps = []
+    for logits_TV, ids_T, (prompt, completion, _) in zip(logits_BTV, ids_BT, sampled, strict=True):
+        first, end = len(prompt), len(prompt) + len(completion)
+        logps_TV = logits_TV[first - 1 : end - 1].float().log_softmax(-1)
+        logps.append(logps_TV.gather(-1, ids_T[first:end, None])[:, 0].tolist())
     return logps
 
 
