@@ -185,11 +185,15 @@ def resolve(
 
     Raises:
         BadInput: an unknown key, a wrong type or an impossible value or pair.
+
+    GRPO_RUN and GRPO_OUTPUT_DIR stand in for `run` and `output_dir` where no parameter sets them.
     """
     given = translate({k: value for k, value in (parameters or {}).items() if value is not None})
     path = find_recipe(recipe) if recipe else None
     stored = translate(read_recipe(path)) if path else {}
-    settings = stored | given
+    environment = {key: os.environ.get(f"GRPO_{key.upper()}") for key in ("run", "output_dir")}
+    environment = {key: value for key, value in environment.items() if value}
+    settings = stored | environment | given
     cap = settings.get("gpu_memory_cap", 0)
     hardware = hardware or detect_hardware(cap if isinstance(cap, float | int) else 0.0)
     profile = settings.get("profile", "auto")
@@ -203,6 +207,7 @@ def resolve(
         (f"profile {profile}", translate(PROFILES[profile])),
         (source, stored),
         (f"recipe on {profile}", special.get(profile, {})),
+        ("environment", environment),
         ("parameter", given),
     ]
     values, origins = {}, {}
@@ -286,8 +291,7 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
 def notebook_config(namespace: Mapping[str, Any]) -> Config:
     """The configuration from a notebook's variables, right after its parameters cell.
 
-    `recipe` names the recipe; a variable left at None is not set. GRPO_RECIPE,
-    GRPO_RUN and GRPO_OUTPUT_DIR stand in for `recipe`, `run` and `output_dir`.
+    `recipe` (or GRPO_RECIPE) names the recipe; a variable left at None is not set.
 
     Raises:
         BadInput: as `resolve`; an unknown parameter, too.
@@ -298,8 +302,6 @@ def notebook_config(namespace: Mapping[str, Any]) -> Config:
         if not name.startswith("_") and isinstance(value, LITERALS) and name not in ("In", "Out")
     }
     recipe = names.pop("recipe", None) or os.environ.get("GRPO_RECIPE")
-    for key in ("run", "output_dir"):
-        names[key] = names.get(key) or os.environ.get(f"GRPO_{key.upper()}")
     if not recipe and "name" not in names:  # papermill -f gives a recipe's own keys
         recipe = "demo"
     return resolve(recipe, names)

@@ -6,13 +6,8 @@ from dataclasses import dataclass
 
 
 class BadInput(ValueError):
-    """Something the user gave does not work.
-
-    Its text is one sentence that names what is wrong and where, and says what
-    to do. Notebooks and the runner show that sentence and no traceback.
-
-    >>> BadInput("Tesla T4 has no bf16: set precision to fp16.", key="no-bf16").key
-    'no-bf16'
+    """Something the user gave does not work; one sentence says what and where, and what to do.
+    Notebooks and the runner show that sentence and no traceback.
 
     Attributes:
         key: names the kind of error for programs and tests; it stays where the sentence changes.
@@ -29,11 +24,7 @@ class BadInput(ValueError):
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong, in one sentence with what to do; `stops`: the run would fail or be worthless.
-
-    Attributes:
-        key: the kind, as `BadInput.key`.
-    """
+    """As `BadInput`, but noted and not raised; `stops`: the run would fail or be worthless."""
 
     key: str
     sentence: str
@@ -53,17 +44,17 @@ def first_line(error: BaseException) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint for an unknown name: the nearest known one, or all of them.
+    """A hint for an unknown name: the nearest known one (the first that begins with it, where one
+    does), or all of them.
 
     >>> nearest("gsm8", ["gsm8k", "aqua"])
     'did you mean "gsm8k"?'
     """
-    names, given = sorted(names), str(name).casefold()
-    folded = {each.casefold(): each for each in names}
+    given, folded = str(name).casefold(), {each.casefold(): each for each in names}
     longer = [each for each in folded if len(given) > 3 and each.startswith(given)]
     close = longer or difflib.get_close_matches(given, folded, n=1)
     if close:
         return f'did you mean "{folded[close[0]]}"?'
-    if len(names) > 40:
+    if len(folded) > 40:
         return "none is like it."
-    return f"choose one of {', '.join(names)}." if names else "it has none."
+    return f"choose one of {', '.join(sorted(folded.values()))}." if folded else "it has none."

@@ -32,7 +32,7 @@ from lib.progress import duration
 from lib.runs import Run, read_json
 
 NOTEBOOKS = ROOT / "notebooks"
-IN_WORDS = ("BadInput", "Stopped", "Refused")  # errors that are a sentence for the user
+IN_WORDS = ("BadInput", "Stopped", "InputRejected")  # errors that are a sentence for the user
 # Seconds on two CPU cores, for a machine where the recipe has not run yet.
 FIRST_TIME = {
     "01_setup": 15,

@@ -29,7 +29,7 @@ IDLE = 3.0  # seconds after its last cell for which a notebook's kernel keeps th
 _runs: dict[Path, int] = {}  # folder → its inode: what this process may write to
 _files: dict[Path, IO[str]] = {}  # folder → its lock's file, while this process has the lock
 _mutex = threading.RLock()
-_idle_since = float("inf")  # when this kernel's last cell ended; inf while one runs
+_timer: threading.Timer | None = None  # since this kernel's last cell ended; None while one runs
 os.register_at_fork(after_in_child=lambda: release())  # or a child would go on holding it
 
 
@@ -76,11 +76,9 @@ def _take(folder: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        owner = _owner(file)
-        file.close()
-        if owner.get("pid") in {process.pid for process in psutil.Process().parents()}:
-            return
-        raise BadInput(_sentence(folder, owner), key="run-in-use") from None
+        with file:
+            _check_owner(folder, file)
+        return
     except OSError:  # a file system without locks
         file.close()
         return
@@ -91,21 +89,21 @@ def _take(folder: Path) -> None:
     _files[folder] = file
 
 
-def _owner(file: IO[str]) -> dict:
+def _check_owner(folder: Path, file: IO[str]) -> None:
+    """Raises BadInput where the lock's owner is not a process that started this one."""
+    owner, here = {}, socket.gethostname()
     file.seek(0)
-    with suppress(ValueError):
-        return json.load(file)
-    return {}  # between its lock and its line
-
-
-def _sentence(folder: Path, owner: dict) -> str:
+    with suppress(ValueError):  # between its lock and its line
+        owner = json.load(file)
+    if owner.get("pid") in {process.pid for process in psutil.Process().parents()}:
+        return
     who = f"process {owner.get('pid', 'unknown')}"
-    if owner.get("host", socket.gethostname()) != socket.gethostname():
-        who += f" on {owner['host']}"
-    since = f" since {owner['since']}" if "since" in owner else ""
-    return (
-        f"The run {folder.name} is being written by another process ({who}{since}): wait for it "
-        f"or end it, or give this one a name of its own with `run`."
+    who += f" on {owner['host']}" if owner.get("host", here) != here else ""
+    who += f" since {owner['since']}" if "since" in owner else ""
+    raise BadInput(
+        f"The run {folder.name} is being written by another process ({who}): wait for it or end "
+        f"it, or give this one a name of its own with `run`.",
+        key="run-in-use",
     )
 
 
@@ -117,9 +115,9 @@ class _CellGuard(ast.NodeTransformer):
     """Sees each cell before it runs, and refuses it where another process has the run by now."""
 
     def visit(self, node: ast.AST) -> ast.AST:
-        global _idle_since
+        global _timer
         with _mutex:
-            _idle_since = float("inf")
+            _timer = None
             try:
                 for folder, inode in _runs.items():
                     _take(folder)
@@ -135,26 +133,23 @@ class _CellGuard(ast.NodeTransformer):
 
 
 def _rejected(error: BadInput) -> Exception:
-    from IPython.core.error import InputRejected
+    from IPython.core.error import InputRejected  # the one error that IPython passes on
 
-    class Refused(InputRejected):
-        def _render_traceback_(self) -> list[str]:
-            return [str(error)]
-
-    return Refused(str(error))
+    rejected = InputRejected(str(error))
+    rejected._render_traceback_ = error._render_traceback_
+    return rejected
 
 
 def _release_soon(*_: object) -> None:
-    global _idle_since
-    _idle_since = time.monotonic()
-    timer = threading.Timer(IDLE, _release_if_idle)
-    timer.daemon = True
-    timer.start()
+    global _timer
+    _timer = threading.Timer(IDLE, _release_if_idle)
+    _timer.daemon = True
+    _timer.start()
 
 
 def _release_if_idle() -> None:
     with _mutex:
-        if time.monotonic() - _idle_since >= IDLE:
+        if threading.current_thread() is _timer:
             release()
 
 

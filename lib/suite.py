@@ -96,9 +96,9 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
     chain = choose_notebooks(config, options.only)
     run = Run(run_folder(config))
     check_place(config)
+    hold(run.folder)  # before the checks, which may have the model to convert
     check_resumable(config, run)
     check_inputs(config, run)
-    hold(run.folder)
     aside = None if options.resume or options.only else put_aside(run)
     run = open_run(config)
     finished = run.recorded().get("finished", {}) if options.resume else {}

@@ -27,7 +27,7 @@ from typing import Any
 
 import yaml
 
-from lib.config import RECIPES, ROOT, Config, find_recipe, read_recipe
+from lib.config import RECIPES, ROOT, Config, find_recipe, read_recipe, resolve
 from lib.doctor import check_inputs
 from lib.errors import BadInput, first_line, nearest
 from lib.evaluation.runs import is_begun
@@ -86,8 +86,8 @@ def read_sweep(path: Path, keys: Mapping[str, Any] = KEYS) -> dict[str, Any]:
 
 def settings_of(base: str, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """A run's recipe, and what was set for it: what another run of its kind begins with."""
-    above = ROOT / parameters.get("output_dir", "outputs")
-    for folder in (Path(base).expanduser(), above / base, ROOT / base):
+    named = resolve(None, {"output_dir": parameters.get("output_dir"), "run": base})
+    for folder in (Path(base).expanduser(), run_folder(named), ROOT / base):
         if (folder / "run.json").is_file():
             record = read_json(folder / "run.json")
             origins = {key: of.split()[0] for key, of in record["origins"].items()}
@@ -125,6 +125,13 @@ def as_words(recipe: Path, parameters: Mapping[str, Any]) -> Iterator[str]:
         yield from ("-p", key, text.strip()[1:-1])
 
 
+def arm_of(words: list[str]) -> tuple[Config, list[str], Run]:
+    """A run's configuration, its notebooks and its folder."""
+    options, given = read_arguments(words)
+    config = configure(options, given)
+    return config, choose_notebooks(config, options.only), Run(run_folder(config))
+
+
 def plan(arms: Arms) -> dict[str, tuple[Path, bool]]:
     """Run name → its folder, and whether it is finished.
 
@@ -134,11 +141,9 @@ def plan(arms: Arms) -> dict[str, tuple[Path, bool]]:
     planned, checked = {}, set()
     for name, words in arms.items():
         try:
-            options, given = read_arguments(words)
-            config = configure(options, given)
-            choose_notebooks(config, options.only)
+            config, _, run = arm_of(words)
             check_place(config)
-            run, seedless = Run(run_folder(config)), config.model_dump(exclude={"seed", "run"})
+            seedless = config.model_dump(exclude={"seed", "run"})
             if (settings := json.dumps(seedless, default=str)) not in checked:
                 check_inputs(config, run)
                 checked.add(settings)
@@ -153,10 +158,8 @@ def plan(arms: Arms) -> dict[str, tuple[Path, bool]]:
 
 def is_done(words: list[str]) -> bool:
     """Whether the run has all of its notebooks, made with these settings."""
-    options, given = read_arguments(words)
-    config = configure(options, given)
-    finished = Run(run_folder(config)).recorded().get("finished", {})
-    return is_begun(config) and {*choose_notebooks(config, options.only)} <= {*finished}
+    config, notebooks, run = arm_of(words)
+    return is_begun(config) and {*notebooks} <= {*run.recorded().get("finished", {})}
 
 
 def start(words: list[str], gpu: str = "") -> tuple[subprocess.Popen, Path]:
@@ -165,11 +168,10 @@ def start(words: list[str], gpu: str = "") -> tuple[subprocess.Popen, Path]:
     Raises:
         BadInput: another process has the run ("run-in-use").
     """
-    options, given = read_arguments(words)
-    config = configure(options, given)
-    run, begun = Run(run_folder(config)), is_begun(config)
+    config, _, run = arm_of(words)
+    begun = is_begun(config)
     hold(run.folder)
-    if not (begun or options.only):
+    if not (begun or "--only" in words):
         put_aside(run)  # here, as the log is in the new folder
     release()
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -189,12 +191,14 @@ def start(words: list[str], gpu: str = "") -> tuple[subprocess.Popen, Path]:
 
 def trouble(code: int, log: Path) -> str:
     """What a run that failed said last; "" of one that did not."""
+    if not code:
+        return ""
     last = log.read_text(encoding="utf-8", errors="replace").rpartition(START)[2].splitlines()[1:]
     lines = [line for line in last if line.strip() and not line.startswith("Go on from there")]
     lines = [line for line in lines if " stopped: " in line] or lines
     if code < 0 or not lines:
-        lines = [f"its process ended with {code}, as when memory runs out."]
-    return lines[-1] if code else ""
+        return f"its process ended with {code}, as when memory runs out."
+    return lines[-1]
 
 
 def run_here(arms: Arms) -> Iterator[tuple[str, str]]:
