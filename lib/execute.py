@@ -126,15 +126,21 @@ def in_kernel(name: str, run: Run, parameters: dict[str, Any]) -> None:
         os.environ |= {"JUPYTER_PATH": before} if before else {}
 
 
+def launch_words(config: Config) -> list[str]:
+    """What `accelerate launch` is given."""
+    words = ["--num_processes", str(config.num_processes)]
+    if config.accelerate_config:
+        return [*words, "--config_file", str(config.working_folder / config.accelerate_config)]
+    # Processes of this machine, on a CPU, too (with --cpu there would be one).
+    return [*words, "--multi_gpu", "--main_process_port", "0"]
+
+
 def in_processes(
     name: str, run: Run, parameters: dict[str, Any], config: Config, interrupt: "Interrupt"
 ) -> tuple[int, str]:
     """The launcher's exit code and the reason; what the processes print is in `processes.log`."""
-    words = ["accelerate.commands.launch", "--num_processes", str(config.num_processes)]
-    # --multi_gpu: processes of this machine, on a CPU, too (with --cpu there would be one).
-    file = config.accelerate_config and str(config.working_folder / config.accelerate_config)
-    words += ["--config_file", file] if file else ["--multi_gpu", "--main_process_port", "0"]
-    command = [sys.executable, "-m", *words, "-m", "lib.execute", name, str(run.folder)]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *launch_words(config)]
+    command += ["-m", "lib.execute", name, str(run.folder)]
     log = run.folder / "processes.log"
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(

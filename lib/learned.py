@@ -40,18 +40,12 @@ RIDGE = 1.0  # for hidden states of length 1; from 0.3 to 3 it made little diffe
 
 @dataclass(frozen=True)
 class Pair:
-    """
-    Attributes:
-        prompt: chat messages, as the policy gets them.
-        fault: why `rejected` is rejected: "people's choice", "wrong answer" or "no tags".
-    """
-
     id: str
     question: str
-    prompt: list[dict]
+    prompt: list[dict]  # chat messages, as the policy gets them
     chosen: str
     rejected: str
-    fault: str
+    fault: str  # of the rejected one: "people's choice", "wrong answer" or "no tags"
 
 
 def load_pairs(config: Config) -> tuple[list[Pair], list[Pair]]:
@@ -135,17 +129,11 @@ def halves(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
 
 @dataclass
 class RewardModel:
-    """
-    Attributes:
-        mean, std: of the scores of held-out answers; `rewards` counts from the one in the other.
-        run: where progress is shown; None shows none, as within a training step.
-    """
-
     model: Any
     tokenizer: Any
-    mean: float = 0.0
+    mean: float = 0.0  # of the scores of held-out answers
     std: float = 1.0
-    run: Run | None = None
+    run: Run | None = None  # where progress is shown; None shows none, as within a training step
 
     @classmethod
     def load(cls, folder: Path, run: Run | None = None) -> "RewardModel":

@@ -3,7 +3,6 @@
 import io
 import sys
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -23,8 +22,9 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
 
 
-class Progress:
-    """One line that updates in place: in a terminal, in a notebook, and in its executed page.
+class Progress(tqdm):
+    """One line of text that updates in place: in a terminal, in a notebook, and in its executed
+    page, where tqdm's widget would leave nothing.
 
     Args:
         total: how many steps there are.
@@ -32,15 +32,17 @@ class Progress:
         file: the line is written there too, for whoever runs the notebook from outside.
     """
 
+    monitor_interval = 0
+
     def __init__(self, total: int, label: str, file: Path | None = None):
-        form = "{desc}: {n_fmt} of {total_fmt} [{elapsed}<{remaining}{postfix}]"
-        self.bar: tqdm | None = None
-        self.make = lambda done: _Line(
-            file,
+        self.to, self.handle, self.begun = file, None, False
+        self.in_notebook = "ipykernel" in sys.modules
+        in_terminal = sys.stderr.isatty() and not self.in_notebook
+        super().__init__(
             total=total,
-            initial=done,
             desc=label,
-            bar_format=form,
+            file=sys.stderr if in_terminal else io.StringIO(),
+            bar_format="{desc}: {n_fmt} of {total_fmt} [{elapsed}<{remaining}{postfix}]",
             smoothing=0,
             mininterval=0.5,
         )
@@ -50,32 +52,17 @@ class Progress:
         Args:
             done: of all steps; a resumed job does not start at 0.
         """
-        if self.bar is None:
-            self.bar = self.make(done)
-        self.bar.set_postfix_str(note, refresh=False)
-        self.bar.update(done - self.bar.n)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
-class _Line(tqdm):
-    """tqdm's line as text: its widget would leave nothing in an executed page."""
-
-    monitor_interval = 0
-
-    def __init__(self, to: Path | None, **options: Any):
-        self.to, self.handle = to, None
-        self.in_notebook = "ipykernel" in sys.modules
-        in_terminal = sys.stderr.isatty() and not self.in_notebook
-        super().__init__(file=sys.stderr if in_terminal else io.StringIO(), **options)
+        self.set_postfix_str(note, refresh=False)
+        if not self.begun:
+            self.begun, self.initial, self.n = True, done, done
+            self.refresh()
+        super().update(done - self.n)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         line = str(self) if msg is None else msg
         if self.to:
-            seen = self.format_dict
-            pace = (self.n - self.initial) / seen["elapsed"] if seen["elapsed"] else 0
+            elapsed = self.format_dict["elapsed"]
+            pace = (self.n - self.initial) / elapsed if elapsed else 0
             left = (self.total - self.n) / pace if pace else None
             write_json(self.to, {"line": line, "seconds_left": left})
         if not self.in_notebook:

@@ -106,9 +106,7 @@ def is_at(words: list[str], rung: int) -> bool:
     """Whether the run was trained to this step, kept, and measured there."""
     config = configure(*read_arguments(words))
     run = Run(run_folder(config))
-    steps = [path.name.rpartition("-")[2] for path in run.checkpoints.glob("checkpoint-*")]
-    kept = max((int(step) for step in steps if step.isdecimal()), default=0) >= rung
-    return kept and is_begun(config) and bool(scores_at(run, rung))
+    return run.kept_step() >= rung and is_begun(config) and bool(scores_at(run, rung))
 
 
 def run_race(path: Path, address: str | None) -> int:

@@ -187,6 +187,11 @@ class Run:
                 write_jsonl(log, [row for row in read_jsonl(log) if row["step"] <= step])
         return read_jsonl(self.train_log)
 
+    def kept_step(self) -> int:
+        """Of the latest checkpoint, of 03 or 07; 0 without one."""
+        names = [path.name for path in self.checkpoints.glob("[!.]*[0-9]")]
+        return max((int(re.search(r"\d+$", name)[0]) for name in names), default=0)
+
     def need(self, path: Path, made_by: str) -> Path:
         """The path, which an earlier notebook must have written.
 

@@ -46,7 +46,7 @@ from lib.runs import (
     with_own_name,
 )
 from lib.tasks import problem_notes
-from lib.training.checkpoints import check_resumable
+from lib.training import check_resumable
 
 CHAIN = (
     "01_setup",

@@ -59,7 +59,7 @@ def refused(parameters, hardware=CPU, recipe=None) -> BadInput:
         ({"num_generations": 1}, "value", "greater than or equal to 2"),
         ({"num_generations": None, "eval_k": 5}, "value", "eval_k"),
         ({"loss_type": "gpro"}, "value", 'did you mean "grpo"'),
-        ({"optim": "adamW"}, "value", "adamw"),
+        ({"optim": "adamW"}, "value", '"adamw_torch"'),
         ({"optim": "lomo"}, "optimizer-package", "adamw_torch"),
         ({"lr_scheduler_type": "cosin"}, "value", 'did you mean "cosine"'),
         ({"scale_rewards": "groups"}, "value", '"group"'),
@@ -208,6 +208,10 @@ def test_notebook_without_recipe_is_the_demo_and_environment_stands_in(monkeypat
     monkeypatch.setenv("GRPO_RUN", "elsewhere")
     config = notebook_config({"recipe": None, "run": None})
     assert (config.name, config.run_name) == ("ci", "elsewhere")
+    monkeypatch.setenv("GRPO_OUTPUT_DIR", "there")  # the runner's runs go there, too
+    config = resolve("ci", {"run": "mine"}, CPU)
+    assert (config.output_dir, config.run_name) == ("there", "mine")
+    assert resolve("ci", {"output_dir": "here"}, CPU).output_dir == "here"
 
 
 def test_a_recipes_own_keys_as_parameters_need_no_recipe(monkeypatch):

@@ -1,6 +1,8 @@
 """One training in two processes (gloo, on the CPU): the same step, written once."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +13,26 @@ from transformers import TrainerCallback
 
 from lib.config import ROOT, resolve
 from lib.errors import BadInput
+from lib.execute import launch_words
 from lib.lock import release
 from lib.models import load_policy
 from lib.runs import Run, quiet_process, read_jsonl, read_rollouts
 from lib.suite import main
+from lib.training.run import grpo_arguments
 from tests import lives
-from tests.conftest import CPU, SMALL
+from tests.conftest import CPU, L4, SMALL
 
 CHANGES = dict(precision="fp32", num_generations=4, max_steps=2, keep="last")
 CHANGES |= dict(validation_steps=1)
+DOCS = (ROOT / "docs" / "training.md").read_text()
+FSDP = """
+compute_environment: LOCAL_MACHINE
+distributed_type: FSDP
+fsdp_config: {fsdp_version: 2, fsdp_sharding_strategy: FULL_SHARD}
+mixed_precision: bf16
+num_machines: 1
+num_processes: 2
+"""
 
 
 class Fixed:
@@ -107,6 +120,38 @@ def test_a_recipe_trains_in_two_processes_stops_and_goes_on(tmp_path, first_laye
     assert [len(read_rollouts(run, step)) for step in (1, 2)] == [8, 8]
     assert run.recorded()["finished"].keys() == {"03_training"}
     assert (run.adapter / "adapter_model.safetensors").is_file()
+
+
+def test_the_launcher_takes_what_it_is_given(tmp_path):
+    """By accelerate's own parser, also with a file for FSDP; no process is started."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    (tmp_path / "fsdp.yaml").write_text(FSDP)
+    for file, kind in (("", "multi_gpu"), (str(tmp_path / "fsdp.yaml"), "use_fsdp")):
+        given = SMALL | {"num_processes": 2, "accelerate_config": file}
+        words = [*launch_words(resolve("ci", given, CPU)), "-m", "lib.execute", "03_training"]
+        args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+        assert getattr(args, kind) and args.num_processes == 2 and args.module
+        assert (defaults is not None) == bool(file)
+    assert args.fsdp_sharding_strategy == "FULL_SHARD" and args.fsdp_version == 2
+
+
+def test_a_vllm_server_is_trls_to_ask(run):
+    """Its keys arrive in GRPOConfig, and vLLM's parser takes the command that docs name."""
+    from trl import GRPOConfig
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    given = {"backend": "transformers", "rollout_engine": "vllm", "vllm_mode": "server"}
+    given |= {"vllm_server_host": "127.0.0.1", "num_processes": 2}
+    config = resolve("qwen2.5-1.5b_math", given, L4)
+    arguments = grpo_arguments(config, run) | {"bf16": False, "use_cpu": True}
+    args = GRPOConfig(**arguments)
+    assert args.use_vllm and (args.vllm_mode, args.vllm_server_host) == ("server", "127.0.0.1")
+    [command] = re.findall(r"vllm serve (.*?)\nCUDA", DOCS, re.DOTALL)
+    words = shlex.split(command.replace("\\\n", " "))
+    served = make_arg_parser(FlexibleArgumentParser()).parse_args(words)
+    assert served.host == "127.0.0.1" and served.weight_transfer_config.backend == "nccl"
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from lib.errors import BadInput
 from lib.models import LINEAR_LAYERS
 from lib.runs import Run, read_json, read_jsonl, run_folder
 from lib.suite import CHAIN, main
-from lib.training.checkpoints import check_resumable, fresh_checkpoints
+from lib.training import check_resumable, fresh_checkpoints
 from tests.conftest import CPU, SMALL
 
 ONE_STEP = [
@@ -167,8 +167,10 @@ def test_a_recipe_that_the_checkpoints_do_not_fit_is_told_at_once(tmp_path):
     assert "or another `run`" in done.stderr and not list(tmp_path.rglob("*.ipynb"))
 
 
-def test_ctrl_c_ends_the_step_and_leaves_no_kernel(tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_ends_the_step_and_leaves_no_kernel(tmp_path, first_layers, processes):
     given = SMALL | {"output_dir": str(tmp_path), "ignore_preflight": True, "max_steps": 500}
+    given |= {"model": str(first_layers), "num_processes": processes}
     asked = [word for key, value in given.items() for word in ("-p", key, json.dumps(value))]
     command = [sys.executable, "-m", "lib.suite", "ci", "--only", "03", "-p", "run", "ci", *asked]
     command += ["--resume"]

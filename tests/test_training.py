@@ -11,7 +11,7 @@ from lib.config import resolve
 from lib.errors import BadInput
 from lib.runs import read_jsonl
 from lib.tasks import fitting_rows
-from lib.training.checkpoints import check_fills_a_step
+from lib.training import check_fills_a_step
 from lib.training.rollouts import generates_here
 from lib.training.run import grpo_arguments, in_force, prepare, save_trained, train
 from tests.conftest import CPU, T4, by_turns

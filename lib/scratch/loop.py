@@ -50,8 +50,8 @@ from lib.scratch.lora import (
     without_lora,
 )
 from lib.tasks import fitting_rows
-from lib.training.checkpoints import check_fills_a_step, check_resumable, fresh_checkpoints
-from lib.training.rollouts import rollout_row
+from lib.training import check_fills_a_step, check_resumable, fresh_checkpoints
+from lib.training.rollouts import prompt_order, rollout_row
 from lib.training.survival import need_number, survived
 
 KEPT = 2  # checkpoints
@@ -78,16 +78,13 @@ class Learner:
         engine: samples, several times faster than the policy itself does on a CPU; it is given
             the policy's weights before each step.
 
-    Attributes:
-        stop_asked: why it is to stop, with a checkpoint, once the present batch is done; "": no.
-        between_batches: whether no batch is half used: a checkpoint can then be resumed from.
-
     Raises:
         BadInput: a setting that this loop does not have or that its checkpoints do not fit, or
             fewer rows than a step takes.
     """
 
-    stop_asked, between_batches = "", True
+    stop_asked = ""  # why it is to stop, with a checkpoint, once the present batch is done
+    between_batches = True  # no batch is half used: a checkpoint can be resumed from
 
     def __init__(
         self,
@@ -101,7 +98,6 @@ class Learner:
         from transformers import AutoModelForCausalLM, get_scheduler
 
         check_settings(config)
-        check_fills_a_step(rows, config)
         check_resumable(config, run)
         self.config, self.run, self.engine = config, run, engine
         self.rewards, self.weights = rewards, np.array(weights)
@@ -136,7 +132,7 @@ class Learner:
             watch: called after each step with the log so far, for a live plot.
 
         Raises:
-            Stopped: as `lib.training.survival.survived`; the steps done are kept.
+            Stopped: as `lib.training.survival.survived`.
         """
         last = last_checkpoint(self.run) if self.config.resume else None
         if last:
@@ -191,8 +187,7 @@ class Learner:
             batch.mask_BT = batch.mask_BT * ended_B[:, None]
         groups = max(1, config.per_device_train_batch_size // config.num_generations)  # in one pass
         self.score_old_policies(batch, groups)
-        metrics = self.reward(rows, completions, batch)
-        return batch.split(groups), metrics
+        return batch.split(groups), self.reward(rows, completions, batch)
 
     def sample(self, rows: Sequence[dict]) -> tuple[Batch, Tensor]:
         """A group of completions of each row's prompt; ended_B: whether each came to its end."""
@@ -229,10 +224,7 @@ class Learner:
     def reward(
         self, rows: Sequence[dict], completions: Sequence[Completion], batch: Batch
     ) -> dict[str, float]:
-        """Reward the completions and set their advantages; writes `rollouts/`.
-
-        Returns: what is to be logged.
-        """
+        """Reward the completions and set their advantages; writes `rollouts/`. What to log."""
         group = self.config.num_generations
         rows = [row for row in rows for _ in range(group)]
         scores = score(self.rewards, rows, completions)
@@ -241,12 +233,11 @@ class Learner:
         set_advantages(batch, rewards_B, self.config)
         lengths_B = batch.mask_BT.sum(1).clamp(min=1)
         means_B = ((batch.advantages_BT * batch.mask_BT).sum(1) / lengths_B).tolist()
-        truncated = [completion.finish_reason == "length" for completion in completions]
         records = []
         for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
             paid = {name: values[i] for name, values in scores.items()}
             said = dict(advantage=means_B[i], tokens=len(completion.token_ids))
-            said |= dict(truncated=truncated[i])
+            said |= dict(truncated=completion.finish_reason == "length")
             row = rollout_row(self.step + 1, row, completion.text, paid, self.weights, **said)
             records.append(row)
         append_jsonl(self.run.rollouts / f"step_{self.step + 1:05d}.jsonl", records)
@@ -254,7 +245,7 @@ class Learner:
         self.tokens += int(batch.prompt_mask_NS.sum()) * group + int(batch.mask_BT.sum())
         return describe_rewards(rewards_B.view(-1, group), scores) | {
             "completions/mean_length": float(np.mean([row["tokens"] for row in records])),
-            "completions/clipped_ratio": float(np.mean(truncated)),
+            "completions/clipped_ratio": float(np.mean([row["truncated"] for row in records])),
             "num_tokens": self.tokens,
         }
 
@@ -281,8 +272,7 @@ class Learner:
             if not (config.beta or batch.advantages_BT.any()):
                 continue
             logps_BT, entropy_BT, values_BT = self.logps(batch)
-            if batch.old_logps_BT is None:
-                # The policy has not moved since it sampled: the ratio begins at exactly 1.
+            if batch.old_logps_BT is None:  # not moved since it sampled: the ratio begins at 1
                 batch.old_logps_BT = logps_BT.detach()
             metrics = describe(logps_BT.detach(), entropy_BT, batch, config)
             tokens += int(batch.mask_BT.sum())
@@ -374,12 +364,10 @@ def check_settings(config: Config) -> None:
 
 
 def step_rows(rows: Sequence[dict], config: Config, step: int) -> tuple[list[dict], int]:
-    """The prompts of an optimizer step, and its epoch, which shuffles them anew."""
-    per_epoch = len(rows) // config.prompts_per_step
-    epoch, place = divmod(step // config.num_iterations, per_epoch)
-    order = np.random.default_rng([config.seed, epoch]).permutation(len(rows))
-    start = place * config.prompts_per_step
-    return [rows[i] for i in order[start : start + config.prompts_per_step]], epoch
+    """The prompts of an optimizer step, as 03 asks them, and its epoch."""
+    batch, count = step // config.num_iterations, config.prompts_per_step
+    places = prompt_order(len(rows), config)[batch * count : (batch + 1) * count]
+    return [rows[i] for i in places], batch // (len(rows) // count)
 
 
 def engine_samples(

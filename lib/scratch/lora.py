@@ -100,10 +100,7 @@ def without_lora(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def live_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The model's weights with the adapter merged, under the base model's names, one by one.
-
-    A and B multiply in the weight's precision, as in `LoraLinear.forward`.
-    """
+    """The model's weights with the adapter merged, under the base model's names, one by one."""
     layers = {f"{name}.base.weight": layer for name, layer in lora_layers(model).items()}
     for name, weight in model.named_parameters():
         if name in layers:

@@ -1,7 +1,6 @@
 """Train every variant of a recipe with every seed, and measure each on held-out problems.
 
-    python -m lib.scratch.variants variants                # what is not there yet
-    python -m lib.scratch.variants variants --part 0 2     # every second run, as for two machines
+    python -m lib.scratch.variants variants
 
 A recipe's `variants` names settings that differ, `seeds` the seeds. All of them have the same
 model, problems, prompts, sampling and number of completions, the loop of `lib.scratch.loop`, and a
@@ -15,8 +14,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from lib.config import Config, resolve
 from lib.engines import START_ERRORS, TransformersEngine, VllmEngine, no_vllm
@@ -41,17 +38,11 @@ from lib.tasks.prompts import make_rows
 from lib.training.rollouts import training_engine
 
 
-def run_variants(config: Config, part: int = 0, parts: int = 1) -> Iterator[str]:
-    """Train and measure what is not there yet; yields each run's name when it is done.
-
-    Args:
-        part, parts: of the runs only every `parts`-th, from the `part`-th on.
-    """
+def run_variants(config: Config) -> Iterator[str]:
+    """Train and measure what is not there yet; yields each run's name when it is done."""
     base = base_config(config)
-    wanted = list(variant_configs(config).items())[part::parts]
-    missing = {name: each for name, each in wanted if not is_finished(each)}
-    if part == 0 and not is_finished(base):
-        missing = {BASE: base, **missing}
+    wanted = {BASE: base, **variant_configs(config)}
+    missing = {name: each for name, each in wanted.items() if not is_finished(each)}
     if not missing:
         return
     task, training, problems, examples = load_problems(base)
@@ -90,50 +81,41 @@ def learn(config: Config, rows: list[dict], run: Run, engine: Any) -> Any:
 
     rewards, weights = recipe_rewards(config)
     samples = engine if isinstance(engine, VllmEngine) and config.rollout_engine == "vllm" else None
-    memory = PeakMemory(config.profile != "cpu")
+    trim_memory()  # what is kept of freed memory would be missing in the peak
+    before = peak_so_far(config, anew=True)
     learner = Learner(config, rows, rewards, weights, run, samples)
     started, worked = time.perf_counter(), time.process_time()
     in_one_go = not (config.resume and learner.kept_step)
     learner.train()
     if in_one_go:
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
-        learning = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_gib": memory.peak()}
+        learning = {"seconds": seconds, "cpu_seconds": cpu_seconds}
+        learning["peak_gib"] = peak_so_far(config) - before
         run.note(learning={name: round(value, 2) for name, value in learning.items()})
     return learner.model
 
 
-class PeakMemory:
-    """The most memory this process has taken since, beyond what it held before."""
+def peak_so_far(config: Config, anew: bool = False) -> float:
+    """The most GiB that the process has held, of the GPU where it trains there; `anew`: it counts
+    from what is held now."""
+    if config.profile != "cpu":
+        import torch
 
-    def __init__(self, on_gpu: bool):
-        self.on_gpu = on_gpu
-        trim_memory()  # what is kept of freed memory would be missing
-        if on_gpu:
-            import torch
-
+        if anew:
             torch.cuda.reset_peak_memory_stats()
-            self.before = torch.cuda.memory_allocated()
-            return
-        Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak so far
-        self.before = psutil.Process().memory_info().rss
-
-    def peak(self) -> float:
-        """GiB."""
-        if self.on_gpu:
-            import torch
-
-            return (torch.cuda.max_memory_allocated() - self.before) / GIB
-        return peak_memory() - self.before / GIB
+        return torch.cuda.max_memory_allocated() / GIB
+    if anew:
+        Path("/proc/self/clear_refs").write_text("5")
+    return peak_memory()
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.scratch.variants", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("recipe", help="a name in notebooks/recipes, or a file")
-    parser.add_argument("--part", nargs=2, type=int, default=(0, 1), metavar=("I", "N"))
     options = parser.parse_args(arguments)
     try:
-        for name in run_variants(resolve(options.recipe), *options.part):
+        for name in run_variants(resolve(options.recipe)):
             print(f"{time.strftime('%H:%M:%S')} {name} done", flush=True)
     except BadInput as error:
         hint = "The same command resumes it." if isinstance(error, Stopped) else ""

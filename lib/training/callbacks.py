@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import gather_object
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback
 
 from lib.config import Config
 from lib.hardware import gpu_energy, gpu_memory_taken
@@ -31,9 +31,6 @@ class StepLog(TrainerCallback):
     Args:
         problems: how many there are to train on, of which an epoch is one pass.
         watch: called with the rows so far after each step.
-
-    Attributes:
-        extra: numbers that others put into the step's row.
     """
 
     def __init__(
@@ -42,7 +39,7 @@ class StepLog(TrainerCallback):
         self.run, self.config, self.watch = run, config, watch
         self.steps_an_epoch = problems // config.prompts_per_step * config.num_iterations
         self.rows: list[dict] = []
-        self.extra: dict[str, float] = {}
+        self.extra: dict[str, float] = {}  # numbers that others put into the step's row
 
     def metrics(self) -> dict[str, float]:
         extra, self.extra = self.extra, {}
@@ -88,11 +85,8 @@ class StepLog(TrainerCallback):
 class Completions(TrainerCallback):
     """Has the rewards judge, and keeps each completion with what it earned.
 
-    Args:
-        rewards, weights: functions in TRL's signature, and what each counts.
-
     Attributes:
-        rewards: the functions to give the trainer, which call those.
+        rewards: the functions to give the trainer, which call those that were given.
         rows: of the latest step, as they lie in `rollouts/`.
     """
 
@@ -107,31 +101,16 @@ class Completions(TrainerCallback):
 
     def judge(self, name: str, **columns: Any) -> list[float | None]:
         """What one reward says; the last one ends the batch."""
-        if self._values.keys() == self.judges.keys():
-            self._values = {}
         values = self._values[name] = self.judges[name](**columns)
         if self._values.keys() == self.judges.keys():
-            count = len(values)
+            count, judged, self._values = len(values), self._values, {}
             lists = {k: v for k, v in columns.items() if isinstance(v, list) and len(v) == count}
             self.keep(
                 columns["trainer_state"].global_step + 1,
                 gather_object([{k: v[i] for k, v in lists.items()} for i in range(count)]),
-                {name: gather_object(list(some)) for name, some in self._values.items()},
+                {name: gather_object(list(some)) for name, some in judged.items()},
             )
         return values
-
-    def totals_of(self, rows: Sequence[dict], answers: Sequence[Any]) -> list[float]:
-        """What completions that are not of a step would earn."""
-        columns = {key: [row[key] for row in rows] for key in rows[0] if key != "prompt"}
-        columns |= dict(
-            prompts=[row["prompt"] for row in rows],
-            completions=[[{"role": "assistant", "content": a.text}] for a in answers],
-            completion_ids=[list(a.token_ids) for a in answers],
-            trainer_state=TrainerState(),
-        )
-        each = zip(self.judges.values(), self.weights, strict=True)
-        values = [[(v or 0.0) * weight for v in judge(**columns)] for judge, weight in each]
-        return [float(sum(some)) for some in zip(*values, strict=True)]
 
     def keep(
         self, step: int, rows: Sequence[dict], values: Mapping[str, list], trained: Any = None
@@ -140,7 +119,6 @@ class Completions(TrainerCallback):
 
         Args:
             rows: columns of the data set, completions and completion_ids.
-            values: what each reward gave each.
             trained: for each whether it is in the step's batch; None: all.
         """
         rewards_BR = torch.tensor(

@@ -33,11 +33,9 @@ ALIKE = 1e-6  # totals no further apart are the same
 
 
 def choose_rows(rows: Sequence[dict], run: Run, config: Config) -> tuple[list[dict], str]:
-    """The rows to train on, and a sentence on what was done to them, by the preflight's pass rates.
-
-    With `drop_dead`, prompts that were always right or always wrong are left out, but never so
-    many that the rest does not fill a step; with `curriculum: easy_first`, those more often
-    right come first, and one that was not measured counts as one of mean difficulty.
+    """The rows to train on, and a sentence on what was done to them, by the preflight's pass rates:
+    `drop_dead` never leaves out so many that the rest does not fill a step, and to `easy_first`
+    one that was not measured counts as one of mean difficulty.
 
     Raises:
         BadInput: either is set and there was no preflight, or it graded no answers.
@@ -70,15 +68,14 @@ def choose_rows(rows: Sequence[dict], run: Run, config: Config) -> tuple[list[di
 def prompt_order(count: int, config: Config) -> list[int]:
     """Places of the prompts of all steps, one after the other: each epoch in an order of its own,
     by the seed; with a curriculum in that of the rows."""
-    places: list[int] = []
     needed = -(-config.max_steps // config.num_iterations) * config.prompts_per_step
-    epoch, steps = 0, count // config.prompts_per_step
-    while len(places) < needed:
+    an_epoch = count // config.prompts_per_step * config.prompts_per_step
+    places: list[int] = []
+    for epoch in range(-(-needed // an_epoch)):
         order = np.arange(count)
         if config.curriculum == "none":
             order = np.random.default_rng([config.seed, epoch]).permutation(count)
-        places += order[: steps * config.prompts_per_step].tolist()
-        epoch += 1
+        places += order[:an_epoch].tolist()
     return places[:needed]
 
 
@@ -95,18 +92,15 @@ class RolloutEngine:
     It is to TRL what its own `VLLMGeneration` is (`GRPOTrainer.generate_with`), whose hand-over
     fails on a CPU; transformers generates several times slower. A step's samples depend on the
     seed and the step alone, also after a resume.
-
-    Attributes:
-        hand_over_seconds: that the latest hand-over of weights took.
     """
 
     trainer: Any = None  # set by `generate_with`
+    hand_over_seconds = 0.0  # that the latest hand-over of weights took
     proved = False  # whether it was shown to have the policy
     turn = 0  # 0 where a step first asks, then 1, 2 … as dynamic sampling does
 
     def __init__(self, config: Config, policy: Policy):
-        self.config, self.hand_over_seconds = config, 0.0
-        self.engine = training_engine(config, policy.folder)
+        self.config, self.engine = config, training_engine(config, policy.folder)
 
     @classmethod
     def start(cls, config: Config, policy: Policy) -> "RolloutEngine | None":
@@ -128,23 +122,22 @@ class RolloutEngine:
         self, prompts: list[list[int]], images: Any = None, num_generations: int = 1, profiler=None
     ) -> tuple[list, list, list, None]:
         """One completion for each prompt in tokens, as `VLLMGeneration.generate` of TRL returns
-        it: the prompts, the completions' tokens, and a list with the log-prob of each token."""
+        it: the prompts, the completions' tokens, and a list with the log-prob of each token.
+
+        Raises:
+            BadInput: vLLM does not sample from the policy; looked at after the first hand-over.
+        """
         if not self.proved:
-            self._prove(list({tuple(prompt): prompt for prompt in prompts}.values())[:4])
+            self.proved, some = True, list({tuple(prompt): prompt for prompt in prompts}.values())
+            for finding in proof_of_policy(self.trainer.model, partial(self.sample, some[:4])):
+                raise BadInput(finding.sentence, finding.key)
+            self.sync_weights()
         sampling = training_sampling(self.config, step=self.trainer.state.global_step)
         seed = sampling.seed + TURN * self.turn
         self.turn += 1
         answers = self.engine.complete(prompts, replace(sampling, seed=seed, logprobs=True))
         ids = [list(answer.token_ids) for [answer] in answers]
         return prompts, ids, [[[x] for x in answer.logprobs] for [answer] in answers], None
-
-    def _prove(self, prompts: list[list[int]]) -> None:
-        """Raises BadInput where vLLM does not sample from the policy; once in a run, after its
-        first hand-over."""
-        self.proved = True
-        for finding in proof_of_policy(self.trainer.model, partial(self.sample, prompts)):
-            raise BadInput(finding.sentence, finding.key)
-        self.sync_weights()
 
     def sample(self, prompts: list[list[int]]) -> Sampled:
         """Hand the policy over, and write a few tokens for each prompt."""
@@ -184,9 +177,8 @@ def totals(rewards_BR: torch.Tensor, weights_R: torch.Tensor) -> torch.Tensor:
 def all_alike(rewards_BR: torch.Tensor, weights_R: torch.Tensor, group: int) -> list[bool]:
     """For each group whether its completions earned the same (a group without signal)."""
     totals_NG = totals(rewards_BR, weights_R).view(-1, group)
-    missing_NG = totals_NG.isnan()
-    lowest_N = totals_NG.masked_fill(missing_NG, torch.inf).amin(1)
-    highest_N = totals_NG.masked_fill(missing_NG, -torch.inf).amax(1)
+    lowest_N = totals_NG.nan_to_num(torch.inf).amin(1)
+    highest_N = totals_NG.nan_to_num(-torch.inf).amax(1)
     return (~(highest_N - lowest_N > ALIKE)).tolist()
 
 
@@ -226,7 +218,7 @@ def rollout_row(
 
     Args:
         row: the problem, as `lib.tasks.make_rows` made it.
-        rewards, weights: what each reward paid (None or NaN: nothing to say), and what it counts.
+        rewards: what each paid; None or NaN: nothing to say.
         more: advantage, tokens (the completion's length), truncated.
     """
     known = zip(rewards.values(), weights, strict=True)

@@ -21,8 +21,8 @@ from lib.memory import read_shape, settled
 from lib.models import Policy, save_adapter, widen_head
 from lib.runs import Run, read_json, read_jsonl, written_whole
 from lib.tasks.prompts import fitting_rows
+from lib.training import check_fills_a_step, fresh_checkpoints
 from lib.training.callbacks import Completions, StepLog
-from lib.training.checkpoints import check_fills_a_step, fresh_checkpoints
 from lib.training.rollouts import DynamicSampling, RolloutEngine, generates_here, training_prompts
 from lib.training.survival import Survival, resume_point
 from lib.training.tracking import Tracking
@@ -149,7 +149,6 @@ def make_trainer(
     from lib.training import GRPOTrainer
 
     config = config.model_copy(update={"backend": policy.backend})
-    check_fills_a_step(rows, config)
     fitting, note = fitting_rows(rows, policy.tokenizer, config)
     policy.notes += [note] if note else []
     check_fills_a_step(fitting, config)

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from transformers import TrainerCallback
 
 from lib.config import Config
 from lib.engines import Engine, Sampling, TransformersEngine
 from lib.models import Policy, live_weights, write_adapter
+from lib.rewards import score
 from lib.runs import (
     Run,
     append_jsonl,
@@ -46,8 +48,7 @@ class Validation(TrainerCallback):
     """Measures every `validation_steps` and at the end, into the step's log.
 
     Args:
-        problems, rows: those set aside and their prompts, in the same order.
-        log: the `StepLog` that the numbers go to.
+        problems, rows: those set aside and their prompts.
         engine: the rollouts' own; None lets the policy generate by itself.
     """
 
@@ -156,7 +157,8 @@ def first_step_again(
     with answering(policy, engine) as now:
         sampling = Sampling(max_tokens=config.max_completion_length)
         answers = [answer for [answer] in now.generate([r["prompt"] for r in rows], sampling)]
-    totals = completions.totals_of(rows, answers)
+    scores_RB = np.array(list(score(completions.judges.values(), rows, answers).values()))
+    totals = np.nansum(scores_RB * completions.weights[:, None], axis=0).tolist()
     names = ("question", "gold", "first step", "earned", "now", "earns")
     stored = [[row[key] for key in ("question", "answer", "completion", "total")] for row in first]
     pairs = zip(stored, answers, totals, strict=True)
