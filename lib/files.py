@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +127,7 @@ def put_back(folder: Path) -> None:
 def _clear(*folders: Path) -> None:
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-        if folder.parent.is_dir() and not any(folder.parent.iterdir()):
+        with suppress(OSError):  # others are written in it
             folder.parent.rmdir()
 
 
@@ -144,7 +144,6 @@ def discard(folder: Path) -> None:
     if not is_main_process():
         return
     gone = folder.parent / ".gone"
-    shutil.rmtree(gone, ignore_errors=True)
-    if folder.exists():
-        folder.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+    shutil.rmtree(gone, ignore_errors=True)  # of one that was killed here
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder.rename(gone), ignore_errors=True)

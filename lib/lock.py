@@ -30,7 +30,6 @@ _runs: dict[Path, int] = {}  # folder → its inode: what this process may write
 _files: dict[Path, IO[str]] = {}  # folder → its lock's file, while this process has the lock
 _mutex = threading.RLock()
 _timer: threading.Timer | None = None  # since this kernel's last cell ended; None while one runs
-os.register_at_fork(after_in_child=lambda: release())  # or a child would go on holding it
 
 
 def hold(folder: Path) -> None:
@@ -54,16 +53,30 @@ def made_anew(folder: Path) -> None:
 
 
 def release() -> None:
-    """Let others have every lock of this process."""
+    """Let others have every lock of this process; where no run came of one, its file goes, too."""
+    for folder in _files:
+        if not folder.exists():
+            _path(folder).unlink(missing_ok=True)
+    _close()
+
+
+def _close() -> None:
     for file in _files.values():
         file.close()
     _files.clear()
 
 
+os.register_at_fork(after_in_child=_close)  # or a child would go on holding them
+
+
+def _path(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
 def _take(folder: Path) -> None:
     if folder in _files:
         return
-    path = folder.with_name(f".{folder.name}.lock")
+    path = _path(folder)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
@@ -82,6 +95,9 @@ def _take(folder: Path) -> None:
     except OSError:  # a file system without locks
         file.close()
         return
+    if not os.fstat(file.fileno()).st_nlink:  # its last owner took it away in this moment
+        file.close()
+        return _take(folder)
     file.truncate(0)
     me = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%H:%M:%S")}
     file.write(json.dumps(me | {"command": " ".join(sys.orig_argv[1:])[:200]}))

@@ -79,23 +79,19 @@ def child_environment() -> dict[str, str]:
 
 
 def installed_versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in STACK:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
 
 
 def commit() -> str:
     """The repository's commit, "+" behind it where files were changed; "" outside git."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--abbrev=12"]
-    try:
-        asked = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        return ""
-    return asked.stdout.strip() if asked.returncode == 0 else ""
+    with suppress(FileNotFoundError):
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return ""
 
 
 def peak_memory() -> float:

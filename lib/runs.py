@@ -69,18 +69,12 @@ class Run:
     """The folder of one run; attributes are its paths."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        self.record = folder / "run.json"
-        self.notebooks = folder / "notebooks"
-        self.train_log = folder / "train_log.jsonl"
-        self.rollouts = folder / "rollouts"
-        self.checkpoints = folder / "checkpoints"
-        self.best = folder / "best"
-        self.adapter = folder / "adapter"
-        self.merged = folder / "merged"
-        self.evals = folder / "evals"
-        self.figures = folder / "figures"
-        self.report = folder / "report.html"
+        self.folder, self.record = folder, folder / "run.json"
+        self.notebooks, self.figures = folder / "notebooks", folder / "figures"
+        self.train_log, self.rollouts = folder / "train_log.jsonl", folder / "rollouts"
+        self.checkpoints, self.best = folder / "checkpoints", folder / "best"
+        self.adapter, self.merged = folder / "adapter", folder / "merged"
+        self.evals, self.report = folder / "evals", folder / "report.html"
         self.progress = folder / ".progress.json"
 
     def __repr__(self) -> str:
@@ -135,13 +129,12 @@ class Run:
         Returns: that folder; None where nothing was there. A kill in the middle is made good by
             the next call.
         """
+        trained = self._begun.is_dir() or self.train_log.exists() or self.adapter.exists()
+        if not (trained and is_main_process()):
+            return None
         left = [path for path in map(self.folder.joinpath, OF_TRAINING) if path.exists()]
         left += [p for p in self.figures.glob("*.png") if not p.name.startswith(BEFORE_TRAINING)]
         left += self.notebooks.glob("*.html")
-        if not is_main_process():
-            return None
-        if not (self._begun.is_dir() or self.train_log.exists() or self.adapter.exists()):
-            return None
         return self._move_to_previous(left, still_good=("01", "02"))
 
     def put_aside_evaluation(self, name: str) -> Path | None:
@@ -193,11 +186,7 @@ class Run:
         return max((int(re.search(r"\d+$", name)[0]) for name in names), default=0)
 
     def need(self, path: Path, made_by: str) -> Path:
-        """The path, which an earlier notebook must have written.
-
-        Raises:
-            BadInput: it is not there.
-        """
+        """The path, which an earlier notebook must have written; raises BadInput otherwise."""
         if not path.exists():
             raise BadInput(f"{self.shown(path)} is not there: run {made_by} for this run first.")
         return path
@@ -224,13 +213,12 @@ def run_folder(config: Config) -> Path:
 
 def with_own_name(config: Config, recipe: Config | None) -> Config:
     """The configuration in a folder of its own where parameters make another training of a recipe:
-    `demo -p seed 1` is the run `demo-seed1`.
+    `demo -p seed 1` is the run `demo-seed1`. A folder of the recipe's plain name is kept to where
+    `resume` asks for it, or where it was made with these very values, and there is none of the
+    other name.
 
     Args:
         recipe: the configuration without those parameters; None where it does not work by itself.
-
-    A folder of the recipe's plain name is kept to where `resume` asks for it, or where it was made
-    with these very values, and there is none of the other name.
     """
     changes = {
         key: value
@@ -269,16 +257,11 @@ def check_place(config: Config) -> None:
             key="run-name",
         )
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir():
+    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+        what = "cannot be written to" if there.is_dir() else "is a file"
         raise BadInput(
-            f"output_dir: {Run.shown(there)} is a file, so no run can lie in it: set output_dir to "
-            f"a folder.",
-            key="output-dir",
-        )
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise BadInput(
-            f"output_dir: {Run.shown(folder.parent)} cannot be written to: set it to a folder of "
-            f"yours.",
+            f"output_dir: {Run.shown(there)} {what}, so that no run can lie in it: set output_dir "
+            f"to a folder of yours.",
             key="output-dir",
         )
 
@@ -338,8 +321,7 @@ def record_settings(config: Config, run: Run) -> None:
 
 def begin_training(config: Config, run: Run) -> None:
     """The run's settings are these from now on; what an earlier training left is put aside."""
-    aside = run.put_aside_training()
-    if aside:
+    if aside := run.put_aside_training():
         print(f"What an earlier training of this run left is kept in {run.shown(aside)}")
     record_settings(config, run)
 
@@ -367,13 +349,8 @@ def read_rollouts(run: Run, step: int) -> list[dict]:
     advantage, tokens and truncated; in a run that did not note the total, the plain sum.
     """
     rows = read_jsonl(run.rollouts / f"step_{step:05d}.jsonl")
-    return [
-        {
-            "question": row["id"],
-            "total": sum(value or 0.0 for value in row["rewards"].values()),
-            "tokens": None,
-            "truncated": None,
-            **row,
-        }
-        for row in rows
-    ]
+    for row in rows:
+        total = sum(value or 0.0 for value in row["rewards"].values())
+        old = {"question": row["id"], "total": total, "tokens": None, "truncated": None}
+        row |= old | row
+    return rows

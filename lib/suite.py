@@ -29,7 +29,7 @@ from lib.config import RECIPES, Config, find_recipe, resolve
 from lib.doctor import check_inputs
 from lib.errors import BadInput, nearest
 from lib.execute import NOTEBOOKS, Watch, run_notebook, time_of
-from lib.lock import hold
+from lib.lock import hold, release
 from lib.progress import duration
 from lib.report import write_report
 from lib.rewards import learned_rewards
@@ -97,8 +97,12 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
     run = Run(run_folder(config))
     check_place(config)
     hold(run.folder)  # before the checks, which may have the model to convert
-    check_resumable(config, run)
-    check_inputs(config, run)
+    try:
+        check_resumable(config, run)
+        check_inputs(config, run)
+    except BadInput:
+        release()
+        raise
     aside = None if options.resume or options.only else put_aside(run)
     run = open_run(config)
     finished = run.recorded().get("finished", {}) if options.resume else {}

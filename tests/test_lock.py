@@ -51,6 +51,8 @@ def test_a_second_process_is_refused_by_the_firsts_number(place):
     first.send_signal(signal.SIGKILL)
     first.wait()
     hold(place)  # a lock ends with its process
+    release()
+    assert not list(place.parent.iterdir()), "no run came of it"
 
 
 def test_of_many_that_start_at_once_one_has_it(place):

@@ -56,7 +56,7 @@ def test_bad_input_ends_with_its_sentence_before_anything_starts(arguments, sent
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
-    assert not list(tmp_path.rglob("*.ipynb"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_data_file_is_named(tmp_path):

@@ -134,9 +134,8 @@ class Learner:
         Raises:
             Stopped: as `lib.training.survival.survived`.
         """
-        last = last_checkpoint(self.run) if self.config.resume else None
-        if last:
-            self.load_checkpoint(last)
+        if self.config.resume and (kept := checkpoints(self.run)):
+            self.load_checkpoint(kept[-1])
         else:
             fresh_checkpoints(self.config, self.run)
         with survived(self, self.run):
@@ -305,13 +304,12 @@ class Learner:
     # --- checkpoints ------------------------------------------------------------------------
 
     @property
-    def kept_step(self) -> int | None:
-        last = last_checkpoint(self.run)
-        return _step_of(last) if last else None
+    def kept_step(self) -> int:
+        return self.run.kept_step()
 
     def keep_last_step(self) -> None:
         """Write a checkpoint, where one can be resumed from; those but the latest two go."""
-        if not self.between_batches or self.step == (self.kept_step or 0):
+        if not self.between_batches or self.step == self.kept_step:
             return
         _, epoch = step_rows(self.rows, self.config, self.step)
         state = {
@@ -395,12 +393,5 @@ def read_completions(tokenizer, batch: Batch, ended_B: Tensor) -> list[Completio
 
 def checkpoints(run: Run) -> list[Path]:
     """The run's checkpoints, oldest first."""
-    return sorted(run.checkpoints.glob("lora_epoch*_step*"), key=_step_of)
-
-
-def last_checkpoint(run: Run) -> Path | None:
-    return next(reversed(checkpoints(run)), None)
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("step")[2])
+    step = "lora_epoch*_step*"
+    return sorted(run.checkpoints.glob(step), key=lambda path: int(path.name.rpartition("step")[2]))

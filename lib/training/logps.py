@@ -34,9 +34,7 @@ def completion_scores(
 
     Args:
         model: a causal language model of transformers, or peft around one.
-        ids_BT, mask_BT: left-padded prompts, then right-padded completions.
-        completion: the number of columns (C) that are completions.
-        temperature: divides the logits.
+        ids_BT, mask_BT: left-padded prompts, then right-padded completions (the last C columns).
         wanted_B: rows that are False are not computed and stay 0.
         entropy_gradient: whether the entropies have a gradient, as a bonus for them needs.
 
@@ -52,16 +50,10 @@ def completion_scores(
     if not len(rows_K):
         return logps_BC.requires_grad_(), entropies_BC
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    real_KC = real_BC[rows_K]
-    ids_KT, mask_KT = ids_BT[rows_K], mask_BT[rows_K]
-    hidden_MD = _hidden(causal.base_model, ids_KT, mask_KT, completion, real_KC)
-    logps_M, entropies_M = token_logps(
-        causal.get_output_embeddings(),
-        hidden_MD,
-        ids_KT[:, -completion:][real_KC],
-        temperature,
-        entropy_gradient,
-    )
+    real_KC, ids_KT = real_BC[rows_K], ids_BT[rows_K]
+    hidden_MD = _hidden(causal.base_model, ids_KT, mask_BT[rows_K], completion, real_KC)
+    head, targets_M = causal.get_output_embeddings(), ids_KT[:, -completion:][real_KC]
+    logps_M, entropies_M = token_logps(head, hidden_MD, targets_M, temperature, entropy_gradient)
     places = real_BC.nonzero(as_tuple=True)
     return logps_BC.index_put(places, logps_M), entropies_BC.index_put(places, entropies_M)
 

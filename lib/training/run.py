@@ -99,10 +99,7 @@ def in_force(
 
     Args:
         arguments: as passed to GRPOConfig, from `grpo_arguments`.
-        trainer: whose `args` are in force.
         config: tells where each value comes from.
-
-    Returns: rows of field, TRL's default, asked, in force, and why it was asked.
     """
     rows = []
     for name, asked in arguments.items():
@@ -116,12 +113,9 @@ def in_force(
 
 
 def _why(name: str, config: Config | None) -> str:
-    origin = config.origin(name) if config else "default"
-    if origin != "default":
-        return origin
-    if name in FOLLOWS:
-        return f"follows: {FOLLOWS[name]}"
-    return DEFAULTS.get(name, ("", ""))[1]
+    if config and config.origin(name) != "default":
+        return config.origin(name)
+    return f"follows: {FOLLOWS[name]}" if name in FOLLOWS else DEFAULTS.get(name, ("", ""))[1]
 
 
 def make_trainer(
@@ -137,7 +131,6 @@ def make_trainer(
 
     Args:
         rows: prompt, answer, id and further columns (`lib.tasks.make_rows`).
-        rewards, weights: reward functions in TRL's signature and what each counts.
         watch: called after each step with the log so far.
 
     Raises:
@@ -192,11 +185,7 @@ def prepare(trainer: Any, policy: Policy, config: Config, run: Run, engine: Any 
 
 
 def train(trainer: Any, config: Config, run: Run) -> None:
-    """Train, from the run's last checkpoint where `resume` is set; from the start otherwise.
-
-    Raises:
-        Stopped: as `lib.training.survival.survived`; what was done is kept.
-    """
+    """Train, from the run's last checkpoint where `resume` is set; from the start otherwise."""
     trainer.train(resume_from_checkpoint=begin_or_resume(config, run))
 
 
@@ -204,26 +193,25 @@ def begin_or_resume(config: Config, run: Run) -> str | None:
     """The run's last checkpoint, where `resume` is set and there is one. None: the training begins
     anew, and what an earlier one left is put aside.
     """
-    last = resume_point(run) if config.resume else None
-    if last is None:
-        fresh_checkpoints(config, run)
-        return None
-    return str(last)
+    if config.resume and (last := resume_point(run)):
+        return str(last)
+    fresh_checkpoints(config, run)
+    return None
 
 
 def save_trained(policy: Policy, config: Config, run: Run) -> str:
     """Write `adapter/`: the last one, or with `keep: best` the best in validation; says which."""
+    said = f"the adapter of step {config.max_steps}, the last"
     if config.keep == "last":
         save_adapter(policy, run.adapter)
-        run.mark_stale()
-        PartialState().wait_for_everyone()
-        return f"the adapter of step {config.max_steps}, the last"
-    with written_whole(run.adapter) as beside:
-        shutil.copytree(run.best, beside, dirs_exist_ok=True)
+    else:
+        with written_whole(run.adapter) as beside:
+            shutil.copytree(run.best, beside, dirs_exist_ok=True)
+        best = read_json(run.best / "validation.json")
+        said = f"the adapter of step {best['step']}, the best in validation ({best['score']:.1%})"
     run.mark_stale()
     PartialState().wait_for_everyone()
-    best = read_json(run.best / "validation.json")
-    return f"the adapter of step {best['step']}, the best in validation ({best['score']:.1%})"
+    return said
 
 
 def why_still(run: Run) -> str:

@@ -111,9 +111,8 @@ class Survival(TrainerCallback):
                 ) from error
 
     @property
-    def kept_step(self) -> int | None:
-        last = resume_point(self.run)
-        return step_of(last) if last else None
+    def kept_step(self) -> int:
+        return step_of(last) if (last := resume_point(self.run)) else 0
 
     def keep_last_step(self) -> None:
         place = self.run.checkpoints / f"checkpoint-{self.trainer.state.global_step}"
@@ -133,8 +132,8 @@ def survived(training: Any, run: Run) -> Iterator[None]:
 
     Args:
         training: has `stop_asked`, why it is to stop, with a checkpoint, once the present batch is
-            done ("": it is not); `kept_step`, of the latest checkpoint; and `keep_last_step()`,
-            which writes one of the last step that was done, where a run can go on from there.
+            done; `kept_step`, of the latest checkpoint; and `keep_last_step()`, which writes one of
+            the last step that was done, where a run can go on from there.
 
     Raises:
         Stopped: interrupted, the disk is full, or a BadInput; it says from which step to go on.
@@ -158,9 +157,8 @@ def survived(training: Any, run: Run) -> Iterator[None]:
 
 
 def _way_on(training: Any) -> str:
-    if training.kept_step is None:
-        return "No step was kept."
-    return f"Step {training.kept_step} is kept: resume goes on from it."
+    step = training.kept_step
+    return f"Step {step} is kept: resume goes on from it." if step else "No step was kept."
 
 
 @contextmanager
@@ -218,12 +216,9 @@ def random_state() -> tuple:
 
 
 def set_random_state(state: tuple) -> None:
-    python, numpy, cpu, cuda = state
-    random.setstate(python)
-    np.random.set_state(numpy)
-    torch.set_rng_state(cpu)
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
+    setters = random.setstate, np.random.set_state, torch.set_rng_state
+    for restore, value in zip((*setters, torch.cuda.set_rng_state_all), state, strict=True):
+        restore(value)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

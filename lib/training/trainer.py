@@ -48,21 +48,15 @@ from lib.training.survival import is_out_of_memory
 NO_SIGNAL = 1e-6  # |advantage| up to which a completion moves nothing
 
 
-def trainer_is_unsloths() -> bool:
-    """Whether Unsloth has put a trainer of its own in the place of TRL's, as it does on a GPU."""
-    return not trl.GRPOTrainer.__module__.startswith("trl.")
-
-
 class GRPOTrainer(trl.GRPOTrainer):
     """
     Attributes:
         shares_prompts: whether a prompt is computed once for its group; may be set to False.
         not_shared: why it cannot be; "" where it can.
         is_unsloths: whether the class stands on Unsloth's trainer.
-        engine: what `generate_with` was given; None: the trainer generates by TRL's own ways.
     """
 
-    engine: Any = None
+    engine: Any = None  # of `generate_with`; None: the trainer generates by TRL's own ways
     _wanted_B: torch.Tensor | None = None  # rows whose log-probs the loss needs; None: all
     _logps_BC: torch.Tensor | None = None  # of the latest pass
 
@@ -73,7 +67,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         self.remove_callback(PrinterCallback)  # the log callback shows what it would print
         if self.args.use_cpu:  # of several processes: "cpu:0", which torch.load does not know
             vars(self.args)["_setup_devices"] = torch.device("cpu")
-        self.is_unsloths = trainer_is_unsloths()
+        self.is_unsloths = not trl.GRPOTrainer.__module__.startswith("trl.")
         if self.is_unsloths:
             self.not_shared = "Unsloth's trainer has a loss of its own"
         elif self.args.gradient_checkpointing:
@@ -83,12 +77,8 @@ class GRPOTrainer(trl.GRPOTrainer):
         self.shares_prompts = not self.not_shared
 
     def generate_with(self, engine: Any) -> None:
-        """Have this object generate (TRL's `VLLMGeneration` in two methods).
-
-        Args:
-            engine: has `sync_weights()`, which TRL calls when the policy has moved, and
-                `generate(prompts, images, num_generations, profiler)`.
-        """
+        """Have this object generate: TRL's `VLLMGeneration` in two methods, `sync_weights()`, for
+        when the policy has moved, and `generate(prompts, images, num_generations, profiler)`."""
         self.engine = self.vllm_generation = engine
         self.use_vllm, self._last_loaded_step = True, -1
         engine.trainer = self

@@ -30,8 +30,7 @@ def warm_up(
     The trained weights are kept in `warm_up/`, from which a resumed run takes them.
 
     Args:
-        problems: the training problems, whose solutions are shown.
-        rows: their prompts, as GRPO will ask them.
+        rows: the problems' prompts, as GRPO will ask them.
 
     Raises:
         BadInput: the format shows a solution and a problem has none.
