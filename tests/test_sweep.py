@@ -114,11 +114,6 @@ def test_runs_follow_each_other_and_none_stops_another(tmp_path, capsys):
         log = tmp_path / "small" / f"ci_{seed}" / "sweep.log"
         said = rf"small/ci_{seed} failed: 04_pass_at_k_eval stopped: .*adapter is not there.*{log}"
         assert re.search(said, out)
-    path = sweep_file(tmp_path, only=["01"], seeds=[0])
-    assert main([str(path)]) == 0
-    assert "1 of 1: small/ci_0 done; about 0 s left" in capsys.readouterr().out
-    assert main([str(path)]) == 0
-    assert "1 run, 1 of them done before" in capsys.readouterr().out
 
 
 def test_ctrl_c_ends_the_run_and_starts_no_other(tmp_path):
@@ -200,7 +195,7 @@ def cluster(monkeypatch):
         assert psutil.wait_procs(left, timeout=20)[1] == []
 
 
-def test_a_lost_worker_and_a_failing_run_take_no_other_with_them(tmp_path, cluster):
+def test_a_lost_worker_and_a_failing_run_take_no_other_with_them(tmp_path, cluster, first_layers):
     recipe = read_recipe(find_recipe("ci"))
     for name in ("one", "two", "broken"):
         rewards = {"rewards": {"raises.py:raises": 1.0}} if name == "broken" else {}
@@ -208,7 +203,8 @@ def test_a_lost_worker_and_a_failing_run_take_no_other_with_them(tmp_path, clust
         (tmp_path / f"{name}.yaml").write_text(text)
     (tmp_path / "raises.py").write_text(RAISES)
     recipes = ["one.yaml", "two.yaml", "broken.yaml"]
-    path = sweep_file(tmp_path, recipe=None, recipes=recipes, seeds=[0])
+    small = {"model": str(first_layers)}
+    path = sweep_file(tmp_path, recipe=None, recipes=recipes, seeds=[0], parameters=small)
     command = [sys.executable, "-m", "lib.suite", "sweep", str(path), "--ray", cluster.address]
     sweep = subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True)
     raylet = cluster.lost.all_processes["raylet"][0].process.pid

@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 
 from lib.config import resolve
 from lib.engines import Sampling
-from lib.errors import BadInput
 from lib.runs import read_json, read_jsonl
 from lib.tasks import get_task, make_rows
 from lib.training.callbacks import StepLog
@@ -35,12 +34,6 @@ def test_no_problem_is_both_trained_on_and_validated_on(tmp_path):
     assert not {p.question for p in training} & {p.question for p in held_out}
     greedy = config_of(tmp_path, validation_steps=1, validation_problems=1000)
     assert len(set_aside(problems, greedy)[1]) == len(problems) // 4
-
-
-def test_keeping_the_best_needs_a_validation(tmp_path):
-    with pytest.raises(BadInput) as error:
-        config_of(tmp_path, keep="best")
-    assert error.value.key == "keep-best"
 
 
 @pytest.mark.parametrize("engine", ["vllm", "transformers"])
