@@ -122,8 +122,7 @@ class Keys(BaseModel):
     push_to_hub: str = ""  # repository to push to; needs HF_TOKEN
     push_form: Literal["adapter", "merged", "gguf"] = "merged"  # what is pushed
 
-    def __getattr__(self, name: str) -> Any:
-        """Keys under their old names, too."""
+    def __getattr__(self, name: str) -> Any:  # keys under their old names, too
         return getattr(self, ALIASES[name]) if name in ALIASES else super().__getattr__(name)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> "Keys":
@@ -176,17 +175,15 @@ def resolve(
     parameters: Mapping[str, Any] | None = None,
     hardware: Hardware | None = None,
 ) -> Config:
-    """The effective configuration.
+    """The effective configuration. GRPO_RUN and GRPO_OUTPUT_DIR stand in for `run` and `output_dir`
+    where no parameter sets them.
 
     Args:
         recipe: a name in notebooks/recipes, a path, or None for plain defaults.
         parameters: what was given explicitly; None values count as not given.
-        hardware: looked at when None.
 
     Raises:
         BadInput: an unknown key, a wrong type or an impossible value or pair.
-
-    GRPO_RUN and GRPO_OUTPUT_DIR stand in for `run` and `output_dir` where no parameter sets them.
     """
     given = translate({k: value for k, value in (parameters or {}).items() if value is not None})
     path = find_recipe(recipe) if recipe else None
@@ -228,22 +225,14 @@ def resolve(
 
 
 def with_changes(config: Config, changes: Mapping[str, Any]) -> Config:
-    """The configuration resolved anew with these keys changed.
-
-    Raises:
-        BadInput: as `resolve`.
-    """
+    """The configuration resolved anew with these keys changed."""
     changed = resolve(None, config.given() | {"profile": config.profile} | translate(changes))
     changed._recipe = config._recipe
     return changed
 
 
 def side_config(config: Config) -> Config:
-    """The recipe with the side task's keys in place of its own; greedy answers only.
-
-    Raises:
-        BadInput: an unknown key, or a value that does not work.
-    """
+    """The recipe with the side task's keys in place of its own; greedy answers only."""
     keys = {"eval_samples": 0, "task_config": {}} | config.side_task | {"side_task": {}}
     return with_changes(config, keys)
 
@@ -289,13 +278,8 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def notebook_config(namespace: Mapping[str, Any]) -> Config:
-    """The configuration from a notebook's variables, right after its parameters cell.
-
-    `recipe` (or GRPO_RECIPE) names the recipe; a variable left at None is not set.
-
-    Raises:
-        BadInput: as `resolve`; an unknown parameter, too.
-    """
+    """The configuration from a notebook's variables, right after its parameters cell: `recipe` (or
+    GRPO_RECIPE) names the recipe; a variable left at None is not set."""
     names = {
         name: value
         for name, value in namespace.items()
@@ -366,11 +350,7 @@ def _refusal(errors: list[dict[str, Any]], origins: dict[str, str]) -> BadInput:
     if kind == "literal_error" and isinstance(value, str):
         choices = [c.strip("' ") for c in error["ctx"]["expected"].replace(" or ", ", ").split(",")]
         return BadInput(f"{key} ({where}) is {value!r}: {nearest(value, choices)}", "value")
-    same = [
-        each["msg"]
-        for each in errors
-        if each["loc"][0] == key and repr(each["input"]) == repr(value)
-    ]
+    same = [e["msg"] for e in errors if e["loc"][0] == key and repr(e["input"]) == repr(value)]
     wanted = " or ".join(text.removeprefix("Input should be ") for text in dict.fromkeys(same))
     wanted = wanted.replace("a valid integer", "a whole number").replace("a valid ", "a ")
     hint = ""

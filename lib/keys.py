@@ -191,11 +191,7 @@ def _limited(hint: Any, limits: dict[str, float]) -> Any:
 
 
 def translate(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """The same settings under today's names: what old recipes and TRL's scripts write.
-
-    Raises:
-        BadInput: a field that the suite sets itself, or a key under two names.
-    """
+    """The same settings under today's names: what old recipes and TRL's scripts write."""
     new: dict[str, Any] = {}
     for key, value in layer.items():
         if not isinstance(key, str):
@@ -220,7 +216,8 @@ def _today(name: str, value: Any, layer: Mapping[str, Any]) -> dict[str, Any]:
     if name == "min_lr_rate":
         return {"lr_scheduler_kwargs": {name: value} if value else None}
     if name == "loss_constants" and isinstance(value, dict):
-        return {f"{_loss_of(each)}_{each}": number for each, number in value.items()}
+        losses = ["sapo" if each.startswith("temperature") else "vespo" for each in value]
+        return dict(zip(map("{}_{}".format, losses, value), value.values(), strict=True))
     if name == "ref_model_sync_steps" and "sync_ref_model" not in layer:
         return {"sync_ref_model": True, name: value} if value else {"sync_ref_model": False}
     if name == "entropy_target" and "use_adaptive_entropy" not in layer:
@@ -236,10 +233,6 @@ def _today(name: str, value: Any, layer: Mapping[str, Any]) -> dict[str, Any]:
     if name in WORDS:
         raise BadInput(f"{name} is {value!r}: it should be {WORDS[name]}.", key="value")
     return {name: value}
-
-
-def _loss_of(constant: str) -> str:
-    return "sapo" if constant.startswith("temperature") else "vespo"
 
 
 def _prompts_per_step(accumulation: int, layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -262,16 +255,14 @@ def _prompts_per_step(accumulation: int, layer: Mapping[str, Any]) -> dict[str, 
 
 
 NO_ADAPTER = ("lm_head", "embed_tokens", "embed_in", "wte", "embeddings")
-OPTIMIZER_PACKAGES = {
-    "8bit": "bitsandbytes",
-    "bnb": "bitsandbytes",
-    "4bit": "torchao",
-    "torchao": "torchao",
+OPTIMIZER_PACKAGES = {  # part of the optimizer's name → package, the first that fits
+    **dict.fromkeys(("torch_4bit", "torch_8bit"), "torchao"),
     "galore": "galore_torch",
+    "apollo": "apollo_torch",
+    **dict.fromkeys(("8bit", "32bit", "bnb", "ademamix"), "bitsandbytes"),
     "lomo": "lomo_optim",
     "grokadamw": "grokadamw",
     "schedule_free": "schedulefree",
-    "apollo": "apollo_torch",
     "stable_adamw": "optimi",
     "apex": "apex",
     "npu": "torch_npu",
@@ -281,10 +272,8 @@ OPTIMIZER_PACKAGES = {
 
 def missing_package(optim: str) -> str:
     """The package that the optimizer needs and that is not installed; "" where nothing lacks."""
-    if optim == "paged_adamw":  # transformers' name for bitsandbytes' 32-bit one
-        optim = "bnb"
-    packages = [package for word, package in OPTIMIZER_PACKAGES.items() if word in optim]
-    return next((package for package in packages if find_spec(package) is None), "")
+    package = next((name for word, name in OPTIMIZER_PACKAGES.items() if word in optim), "")
+    return package if package and find_spec(package) is None else ""
 
 
 def idle_constants(c: Any) -> str:

@@ -19,8 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from lib.config import Config, resolve
-from lib.scratch import Batch, Totals, completion_logps, grpo_loss
-from lib.scratch.baselines import loss_config
+from lib.scratch import Batch, Totals, completion_logps, grpo_loss, loss_config
 from tests.conftest import CPU
 
 LOSSES = {

@@ -58,6 +58,7 @@ def refused(parameters, hardware=CPU, recipe=None) -> BadInput:
         ({"loss_type": "gpro"}, "value", 'did you mean "grpo"'),
         ({"optim": "adamW"}, "value", '"adamw_torch"'),
         ({"optim": "lomo"}, "optimizer-package", "adamw_torch"),
+        ({"optim": "apollo_adamw"}, "optimizer-package", "adamw_torch"),
         ({"lr_scheduler_type": "cosin"}, "value", 'did you mean "cosine"'),
         ({"scale_rewards": "groups"}, "value", '"group"'),
         ({"profile": "t5"}, "profile", "t5"),

@@ -5,8 +5,9 @@
     logps_BT, _ = completion_logps(model, prompts_NS, prompt_mask_NS, tokens_BT, mask_BT)
     grpo_loss(logps_BT, batch, step, config).backward()
 
-Read it downwards: advantages, ratio, clipping, KL, the weight of a token, the loss; then
-sampling and scoring with a model. `lib.scratch.loop` does it step after step.
+Read it downwards: advantages, ratio, clipping, KL, the weight of a token, the loss; sampling and
+scoring with a model; and what else a reward can be compared with (RLOO, REINFORCE, PPO).
+`lib.scratch.loop` does it step after step.
 
 Shapes: N prompts in a step, G completions of each, B = N·G completions, S tokens of the
 longest prompt (padded on the left), T of the longest completion (padded on the right), V
@@ -22,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.config import Config
 from lib.training.logps import read_on, read_prompts
@@ -127,26 +128,18 @@ def token_weights(mask_BT: Tensor, loss_type: str, step: Totals) -> Tensor:
 
 @dataclass
 class Batch:
-    """Completions of some prompts of a step, and all that the loss needs of them.
-
-    Attributes:
-        advantages_BT: [B, 1] where all tokens of a completion share one, as GRPO's do.
-        sampled_logps_BT: as the sampler saw them, token by token.
-        old_logps_BT: of the same policy as the loss computes them; None until the first update.
-        ref_logps_BT: under the reference (the base model); None where beta is 0.
-        old_values_BT, returns_BT: PPO's, of `lib.scratch.baselines`.
-    """
+    """Completions of some prompts of a step, and all that the loss needs of them."""
 
     prompts_NS: Tensor
     prompt_mask_NS: Tensor
     tokens_BT: Tensor
     mask_BT: Tensor
-    advantages_BT: Tensor | None = None
-    sampled_logps_BT: Tensor | None = None
-    old_logps_BT: Tensor | None = None
-    ref_logps_BT: Tensor | None = None
-    old_values_BT: Tensor | None = None
-    returns_BT: Tensor | None = None
+    advantages_BT: Tensor | None = None  # [B, 1] where all tokens of a completion share one
+    sampled_logps_BT: Tensor | None = None  # as the sampler saw them, token by token
+    old_logps_BT: Tensor | None = None  # as the loss computes them, before the first update
+    ref_logps_BT: Tensor | None = None  # under the base model; None where beta is 0
+    old_values_BT: Tensor | None = None  # PPO's
+    returns_BT: Tensor | None = None  # PPO's
 
     def split(self, groups: int) -> "list[Batch]":
         """The batch in parts of that many prompts with their completions."""
@@ -290,3 +283,120 @@ def describe(
     if batch.ref_logps_BT is not None:
         values["kl"] = k3(logps_BT, batch.ref_logps_BT, mask_BT)
     return {name: (value * mask_BT).sum().item() for name, value in values.items()}
+
+
+# --- other baselines --------------------------------------------------------------------------
+# GRPO compares a completion with its group's mean. By the same sampler, loss and optimizer, so that
+# a difference in learning is one of the baseline:
+#   rloo       with the mean of the *other* completions of its group (arXiv:2402.14740)
+#   reinforce  with the mean of all rewards of the step (Williams 1992)
+#   ppo        with what a value head expects, token by token (arXiv:1707.06347)
+# In all three the KL to the reference is a part of the reward, as their authors have it; in GRPO
+# it is a part of the loss.
+
+# The loss that each takes. RLOO's and REINFORCE's action is the whole
+# completion: its probabilities' ratio counts once, and every completion the same.
+WHOLE = {"loss_type": "grpo", "importance_sampling_level": "completion", "beta": 0.0}
+LOSS = {
+    "grpo": {},
+    "rloo": WHOLE,
+    "reinforce": WHOLE,
+    "ppo": {"loss_type": "dapo", "importance_sampling_level": "token", "beta": 0.0},
+}
+
+
+def loss_config(config: Config) -> Config:
+    """The configuration with the loss settings of its algorithm."""
+    return config.model_copy(update=LOSS[config.algorithm])
+
+
+def leave_one_out(rewards_NG: Tensor) -> Tensor:
+    """advantages_B: each reward less the mean of its group's others (RLOO).
+
+    r_i − mean of the others = G/(G−1) · (r_i − mean of all): GRPO's centred advantage but for
+    a constant, which Adam does not see.
+    """
+    group = rewards_NG.shape[1]
+    return group_advantages(rewards_NG, "none") * group / (group - 1)
+
+
+def step_advantages(rewards_NG: Tensor) -> Tensor:
+    """advantages_B: each reward less the mean of all, whatever its prompt."""
+    return group_advantages(rewards_NG.reshape(1, -1), "none")
+
+
+def kl_penalty(batch: Batch, beta: float) -> Tensor:
+    """penalty_BT: β · log(policy/reference) at each token (k1; arXiv:1909.08593, eq. 2)."""
+    if not beta:
+        return torch.zeros_like(batch.mask_BT, dtype=torch.float32)
+    return beta * (batch.old_logps_BT - batch.ref_logps_BT) * batch.mask_BT
+
+
+class ValueHead(nn.Module):
+    """The reward still to come, read off the policy's last hidden state by a linear layer.
+
+    It sees the state without a gradient: what it learns does not move the policy. A state is
+    scaled to length √D first, so that one learning rate fits all models.
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.linear = nn.Linear(size, 1)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        states = states.detach().float()
+        return self.linear(nn.functional.rms_norm(states, states.shape[-1:]))[..., 0]
+
+
+def gae(rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, lam: float) -> Tensor:
+    """advantages_BT by generalised advantage estimation (arXiv:1506.02438, eq. 16) at γ = 1.
+
+    A_t = Σ_l λ^l δ_{t+l} with δ_t = r_t + V_{t+1} − V_t; behind the last token V is 0.
+    """
+    values_BT = values_BT * mask_BT
+    advantage_B = torch.zeros_like(values_BT[:, 0])
+    next_B, advantages = advantage_B, []
+    for t in reversed(range(values_BT.shape[1])):
+        delta_B = rewards_BT[:, t] + next_B - values_BT[:, t]
+        advantage_B = (delta_B + lam * advantage_B) * mask_BT[:, t]
+        next_B = values_BT[:, t]
+        advantages.append(advantage_B)
+    return torch.stack(advantages[::-1], 1)
+
+
+def whiten(values_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """The values with mean 0 and standard deviation 1 over the tokens that count."""
+    real = values_BT[mask_BT.bool()]
+    return (values_BT - real.mean()) / (real.std() + 1e-8) * mask_BT
+
+
+def value_loss(values_BT: Tensor, batch: Batch, step: Totals, clip: float) -> Tensor:
+    """½ · max((V − R)², (clip(V, V_old ± clip) − R)²), the mean over the step's tokens.
+
+    The clipped form is that of PPO's own code (arXiv:2005.12729, sec. 3).
+    """
+    old_BT, aim_BT = batch.old_values_BT, batch.returns_BT
+    near_BT = old_BT + (values_BT - old_BT).clamp(-clip, clip)
+    error_BT = torch.maximum((values_BT - aim_BT) ** 2, (near_BT - aim_BT) ** 2)
+    return 0.5 * (error_BT * batch.mask_BT).sum() / max(step.tokens, 1)
+
+
+def set_advantages(batch: Batch, rewards_B: Tensor, config: Config) -> None:
+    """The advantages of a whole step; for PPO also the returns that its values are to learn."""
+    if config.algorithm == "grpo":
+        rewards_NG = rewards_B.view(-1, config.num_generations)
+        batch.advantages_BT = group_advantages(rewards_NG, config.scale_rewards)[:, None]
+        return
+    penalty_BT = kl_penalty(batch, config.beta)
+    if config.algorithm == "ppo":
+        last_B1 = (batch.mask_BT.sum(1, keepdim=True) - 1).clamp(min=0)
+        rewards_BT = (-penalty_BT).scatter_add(1, last_B1, rewards_B[:, None])
+        advantages_BT = gae(rewards_BT, batch.old_values_BT, batch.mask_BT, config.gae_lambda)
+        batch.returns_BT = advantages_BT + batch.old_values_BT
+        batch.advantages_BT = whiten(advantages_BT, batch.mask_BT)
+        return
+    compare = leave_one_out if config.algorithm == "rloo" else step_advantages
+    rewards_NG = (rewards_B - penalty_BT.sum(1)).view(-1, config.num_generations)
+    batch.advantages_BT = compare(rewards_NG)[:, None]

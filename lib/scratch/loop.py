@@ -34,13 +34,16 @@ from lib.runs import Run, append_jsonl, discard, read_json, write_json, written_
 from lib.scratch import (
     Batch,
     Totals,
+    ValueHead,
     completion_logps,
     describe,
     describe_rewards,
     grpo_loss,
+    loss_config,
     sample,
+    set_advantages,
+    value_loss,
 )
-from lib.scratch.baselines import ValueHead, loss_config, set_advantages, value_loss
 from lib.scratch.lora import (
     add_lora,
     live_weights,
