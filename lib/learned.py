@@ -24,7 +24,7 @@ import numpy as np
 
 from lib.config import ROOT, Config
 from lib.errors import BadInput
-from lib.models import lora_arguments, model_folder
+from lib.models import load_tokenizer, lora_arguments, model_folder
 from lib.progress import Progress
 from lib.rewards import completion_texts
 from lib.runs import Run, read_json, write_json, written_whole
@@ -120,11 +120,11 @@ def fitting(pairs: Sequence[Pair], tokenizer: Any, config: Config) -> list[Pair]
 
 def halves(pairs: Sequence[Pair]) -> tuple[list[Pair], list[Pair]]:
     """Two parts of about the same size that share no question."""
-
-    def is_first(pair: Pair) -> bool:
-        return hashlib.sha256(pair.question.encode("utf-8", "replace")).digest()[0] < 128
-
-    return [p for p in pairs if is_first(p)], [p for p in pairs if not is_first(p)]
+    parts: tuple[list[Pair], list[Pair]] = [], []
+    for pair in pairs:
+        digest = hashlib.sha256(pair.question.encode("utf-8", "replace")).digest()
+        parts[digest[0] >= 128].append(pair)
+    return parts
 
 
 @dataclass
@@ -213,16 +213,12 @@ def _loaded(folder: str, stamp: int) -> RewardModel:
 class LearnedReward:
     """The score of the run's reward model, in standard deviations of held-out answers' scores.
 
-    Args:
-        path: a folder that 06_reward_model made, in whichever run; "": this run's own.
-        run_folder: where "this run's own" is looked for; given by `recipe_rewards`.
-
     Raises:
         BadInput: there is no reward model, or it has vanished since the run began.
     """
 
-    path: str = ""
-    run_folder: str = ""
+    path: str = ""  # a folder that 06_reward_model made, in whichever run; "": this run's own
+    run_folder: str = ""  # where "this run's own" is looked for; given by `recipe_rewards`
     own: ClassVar[str] = "reward_model"  # the folder's name within a run
 
     def __post_init__(self):
@@ -264,7 +260,7 @@ def untrained(config: Config) -> tuple[Any, Any]:
     arXiv 2502.02013).
     """
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     base = config.reward_model_base or config.model
     folder = model_folder(config.model_copy(update={"model": base}))
@@ -278,9 +274,7 @@ def untrained(config: Config) -> tuple[Any, Any]:
         model.base_model.layers, model.config.num_hidden_layers = lower, len(lower)
         if getattr(model.config, "layer_types", None):
             model.config.layer_types = model.config.layer_types[: len(lower)]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer = load_tokenizer(folder)
     model.config.pad_token_id = tokenizer.pad_token_id  # the score is the last real token's
     return model.to("cpu" if config.profile == "cpu" else "cuda"), tokenizer
 

@@ -3,10 +3,13 @@
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from transformers import TrainerCallback
@@ -14,7 +17,6 @@ from transformers import TrainerCallback
 from lib.config import ROOT, resolve
 from lib.errors import BadInput
 from lib.execute import launch_words
-from lib.lock import release
 from lib.models import load_policy
 from lib.runs import Run, quiet_process, read_jsonl, read_rollouts
 from lib.suite import main
@@ -106,18 +108,30 @@ def test_two_processes_take_the_step_of_one(tmp_path, first_layers):
     assert (two.adapter / "adapter_model.safetensors").is_file()
 
 
-def test_a_recipe_trains_in_two_processes_stops_and_goes_on(tmp_path, first_layers, capsys):
-    model = str(first_layers)
-    given = SMALL | dict(max_steps=2, save_steps=2, num_processes=2, model=model, run="two")
+def test_a_recipe_in_two_processes_is_interrupted_and_goes_on(tmp_path, first_layers):
+    """Ctrl-C, as a terminal sends it: the step is kept, and no process is left."""
+    given = SMALL | dict(max_steps=500, num_processes=2, model=str(first_layers), run="two")
     given |= dict(output_dir=str(tmp_path), preflight_prompts=0)
     words = [word for key, value in given.items() for word in ("-p", key, str(value))]
-    assert main(["ci", "--only", "03", *words, "-p", "stop_at", "1"]) == 2
-    assert "stopped at step 1, as stop_at says. Step 1 is kept" in capsys.readouterr().err
-    release()
-    assert main(["ci", "--only", "03", *words, "--resume"]) == 0
+    command = [sys.executable, "-m", "lib.suite", "ci", "--only", "03", *words]
+    runner = subprocess.Popen(
+        command, cwd=ROOT, stdout=-1, stderr=-1, text=True, start_new_session=True
+    )
     run = Run(tmp_path / "two")
-    assert [row["step"] for row in read_jsonl(run.train_log)] == [1, 2]
-    assert [len(read_rollouts(run, step)) for step in (1, 2)] == [8, 8]
+    while not read_jsonl(run.train_log):
+        assert runner.poll() is None, runner.communicate()
+        time.sleep(0.2)
+    processes = psutil.Process(runner.pid).children(recursive=True)
+    os.killpg(runner.pid, signal.SIGINT)
+    out, errors = runner.communicate()
+    assert runner.returncode == 130 and "Traceback" not in out + errors, out + errors
+    step = read_jsonl(run.train_log)[-1]["step"]
+    assert f"was interrupted. Step {step} is kept: resume goes on from it" in errors
+    assert len(processes) >= 3 and psutil.wait_procs(processes, timeout=10)[1] == []
+    assert main([*command[3:], "-p", "max_steps", str(step + 1), "--resume"]) == 0
+    log = read_jsonl(run.train_log)
+    assert [row["step"] for row in log] == list(range(1, step + 2))
+    assert [len(read_rollouts(run, row["step"])) for row in log] == [8] * (step + 1)
     assert run.recorded()["finished"].keys() == {"03_training"}
     assert (run.adapter / "adapter_model.safetensors").is_file()
 

@@ -161,10 +161,9 @@ def test_a_recipe_that_the_checkpoints_do_not_fit_is_told_at_once(tmp_path, caps
     assert "or another `run`" in said and not list(tmp_path.rglob("*.ipynb"))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_ctrl_c_ends_the_step_and_leaves_no_kernel(tmp_path, first_layers, processes):
+def test_ctrl_c_ends_the_step_and_leaves_no_kernel(tmp_path, first_layers):
     given = SMALL | {"output_dir": str(tmp_path), "ignore_preflight": True, "max_steps": 500}
-    given |= {"model": str(first_layers), "num_processes": processes}
+    given["model"] = str(first_layers)
     asked = [word for key, value in given.items() for word in ("-p", key, json.dumps(value))]
     command = [sys.executable, "-m", "lib.suite", "ci", "--only", "03", "-p", "run", "ci", *asked]
     command += ["--resume"]

@@ -32,7 +32,7 @@ from lib.training.tracking import log_metrics
 class Completions:
     rows = []
 
-tracking.PATIENCE, state = 5, TrainerState()
+tracking.PATIENCE, state = 1, TrainerState()
 ours = tracking.Tracking(config, run, Completions)
 theirs = dict(tensorboard=TensorBoardCallback, wandb=WandbCallback)
 callbacks = [*(theirs[name]() for name in config.report_to if name in theirs), ours]
