@@ -277,8 +277,8 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
     return values | more
 
 
-def notebook_config(namespace: Mapping[str, Any]) -> Config:
-    """The configuration from a notebook's variables, right after its parameters cell: `recipe` (or
+def notebook_parameters(namespace: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    """What `resolve` takes, from a notebook's variables right after its parameters cell: `recipe` (or
     GRPO_RECIPE) names the recipe; a variable left at None is not set."""
     names = {
         name: value
@@ -288,7 +288,7 @@ def notebook_config(namespace: Mapping[str, Any]) -> Config:
     recipe = names.pop("recipe", None) or os.environ.get("GRPO_RECIPE")
     if not recipe and "name" not in names:  # papermill -f gives a recipe's own keys
         recipe = "demo"
-    return resolve(recipe, names)
+    return recipe, names
 
 
 def find_recipe(recipe: str | Path) -> Path:

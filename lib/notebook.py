@@ -5,9 +5,8 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lib.config import Config, notebook_config
-from lib.errors import BadInput
-from lib.runs import UNNAMED, Run, open_run, with_own_name
+from lib.config import Config, notebook_parameters
+from lib.runs import Run, named_config, open_run
 
 
 def start(namespace: Mapping[str, Any]) -> tuple[Config, Run]:
@@ -17,20 +16,8 @@ def start(namespace: Mapping[str, Any]) -> tuple[Config, Run]:
         BadInput: a parameter does not work, or another process writes into the run's folder.
     """
     warnings.filterwarnings("ignore")
-    config = notebook_config(namespace)
-    config = with_own_name(config, _recipe_of(namespace, config))
+    config = named_config(*notebook_parameters(namespace))
     return config, open_run(config)
-
-
-def _recipe_of(namespace: Mapping[str, Any], config: Config) -> Config | None:
-    """The configuration without the parameters that make another training of the recipe."""
-    if namespace.get("name"):  # a recipe's own keys are parameters (papermill -f)
-        return config
-    names = {k: v for k, v in namespace.items() if k == "recipe" or k.startswith(UNNAMED)}
-    try:
-        return notebook_config(names)
-    except BadInput:
-        return None
 
 
 def show(function: Any) -> Any:

@@ -22,12 +22,12 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lib.config import ROOT, Config
+from lib.config import ROOT, Config, resolve
 from lib.errors import BadInput
 from lib.files import (
     append_jsonl,
@@ -211,26 +211,24 @@ def run_folder(config: Config) -> Path:
     return output_folder(config) / config.run_name
 
 
-def with_own_name(config: Config, recipe: Config | None) -> Config:
-    """The configuration in a folder of its own where parameters make another training of a recipe:
+def named_config(recipe: str | Path | None, given: Mapping[str, Any]) -> Config:
+    """The configuration, in a folder of its own where parameters make another training of a recipe:
     `demo -p seed 1` is the run `demo-seed1`. A folder of the recipe's plain name is kept to where
     `resume` asks for it, or where it was made with these very values, and there is none of the
-    other name.
-
-    Args:
-        recipe: the configuration without those parameters; None where it does not work by itself.
-    """
+    other name."""
+    config, plain = resolve(recipe, given), None
+    with suppress(BadInput):  # the recipe may work with these parameters alone
+        plain = resolve(recipe, {k: v for k, v in given.items() if k.startswith(UNNAMED)})
     changes = {
         key: value
         for key, value in config.model_dump().items()
-        if config.origin(key) == "parameter" and not key.startswith(UNNAMED)
-        if recipe is None or value != getattr(recipe, key)
+        if recipe and config.origin(key) == "parameter" and not key.startswith(UNNAMED)
+        if plain is None or value != getattr(plain, key)
     }
     if config.run or not changes:
         return config
     own = config.model_copy(update={"run": f"{config.name}{name_ending(changes)}"})
-    plain = run_folder(config)
-    record = plain / "run.json"
+    record = run_folder(config) / "run.json"
     if run_folder(own).exists() or not record.is_file():
         return own
     made = read_json(record).get("config", {})

@@ -25,7 +25,7 @@ from typing import Any
 
 import yaml
 
-from lib.config import RECIPES, Config, find_recipe, resolve
+from lib.config import RECIPES, Config, find_recipe
 from lib.doctor import check_inputs
 from lib.errors import BadInput, nearest
 from lib.execute import NOTEBOOKS, Watch, run_notebook, time_of
@@ -34,16 +34,15 @@ from lib.progress import duration
 from lib.report import write_report
 from lib.rewards import learned_rewards
 from lib.runs import (
-    UNNAMED,
     Run,
     check_place,
+    named_config,
     open_run,
     output_folder,
     put_aside,
     read_json,
     read_jsonl,
     run_folder,
-    with_own_name,
 )
 from lib.tasks import problem_notes
 from lib.training import check_resumable
@@ -129,14 +128,7 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
 
 def configure(options: argparse.Namespace, given: dict[str, Any]) -> Config:
     """The configuration, in a folder of its own where parameters make another training."""
-    resume = {"resume": True} if options.resume else {}
-    config = resolve(options.recipe, given | resume)
-    try:
-        plain = {key: value for key, value in given.items() if key.startswith(UNNAMED)}
-        recipe = resolve(options.recipe, plain)
-    except BadInput:  # the recipe works with these parameters alone
-        recipe = None
-    return with_own_name(config, recipe)
+    return named_config(options.recipe, given | ({"resume": True} if options.resume else {}))
 
 
 def choose_notebooks(config: Config, only: list[str] | None = None) -> list[str]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lib.config import RECIPES, Config, notebook_config, resolve, with_changes
+from lib.config import RECIPES, Config, notebook_parameters, resolve, with_changes
 from lib.errors import BadInput
 from lib.hardware import PROFILES, Hardware, choose_profile
 from lib.keys import ALIASES, translate
@@ -186,16 +186,16 @@ def test_a_changed_configuration_keeps_the_rest():
 def test_notebook_parameters_set_nothing_when_none(monkeypatch):
     monkeypatch.delenv("GRPO_RECIPE", raising=False)
     names = {"recipe": "ci", "max_steps": None, "seed": 3, "_hidden": 1, "In": [], "path": object()}
-    config = notebook_config(names)
+    config = resolve(*notebook_parameters(names))
     assert (config.name, config.seed, config.max_steps) == ("ci", 3, 2)
 
 
 def test_notebook_without_recipe_is_the_demo_and_environment_stands_in(monkeypatch):
     monkeypatch.delenv("GRPO_RECIPE", raising=False)
-    assert notebook_config({"recipe": None}).name == "demo"
+    assert resolve(*notebook_parameters({"recipe": None})).name == "demo"
     monkeypatch.setenv("GRPO_RECIPE", "ci")
     monkeypatch.setenv("GRPO_RUN", "elsewhere")
-    config = notebook_config({"recipe": None, "run": None})
+    config = resolve(*notebook_parameters({"recipe": None, "run": None}))
     assert (config.name, config.run_name) == ("ci", "elsewhere")
     monkeypatch.setenv("GRPO_OUTPUT_DIR", "there")  # the runner's runs go there, too
     config = resolve("ci", {"run": "mine"}, CPU)
@@ -209,7 +209,7 @@ def test_a_recipes_own_keys_as_parameters_need_no_recipe(monkeypatch):
 
     monkeypatch.delenv("GRPO_RECIPE", raising=False)
     given = yaml.safe_load((RECIPES / "ci.yaml").read_text())
-    assert notebook_config({"recipe": None, **given}).max_steps == 2
+    assert resolve(*notebook_parameters({"recipe": None, **given})).max_steps == 2
 
 
 @pytest.mark.parametrize(
