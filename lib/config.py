@@ -278,7 +278,7 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def notebook_parameters(namespace: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
-    """What `resolve` takes, from a notebook's variables right after its parameters cell: `recipe` (or
+    """What `resolve` takes, from a notebook's variables after its parameters cell: `recipe` (or
     GRPO_RECIPE) names the recipe; a variable left at None is not set."""
     names = {
         name: value
