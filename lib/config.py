@@ -12,19 +12,23 @@ and peft's LoraConfig has its own (`lib.keys`). docs/keys.md lists them all.
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
 
 from lib.errors import BadInput, nearest
 from lib.hardware import PROFILES, Hardware, choose_profile, detect_hardware
-from lib.keys import ALIASES, RULES, ZERO_IS_NONE, library_fields, translate
+from lib.keys import ALIASES, MEANS, RULES, ZERO_IS_NONE, library_fields, translate
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "notebooks" / "recipes"
 LITERALS = (str, int, float, bool, list, dict, tuple)
 MANY = 2**31  # what no count reaches
+GGUF = (  # what llama.cpp makes without a calibration set
+    *("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s"),
+    *("q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k"),
+)
 
 
 class Keys(BaseModel):
@@ -117,7 +121,7 @@ class Keys(BaseModel):
     runs: list[str] = []  # folders under output_dir to compare, of runs or sweeps; []: the variants
 
     # --- export ------------------------------------------------------------
-    gguf: list[str] = ["f16", "q8_0", "q4_k_m"]  # files for llama.cpp and Ollama; []: none
+    gguf: list[Literal[GGUF]] = ["f16", "q8_0", "q4_k_m"]  # for llama.cpp, Ollama; []: none
     certificate_problems: int = Field(64, gt=0)  # held out, that each exported form answers
     push_to_hub: str = ""  # repository to push to; needs HF_TOKEN
     push_form: Literal["adapter", "merged", "gguf"] = "merged"  # what is pushed
@@ -197,7 +201,8 @@ def resolve(
     if profile == "auto":
         profile = choose_profile(hardware)
     if not isinstance(profile, str) or profile not in PROFILES:
-        raise BadInput(f"There is no profile {profile!r}: {nearest(profile, PROFILES)}", "profile")
+        hint = nearest(MEANS.get(profile, profile), ["auto", *PROFILES])
+        raise BadInput(f"There is no profile {profile!r}: {hint}", "profile")
     source = f"recipe {path.stem}" if path else "recipe"
     special = _settings_of_profiles(settings.get("by_profile", {}))
     layers = [
@@ -345,11 +350,16 @@ def _refusal(errors: list[dict[str, Any]], origins: dict[str, str]) -> BadInput:
     key, value = str(error["loc"][0]), error["input"]
     where, kind = origins.get(key, "default"), error["type"]
     if kind == "extra_forbidden":
-        hint = nearest(key, [*Config.model_fields, *ALIASES])
+        hint = nearest(MEANS.get(key.casefold(), key), [*Config.model_fields, *ALIASES])
         return BadInput(f"There is no key {key!r} ({where}): {hint}", "unknown-key")
+    if get_origin(Config.model_fields[key].annotation) is dict and len(error["loc"]) > 1:
+        where = f"{error['loc'][1]}, {where}"
     if kind == "literal_error" and isinstance(value, str):
         choices = [c.strip("' ") for c in error["ctx"]["expected"].replace(" or ", ", ").split(",")]
-        return BadInput(f"{key} ({where}) is {value!r}: {nearest(value, choices)}", "value")
+        hint = nearest(MEANS.get(value.casefold(), value), choices)
+        if value.casefold() == "gspo":
+            hint = "GSPO is grpo with importance_sampling_level sequence: set both."
+        return BadInput(f"{key} ({where}) is {value!r}: {hint}", "value")
     same = [e["msg"] for e in errors if e["loc"][0] == key and repr(e["input"]) == repr(value)]
     wanted = " or ".join(text.removeprefix("Input should be ") for text in dict.fromkeys(same))
     wanted = wanted.replace("a valid integer", "a whole number").replace("a valid ", "a ")

@@ -100,6 +100,16 @@ ALIASES = {
     "use_transformers_paged": "use_transformers_continuous_batching",
     "run_name": "run",
 }
+# What people write for a key or a value, from other libraries: what is meant.
+MEANS = {
+    **dict(
+        lr="learning_rate", group_size="num_generations", max_new_tokens="max_completion_length"
+    ),
+    **dict(
+        steps="max_steps", epochs="max_steps", rank="r", kl_coef="beta", gpu="auto", cuda="auto"
+    ),
+    **dict(float16="fp16", half="fp16", float32="fp32", float="fp32"),
+}
 # Keys that become others, and what they hold.
 WORDS = {
     "bf16": "True or False",

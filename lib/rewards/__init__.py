@@ -176,7 +176,8 @@ def _check_parameters(name: str, parameters: dict, known: dict[str, inspect.Para
     known = {key: p for key, p in known.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     for key, value in parameters.items():
         if key not in known:
-            raise BadInput(f'Reward "{name}" has no parameter "{key}": {nearest(key, known)}')
+            hint = nearest(key, ["weight", *known])
+            raise BadInput(f'Reward "{name}" has no parameter "{key}": {hint}')
         if _is_number(known[key].default) and not _is_number(value):
             raise BadInput(f'{key} of reward "{name}" is {value!r}: give a number.')
 
