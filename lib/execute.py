@@ -27,7 +27,7 @@ import psutil
 
 from lib.config import ROOT, Config
 from lib.hardware import is_main_process
-from lib.process import child_environment
+from lib.process import child_environment, ends_with_us
 from lib.progress import duration
 from lib.runs import Run, read_json
 
@@ -148,6 +148,7 @@ def in_processes(
             env=child_environment(),
             **dict(stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT),
             start_new_session=True,  # Ctrl-C reaches the kernels once, through us
+            preexec_fn=ends_with_us(signal.SIGTERM),  # on which it ends its processes
         )
         interrupt.launcher = process.pid
         process.wait()

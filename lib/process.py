@@ -4,9 +4,12 @@ import ctypes
 import gc
 import logging
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -76,6 +79,11 @@ def child_environment() -> dict[str, str]:
     """Of a process that is to find `lib`, wherever it starts."""
     paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
     return os.environ | {"PYTHONPATH": paths}
+
+
+def ends_with_us(number: int = signal.SIGKILL) -> Callable[[], int]:
+    """For Popen's `preexec_fn`: the child gets this signal when this process ends, however."""
+    return partial(ctypes.CDLL(None).prctl, 1, number)  # PR_SET_PDEATHSIG
 
 
 def installed_versions() -> dict[str, str]:

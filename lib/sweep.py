@@ -9,7 +9,6 @@ finished with the same settings is left alone, and what was stopped goes on. Exi
 """
 
 import argparse
-import ctypes
 import json
 import os
 import shlex
@@ -33,7 +32,7 @@ from lib.errors import BadInput, first_line, nearest
 from lib.evaluation.runs import is_begun
 from lib.hardware import visible_gpus
 from lib.lock import hold, release
-from lib.process import child_environment
+from lib.process import child_environment, ends_with_us
 from lib.progress import duration
 from lib.runs import Run, check_place, name_ending, put_aside, read_json, run_folder
 from lib.suite import choose_notebooks, configure, read_arguments
@@ -184,7 +183,7 @@ def start(words: list[str], gpu: str = "") -> tuple[subprocess.Popen, Path]:
             env=child_environment() | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}),
             **dict(stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT),
             start_new_session=True,  # Ctrl-C reaches it once, through us
-            preexec_fn=partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL),  # PR_SET_PDEATHSIG
+            preexec_fn=ends_with_us(),
         )
     return process, log
 

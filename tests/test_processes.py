@@ -19,7 +19,6 @@ from lib.errors import BadInput
 from lib.execute import launch_words
 from lib.models import load_policy
 from lib.runs import Run, quiet_process, read_jsonl, read_rollouts
-from lib.suite import main
 from lib.training.run import grpo_arguments
 from tests import lives
 from tests.conftest import CPU, L4, SMALL
@@ -108,32 +107,36 @@ def test_two_processes_take_the_step_of_one(tmp_path, first_layers):
     assert (two.adapter / "adapter_model.safetensors").is_file()
 
 
-def test_a_recipe_in_two_processes_is_interrupted_and_goes_on(tmp_path, first_layers):
-    """Ctrl-C, as a terminal sends it: the step is kept, and no process is left."""
-    given = SMALL | dict(max_steps=500, num_processes=2, model=str(first_layers), run="two")
-    given |= dict(output_dir=str(tmp_path), preflight_prompts=0)
+def test_a_recipe_in_two_processes_is_killed_goes_on_and_is_interrupted(tmp_path, first_layers):
+    """Neither leaves a process, and Ctrl-C, as a terminal sends it, keeps the step."""
+    given = SMALL | dict(max_steps=500, save_steps=1, num_processes=2, model=str(first_layers))
+    given |= dict(output_dir=str(tmp_path), run="two", preflight_prompts=0)
     words = [word for key, value in given.items() for word in ("-p", key, str(value))]
-    command = [sys.executable, "-m", "lib.suite", "ci", "--only", "03", *words]
-    runner = subprocess.Popen(
-        command, cwd=ROOT, stdout=-1, stderr=-1, text=True, start_new_session=True
-    )
     run = Run(tmp_path / "two")
-    while not read_jsonl(run.train_log):
-        assert runner.poll() is None, runner.communicate()
-        time.sleep(0.2)
-    processes = psutil.Process(runner.pid).children(recursive=True)
-    os.killpg(runner.pid, signal.SIGINT)
-    out, errors = runner.communicate()
-    assert runner.returncode == 130 and "Traceback" not in out + errors, out + errors
-    step = read_jsonl(run.train_log)[-1]["step"]
-    assert f"was interrupted. Step {step} is kept: resume goes on from it" in errors
-    assert len(processes) >= 3 and psutil.wait_procs(processes, timeout=10)[1] == []
-    assert main([*command[3:], "-p", "max_steps", str(step + 1), "--resume"]) == 0
-    log = read_jsonl(run.train_log)
-    assert [row["step"] for row in log] == list(range(1, step + 2))
-    assert [len(read_rollouts(run, row["step"])) for row in log] == [8] * (step + 1)
-    assert run.recorded()["finished"].keys() == {"03_training"}
-    assert (run.adapter / "adapter_model.safetensors").is_file()
+
+    def ended_by(number: int, *more: str) -> tuple[int, str]:
+        """The runner's exit code, sent this signal after a step, and what it said."""
+        command = [sys.executable, "-m", "lib.suite", "ci", "--only", "03", *words, *more]
+        runner = subprocess.Popen(
+            command, cwd=ROOT, stdout=-1, stderr=-2, text=True, start_new_session=True
+        )
+        known = len(read_jsonl(run.train_log))
+        while len(read_jsonl(run.train_log)) <= known:
+            assert runner.poll() is None, runner.communicate()
+            time.sleep(0.2)
+        processes = psutil.Process(runner.pid).children(recursive=True)
+        os.killpg(runner.pid, number)
+        said, _ = runner.communicate()
+        assert len(processes) >= 3 and psutil.wait_procs(processes, timeout=30)[1] == []
+        return runner.returncode, said
+
+    assert ended_by(signal.SIGKILL)[0] == -signal.SIGKILL
+    code, said = ended_by(signal.SIGINT, "--resume")
+    rows = read_jsonl(run.train_log)
+    assert code == 130 and "Traceback" not in said, said
+    assert f"was interrupted. Step {rows[-1]['step']} is kept: resume goes on from it" in said
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1))
+    assert [len(read_rollouts(run, row["step"])) for row in rows] == [8] * len(rows)
 
 
 def test_the_launcher_takes_what_it_is_given(tmp_path):
