@@ -1,4 +1,4 @@
-"""Groups without signal are replaced, within a budget, and the books stay right."""
+"""Which prompts a step asks: by the preflight's pass rates, and where groups have no signal."""
 
 import shutil
 
@@ -6,12 +6,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lib.config import resolve
 from lib.engines import chat_text
-from lib.runs import append_jsonl, read_jsonl
+from lib.errors import BadInput
+from lib.runs import append_jsonl, read_jsonl, write_json
 from lib.tasks import get_task
 from lib.tasks.prompts import make_rows
-from lib.training.rollouts import DynamicSampling, Groups, all_alike, resample
+from lib.training.rollouts import (
+    DynamicSampling,
+    Groups,
+    all_alike,
+    choose_rows,
+    prompt_order,
+    resample,
+)
 from lib.training.run import train
+from tests.conftest import CPU
 
 NAN = torch.nan
 ROWS = make_rows(get_task("small_sums", {"largest": 9}).load("train"), "answer")
@@ -171,3 +181,57 @@ def test_what_is_tried_are_the_prompts_meant_also_where_long_ones_are_left_out(t
     drawn, tried = asked[:2], asked[2:]
     order = DynamicSampling(None, ROWS, seed=0, budget=3).order(1, drawn)
     assert tried == [ROWS[place]["id"] for place in order] and len(tried) == 3
+
+
+# --- by the preflight ----------------------------------------------------------
+
+ASKED = [{"id": name} for name in "abcdef"]
+RATES = {"a": 0.25, "b": 1.0, "c": 0.0, "d": 0.75, "e": 0.0}  # f was not measured
+
+
+def chosen(run, **given):
+    config = resolve(None, {"prompts_per_step": 2} | given, CPU)
+    write_json(run.folder / "preflight.json", {"pass_rates": RATES, "drop": ["b", "c", "e"]})
+    rows, told = choose_rows(ASKED, run, config)
+    return "".join(row["id"] for row in rows), told
+
+
+def test_by_default_the_preflight_changes_nothing(run):
+    assert chosen(run)[0] == "abcdef"
+
+
+def test_prompts_without_signal_are_dropped(run):
+    names, told = chosen(run, drop_dead=True)
+    assert names == "adf"
+    assert told.startswith("5 of 6 prompts were measured; 3 always right or always wrong")
+
+
+def test_never_below_what_a_step_takes(run):
+    assert chosen(run, drop_dead=True, prompts_per_step=4)[0] == "abdf"
+
+
+def test_easy_ones_come_first_and_the_unmeasured_in_the_middle(run):
+    assert chosen(run, curriculum="easy_first")[0] == "bdface"
+    assert chosen(run, curriculum="easy_first", drop_dead=True)[0] == "dfa"
+
+
+def order(**given) -> list[int]:
+    return prompt_order(5, resolve(None, {"prompts_per_step": 2, "max_steps": 4} | given, CPU))
+
+
+def test_each_epoch_has_an_order_of_its_own_and_a_curriculum_the_rows():
+    places = order()
+    assert len(places) == 4 * 2 and len(set(places[:4])) == len(set(places[4:])) == 4
+    assert places[:4] != places[4:] and places == order() != order(seed=1)
+    assert order(max_steps=9)[:8] == places, "a run may become longer and goes on in its order"
+    assert order(num_iterations=2) == places[:4], "each batch serves two steps"
+    assert order(curriculum="easy_first") == [0, 1, 2, 3] * 2
+
+
+@pytest.mark.parametrize("given", [{"drop_dead": True}, {"curriculum": "easy_first"}], ids=str)
+def test_without_pass_rates_neither_is_possible(run, given):
+    for _ in range(2):
+        with pytest.raises(BadInput) as error:
+            choose_rows(ASKED, run, resolve(None, given, CPU))
+        assert error.value.key == "no-pass-rates"
+        write_json(run.folder / "preflight.json", {"pass_rates": {}, "drop": []})
