@@ -83,7 +83,9 @@ def test_children_may_write_where_their_runner_does(place):
     assert holder(place, 0).communicate()[0] == "has it\n"
 
 
-OPEN = "from pathlib import Path\nfrom lib.lock import hold\nhold(Path({folder!r}))"
+OPEN = (
+    "from pathlib import Path\nfrom lib import lock\nlock.IDLE = 1.0\nlock.hold(Path({folder!r}))"
+)
 
 
 def notebook(*cells: str):
@@ -92,14 +94,14 @@ def notebook(*cells: str):
 
 def test_a_notebooks_cells_have_it_while_they_run(place):
     place.mkdir()
-    slow = "import time; from pathlib import Path; Path('busy').touch(); time.sleep(8)"
-    cells = notebook(OPEN.format(folder=str(place)), slow)
+    cells = notebook(OPEN.format(folder=str(place)), "Path('busy').touch()")
     client = NotebookClient(cells, resources={"metadata": {"path": str(place.parent)}})
     with client.setup_kernel(env={**os.environ, "PYTHONPATH": str(ROOT)}):
         client.execute_cell(client.nb.cells[0], 0)
-        taken = holder(place, 0).communicate()[0]
-        assert "run-in-use" in taken
-        time.sleep(4)
+        with pytest.raises(BadInput) as taken:
+            hold(place)
+        assert taken.value.key == "run-in-use"
+        time.sleep(2)
         first = holder(place)  # the notebook is open, and idle
         assert first.stdout.readline() == "has it\n"
         with pytest.raises(CellExecutionError, match="is being written by another process"):
