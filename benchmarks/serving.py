@@ -17,15 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lib.config import resolve
-from lib.export.serve import (
-    Server,
-    _ready,
-    _start,
-    free_port,
-    serve_gguf,
-    serve_vllm,
-    vllm_command,
-)
+from lib.export.serve import Server, free_port, launch, serve_gguf, serve_vllm, vllm_command
 from lib.files import write_json
 from lib.hardware import detect_hardware
 from lib.models import embedded_folder
@@ -91,8 +83,7 @@ def plain_vllm(folder: Path, config: Any, log: Path) -> Server:
     command += ["--host", "127.0.0.1"]
     command += ["--dtype", "bfloat16", "--max-model-len", str(config.max_seq_length)]
     command += ["--enforce-eager", "--max-num-seqs", "32"] if config.profile == "cpu" else []
-    process = _start(command, log, {})
-    return _ready(Server("vLLM", port, ["base"], "none", process, log), seconds=600)
+    return launch("vLLM", command, port, ["base"], log)
 
 
 def _parser() -> argparse.ArgumentParser:

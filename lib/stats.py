@@ -21,6 +21,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import bisect
 from scipy.special import bdtr, ndtri, stdtr, stdtrit
 
 from lib.errors import BadInput
@@ -237,11 +238,12 @@ def crossed_difference(differences_SP: np.ndarray) -> Difference:
     """The mean of b − a over S seeds (rows) and P problems (columns), with its interval.
 
     Seeds and problems are both drawn from many: what one seed shows on all problems, or one
-    problem with all seeds, counts once and not as often as it was seen. The two-way random model:
-    Var(mean) = (MS_seeds + MS_problems − MS_rest) / (S·P), the mean squares of an analysis of
-    variance, never below the larger of the first two; degrees of freedom by Satterthwaite 1946,
-    at least those of the seeds. With one seed it is the paired difference over problems, which
-    says nothing of other seeds.
+    problem with all seeds, counts once and not as often as it was seen. In the two-way random
+    model Var(mean) = ((MS_seeds − MS_rest) + MS_problems) / (S·P), the mean squares of an analysis
+    of variance, the first part never below zero. Each part has the t of its own degrees of freedom,
+    and the squares of their half intervals add up (Zou & Donner 2008): few seeds that differ make
+    a wide interval, seeds that agree do not. With one seed it is the paired difference over
+    problems, which says nothing of other seeds.
     """
     values = np.asarray(differences_SP, dtype=float)
     seeds, problems = values.shape
@@ -255,14 +257,21 @@ def crossed_difference(differences_SP: np.ndarray) -> Difference:
         alike = mean_with_error(by_problem, within=within).interval
         return Difference(mean, 0.0, alike, _t_test(mean, 0.0, problems - 1), "two-way t")
     rest = values - by_seed[:, None] - by_problem + mean
-    free = np.array([seeds - 1, problems - 1, (seeds - 1) * (problems - 1)])
-    sums = problems * by_seed.var() * seeds, seeds * by_problem.var() * problems, (rest**2).sum()
-    squares = np.array(sums) / free
-    variance = max(squares[0] + squares[1] - squares[2], squares[0], squares[1])
-    degrees = max(seeds - 1, variance**2 / (squares**2 / free).sum())
-    stderr = math.sqrt(variance / values.size)
-    interval = _student(mean, stderr, degrees, within, LEVEL)
-    return Difference(mean, stderr, interval, _t_test(mean, stderr, degrees), "two-way t")
+    free = np.array([seeds - 1, problems - 1])
+    of_seeds, of_problems = problems * by_seed.var(ddof=1), seeds * by_problem.var(ddof=1)
+    of_rest = (rest**2).sum() / free.prod()
+    parts = np.array([max(0.0, of_seeds - of_rest), of_problems]) / values.size
+
+    def half(alpha: float) -> float:
+        return math.sqrt(float(stdtrit(free, 1 - alpha / 2) ** 2 @ parts))
+
+    p_value, least = 1.0, 1e-9
+    if mean:  # the level at which the interval ends at zero
+        beyond = half(least) <= abs(mean)
+        p_value = least if beyond else bisect(lambda p: half(p) - abs(mean), least, 1.0)
+    lowest, highest = within or (-math.inf, math.inf)
+    interval = max(lowest, mean - half(ALPHA)), min(highest, mean + half(ALPHA))
+    return Difference(mean, math.sqrt(parts.sum()), interval, p_value, "two-way t")
 
 
 def _student(
@@ -349,8 +358,6 @@ def detectable_difference(problems: int, changed: float = CHANGED) -> float | No
 
     `problems_needed` turned around; None where not even a gain on every problem would show.
     """
-    from scipy.optimize import bisect
-
     if problems_needed(1.0) > problems:
         return None
     if problems_needed(1e-3, changed) <= problems:

@@ -235,7 +235,8 @@ def costs(runs: Sequence[Run]) -> dict[str, float]:
             row = {key: learning.get(key) for key in ("cpu_seconds", "peak_gib")}
             row |= {"steps": last["step"], "seconds": last["seconds"]}
             rows.append(row | {"tokens": last.get("num_tokens")})
-    return pd.DataFrame(rows, dtype=float).mean().dropna().to_dict()
+    means = pd.DataFrame(rows, dtype=float).mean().dropna().to_dict()
+    return means | {key: round(means[key]) for key in ("steps", "tokens") if key in means}
 
 
 def batches_log(run: Run) -> list[dict]:
@@ -288,8 +289,7 @@ def _difference_text(row: Mapping[str, Any], other: str) -> str:
 
 def cost_rows(compared: Sequence[dict]) -> list[dict[str, Any]]:
     keys = ("arm", "steps", "tokens", "seconds", "cpu_seconds", "peak_gib")
-    costs = [{key: row.get(key) for key in keys} for row in compared if "steps" in row]
-    return [row | {key: round(row[key]) for key in ("steps", "tokens")} for row in costs]
+    return [{key: row.get(key) for key in keys} for row in compared if "steps" in row]
 
 
 CLAIMS = {"better": "is better than", "worse": "is worse than"}

@@ -194,9 +194,7 @@ def serve_vllm(
     port, key = free_port(), secrets.token_urlsafe(24)
     command += ["--host", "127.0.0.1", "--port", str(port), "--allowed-origins", "[]"]
     environment = {"VLLM_API_KEY": key, "VLLM_LOGGING_LEVEL": "WARNING"}
-    process = _start(command, log, environment)
-    server = Server("vLLM", port, [name, *(adapters or {})], key, process, log)
-    return _ready(server, seconds=600)
+    return launch("vLLM", command, port, [name, *(adapters or {})], log, key, environment)
 
 
 def vllm_command(folder: Path) -> list[str]:
@@ -219,8 +217,7 @@ def serve_gguf(file: Path, log: Path, context: int = 2048, slots: int = 8) -> Se
     need_llama_cpp()
     port, key = free_port(), secrets.token_urlsafe(24)
     command = [sys.executable, "-c", _LLAMA, str(file), str(port), str(context * slots), str(slots)]
-    process = _start(command, log, {KEY: key})
-    return _ready(Server("llama.cpp", port, [file.stem], key, process, log), seconds=120)
+    return launch("llama.cpp", command, port, [file.stem], log, key, {KEY: key})
 
 
 _LLAMA = f"""
@@ -244,35 +241,37 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-def _start(command: Sequence[str], log: Path, environment: dict[str, str]) -> subprocess.Popen:
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as file:
-        return subprocess.Popen(
-            command,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env=os.environ | environment,
-            start_new_session=True,
-            preexec_fn=_stop_with_parent if sys.platform == "linux" else None,
-        )
+def launch(
+    engine: str,
+    command: Sequence[str],
+    port: int,
+    models: list[str],
+    log: Path,
+    key: str = "none",
+    environment: dict[str, str] | None = None,
+) -> Server:
+    """Start a server's command and wait, ten minutes at most, until it answers at `/health`.
 
-
-def _stop_with_parent() -> None:
-    """In the new process: be ended where the notebook's kernel is killed (PR_SET_PDEATHSIG)."""
-    import ctypes
-
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
-def _ready(server: Server, seconds: float) -> Server:
-    """Wait until the server answers.
+    Args:
+        environment: variables of that process alone, such as its key.
 
     Raises:
         BadInput: it ended, or does not answer in time.
     """
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and server.process.poll() is None:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        began = file.tell()  # an earlier server's words stand before it
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | (environment or {}),
+            start_new_session=True,
+            preexec_fn=_stop_with_parent if sys.platform == "linux" else None,
+        )
+    server, end = Server(engine, port, models, key, process, log), time.monotonic() + 600
+    while time.monotonic() < end and process.poll() is None:
         try:
             with urllib.request.urlopen(f"{server.url}/health", timeout=5):
                 atexit.register(server.close)
@@ -280,9 +279,14 @@ def _ready(server: Server, seconds: float) -> Server:
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     server.close()
-    lines = [line for line in server.log.read_text(errors="replace").splitlines() if line.strip()]
+    text = log.read_bytes()[began:].decode(errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()]
     said = next((line for line in reversed(lines) if "Error" in line), (lines or ["nothing"])[-1])
-    raise BadInput(
-        f"{server.engine} did not start ({said[-300:]}): its log is {server.log}.",
-        key="server-start",
-    )
+    raise BadInput(f"{engine} did not start ({said[-300:]}): its log is {log}.", key="server-start")
+
+
+def _stop_with_parent() -> None:
+    """In the new process: be ended where the notebook's kernel is killed (PR_SET_PDEATHSIG)."""
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
