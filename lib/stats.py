@@ -368,11 +368,11 @@ def detectable_difference(problems: int, changed: float = CHANGED) -> float | No
 def power_sentence(problems: int, changed: float = CHANGED, gain: float = MARGIN) -> str:
     """What this many held-out problems can show, and how many a gain of 5 points takes."""
     least, needed = detectable_difference(problems, changed), problems_needed(gain, changed)
-    shown = "no gain, however large"
+    shown = "not even the largest gain would show reliably"
     if least is not None:
-        shown = f"a true gain of {points(least, '')} or more"
+        shown = f"a true gain of {points(least, '')} or more would show in 4 of 5 evaluations"
     return (
-        f"In 4 of 5 evaluations {problems:,} held-out problems show {shown}; a gain of "
+        f"With {problems:,} held-out problem{'s' if problems != 1 else ''} {shown}; a gain of "
         f"{points(gain, '')} takes {needed:,} problems."
     )
 

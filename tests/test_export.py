@@ -15,8 +15,7 @@ from lib.config import ROOT, resolve
 from lib.engines import chat_text
 from lib.export import certificate as c
 from lib.export.__main__ import main
-from lib.export.gguf import LlamaCpp, write_gguf
-from lib.export.gguf import weight_faults as gguf_faults
+from lib.export.gguf import LlamaCpp, gguf_faults, write_gguf
 from lib.export.merge import load_merged, load_policy_as_trained, save_merged, weight_faults
 from lib.export.ollama import DIALOGUES, go_template, plain_jinja, write_modelfile
 from lib.export.page import example_eval
@@ -24,7 +23,6 @@ from lib.export.serve import serve_gguf
 from lib.files import read_json, write_json
 from lib.models import load_policy, load_tokenizer
 from lib.runs import open_run
-from lib.tasks import load_problems, make_rows
 from tests.conftest import CPU
 
 
@@ -79,10 +77,9 @@ def files(run, merged):
 @pytest.fixture(scope="module")
 def ask(config, embedded, adapter):
     """`measure` with six problems, compared with the policy as trained."""
-    task, _, held_out, examples = load_problems(config)
-    problems = held_out[:6]
-    rows = make_rows(problems, config.prompt_format, config.shots, examples)
     reader = load_tokenizer(embedded)
+    six = config.model_copy(update={"certificate_problems": 6})
+    task, problems, rows = c.questions(six, reader)
     given = dict(problems=problems, rows=rows, task=task, config=config, reader=reader)
     model = load_policy_as_trained(config, embedded, adapter)
     policy = c.measure(c.transformers_form("policy", model, embedded, config), **given)
@@ -106,11 +103,18 @@ def changed(measured, **values):
     return c.Measured(**vars(measured) | values)
 
 
-def certified(ask, config, folder, weights, base_row):
-    """The certificate of one merged folder, whole or not."""
-    model = load_policy_as_trained(config, folder, None)
-    form = c.transformers_form("merged", model, folder, config, weights=weights)
-    return c.certify([ask.keywords["policy"], ask(form), base_row])
+@pytest.fixture
+def certified(ask, config, embedded, adapter, base_row):
+    """`certified(folder)`: the row of one merged folder, whole or not, and the verdict."""
+
+    def certify(folder, **facts):
+        facts = {"weights": weight_faults(embedded, adapter, folder)} | facts
+        model = load_policy_as_trained(config, folder, None)
+        form = c.transformers_form("merged", model, folder, config, **facts)
+        certificate = c.certify([ask.keywords["policy"], ask(form), base_row])
+        return certificate["rows"][1], certificate["verdict"]
+
+    return certify
 
 
 # --- the unchanged model ----------------------------------------------------------------------
@@ -147,8 +151,8 @@ def test_ids_are_equal_before_after_and_in_llama_cpp(embedded, merged, files, da
     before, after = load_tokenizer(embedded), load_tokenizer(merged)
     llama = LlamaCpp(files["q8_0"], 64)
     for text in texts:
-        ids = before(text, add_special_tokens=False)["input_ids"]
-        assert ids == after(text, add_special_tokens=False)["input_ids"]
+        ids = before(text)["input_ids"]
+        assert ids == after(text)["input_ids"]
         assert ids == llama.tokens(text), text
         assert before.decode(ids) == text
     llama.close()
@@ -181,21 +185,6 @@ def rewrite(file, **changes):
     write_json(file, values)
 
 
-def test_a_swapped_end_token_fails_its_column(ask, config, copy, base_row):
-    rewrite(copy / "generation_config.json", eos_token_id=1)
-    certificate = certified(ask, config, copy, [], base_row)
-    assert certificate["rows"][1]["stops_equal"] is False
-    assert "token 2 does not end" in certificate["verdict"]
-
-
-def test_a_dropped_template_fails_its_column(ask, config, copy, base_row):
-    (copy / "chat_template.jinja").unlink()
-    rewrite(copy / "tokenizer_config.json", chat_template=None)
-    certificate = certified(ask, config, copy, [], base_row)
-    assert certificate["rows"][1]["template_equal"] is False
-    assert "template is missing" in certificate["verdict"]
-
-
 def change_tensors(folder, change):
     from safetensors.torch import load_file, save_file
 
@@ -203,6 +192,72 @@ def change_tensors(folder, change):
     tensors = change(load_file(file))
     file.unlink()  # it may be a link
     save_file(tensors, file, metadata={"format": "pt"})
+
+
+def swap_end(folder):
+    rewrite(folder / "generation_config.json", eos_token_id=1)
+
+
+def drop_generation_config(folder):
+    (folder / "generation_config.json").unlink()
+
+
+def drop_template(folder):
+    (folder / "chat_template.jinja").unlink()
+    rewrite(folder / "tokenizer_config.json", chat_template=None)
+
+
+def drop_merge(folder):
+    """Of a word that no problem holds."""
+    model = read_json(folder / "tokenizer.json")["model"]
+    model["merges"] = [m for m in model["merges"] if "".join(m) != "\u0120chemistry"]
+    rewrite(folder / "tokenizer.json", model=model)
+
+
+def add_bos(folder):
+    token = {"SpecialToken": {"id": "<|im_start|>", "type_id": 0}}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    special = {"<|im_start|>": {"id": "<|im_start|>", "ids": [1], "tokens": ["<|im_start|>"]}}
+    post = dict(type="TemplateProcessing", single=[token, text], pair=[token, text])
+    rewrite(folder / "tokenizer.json", post_processor=post | {"special_tokens": special})
+
+
+def change_rope(folder):
+    rope = read_json(folder / "config.json")["rope_parameters"]
+    rewrite(folder / "config.json", rope_parameters=rope | {"rope_theta": 500.0})
+
+
+def untie_head(folder):
+    rewrite(folder / "config.json", tie_word_embeddings=False)
+    embeddings = "model.embed_tokens.weight"
+    change_tensors(folder, lambda t: t | {"lm_head.weight": t[embeddings].flip(0)})
+
+
+def overflow(folder):
+    change_tensors(folder, lambda tensors: tensors | {ONE: tensors[ONE] * float("inf")})
+
+
+@pytest.mark.parametrize(
+    ("change", "columns", "named"),
+    [
+        (swap_end, ["stops"], "token 2 does not end"),
+        (drop_generation_config, ["weights"], "generation_config.json is missing"),
+        (drop_template, ["template"], "template is missing"),
+        (drop_merge, ["tokens"], "its tokenizer reads"),
+        (add_bos, ["tokens"], "its tokenizer reads 1 where"),
+        (change_rope, ["weights"], "config.json has rope_parameters"),
+        (untie_head, ["weights"], "config.json has tie_word_embeddings False, the base True"),
+        (overflow, ["weights"], "model.layers.7.mlp.up_proj.weight is off by nan%"),
+    ],
+)
+def test_a_change_of_the_merged_folder_fails_its_column(certified, copy, change, columns, named):
+    change(copy)
+    row, verdict = certified(copy)
+    equal = {key.removesuffix("_equal"): row[key] for key in row if key.endswith("_equal")}
+    assert [name for name, same in equal.items() if not same] == columns, verdict
+    assert named in verdict
+    moved = change in (change_rope, untie_head, overflow)
+    assert ("nats a token" in verdict) == moved
 
 
 ONE = "model.layers.7.mlp.up_proj.weight"
@@ -250,13 +305,23 @@ def test_an_adapter_cut_short_is_named(embedded, adapter, tmp_path, change, numb
     assert len(weight_faults(embedded, adapter, folder)) == number
 
 
-def test_another_runs_adapter_fails(ask, config, embedded, adapter, tmp_path, base_row):
+def test_another_runs_adapter_fails(certified, config, embedded, adapter, tmp_path):
     other = moved_adapter(config, tmp_path / "adapter", seed=1)
     folder = merge(embedded, other, tmp_path / "merged")
-    certificate = certified(ask, config, folder, [], base_row)  # by what it says alone
-    assert certificate["rows"][1]["logprob_gap"] > c.ROUNDING
-    assert "nats a token" in certificate["verdict"]
+    row, verdict = certified(folder, weights=[])  # by what it says alone
+    assert row["logprob_gap"] > c.ROUNDING and "nats a token" in verdict
     assert len(weight_faults(embedded, adapter, folder)) == 210
+
+
+def test_weights_too_large_for_fp16_are_not_written(embedded, tmp_path):
+    import torch
+
+    model = load_merged(embedded, embedded, torch.float32)
+    with torch.no_grad():
+        model.get_parameter(ONE)[0, 0] = 1e5
+    with pytest.raises(ValueError) as error:
+        save_merged(model, embedded, tmp_path / "merged")
+    assert error.value.key == "fp16" and not (tmp_path / "merged").exists()
 
 
 def test_a_wrong_pre_tokenizer_fails_its_column(ask, files, tmp_path, base_row):
@@ -264,12 +329,34 @@ def test_a_wrong_pre_tokenizer_fails_its_column(ask, files, tmp_path, base_row):
     at = data.index(b"smollm", data.index(b"tokenizer.ggml.pre"))
     (tmp_path / "wrong.gguf").write_bytes(data[:at] + b"falcon" + data[at + 6 :])
     llama = LlamaCpp(tmp_path / "wrong.gguf", 64)
-    policy = ask.keywords["policy"]
-    texts = c.probe_texts(ask.keywords["problems"])
-    wrong = changed(policy, name="gguf", tokens=[llama.tokens(text) for text in texts])
-    certificate = c.certify([policy, wrong, base_row])
+    policy, reader = ask.keywords["policy"], ask.keywords["reader"]
+    fault = c.token_fault(lambda t: [*map(llama.tokens, t)], reader, ask.keywords["problems"])
+    certificate = c.certify([policy, changed(policy, name="gguf", token_fault=fault), base_row])
     assert certificate["rows"][1]["tokens_equal"] is False
     assert "tokenizer reads" in certificate["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("llama.rope.freq_base", 500.0, "llama.rope.freq_base is 500 where rope_theta is 1e+06"),
+        ("tokenizer.ggml.eos_token_id", 0, "does not end"),
+        ("tokenizer.ggml.add_bos_token", True, "its tokenizer reads 1 where"),
+    ],
+)
+def test_settings_of_a_gguf_file_are_named(ask, merged, files, tmp_path, key, value, named):
+    from gguf import GGUFReader
+
+    file = Path(shutil.copy(files["q8_0"], tmp_path))
+    field = GGUFReader(file, "r+").get_field(key)
+    field.parts[field.data[0]][0] = value
+    field.parts[field.data[0]].base.flush()
+    llama, policy = LlamaCpp(file, 64), ask.keywords["policy"]
+    fault = c.token_fault(
+        lambda t: [*map(llama.tokens, t)], ask.keywords["reader"], ask.keywords["problems"]
+    )
+    facts = dict(token_fault=fault, stops=sorted(llama.stops), weights=gguf_faults(file, merged))
+    assert named in c.certify([policy, changed(policy, name="gguf", **facts)])["verdict"]
 
 
 # --- verdicts ---------------------------------------------------------------------------------
@@ -279,7 +366,7 @@ def measured(name, scores, gap=0.0, quantised=True):
     return c.Measured(
         name=name, engine="x", quantised=quantised, rounding=0.03, scores=scores, stops=[2],
         texts=["a"] * len(scores), ids=[[s] for s in scores], logprobs=[[gap]] * len(scores),
-        weights=[], prompts=None, tokens=None, broken="", size_gib=1.0, tokens_per_s=1.0,
+        weights=[], prompts=None, token_fault=None, broken="", size_gib=1.0, tokens_per_s=1.0,
     )  # fmt: skip
 
 

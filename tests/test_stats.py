@@ -232,7 +232,7 @@ def test_detectable_difference_turns_problems_needed_around():
         gain = detectable_difference(n, changed=0.3)
         assert problems_needed(gain + 1e-4, 0.3) <= n < problems_needed(gain - 1e-3, 0.3)
     assert detectable_difference(4) is None
-    assert "4 held-out problems show no gain" in power_sentence(4)
+    assert "With 4 held-out problems not even the largest gain" in power_sentence(4)
     assert "a gain of 5.0 points takes 1,413 problems" in power_sentence(256)
 
 

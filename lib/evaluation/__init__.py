@@ -18,6 +18,7 @@ from typing import Any
 
 from lib.config import Config, side_config
 from lib.engines import Completion, Engine, Sampling, prompt_hash
+from lib.errors import BadInput
 from lib.evaluation.breakdowns import add_rewards
 from lib.evaluation.compare import compare, is_judged, summarize
 from lib.files import read_json, read_jsonl, write_json, write_jsonl
@@ -80,6 +81,8 @@ def evaluate(
         name: of the evaluation: `evals/<name>.jsonl` and `.json`.
         model: the files of the model measured.
     """
+    if not rows:
+        raise BadInput("No problem is held out: give task_config a test_share.", "no-problems")
     rows, note = fitting_rows(rows, engine.tokenizer, config, config.completion_tokens)
     engine.notes += [note] if note and note not in engine.notes else []
     protocol = _protocol(config, prompt_hash([row["prompt"] for row in rows]))

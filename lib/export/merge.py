@@ -20,6 +20,7 @@ from lib.models import in_4_bit, load_tokenizer, model_folder, torch_dtype
 from lib.runs import Run
 
 MADE_BY = "05_merge_export"
+GENERATION = "generation_config.json"
 
 
 def find_candidate(named: str, config: Config, run: Run) -> Path:
@@ -147,28 +148,51 @@ def load_policy_as_trained(config: Config, base: Path, trained: Path | None) -> 
     return load_trained(base, trained or base, **settings).eval()
 
 
+# of a config.json, what says nothing of the model's answers
+NO_SETTINGS = ("_name_or_path", "transformers_version", "dtype", "architectures", "use_cache")
+
+
 def weight_faults(base: Path, trained: Path, merged: Path) -> list[str]:
-    """Tensors of `merged/` that are not W + s·B·A, each with how far off it is.
+    """What of `merged/` is not as merging leaves it: settings that differ from the base's, tensors
+    that are not W + s·B·A, each with how far off it is.
 
     Rounding to the file's precision is allowed for, and a tenth of what the adapter adds.
     """
     import torch
 
-    deltas = _deltas(trained) if is_adapter(trained) else {}
-    written, faults = read_tensors(merged), []
-    for name, read in read_tensors(base if is_adapter(trained) else trained).items():
+    deltas, faults = _deltas(trained) if is_adapter(trained) else {}, []
+    source = base if is_adapter(trained) else trained
+    if (source / GENERATION).is_file() and not (merged / GENERATION).is_file():
+        faults.append(f"{GENERATION} is missing")
+    theirs, ours = _settings(merged), _settings(source)
+    for key in sorted(ours.keys() | theirs.keys()):
+        if theirs.get(key) != ours.get(key):
+            faults.append(f"config.json has {key} {theirs.get(key)}, the base {ours.get(key)}")
+    written, tensors = read_tensors(merged), read_tensors(source)
+    if theirs.get("tie_word_embeddings"):  # a head that stands there is read by nobody
+        for each in (written, tensors):
+            each.pop("lm_head.weight", None)
+    for name, read in tensors.items():
         if name not in written:
             faults.append(f"{name} is missing")
             continue
-        weight, there = read().float(), written[name]()
+        weight, there = read().float(), written.pop(name)()
         delta = deltas.pop(name)() if name in deltas else torch.zeros(())
         error = (there.float() - (weight + delta).to(there.dtype).float()).norm()
-        if error > 0.1 * delta.norm() + 1e-4 * weight.norm():
+        if not error <= 0.1 * delta.norm() + 1e-4 * weight.norm():  # NaN, too
             size, of = delta.norm(), "what the adapter adds"
             if not size:
                 size, of = weight.norm(), "its size"
             faults.append(f"{name} is off by {error / size:.0%} of {of}")
+    faults += [f"{name} is not in the base model" for name in written]
     return faults + [f"{name} of the adapter has no place in the model" for name in deltas]
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    from transformers import AutoConfig
+
+    values = AutoConfig.from_pretrained(folder).to_dict().items()
+    return {key: value for key, value in values if key not in NO_SETTINGS}
 
 
 def _deltas(folder: Path) -> dict[str, Callable[[], Any]]:
