@@ -81,7 +81,7 @@ def _answers(
 ) -> list[tuple[str, str, str]]:
     """(chosen, rejected, fault) for each pair that the problem gives."""
     if "rejected" in problem.meta:
-        return [(problem.meta["chosen"], problem.meta["rejected"], "people's choice")]
+        return [(problem.answer, problem.meta["rejected"], "people's choice")]
     if problem.kind == "open":
         raise BadInput(
             f"{problem.id} has no rejected answer and no right one to make pairs from: set "
