@@ -14,7 +14,7 @@ tensor, the setting, the token or the template.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, groupby, zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -297,9 +297,11 @@ def _verdict(form: Measured, row: dict) -> str:
 
 
 def _summary(rows: Sequence[dict], base: str) -> str:
-    rows = [row for row in rows if row["form"] != base]
-    by_verdict = groupby(sorted(rows, key=lambda r: r["verdict"]), lambda r: r["verdict"])
-    return "; ".join(f"{', '.join(r['form'] for r in group)}: {v}" for v, group in by_verdict) + "."
+    forms: dict[str, list[str]] = {}
+    for row in rows:
+        if row["form"] != base:
+            forms.setdefault(row["verdict"], []).append(row["form"])
+    return "; ".join(f"{', '.join(names)}: {verdict}" for verdict, names in forms.items()) + "."
 
 
 def write(run: Run, measured: Sequence[Measured]) -> dict[str, Any]:

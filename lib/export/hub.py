@@ -6,12 +6,13 @@ push(run.merged, "owner/name")         # private; the token is HF_TOKEN's
 
 import json
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from jinja2 import Environment, StrictUndefined
+
 from lib.adapters import conversation, is_adapter, public_name
-from lib.config import Config
+from lib.config import ROOT, Config
 from lib.errors import BadInput
 from lib.evaluation.compare import HEADER, comparison_rows
 from lib.export.certificate import readable
@@ -68,7 +69,33 @@ def write_card(folder: Path, run: Run, config: Config) -> Path:
         tags=["grpo", "trl", "unsloth"] + (["gguf"] if any(folder.glob("*.gguf")) else []),
         eval_results=results or None,
     )
-    text, file = _card_text(folder, run, config, comparison), folder / "README.md"
+    gguf = max((file.name for file in folder.glob("*.gguf")), default="")
+    record, hardware = run.recorded(), run.recorded().get("hardware", {})
+    certificate = _json(run.evals / "certificate.json", {"rows": [], "verdict": "Not made."})
+    forms = readable(certificate)
+    log = [row for row in read_jsonl(run.train_log) if "reward" in row]
+    template = Environment(trim_blocks=True, undefined=StrictUndefined).from_string(
+        (ROOT / "lib" / "card.md.jinja").read_text("utf-8")
+    )
+    text = template.render(
+        config=config,
+        record=record,
+        base=base,
+        licence=card_data.license,
+        embedded=config.model == EMBEDDED,
+        data_licence=DATA.get(config.task, ("", "generated"))[1],
+        hardware=hardware.get("gpu") or f"{hardware.get('cores')} CPU cores",
+        header=HEADER,
+        comparison=comparison_rows(comparison),
+        curve=[(r["step"], f"{r['reward']:.3f}") for r in log[:: max(1, len(log) // 10)]],
+        verdict=certificate["verdict"],
+        forms=forms,
+        rows=[row.values() for row in forms],
+        question=json.dumps(conversation(folder, "Calculate 9 + 8."), ensure_ascii=False, indent=2),
+        adapter=is_adapter(folder),
+        gguf=gguf,
+    )
+    file = folder / "README.md"
     ModelCard(f"---\n{card_data.to_yaml()}\n---\n\n{text}").save(file)
     return file
 
@@ -80,67 +107,6 @@ def _json(file: Path, default: Any) -> Any:
 def _licence(base: str) -> str:
     fitting = [name for name in LICENCES if base.startswith(name)]
     return LICENCES[max(fitting, key=len)] if fitting else "other"
-
-
-def _card_text(folder: Path, run: Run, config: Config, comparison: dict) -> str:
-    base, record, steps = public_name(config), run.recorded(), read_jsonl(run.train_log)
-    certificate = _json(run.evals / "certificate.json", {"rows": [], "verdict": "Not made."})
-    hardware = record.get("hardware", {})
-    where = hardware.get("gpu") or f"{hardware.get('cores')} CPU cores"
-    versions = ", ".join(f"{k} {v}" for k, v in record.get("versions", {}).items())
-    curve = [
-        (str(row["step"]), f"{row['reward']:.3f}")
-        for row in steps[:: max(1, len(steps) // 10)]
-        if "reward" in row
-    ]
-    forms = readable(certificate)
-    question = json.dumps(conversation(folder, "Calculate 9 + 8."), ensure_ascii=False, indent=2)
-    parts = [
-        f"# {base.split('/')[-1]}, trained with GRPO on {config.task}",
-        f"Recipe `{config.name}`, seed {config.seed}, commit {record.get('commit') or 'n/a'}; "
-        f"trained on {where} with {versions}.",
-        f"- **Base**: {base} ({_licence(base)})"
-        + ("; the weights were dequantised from a Q4_1 file" if config.model == EMBEDDED else ""),
-        f"- **Data**: {config.task} ({DATA.get(config.task, ('', 'generated'))[1]})",
-        "- **Rewards**: " + ", ".join(f"{k} ({v})" for k, v in config.rewards.items()),
-        f"- **Settings**: {config.max_steps} steps, {config.prompts_per_step} × "
-        f"{config.num_generations} completions a step, learning rate {config.learning_rate}, "
-        f"LoRA rank {config.r}, loss {config.loss_type}, beta {config.beta}",
-        "## Before and after, on the same held-out problems",
-        _table(HEADER, comparison_rows(comparison)),
-        "## Training",
-        _table(["step", "mean reward"], curve),
-        "## Does each form answer as the trained policy?",
-        certificate["verdict"],
-        _table(forms[0], [row.values() for row in forms]) if forms else "",
-        "## How to ask it",
-        "It was trained on conversations of this form (`prompt.json`):",
-        f"```json\n{question}\n```",
-        *_usage(folder, base),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = [head, ["---"] * len(list(head)), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _usage(folder: Path, base: str) -> list[str]:
-    if is_adapter(folder):
-        load = (
-            f'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
-            'model = PeftModel.from_pretrained(base, "REPOSITORY")'
-        )
-        serve = f"vllm serve {base} --enable-lora --lora-modules trained=REPOSITORY"
-        return [f"transformers and peft:\n\n```python\n{load}\n```", f"vLLM: `{serve}`"]
-    if files := sorted(folder.glob("*.gguf")):
-        return [
-            f"llama.cpp: `llama-server -m {files[-1].name} --jinja`",
-            "Ollama: `ollama create NAME -f Modelfile`, then `ollama run NAME`",
-        ]
-    load = 'model = AutoModelForCausalLM.from_pretrained("REPOSITORY")'
-    return [f"transformers:\n\n```python\n{load}\n```", "vLLM: `vllm serve REPOSITORY`"]
 
 
 def push(folder: Path, repository: str) -> str:
