@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
+from lib.adapters import public_name
 from lib.config import Config
 from lib.evaluation.breakdowns import side_by_side
 from lib.evaluation.compare import HEADER, comparison_rows, greedy_records, verdict
@@ -45,7 +46,7 @@ def write_report(run: Run, config: Config) -> str:
     record, log = run.recorded(), read_jsonl(run.train_log)
     settings = Config.model_construct(**config.model_dump() | record.get("config", {}))
     page = _template().render(
-        title=f"{run.folder.name}: {settings.model} on {settings.task}",
+        title=f"{run.folder.name}: {public_name(settings).split('/')[-1]} on {settings.task}",
         config=settings,
         stale=[what for what in run.stale() if what != "report"],
         verdict=verdict(table),
@@ -156,8 +157,8 @@ def _about_curve(log: Sequence[dict]) -> str:
     first, last = (sum(some) / part for some in (rewards[:part], rewards[-part:]))
     return (
         f"The mean reward of a step's completions went from {first:.2f} (steps 1 to {part}) to "
-        f"{last:.2f} (the last {part}). It is of training prompts, sampled: what it is worth on "
-        f"held-out problems stands below."
+        f"{last:.2f} (the last {part}). These are sampled answers to training prompts; what it is "
+        f"worth on held-out problems stands below."
     )
 
 
