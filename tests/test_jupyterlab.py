@@ -13,10 +13,17 @@ import sys
 import time
 import urllib.request
 
+import psutil
 import pytest
 
-from lib.config import ROOT
+from lib.adapters import make_portable
+from lib.config import ROOT, resolve
+from lib.export.merge import load_merged, save_merged
 from lib.export.serve import free_port
+from lib.lock import release
+from lib.models import load_policy
+from lib.runs import open_run
+from tests.conftest import CPU
 
 LIMIT = 600  # seconds: nothing here waits that long but on a machine that is very busy
 NOTEBOOK = "window.jupyterapp.shell.currentWidget"
@@ -103,8 +110,8 @@ def open_and_run(browser, address, before=""):
     raise AssertionError(f"{address}: the cells did not finish")
 
 
-def close(page, cell, name):
-    """Keeps pictures of the cell in both themes, and ends the notebook's kernel."""
+def look(page, cell, name):
+    """The cell in both themes; pictures of it where they are wanted."""
     for theme, light in (("JupyterLab Light", "true"), ("JupyterLab Dark", "false")):
         page.evaluate(
             "t => window.jupyterapp.commands.execute('apputils:change-theme', t)", {"theme": theme}
@@ -113,8 +120,6 @@ def close(page, cell, name):
         cell.scroll_into_view_if_needed()
         if folder := os.environ.get("GRPO_PICTURES"):
             page.screenshot(path=f"{folder}/{name}_{'light' if light == 'true' else 'dark'}.png")
-    page.evaluate(f"() => {NOTEBOOK}.sessionContext.shutdown()")
-    page.close()
 
 
 def move_slider(page, key):
@@ -134,7 +139,33 @@ def move_slider(page, key):
     return cell
 
 
-def chat(browser, lab):
+def test_the_notebooks_in_jupyterlab(lab, browser):
+    """02's playground, 03 with its rollout browser, 04's viewer of answers."""
+    for name, key in (
+        ("02_reward_design", "ArrowRight"),
+        ("03_training", "ArrowLeft"),  # from the last step to the first
+        ("04_pass_at_k_eval", "ArrowRight"),
+    ):
+        page = open_and_run(browser, lab(name))
+        look(page, move_slider(page, key), name)
+        page.evaluate(f"() => {NOTEBOOK}.sessionContext.shutdown()")
+        page.close()
+
+
+@pytest.fixture
+def exported(tmp_path, embedded):
+    """The `ci` run with an adapter and a merged model, as 03 and 05 leave them."""
+    config = resolve("ci", {"output_dir": str(tmp_path / "outputs"), "profile": "cpu"}, CPU)
+    run, policy = open_run(config), load_policy(config)
+    policy.model.save_pretrained(run.adapter)
+    policy.tokenizer.save_pretrained(run.adapter)
+    save_merged(load_merged(embedded, run.adapter), embedded, run.merged)
+    for folder in (run.adapter, run.merged):
+        make_portable(folder, config.model_copy(update={"shots": 0}), [])
+    release()  # for the kernel
+
+
+def test_the_chat_in_jupyterlab_and_its_server_ends_with_a_killed_kernel(exported, lab, browser):
     page = open_and_run(browser, lab("08_serving"), before="import ask_server")
     cell = page.locator(".jp-CodeCell", has=page.get_by_placeholder("Ask", exact=True)).first
     cell.get_by_placeholder("Ask", exact=True).fill("What is 2 + 3?")
@@ -143,20 +174,13 @@ def chat(browser, lab):
     said.wait_for()
     assert said.locator("b").all_inner_texts() == ["you", "trained"]
     assert said.inner_text().partition("trained:")[2].strip()
-    close(page, cell, "08_serving")
+    look(page, cell, "08_serving")
 
-
-def test_the_notebooks_in_jupyterlab(lab, browser):
-    """02's playground, 03 with its rollout browser, 04's viewer of answers; where pictures are
-    wanted, 08's chat as well, which takes a server of vLLM beside all else."""
-    for name, key in (
-        ("02_reward_design", "ArrowRight"),
-        ("03_training", "ArrowLeft"),  # from the last step to the first
-        ("04_pass_at_k_eval", "ArrowRight"),
-    ):
-        page = open_and_run(browser, lab(name))
-        close(page, move_slider(page, key), name)
-    if "GRPO_PICTURES" in os.environ:
-        page = open_and_run(browser, lab("05_merge_export"), before="import write_gguf")
-        close(page, page.locator(".jp-CodeCell").first, "05_merge_export")
-        chat(browser, lab)
+    ours = psutil.Process().children(recursive=True)
+    [kernel] = [p for p in ours if "ipykernel_launcher" in p.cmdline()]
+    servers = kernel.children(recursive=True)
+    assert any("vllm" in " ".join(p.cmdline()) for p in servers)
+    kernel.kill()
+    _, alive = psutil.wait_procs(servers, timeout=60)
+    assert not alive
+    page.close()
