@@ -14,9 +14,9 @@ from lib.adapters import make_portable
 from lib.config import ROOT, resolve
 from lib.engines import chat_text
 from lib.export import certificate as c
+from lib.export import load_merged, load_policy_as_trained, save_merged, weight_faults
 from lib.export.__main__ import main
 from lib.export.gguf import LlamaCpp, gguf_faults, write_gguf
-from lib.export.merge import load_merged, load_policy_as_trained, save_merged, weight_faults
 from lib.export.ollama import DIALOGUES, go_template, plain_jinja, write_modelfile
 from lib.export.page import example_eval
 from lib.export.serve import serve_gguf

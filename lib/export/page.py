@@ -18,7 +18,7 @@ from lib.adapters import conversation, is_adapter, public_name
 from lib.config import ROOT, Config
 from lib.engines import Completion, Messages, Sampling, TransformersEngine
 from lib.errors import BadInput
-from lib.export.merge import load_merged
+from lib.export import load_merged
 from lib.files import read_json, write_json, write_jsonl
 from lib.models import load_tokenizer, model_folder
 from lib.rewards import recipe_rewards, score
