@@ -11,8 +11,7 @@ from lib.adapters import is_adapter
 from lib.config import RECIPES, Config, resolve
 from lib.doctor import find_shape
 from lib.engines import TransformersEngine
-from lib.evaluation import ask_side_task, compare_side_task, evaluate
-from lib.evaluation.compare import compare, trade_off_rows
+from lib.evaluation import evaluate
 from lib.learned import (
     RewardModel,
     fit_output,
@@ -25,7 +24,8 @@ from lib.learned import (
 from lib.memory import check_fit
 from lib.models import load_policy, lora_targets
 from lib.rewards import learned_rewards, recipe_rewards
-from lib.runs import Run, open_run, read_json, read_jsonl, run_folder
+from lib.runs import Run, read_json, read_jsonl, run_folder
+from lib.suite import main
 from lib.tasks import TASKS, StoredTask, load_problems
 from lib.tasks.prompts import fitting_rows, make_rows
 from lib.training.run import grpo_arguments, make_trainer, save_trained, train
@@ -49,9 +49,6 @@ def trains_on_data(path) -> bool:
 
 
 ON_DATA = [path for path in ALL if trains_on_data(path)]
-
-
-LEARNED = [path for path in ALL if "reward_model" in resolve(path, {}, T4).rewards]
 
 
 def name_of(path) -> str:
@@ -146,7 +143,9 @@ def learn_rewards(config: Config, run: Run) -> None:
         save_reward_model(judge, held_out, run.folder / reward.own)
 
 
-@pytest.mark.parametrize("path", [*apart_in_small(ON_DATA), *LEARNED], ids=name_of)
+@pytest.mark.parametrize(
+    "path", [*apart_in_small(ON_DATA), RECIPES / "smollm2-135m_preferences.yaml"], ids=name_of
+)
 def test_chain_in_small(path, data_dir, first_layers, tmp_path):
     """Problems → rewards → a step → an adapter → two graded answers."""
     here = {"data_dir": str(data_dir), "output_dir": str(tmp_path), "run": "run"}
@@ -179,33 +178,19 @@ def test_chain_in_small(path, data_dir, first_layers, tmp_path):
     assert summary["scores"] and torch.isfinite(torch.tensor(log["loss"]))
 
 
-@pytest.mark.parametrize("path", LEARNED, ids=name_of)
-def test_adherence_against_capability(path, data_dir, tmp_path):
-    """Pairs → reward models → two steps of GRPO with the first → what it brought, and what it cost,
-    as paired differences on held-out prompts and on a task that was not trained on."""
-    here = {"data_dir": str(data_dir), "output_dir": str(tmp_path), "run": "run", "max_steps": 2}
-    config = resolve(path, STEP | here, CPU)
-    config.side_task["eval_problems"] = 8
-    run = open_run(config)
-    learn_rewards(config, run)
-    task, training, held_out, examples = load_problems(config)
-    rows, asked = (
-        make_rows(some[:4], config.prompt_format, config.shots, examples)
-        for some in (training, held_out)
+def test_a_learned_reward_in_one_chain(tmp_path):
+    """Pairs in a file → reward models → GRPO with the first → what it brought, and what it cost."""
+    assert (
+        main(["ci_preferences", "-p", "output_dir", str(tmp_path), *["--only", "06", "03", "04"]])
+        == 0
     )
-    policy = load_policy(config)
-    engine = TransformersEngine.around(policy.model, policy.tokenizer)
-    for name in ("base", "trained"):
-        if name == "trained":
-            train(make_trainer(policy, rows, *recipe_rewards(config), config, run), config, run)
-            save_trained(policy, config, run)
-        policy.model.eval()
-        evaluate(engine, held_out[:4], asked, task, config, run, name)
-        ask_side_task(engine, config, run, name, policy.folder)
-    side = compare_side_task(run, config, "base", "trained")
-    table = trade_off_rows(compare(run, config, "base", "trained"), side)
-    assert [row[0] for row in table] == [
-        *("adherence: greedy reward", "adherence: greedy rewards/gold reward"),
-        *("capability: greedy strict", "capability: greedy lenient"),
-    ]
-    assert [row[5] for row in table] == ["4", "4", "8", "8"] and all(row[-1] for row in table)
+    run = Run(tmp_path / "ci_preferences")
+    assert (run.folder / "reward_model" / "model.safetensors").is_file()
+    assert len(read_jsonl(run.train_log)) == 6
+    page = (run.notebooks / "04_pass_at_k_eval.ipynb").read_text()
+    for score in ("greedy reward", "greedy rewards/gold reward"):
+        assert f"adherence: {score}" in page
+    assert "capability: greedy strict" in page and "capability: greedy lenient" in page
+    capability = read_json(run.evals / "side_comparison.json")["greedy_strict"]
+    assert capability["problems"] == 16 and capability["verdict"]
+    assert read_json(run.evals / "comparison.json")["greedy_reward"]["problems"] == 12

@@ -1,4 +1,4 @@
-"""Curves over training: one run's log, several runs'; a learned reward, its worth and its gaming."""
+"""Curves over training: one run's log, several runs'; what a learned reward is worth."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
