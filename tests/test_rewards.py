@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import itertools
 import json
 import math
 import os
@@ -176,6 +177,7 @@ NUMBER = 5
         ({"b.py:short": 1.0}, "there is no file"),
         ({"import.py:short": 1.0}, "ModuleNotFoundError.*line 1"),
         ({"syntax.py:short": 1.0}, "SyntaxError.*line 1"),
+        ({"exit.py:short": 1.0}, "SystemExit: 3, line 1"),
         ({"no.py:one": 1.0}, "columns"),
     ],
 )
@@ -183,6 +185,7 @@ def test_a_recipe_that_is_wrong_says_so(spec, word, tmp_path, monkeypatch, own_r
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.py").write_text(FILE)
     (tmp_path / "import.py").write_text("import nowhere_at_all")
+    (tmp_path / "exit.py").write_text("raise SystemExit(3)")
     (tmp_path / "syntax.py").write_text("def short(:\n")
     (tmp_path / "no.py").write_text(NOT_A_REWARD)
     with pytest.raises(BadInput, match=word) as error:
@@ -293,11 +296,14 @@ def test_a_right_reward_is_left_as_it_is():
     ("values", "key", "word"),
     [
         ([1.0], "reward-count", "1 values for 2"),
-        *(([1.0, bad], "reward-value", '"mine" returned') for bad in ("good", "2", [1.0], 1j)),
+        (itertools.repeat(1.0), "reward-count", "more values for 2"),
+        *(([1.0, bad], "reward-value", '"mine" returned')
+          for bad in ("good", "2", [1.0], 1j, 10**400)),
         *(([float(bad), 1.0], "reward-value", bad) for bad in ("inf", "nan")),
         *((bad, "reward-failed", f"returned a {type(bad).__name__}")
           for bad in (None, 1.0, {"a": 1.0, "b": 2.0}, {1.0, 2.0}, "12")),
         (lambda: 1 / 0, "reward-failed", r"ZeroDivisionError .* in test_rewards.py"),
+        (lambda: sys.exit(3), "reward-failed", r"SystemExit \(3\) in test_rewards.py"),
     ],
 )  # fmt: skip
 def test_a_wrong_reward_is_told_in_a_sentence(values, key, word):

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 from lib.answers import numerals
 from lib.answers.extraction import bare_answer, find_answer, inside_tags, tagged_answer
 from lib.answers.math import is_list, same_math
-from lib.answers.readers import is_arithmetic, plain_words
+from lib.answers.readers import arithmetic, same_words
 from lib.errors import BadInput
 
 Kind = Literal["number", "math", "choice", "text"]
@@ -91,7 +91,8 @@ def _same(mine: str, gold: str, kind: Kind) -> bool | None:
     if kind == "choice":
         return mine == gold
     if kind == "text":
-        return plain_words(mine) == plain_words(gold)
+        return same_words(mine, gold)
     if kind == "math":
         return same_math(mine, gold)
-    return numerals.same_number(mine, gold) or (is_arithmetic(mine) and same_math(mine, gold))
+    total = arithmetic(mine)
+    return numerals.same_number(mine, gold) or (bool(total) and same_math(total, gold))

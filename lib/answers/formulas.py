@@ -63,14 +63,22 @@ class Union:
 
 
 @dataclass(frozen=True, slots=True)
+class Without:
+    """base \\setminus removed."""
+
+    base: Node
+    removed: Node
+
+
+@dataclass(frozen=True, slots=True)
 class Relation:
-    """sides[0] signs[0] sides[1] signs[1] …"""
+    """sides[0] signs[0] sides[1] signs[1] …; of "> 5" the first side is the variable ?."""
 
     sides: tuple[Node, ...]
     signs: tuple[str, ...]
 
 
-Node = Value | Sequence | Union | Relation
+Node = Value | Sequence | Union | Without | Relation
 
 
 # --- arithmetic ---------------------------------------------------------------------------------
@@ -214,6 +222,8 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _RELATIONS = {"=", "<", ">", r"\le", r"\ge", r"\ne", r"\in", r"\approx"}
+_INEQUALITIES = _RELATIONS - {"=", r"\in", r"\approx"}
+_EVERYTHING = [r"\in", "(", "-", r"\infty", ",", r"\infty", ")"]  # \\mathbb{R} in one spelling
 _BRACKETS = {"(": ")", "[": "]", r"\{": r"\}"}
 _CLOSERS = set(_BRACKETS.values())
 _ENDS = {"", ",", ";", "}", *_CLOSERS}
@@ -306,7 +316,7 @@ class _Reader:
         return items
 
     def relation(self) -> Node:
-        sides, signs = [self.union()], []
+        sides, signs = [symbol("?") if self.peek() in _INEQUALITIES else self.union()], []
         while self.peek() in _RELATIONS:
             signs.append(self.next())
             sides.append(self.union())
@@ -325,10 +335,10 @@ class _Reader:
         return sides[0] if len(sides) == 1 else Sequence(":", tuple(sides))
 
     def union(self) -> Node:
-        parts = [self.sum()]
-        while self.take(r"\cup"):
-            parts.append(self.sum())
-        return parts[0] if len(parts) == 1 else Union(tuple(parts))
+        result, more = self.sum(), {r"\cup": _joined, r"\setminus": _without}
+        while self.peek() in more:
+            result = more[self.next()](result, self.sum())
+        return result
 
     # --- arithmetic
 
@@ -390,7 +400,7 @@ class _Reader:
         if token[:1].isdecimal() or (token[:1] == "." and len(token) > 1):
             node = self.number(token)
         elif token == "{":
-            node = _listed(self.items())
+            node = self.condition("}") or _listed(self.items())
             self.expect("}")
         elif token in _BRACKETS:
             node = self.bracket(token)
@@ -469,7 +479,10 @@ class _Reader:
         return constant(_CONSTANTS[token], token) if token in _CONSTANTS else symbol(token)
 
     def bracket(self, opener: str) -> Node:
-        """(a) is a; (a, b], \\{a, b\\} are what they look like."""
+        """(a) is a; (a, b], \\{a, b\\} are what they look like, \\{x | x > 2\\} is x > 2."""
+        if opener == r"\{" and (condition := self.condition(r"\}")):
+            self.next()
+            return condition
         items = self.items()
         while self.take(";"):
             items += self.items()
@@ -479,6 +492,19 @@ class _Reader:
         if len(items) == 1 and closer == _BRACKETS[opener] and opener != r"\{":
             return items[0]
         return Sequence(opener[-1], tuple(items), closer[-1])
+
+    def condition(self, closer: str) -> Node | None:
+        """What a set \\{x \\in \\mathbb{R} \\mid …\\} asks of its members; None for another set."""
+        start = self.at
+        if self.next()[:1].isalpha():
+            everything = self.tokens[self.at : self.at + len(_EVERYTHING)] == _EVERYTHING
+            self.at += len(_EVERYTHING) * everything
+            if self.next() in (":", "|", r"\mid"):
+                condition = self.items()
+                if self.peek() == closer and not any(isinstance(c, Value) for c in condition):
+                    return _listed(condition)
+        self.at = start
+        return None
 
     def command(self, name: str) -> Node:
         if name.startswith("begin"):
@@ -539,6 +565,15 @@ def _listed(items: list[Node]) -> Node:
     if not items:
         raise Unreadable
     return items[0] if len(items) == 1 else Sequence("", tuple(items))
+
+
+def _joined(one: Node, other: Node) -> Union:
+    return Union((*(one.parts if isinstance(one, Union) else (one,)), other))
+
+
+def _without(base: Node, removed: Node) -> Without:
+    is_list = isinstance(removed, Sequence) and not removed.open
+    return Without(base, replace(removed, open="{") if is_list else removed)
 
 
 def _may_be_name(*nodes: Node) -> bool:

@@ -10,18 +10,21 @@ answer "x = 5" is right, for the gold "x + y = 5" the answer "5" is not.
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from lib.answers.formulas import (
     ROW,
     Node,
+    Number,
     Relation,
     Sequence,
     Union,
     Value,
+    Without,
     apply,
     constant,
     divide,
@@ -29,6 +32,7 @@ from lib.answers.formulas import (
     same_value,
 )
 from lib.answers.numerals import BOLD, SCALES, has_percent, plain_characters, read_number
+from lib.answers.readers import ALL_REALS
 from lib.answers.symbolic import symbolically_equal
 
 # --- one spelling: only notation that carries no value goes -------------------------------------
@@ -39,7 +43,7 @@ _UNICODE = str.maketrans(
         "∓": r"\mp ", "×": "*", "·": "*", "⋅": "*", "÷": "/", "∪": r"\cup ", "∩": r"\cap ",
         "∈": r"\in ", "√": r"\sqrt ", "≈": r"\approx ", "°": r"^\circ ", "∅": r"\emptyset ",
         "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "ω": r"\omega ", "φ": r"\phi ",
-        "λ": r"\lambda ", "…": r"\ldots ", "∖": r"\setminus ",
+        "λ": r"\lambda ", "…": r"\ldots ", "∖": r"\setminus ", "∨": ",", "∧": ",",
         **{chr(0x2080 + n): f"_{n}" for n in range(10)},
         "∠": " ", "€": " ", "£": " ", "¥": " ", "%": " ",
     }
@@ -58,6 +62,7 @@ _COMMANDS = {
     "lbrace": r"\{", "rbrace": r"\}", "langle": "(", "rangle": ")", "lbrack": "[", "rbrack": "]",
     "vartheta": r"\theta", "varphi": r"\phi", "varepsilon": r"\epsilon", "degree": r"^\circ ",
     "varnothing": r"\emptyset ", "backslash": r"\setminus ", "smallsetminus": r"\setminus ",
+    **dict.fromkeys(("lor", "land", "vee", "wedge"), ","),
 }  # fmt: skip
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _SPELLINGS = [
@@ -79,11 +84,23 @@ _SPELLINGS = [
 ]
 
 _REALS = re.compile(
-    r"(?:ℝ|\\math(?:bb|bf|rm)\s?\{?\s?(?-i:R)\s?\}?+|\\(?:R|reals)(?![A-Za-z]))"
-    r"(?!\s?(?:[\^_]|-\s?\\\{|\\(?:setminus|backslash)))"
-    r"|^\W{0,3}(?:\\text\w*\{)?(?:all|any)\ (?:the\ )?real(?:s|\ numbers?)(?:\ [a-z])?\W*$",
-    re.IGNORECASE,
+    r"(?:ℝ|\\math(?:bb|bf|rm)\s?\{?\s?R\s?\}?+|\\(?:R|reals)(?![A-Za-z]))"
+    r"((?:\s?[\^_]\s?(?:\{[^{}]*\}|[-+*0])){0,2}+)(?!\s?[\^_])"
 )
+_PART_OF_REALS = {
+    key: part
+    for keys, part in {
+        " all any": r"(-\infty ,\infty )",
+        "^+ _>0 ^>0 positive": r"(0,\infty )",
+        "^- _<0 ^<0 negative": r"(-\infty ,0)",
+        "_ge0 ^ge0 ^+_0 _0^+ nonnegative": r"[0,\infty )",
+        "_le0 ^le0 ^-_0 _0^- nonpositive": r"(-\infty ,0]",
+        "^* _ne0 nonzero": r"((-\infty ,0)\cup (0,\infty ))",
+    }.items()
+    for key in keys.split(" ")
+}
+_ROOT_OF_NUMBER = re.compile(r"√ ?(\d+(?:\.\d+)?)")
+_LESS_A_SET = re.compile(r"(?<=\\infty \)) ?(?:-|\\) ?(?=\\\{)")
 # What names the integer of a family of solutions: ", n \\in \\mathbb{Z}", "for integer n".
 _INTEGERS = re.compile(
     r"[\s,;.(]{0,9}(?:\\(?:quad|text\w*\s?\{\s?(?:where|for|with|and)?\s?\}|[,;! ])\s?)*"
@@ -100,15 +117,14 @@ _SCALE = re.compile(
 )
 _DEGREES = re.compile(r"(?<=[\d}])\s?(?:\\text\w*\s?\{\s?)?degrees?(?![A-Za-z])\s?\}?")
 _QUOTED = re.compile(r"""(['"`]{1,3})(?!['"`])(.*)\1""", re.DOTALL)
-_WITHOUT_POINT = re.compile(r"^(?:[a-z] ?\\in )?\{?R ?\}? ?(?:\\setminus|-) ?\\\{([^,{}\\]+)\\\}$")
 _WITHIN = re.compile(r"^\| ?([a-z]) ?\| ?(<|\\le) ?([^|,]+)$")  # |x| < 3
 _BEYOND = re.compile(r"^\| ?([a-z]) ?\| ?(>|\\ge) ?([^|,]+)$")
-_BUILDER = re.compile(r"\\?\{\s?[a-zA-Z]\s?(?:\\in\s?[^|:]*)?(?:\\mid|:|\|)(.*?)\\?\}")
+_FRENCH = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")  # ]2, 5[
 _TEXT = re.compile(
     r"\\(?:text(?:bf|it|rm|normal|sf|up)?|mbox|hbox|mathrm) ?\{([^{}]*)\}( ?\^ ?\{?[23]\}?)?"
 )
 _JOINER = re.compile(r"(?<![A-Za-z\\])(?:and/or|and|or)(?![A-Za-z])")
-_ENDS_JOINING = re.compile(r"^[A-Za-z ]{0,40}\b(?:and|or)$")
+_ENDS_JOINING = re.compile(r"^[A-Za-z ]{0,40}(?:\b(?:and|or)|,)$")
 _NOT_A_UNIT = re.compile(r"\d|\b(?:or|and|if|when)\b")
 _UNIT = re.compile(
     r"""(?<=[\d)}\].])
@@ -126,7 +142,6 @@ _UNIT = re.compile(
 # A comma before three digits is a thousands separator, but in brackets it may be a list's.
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z]{2}|[(){}\[\]])")
-_COMPARES = re.compile(r"[<>]|\\(?:[lgn]e|in)(?![a-z])")
 _OUTER = " ,;:=_" + ROW
 
 
@@ -144,6 +159,29 @@ def _words(match: re.Match[str]) -> str:
     return f" {words}{power} "
 
 
+def _part_of_reals(match: re.Match[str]) -> str:
+    """ℝ with what stands above and below it as an interval; ℝ² stays."""
+    deco = match[1].translate(_UNICODE).replace(">=", r"\ge").replace("<=", r"\le")
+    key = re.sub(r"[{}\\\s]", "", _COMMAND.sub(_as_written_here, deco))
+    return _PART_OF_REALS.get(key, match[0])
+
+
+def _reals_in_words(match: re.Match[str]) -> str:
+    """All positive real numbers, all real numbers except 1 and 2."""
+    part = _PART_OF_REALS[(match[1] or "all").lower().replace("-", "")]
+    if match[2] is None:
+        return part
+    points = re.sub(r"\b[a-z]\s?(?:=|\\neq?|≠)|\$", "", match[2]).strip(" .")
+    if points.count("}") > points.count("{"):  # the end of \\text{all real numbers except }
+        points = points.replace("}", "", 1)
+    return rf"{part} \setminus \{{{points}\}}"
+
+
+def _half_open(match: re.Match[str]) -> str:
+    """]2, 5[ as (2, 5)."""
+    return f"{'[' if match[1] == '[' else '('}{match[2]}{']' if match[3] == ']' else ')'}"
+
+
 def _as_written_here(command: re.Match[str]) -> str:
     return " " if _LOOKS.fullmatch(command[1]) else _COMMANDS.get(command[1], command[0])
 
@@ -154,7 +192,12 @@ def one_spelling(latex: str) -> str:
     text = plain_characters(latex.strip())
     if "\\in" in text or "∈" in text or "nteger" in text:
         text = _INTEGERS.sub("", text)
-    text = _REALS.sub(r"(-\\infty ,\\infty )", text).translate(_UNICODE)
+    text = _ROOT_OF_NUMBER.sub(r"\\sqrt{\1}", text)
+    if (words := ALL_REALS.search(text)) and not re.search(
+        r"\w", text[: words.start()].replace("\\text", "")
+    ):
+        text = _reals_in_words(words)
+    text = _LESS_A_SET.sub(r" \\setminus ", _REALS.sub(_part_of_reals, text)).translate(_UNICODE)
     text = _SCALE.sub(lambda m: f" * 10^{{{SCALES[m[1].lower()]}}}", text)
     text = _DEGREES.sub(r"^\\circ ", text)
     if quoted := _QUOTED.fullmatch(text.strip(" .")):
@@ -169,15 +212,13 @@ def one_spelling(latex: str) -> str:
     if not any(bracket in text for bracket in "([{"):
         text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
     text = _UNIT.sub(" ", text).strip(_OUTER).rstrip(".\\").strip(_OUTER)
-    text = _WITHOUT_POINT.sub(r"(-\\infty ,\1) \\cup (\1, \\infty )", text)
-    text = _WITHIN.sub(r"-(\3) \2 \1 \2 \3", _BEYOND.sub(r"\1 \2 \3 , -(\3) \2 \1", text))
-    builder = _BUILDER.fullmatch(text)
-    return builder[1].strip(_OUTER) if builder and _COMPARES.search(builder[1]) else text
+    text = _FRENCH.sub(_half_open, text)
+    return _WITHIN.sub(r"-(\3) \2 \1 \2 \3", _BEYOND.sub(r"\1 \2 \3 , -(\3) \2 \1", text))
 
 
 # --- comparing ----------------------------------------------------------------------------------
 
-_LETTERS = re.compile(r"[A-Za-z][A-Za-z\s.'-]*")
+_LETTERS = re.compile(r"[A-Za-z]{2}[A-Za-z\s.'-]*")
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
 _PROSE = re.compile(r"[A-Za-z][A-Za-z\s.,;:!?'-]*")
 _INTEGER_NAME = re.compile(r"(?<![A-Za-z\\])[k-n](?![A-Za-z])|(?<=\\pi)\s?[k-n]\b")
@@ -259,22 +300,24 @@ def _hundredth(percent: Value) -> Value:
 
 def same_answer(mine: Node, gold: Node) -> bool | None:
     """Whether ``mine`` is the answer ``gold``."""
-    mine = _as_region(mine, gold)
-    gold = _as_region(gold, mine)
-    mine = _as_region(mine, gold)
+    if (same := _same_region(mine, gold)) is not None:
+        return same
     if isinstance(mine, Relation) or isinstance(gold, Relation):
         return _same_relation(mine, gold)
     if isinstance(mine, Value) and isinstance(gold, Value):
         return _same_but_for_base(mine, gold) or same_value(mine, gold)
+    for one, other in ((mine, gold), (gold, mine)):
+        is_single = isinstance(other, Sequence) and len(other.items) == 1
+        if is_single and (
+            isinstance(one, Value) or (other.open == "{" != getattr(one, "open", ""))
+        ):
+            return same_answer(one, other.items[0])
+        if isinstance(one, Value) and isinstance(other, Sequence | Union | Without):
+            return False
     if isinstance(mine, Sequence) and isinstance(gold, Sequence):
         return _same_sequence(mine, gold)
     if isinstance(mine, Union) and isinstance(gold, Union):
-        return _unordered(mine.parts, gold.parts) or None  # [0, 2] is also [0, 1] ∪ [1, 2]
-    for one, other in ((mine, gold), (gold, mine)):
-        if isinstance(one, Value) and isinstance(other, Sequence) and len(other.items) == 1:
-            return same_answer(one, other.items[0])
-        if isinstance(one, Value) and isinstance(other, Sequence | Union):
-            return False
+        return _unordered(mine.parts, gold.parts) or None
     return None
 
 
@@ -310,6 +353,20 @@ def _same_sequence(mine: Sequence, gold: Sequence) -> bool | None:
     kinds = {mine.open, gold.open}
     if kinds <= {"", "{"}:
         return _unordered(mine.items, gold.items)
+    if not mine.open and gold.open == "[" and len(gold.items) == 2:
+        return False  # 2, 7 is no interval
+    solved = [_is_equation(item) and _solved(item) for item in mine.items]
+    names = [getattr(pair and pair[0], "literal", "") for pair in solved]
+    if not mine.open and all(names):  # y = 2, x = 1
+        mine = replace(
+            mine,
+            items=tuple(
+                item
+                for _, item in sorted(
+                    zip(names, mine.items, strict=True), key=operator.itemgetter(0)
+                )
+            ),
+        )
     same_brackets = (mine.open, mine.close) == (gold.open, gold.close)
     if same_brackets or "" in kinds or (len(gold.items) > 2 and kinds == {"(", "["}):
         return _ordered(mine.items, gold.items)
@@ -331,7 +388,7 @@ def _is_name(node: Node) -> bool:
     """Whether a side only names what the other side gives: x, f(x), (x, y)."""
     if isinstance(node, Sequence):
         return all(_is_name(item) for item in node.items)
-    return isinstance(node, Value) and node.literal[:1].isalpha()
+    return isinstance(node, Value) and not node.is_constant and bool(node.literal)
 
 
 def _is_equation(node: Node) -> bool:
@@ -349,11 +406,13 @@ def _solved(relation: Relation) -> tuple[Node, Node] | None:
 def _same_relation(mine: Node, gold: Node) -> bool | None:
     if not isinstance(gold, Relation):
         if not _is_equation(mine):
-            return None
+            return False if isinstance(gold, Value) else None
         return same_answer((_solved(mine) or mine.sides)[-1], gold)
     if not isinstance(mine, Relation):
         solved = _is_equation(gold) and _solved(gold)
-        return same_answer(mine, solved[1]) if solved else False if _is_equation(gold) else None
+        if solved:
+            return same_answer(mine, solved[1])
+        return False if _is_equation(gold) or isinstance(mine, Value) else None
     a, b = _ascending(mine), _ascending(gold)
     if a.signs == b.signs and _ordered(a.sides, b.sides):
         return True
@@ -379,43 +438,125 @@ def _ascending(relation: Relation) -> Relation:
     return relation
 
 
-def _as_region(node: Node, other: Node) -> Node:
-    """Inequalities beside an interval or a union as what they say of the real line.
+# --- parts of the real line ---------------------------------------------------------------------
 
-    x < -1 or x > 2 is a union, x > 2 and x < 5 is (2, 5): which is meant, the bounds say.
-    """
-    is_region = isinstance(other, Union) or getattr(other, "open", "") in ("(", "[")
+
+@dataclass(frozen=True, order=True)
+class Cut:
+    """An end of an interval: a number, and whether just before it (-1) or just behind it (1)."""
+
+    number: Number
+    side: int
+    value: Value = field(compare=False)
+
+
+Region = frozenset[Cut]  # in their order, they lead into the region and out of it by turns
+
+
+def _interval(low: Node, high: Node, brackets: str = "[]") -> Region | None:
+    """None where an end is no real number, or the low one is not below the high one."""
+    if not all(isinstance(end, Value) and end.is_constant for end in (low, high)):
+        return None
+    ends = low.points[0], high.points[0]
+    if complex in map(type, ends):
+        return None
+    start = Cut(ends[0], -1 if brackets[0] == "[" else 1, low)
+    end = Cut(ends[1], 1 if brackets[1] == "]" else -1, high)
+    return frozenset((start, end)) if start < end else None
+
+
+_LOW, _HIGH = constant(-math.inf), constant(math.inf)
+_LINE = _interval(_LOW, _HIGH, "()")
+
+
+def _joined(regions: Iterable[Region]) -> Region:
+    """A walk along the line: where it enters a first region or leaves the last one, a cut stays."""
+    steps = [(cut, i % 2) for region in regions for i, cut in enumerate(sorted(region))]
+    inside, cuts = 0, set()
+    for cut, leaves in sorted(steps):
+        before, inside = inside, inside - 1 if leaves else inside + 1
+        if not before or not inside:
+            cuts ^= {cut}
+    return frozenset(cuts)
+
+
+def _common(regions: Iterable[Region]) -> Region:
+    return _LINE ^ _joined(_LINE ^ region for region in regions)
+
+
+def _region(node: Node) -> tuple[Region, str] | None:
+    """The part of the line that a node means, and the name by which inequalities say so, or ""."""
     if isinstance(node, Relation):
-        return (is_region and _as_interval(node)) or node
-    if not is_region and not isinstance(other, Relation):
-        return node
-    if not isinstance(node, Sequence) or node.open or len(node.items) != 2:
-        return node
-    parts = [_as_interval(item) if isinstance(item, Relation) else None for item in node.items]
-    if not all(isinstance(part, Sequence) for part in parts):
-        return node
-    parts.sort(key=lambda part: part.items[0].points != (-math.inf,))
-    (below, upper), (lower, above) = (part.items for part in parts)
-    if below.points == (-math.inf,) and above.points == (math.inf,):
-        ends = [lower.points[0], upper.points[0]]
-        if not any(isinstance(end, complex) for end in ends) and ends[0] < ends[1]:
-            return Sequence(parts[1].open, (lower, upper), parts[0].close)
-    return Union(tuple(parts))
+        return _where_it_holds(_ascending(node))
+    if isinstance(node, Value):
+        region = _interval(node, node)
+    elif isinstance(node, Without):
+        base, removed = _region(node.base), _region(node.removed)
+        region = _common([base[0], _LINE ^ removed[0]]) if base and removed else None
+    elif isinstance(node, Union):
+        return _of_parts(node.parts)
+    elif node.open == "{" and all(isinstance(item, Value) for item in node.items):
+        return _of_parts(node.items)
+    elif node.open in ("(", "[") and len(node.items) == 2:
+        region = _interval(*node.items, node.open + node.close)
+    else:
+        return _of_list(node) if not node.open else None
+    return region and (region, "")
 
 
-def _as_interval(relation: Relation) -> Node | None:
-    """a < x ≤ b as (a, b], x < b as (-∞, b), x ≠ b as (-∞, b) ∪ (b, ∞)."""
-    low, high = constant(-math.inf), constant(math.inf)
-    chain = _ascending(relation)
+def _of_list(node: Sequence) -> tuple[Region, str] | None:
+    """Of x > 2, x < 5, of x ≠ 1, 2 and of (-∞, 1), (2, ∞); 2, 7 and (1, 2), (3, 4) are none."""
+    items, first = node.items, node.items[0]
+    if isinstance(first, Relation) and first.signs == (r"\ne",):
+        items = [
+            replace(first, sides=(first.sides[0], i)) if isinstance(i, Value) else i for i in items
+        ]
+    if any(isinstance(item, Value) for item in items):
+        return None
+    result = _of_parts(items)
+    infinite = result and any(math.isinf(cut.number) for cut in result[0])
+    return result if result and (result[1] or infinite) else None
+
+
+def _of_parts(nodes: Iterable[Node]) -> tuple[Region, str] | None:
+    """x > 2, x < 5 have a part in common, which is meant; x < 2, x > 5 and intervals are joined."""
+    results = [_region(node) for node in nodes]
+    if not all(results) or len(names := {name for _, name in results} - {""}) > 1:
+        return None
+    regions, name = [region for region, _ in results], "".join(names)
+    return (name and _common(regions)) or _joined(regions), name
+
+
+def _where_it_holds(chain: Relation) -> tuple[Region, str] | None:
+    """a < x ≤ b is (a, b], x < b is (-∞, b), x ≠ b is all but b."""
     sides, signs = chain.sides, chain.signs
-    if signs == (r"\ne",) and _is_name(sides[0]):
-        return Union((Sequence("(", (low, sides[1]), ")"), Sequence("(", (sides[1], high), ")")))
-    if len(signs) == 1 and _is_name(sides[0]):
-        sides, signs = (low, *sides), ("<", *signs)
-    elif len(signs) == 1 and _is_name(sides[1]):
-        sides, signs = (*sides, high), (*signs, "<")
-    if len(signs) != 2 or not _BRACKETS.keys() >= set(signs) or not _is_name(sides[1]):
+    if len(signs) == 1 and signs[0] in ("=", r"\ne"):
+        name, point = sides[0], _interval(sides[1], sides[1])
+        region = point and (point if signs[0] == "=" else _LINE ^ point)
+    else:
+        if len(signs) == 1:
+            below = _is_name(sides[0])
+            sides = (_LOW, *sides) if below else (*sides, _HIGH)
+            signs = ("<", *signs) if below else (*signs, "<")
+        if len(signs) != 2 or not _BRACKETS.keys() >= set(signs):
+            return None
+        name, brackets = sides[1], _BRACKETS[signs[0]][0] + _BRACKETS[signs[1]][1]
+        region = _interval(sides[0], sides[2], brackets)
+    if not region or not isinstance(name, Value) or not _is_name(name):
         return None
-    if not isinstance(sides[0], Value) or not isinstance(sides[2], Value):
+    return region, name.literal.replace("?", "")
+
+
+def _same_region(mine: Node, gold: Node) -> bool | None:
+    """Whether both mean the same part of the line; None where one means none, or only points."""
+    results = _region(mine), _region(gold)
+    if not all(results):
         return None
-    return Sequence(_BRACKETS[signs[0]][0], (sides[0], sides[2]), _BRACKETS[signs[1]][1])
+    (a, name), (b, other) = results
+    if name and other and name != other:
+        return None
+    if not any(2 * len({cut.number for cut in region}) > len(region) for region in (a, b)):
+        return None
+    if [cut.side for cut in sorted(a)] != [cut.side for cut in sorted(b)]:
+        return False
+    return _all(same_value(p.value, q.value) for p, q in zip(sorted(a), sorted(b), strict=True))

@@ -19,7 +19,7 @@ MAX_EXPONENT = 400  # 1e999999999 would fill the memory
 
 # --- characters, LaTeX and markdown around a number ---------------------------------------------
 
-_VULGAR = "½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
+_VULGAR = "↉½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻"
 _LOWERED = "₀₁₂₃₄₅₆₇₈₉"
 _PLAIN = str.maketrans(
@@ -28,7 +28,7 @@ _PLAIN = str.maketrans(
         **{c: str(unicodedata.digit(c)) for c in map(chr, range(128, 0x20000))
            if c.isdigit() and c not in _RAISED + _LOWERED},
         **{chr(c): str(int(unicodedata.numeric(chr(c)))) for a, b in (  # ①⑴⒈ ⓫ ㉑ ㊱
-            (0x2460, 0x249C), (0x24EB, 0x24F5), (0x3251, 0x3260), (0x32B1, 0x32C0)
+            (0x2460, 0x249C), (0x2776, 0x2794), (0x24EB, 0x24F5), (0x3251, 0x3260), (0x32B1, 0x32C0)
         ) for c in range(a, b)},
         **{c: unicodedata.normalize("NFKC", c).replace("⁄", "/") for c in _VULGAR},
         **{chr(c): chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)},  # full-width ASCII
@@ -36,7 +36,8 @@ _PLAIN = str.maketrans(
         **dict.fromkeys("\u00a0\u202f\u205f\u3000", " "),
         **dict.fromkeys("\0\u200b\u200e\u200f\u2060\ufeff", ""),
         **dict.fromkeys("−–‒﹣", "-"),
-        **dict.fromkeys("⁄∕", "/"), **dict.fromkeys("‘’", "'"), **dict.fromkeys("“”„", '"'),
+        **dict.fromkeys("⁄∕÷", "/"), **dict.fromkeys("×·⋅∙∗", "*"),
+        **dict.fromkeys("‘’", "'"), **dict.fromkeys("“”„", '"'),
         "٫": ".", "٬": ",",
     }
 )  # fmt: skip
@@ -66,9 +67,10 @@ _UNWRAP = [
     (re.compile(r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox|f?box(?:ed)?) ?\{([^{}]*)\}"),
      r" \1 "),
     (re.compile(r"\^ ?\{? ?\\(?:circ|degree) ?\}?|\\degree(?![A-Za-z])|°"), ""),
-    (re.compile(r"\\[dtc]?frac ?\{ ?([\d.,]{1,40}) ?\} ?\{ ?([\d.,]{1,40}) ?\}"), r" \1/\2"),
-    (re.compile(r"\\[dtc]?frac ?(\d) ?\{?(\d{1,40})\}?"), r" \1/\2"),
-    (re.compile(r" ?(?:\\times|\\cdot|[×·*xX]) ?10 ?(?:\^|\*\*) ?"
+    (re.compile(r"(?<=\d)(?=\\[dtc]?frac)"), " "),  # 2\\frac12 is 2 1/2
+    (re.compile(r"\\[dtc]?frac ?\{ ?([\d.,]{1,40}) ?\} ?\{ ?([\d.,]{1,40}) ?\}"), r"\1/\2"),
+    (re.compile(r"\\[dtc]?frac ?(\d) ?\{?(\d{1,40})\}?"), r"\1/\2"),
+    (re.compile(r" ?(?:\\times|\\cdot|[*xX]) ?10 ?(?:\^|\*\*) ?"
                 r"(?:\{ ?([+-]?\d{1,5}) ?\}|([+-]?\d{1,5}))"), r"e\1\2"),
     (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "*"),
     (re.compile(r"\\div(?![A-Za-z])"), "/"),
@@ -77,15 +79,21 @@ _UNWRAP = [
 ]  # fmt: skip
 
 
+# A minus that stands apart ("is − ¾", "Total: - 5", not "Tom - 5"), and the word for it.
+_MINUS = re.compile(
+    r"(?:((?:\b(?:is|are|was|be|equals?|gets?|gives?|makes|becomes)|[=:])[ $(*]{1,4})- *"
+    r"|(?<![\d)\]}%] )(?<!\s[A-Za-z] )(?<!^[A-Za-z] )\b(?i:negative|minus)) (?=\W?\d|\\[dt]?frac)"
+)
 _INLINE = re.compile(r"(?<!\\)\$(-?\d[\d.,]*+)\$(?!\d)")
 
 
 def unwrap(text: str) -> str:
     """The text without the LaTeX and markdown around and inside its numbers, spaces made single."""
-    text = " ".join(plain_characters(text).split())
+    text = _MINUS.sub(lambda m: f"{m[1] or ''}-", plain_characters(text))
+    text = " ".join(text.split())
     if text.count("$") > 1:
         text = _INLINE.sub(r"\1", text)
-    if any(mark in text for mark in "\\*{~`°×^"):
+    if any(mark in text for mark in "\\*{~`°^"):
         for pattern, plain in _UNWRAP:
             text = pattern.sub(plain, text)
     return text
@@ -103,7 +111,7 @@ _QUANTITY = rf"""
     (?:\ ?/\ ?(?P<below>{_DECIMAL})
       |\ (?:and\ )?(?P<top>\d{{1,9}})\ ?/\ ?(?P<bottom>\d{{1,9}})
       |[eE](?P<exponent>[+-]?\d{{1,5}}))?
-    (?:[\ -]?(?P<scale>(?i:{"|".join(SCALES)}))s?\b)?"""
+    (?P<scale>(?:[\ -]?(?i:{"|".join(SCALES)})s?\b){{0,2}})"""
 _NUMBER = re.compile(_QUANTITY.replace("GAP", r"\ ?"), re.VERBOSE)
 # In running text a number stands free: not part of a word (H2O, x2), of a label (#12), a time
 # (3:30) or a power, and its minus sign touches no number or bracket (5-3 is a 5 and a 3).
@@ -157,7 +165,8 @@ def _value(match: re.Match[str]) -> Fraction | None:
         value /= below
     elif match["top"]:
         value += int(match["top"]) / below
-    value *= Fraction(10) ** (exponent + SCALES.get((match["scale"] or "").lower(), 0))
+    words = re.findall("|".join(SCALES), match["scale"].lower())
+    value *= Fraction(10) ** (exponent + sum(map(SCALES.get, words)))
     return -value if (match["sign"] == "-") != (match["inner"] == "-") else value
 
 

@@ -40,30 +40,68 @@ def _clause(text: str, end: re.Pattern[str] = _SENTENCE_END) -> str:
 # --- numbers ------------------------------------------------------------------------------------
 
 _NUMBERED = re.compile(r"\d+[.):] \S")
+_NAME = r"(?:[A-Za-z]\w?\s?=\s?)"
+_A_NUMBER = r"[$€£'\"(*]{0,3}-?\d++(?:[.,/]\d++)*+%?['\")*]{0,3}"
+_UNITS = r"(?:\s(?!(?:and|or|to|in|all|total|altogether)\b)[A-Za-z]{1,20})"
 # What follows the first of two numbers, "5 or 6" and "5, 6", and what changes one, "5 and a half".
-_SECOND = re.compile(
-    r"\W{0,9}\b(?:or|and|to)\s(?:[^A-Za-z]{0,9}\d|(?:a )?(?:half|quarter|third))"
-    r"|\s?[,;]\s?[\d.]++(?:\W{0,9}$|\s?(?:[,;]|and\b|or\b))"
-    r"|(?:\s[A-Za-z]{1,20}){1,3},?\s(?:and|or|plus|to)\s[^A-Za-z]{0,3}\d"  # 3 apples and 5 pears
-    r"|(?:\s[A-Za-z]{1,20}){1,2},\s\d[\d.]*+(?:\s[A-Za-z]{1,20}){0,2}\W{0,3}$"
+_SECOND = rf"""(?:
+    (?:{_UNITS}{{0,3}},?['\")*]{{0,3}}\s(?:and\b|or\b|plus\b|minus\b|times\b|&)|{_UNITS}?\s(?:to|through)\b|\s?(?:~|\.\.+|…|—))
+      \s?(?:{_NAME}?{_A_NUMBER}|(?:a\s)?(?:half|quarter|third)|(?:more|less|fewer|above|below|up|over|under)\b)
+  |{_UNITS}{{1,2}},\s{_A_NUMBER}{_UNITS}{{0,2}}(?=\W*$)
+  |{_UNITS}\s\d[\d.,]*+{_UNITS}{{1,2}}(?=\W*$)"""
+_TWO = re.compile(rf"{_SECOND}|\s?[,;]\s?{_A_NUMBER}(?=\W*$|\s?(?:[,;]|and\b|or\b)))", re.VERBOSE)
+_TWO_AT_THE_END = re.compile(
+    rf"""(?<![\w.]){_A_NUMBER}{_SECOND}|\s?(?:;|,\s?(?={_NAME}))\s?{_NAME}?{_A_NUMBER}){_UNITS}{{0,3}}\W*$
+    |(?:^|\b(?:is|are):?\s)\W*{_A_NUMBER}(?:,\s{_A_NUMBER})+\W*$""",
+    re.VERBOSE,
 )
-_SPAN = re.compile(r"\d\s?-\s?\$?\d")
-_TERM = re.compile(r"\s?[-+]\s?\$?\d")
+_LIST_AT_THE_END = re.compile(
+    rf"(?<![\w.]){_NAME}?{_A_NUMBER}(?:(?:,|,?\s(?:and|or))\s{_NAME}?{_A_NUMBER})+(?=\W*$)"
+)
+_COMPARED = re.compile(
+    r"(?:(?<![-=<>\d/])(?<!\d )[<>]=?|[≤≥±]|\\(?:pm|[lg](?:eq?(?:slant)?|t))(?![a-z])|&[lg]t;"
+    r"|\b(?:more|greater|less|fewer|larger|smaller|higher|lower)\sthan)"
+    rf"\s?{_A_NUMBER}{_UNITS}{{0,3}}\W*$"
+)
 _RANGE = re.compile(
     r"[^\d=]{0,60}\b(?:between|from)\s[^A-Za-z]{0,3}\d[^A-Za-z]{0,30}\s(?:and|to)\s", re.I
 )
 # Arithmetic and nothing else: 18-20, (5)/(8), \\frac13+\\frac14. What it comes to is compared.
-_SUM = re.compile(r"(?=.*\d[)}\s]*[-+*/^]|.*\\frac)(?:[\d.,+*/^(){}\s-]|\\[dt]?frac)++")
+_SUM = re.compile(
+    r"(?=.*\d[)}\s]*[-+*/^]|.*(?:\\frac|\\sqrt|√)|.*[\d)]\()(?:[\d.,+*/^(){}\s√-]|\\[dt]?frac|\\sqrt)++"
+)
+_SUM_AT_THE_END = re.compile(rf"(?<![^\s$:])([(\d][\d.,+*/^()\s-]*[\d)]){_UNITS}{{0,3}}\W*$")
+_TERM = re.compile(r"\s?[-+]\s?\$?\d")
+_SPAN = re.compile(r"(\d[\d.,]*+)\s?-\s?(\d[\d.,]*+)")
 _LATEX_OF_SUM = re.compile(r"\\[()\[\],]|\\(?:left|right)(?![a-z])")
 _JOINED = re.compile(r"\W{0,9}\b(?:or|and|to|plus|minus|times)\b")
-_BRACKETED = re.compile(r"\([^()]*+\)")
-_ARITHMETIC = re.compile(r"[^A-WYZa-wyz=]*=")
+_BRACKETED = re.compile(r"(?<=\w\s)\([^()]*+\)")  # a remark
+_ARITHMETIC = re.compile(r"(?:[^A-WYZa-wyz=]|\bof\b)*=")
 _NOT = re.compile(r"\W{0,9}not\b")
+_AND_NOT = re.compile(r"(?:,|\sand|\sbut)\snot\s\W?\d[\d.,]*+\W*$")
 
 
-def is_arithmetic(text: str) -> bool:
+def arithmetic(text: str) -> str | None:
+    """A text that is arithmetic and nothing else, with * for ×."""
     text = _LATEX_OF_SUM.sub("", plain_characters(text[:MAX_ANSWER]).strip(" $.*"))
-    return bool(_SUM.fullmatch(re.sub(r"\\(?:times|cdot|div)(?![a-z])", "*", text)))
+    text = re.sub(r"\\(?:times|cdot|div)(?![a-z])|(?<=\d)\s?x\s?(?=\d)", "*", text)
+    return text if _SUM.fullmatch(text) else None
+
+
+def _are_two(match: re.Match[str] | None) -> bool:
+    """While Y = 6/3 or Y = 2 is one number."""
+    values = [read_number(number) for number in find_numbers(match[0])] if match else []
+    return match is not None and not (len(values) > 1 and len(set(values)) == 1)
+
+
+def _sum_at_the_end(text: str) -> str | None:
+    """The arithmetic that a text ends with, NO_ANSWER for a range (18-20)."""
+    match = _SUM_AT_THE_END.search(text)
+    if not match or read_number(match[1]) is not None or not arithmetic(match[1]):
+        return None
+    span = _SPAN.fullmatch(match[1])
+    low, high = (read_number(end) or 0 for end in span.groups()) if span else (0, 0)
+    return NO_ANSWER if low < high else match[1]
 
 
 def number_in(place: str, where: str) -> str | None:
@@ -74,10 +112,10 @@ def number_in(place: str, where: str) -> str | None:
     clause = place.strip() if where != "phrase" else _clause(place)
     if read_number(clause) is not None:
         return clause
-    if is_arithmetic(clause):
+    if arithmetic(clause):
         return clause.rstrip(".")
     clause = unwrap(clause)
-    if _RANGE.match(clause):
+    if _RANGE.match(clause) or _COMPARED.search(_TAG.sub(" ", clause)):
         return NO_ANSWER
     rest = after_number(clause)
     leads = rest is not None
@@ -100,29 +138,25 @@ def number_in(place: str, where: str) -> str | None:
     two = len({read_number(number) for number in numbers}) > 1
     if where in ("tags", "boxed") and (two or _JOINED.match(rest or "")):
         return NO_ANSWER
+    if "=" not in clause and (total := _sum_at_the_end(outside.strip())) is not None:
+        return total  # 18-20 eggs
     if "=" not in clause and (_TERM.match(rest) if leads else _SPAN.search(outside)):
-        return NO_ANSWER  # 18-20 eggs, about 18-20
-    if _SECOND.match(rest or "") or (not two and _NOT.match(clause)):
+        return NO_ANSWER
+    if _TWO.match(rest or "") if leads else _are_two(_TWO_AT_THE_END.search(clause)):
+        return NO_ANSWER
+    if not two and _NOT.match(clause):
         return NO_ANSWER
     return numbers[0] if leads else numbers[-1]
 
 
-_TWO_QUANTITIES = re.compile(
-    r"\d[\d.,]*+(?:\s(?!and|or)[A-Za-z]{2,20}){1,2}"
-    r"(?:,?\s(?:and|or)\s\d[\d.,]*+(?:\s[A-Za-z]{1,20}){1,3}|,?\s\d[\d.,]*+\s[A-Za-z]{1,20})\W*$"
-)
-# What ends in two numbers has no last one: 18-20 eggs, 5 or 6, between 5 and 6.
-_TWO_AT_THE_END = re.compile(
-    r"(?:(?P<from>\d[\d.,]*)\s?-\s?(?P<to>\d[\d.,]*)|(?:\d(?:\s[A-Za-z]{2,20})?\s?(?:\bto\b|\bor\b|~|\.\.+)"
-    r"|\b(?:between|from)\s\W?\d[\d.,]*(?:\s[A-Za-z]{2,20})?\sand)\s?\$?\d[\d.,]*%?)"
-    r"(?:\s[A-Za-z]{1,20}){0,3}\W*$"
-)
 _COUNTED = re.compile(r"(?<![A-Za-z\\])(?<=[\d}])\s[A-Za-z]{2,20}")
 _WORD = re.compile(
     r"(?<![A-Za-z\\])(?!(?:and|or|pi|sqrt|sin|cos|tan|log|ln|inf|infinity|oo)(?![A-Za-z]))"
     r"(?:[A-Za-z]{3,}|(?:am|an|as|at|be|by|he|if|in|is|it|me|my|no|of|on|so|to|up|us|we)(?![A-Za-z]))"
 )
-_NAMED = re.compile(r"(?<![\w)}])(?:\([a-z], ?[a-z]\)|[A-Za-z])(?:_\{?\w\}?|\([a-z]\))?'?\s?=")
+_NAMED = re.compile(
+    r"(?<![\w)}])(?:\([a-z], ?[a-z]\)|\\[a-z]{2,8}|[A-Za-z])(?:_\{?\w\}?|\([a-z]\))?'?\s?="
+)
 
 
 def nothing_else(text: str, kind: str) -> str | None:
@@ -131,11 +165,16 @@ def nothing_else(text: str, kind: str) -> str | None:
     if kind in ("choice", "text") or len(text) > 200 or "\n" in text:
         return None
     if kind == "number":
-        return text if is_arithmetic(text) or read_number(text) is not None else None
+        return text if arithmetic(text) or read_number(text) is not None else None
     bare = _WORDS_IN_LATEX.sub("", text)
-    if _WORD.search(_COUNTED.sub("", bare)) or len(_NAMED.findall(text)) != text.count("="):
+    equations = len(_NAMED.findall(text)) + text.count(">=") + text.count("<=")
+    if _WORD.search(_COUNTED.sub("", bare)) or equations != text.count("="):
         return None
-    return text.strip(" *_") if re.search(r"[\w\\ℝ∞]", bare) or bare != text else None
+    return (
+        re.sub(r"^[ *_]+|(?<![\^ *_])[ *_]+$", "", text)
+        if re.search(r"[\w\\ℝ∞]", bare) or bare != text
+        else None
+    )
 
 
 _BOLD = re.compile(r"(?<![\w)])\*\*([^*\n]{1,60})\*\*(?![\w(])")
@@ -148,12 +187,14 @@ def last_number(text: str) -> str | None:
         if read_number(part) is not None:
             numbers = find_numbers(part)
             return numbers[0] if len(numbers) == 1 else part
-    last_line = plain_characters(tail.rstrip().rpartition("\n")[2])
-    if _TWO_QUANTITIES.search(last_line[-160:]):
+    text, tail = _AND_NOT.sub("", text), _AND_NOT.sub("", tail)
+    last_line = tail.rstrip().rpartition("\n")[2]
+    last_line = plain_characters(_TAG.sub(" ", last_line[-200:]))
+    if _are_two(_TWO_AT_THE_END.search(last_line)) or _COMPARED.search(last_line):
         return NO_ANSWER
-    two = _TWO_AT_THE_END.search(last_line[-160:])
-    if two and not (two["from"] and read_number(two["from"]) >= read_number(two["to"])):
-        return NO_ANSWER  # while 20-18 is a difference
+    total = _sum_at_the_end(last_line)
+    if total is not None and (not total or "(" in total):  # while "leaves 12-5" ends in a 5
+        return total
     for size in (MAX_ANSWER, 16 * MAX_ANSWER):  # further back there is no answer
         part = text if len(text) <= size else text[-size:].partition(" ")[2]
         numbers = find_numbers(part)
@@ -169,19 +210,28 @@ _FIRST_LETTER = re.compile(
     r"([A-Ja-j])(?:(?P<closed>[)\]}.:,]|\s?$|[*_]{2}|['\"”’](?!\w))|(?![\w'’]))"
 )
 _FREE_LETTER = re.compile(
-    r"(?<![\w'’\\-])(?P<open>[(\[{] ?)?([A-J])(?:(?P<closed>[)\]}])|(?![\w'’]))"
+    r"(?<![\w'’\\-])(?<![=+*/^] )(?P<open>[(\[{] ?)?([A-J])(?:(?P<closed>[)\]}])|(?![\w'’]))"
 )
 # What makes a letter a variable: C = 2\\pi r, A + B. An option may equal its number: C = 15.
 _FORMULA = re.compile(
-    r"[\s*_)}\]]{0,4}(?:[<>+*/^_≤≥≠≈]|\\[a-z]|=(?!\s?\$?\d[\d.,]*+\s?[a-z%$]{0,9}\W{0,3}$))"
+    r"\([a-z0-9]\)|(?:\*\*|[\s)}\]]){0,4}+(?:[<>+/^≤≥≠≈]|\*(?=\s?\w)|_(?=[\w{])|\\[a-z]|=(?!\s?\$?\d[\d.,]*+\s?[a-z%$]{0,9}\W{0,3}$))"
 )
 _CHOSEN = re.compile(
     r"\b(?:is|be|it['’]s|choose|chose|pick|select|say|with|that|think|believe|option|choice|letter"
-    r"|guess)"
+    r"|guess|vote\sfor)"
     r"\s[\s*_:(\[]{0,4}([A-J])(?![\w'’])(?!\s(?!because|since|as\b|is\b)[a-z])"
 )
 _ARTICLE = re.compile(r"\s(?!because|since|as\b|is\b|and\b|or\b|for\b|with\b|by\b|which\b)[a-z]")
-_AND_ANOTHER = re.compile(r"[\s)*_}\]]{0,4}(?:,|and|or|&|/)[\s*_]{0,3}\(?[A-J](?![\w'’])")
+# An option with what it says: b 4, (c) 12 m. An article has words behind its number: a 7 m wall.
+_WITH_VALUE = re.compile(
+    r"\W{0,4}([A-Ja-j])[)\]}.:*]{0,3}\s\W?\d[\d.,/]*+(?:\s?[A-Za-z°%/]{1,12}){0,2}\W*$"
+)
+_A_QUANTITY = re.compile(r"\W{0,4}[AaI]\s\W?\d[\d.,/]*+\s?[A-Za-z]")
+# What follows the first of two options: "B or C", "B. 4 or C. 5", "(A) 3, (B) 4".
+_AND_ANOTHER = re.compile(
+    r"[).:*_}\]]{0,4}(?:[^A-Za-z,;/&\n]{0,20}(?:[,;/&]|\\text\{)|\s(?!because|since|as\b)[^,;\nA-J]{0,25}?(?<![A-Za-z])(?:and|or)\b)"
+    r"[\s*_(}]{0,3}(?:(?:and|or|maybe|perhaps|even|possibly)\s\(?){0,2}([A-J](?![\w'’])(?!(?<=[AI])\s[a-z])|[a-j](?=[).]))"
+)
 _NEGATED = re.compile(
     r"(?:\bnot|n['’]t)\s(?:be\s)?(?:option\s|choice\s)?\(?[A-J]\)?(?!\w)"
     r"(?:\s(?:or|and|nor)\s\(?[A-J]\)?(?!\w)){0,5}"
@@ -192,19 +242,24 @@ _PRAISED = re.compile(
 )
 
 
+def _has_value(option: str) -> bool:
+    return bool(_WITH_VALUE.match(option)) and not _A_QUANTITY.match(option)
+
+
 def letter_in(place: str, where: str) -> str | None:
     """The option letter that a place gives."""
-    clause = _NEGATED.sub("", place.strip() if where in ("tags", "boxed") else _clause(place))
+    place = _NEGATED.sub("", unicodedata.normalize("NFKC", place.strip()))
+    clause = place if where in ("tags", "boxed") else _clause(place)
     first = _FIRST_LETTER.match(clause)
     if first:
-        if _AND_ANOTHER.match(clause, first.end(1)):
+        if _AND_ANOTHER.match(place, first.end(1)):
             return NO_ANSWER
         free = first["closed"] is None
         article = free and first[1] in "AI" and _ARTICLE.match(clause, first.end())
         equals = clause[first.end(1) :].lstrip(" *_)}").startswith("=")
         if _FORMULA.match(clause, first.end(1)) or (equals and where == "boxed"):
             return None
-        if not article and not (free and first[1].islower()):
+        if _has_value(clause) or not (article or (free and first[1].islower())):
             return first[1].upper()
         chosen = set(_CHOSEN.findall(clause))
         if article and chosen:
@@ -218,22 +273,32 @@ def letter_in(place: str, where: str) -> str | None:
 
 def last_letter(text: str) -> str | None:
     """The letter called correct, alone on the last line, the only one to lead a line, or last."""
-    tail = _NEGATED.sub("", text[-MAX_ANSWER:])
+    tail = _NEGATED.sub("", unicodedata.normalize("NFKC", text[-MAX_ANSWER:]))
     praised = _PRAISED.findall(tail)
     if praised:
         return praised[-1]
     alone = _FIRST_LETTER.fullmatch(tail.strip().rpartition("\n")[2].rstrip("*_)]}.$ "))
     if alone:
         return alone[1].upper()
-    first = _FIRST_LETTER.match(tail) if "\n" not in text.strip() and text == tail else None
-    if first and first["closed"] and not re.search(r"\b[A-J][).:\]]", tail[first.end() :]):
-        return first[1].upper()  # b. 4
+    first = (
+        _FIRST_LETTER.match(tail) if "\n" not in text.strip() and len(text) <= MAX_ANSWER else None
+    )
+    two = first and _AND_ANOTHER.match(tail, first.end(1))
+    if two and not _FREE_LETTER.search(tail, two.end(1)):
+        return NO_ANSWER
+    marked = first and (first["closed"] or _has_value(tail))  # b. 4
+    if marked and not re.search(r"\b[A-J][).:\]]", tail[first.end() :]):
+        return first[1].upper()
     leading = set(_LINE_LETTER.findall(tail))
     if len(leading) == 1:
         return leading.pop()
-    letters = [m[2] for m in _FREE_LETTER.finditer(tail) if m["closed"] or m[2] not in "AI"]
-    letters = letters or _CHOSEN.findall(tail)
-    return letters[-1] if letters else None
+    letters = [m for m in _FREE_LETTER.finditer(tail) if not _FORMULA.match(tail, m.end(2))]
+    if len(letters) > 1:
+        two = _AND_ANOTHER.match(tail, letters[-2].end(2))
+        if two and two[1] == letters[-1][2] != letters[-2][2]:
+            return NO_ANSWER
+    chosen = [m[2] for m in letters if m["closed"] or m[2] not in "AI"] or _CHOSEN.findall(tail)
+    return chosen[-1] if chosen else None
 
 
 # --- words: names, places, short phrases --------------------------------------------------------
@@ -241,18 +306,35 @@ def last_letter(text: str) -> str | None:
 _TAG = re.compile(r"</?[A-Za-z][^<>\n]{0,40}>")
 _LATEX_TEXT = re.compile(r"\\(?:text\w{0,6}|mbox|mathrm|f?box(?:ed)?) ?\{([^{}]*+)\}")
 _REASON = re.compile(
-    r"(?:,?\s(?:because|since|as it|due to)|,\s(?:who|which|where))\b.*", re.DOTALL | re.IGNORECASE
+    r"(?:,?\s(?:because|since|as it|due to)|,\s(?:who|which|where|of course|I\s\w+$))\b.*",
+    re.DOTALL | re.IGNORECASE,
 )
+_OPINION = r"(?:I\s(?:would\s|am\s)?(?:think|believe|guess|say|suppose|sure)\s(?:that\s)?)?"
 _LEADING = re.compile(
-    r"(?:so |thus |hence )?(?:(?:it|this|that|he|she|they)\s(?:is|was|are|were)|it's)\s"
-    r"(?:(?:in|at|on)\s)?",
+    rf"(?:so |thus |hence )?{_OPINION}(?:(?:it|this|that|he|she|they)\s(?:is|was|are|were)|it's)\s"
+    r"(?:\w+\sby\s|called\s|named\s|in\s|at\s|on\s)?",
     re.IGNORECASE,
 )
 _STATES = re.compile(
-    r".*\b(?:is|are|was|were|it['’]s|say|think|believe|guess)\b:?\s(?:(?:in|at|on)\s)?", re.DOTALL
+    r".*\b(?:is|are|was|were|it['’]s|say|think|believe|guess)\b:?\s"
+    r"(?:\w+\sby\s|called\s|named\s|in\s|at\s|on\s)?",
+    re.DOTALL,
+)
+# A sentence that answers "who?" as well as "what?": Paris is the capital of France.
+_SENTENCE = re.compile(
+    rf"{_OPINION}(?!(?:The|This|That|It|He|She|They|We|You|I|My|Its|Who|What|Which)\b)"
+    r"(?P<who>[A-Z0-9]\S*(?:\s\S+){0,5}?)\s(?:(?:is|was)\s(?P<what>the\s[a-z].*)|did"
+    r"|(?:[a-z]+ed|wrote|won|made|built|led|did|said|sang|drew|found|began|gave|took)"
+    r"\s(?:it|this|that|them|him|her)(?:\s\w+){0,3})\W*"
+)
+_DENIED = re.compile(
+    r"\b(?:not|never|no|nobody|neither|nor|wrong|incorrect|false)\b|n['’]t\b", re.I
 )
 _ARTICLES = re.compile(r"\b(?:a|an|the)\s+(?=\w)")
-_NOT_PUNCTUATION = re.compile(r"(?<![^\W_])-(?=\d)|(?<=\d)\.(?=\d)|[^\W_]")
+_IN_A_YEAR = re.compile(r"in (?=\d{3,4}$)")
+_SIGNS = re.compile(
+    r"(?<![^\W_])-(?=\d)|(?<=\d)[.:/](?=\d)|(?<=\d)%|\^|(?<=[^\W\d_])[+#♭♯]+|(?<=\b[a-z])-$"
+)
 
 
 def words_in(place: str, where: str) -> str | None:
@@ -269,10 +351,17 @@ def last_words(text: str) -> str | None:
     """The last line, or what its last sentence says that something is."""
     line = _TAG.sub(" ", text[-MAX_ANSWER:]).strip().rpartition("\n")[2]
     sentence = next((part for part in reversed(_TEXT_END.split(line)) if plain_words(part)), "")
-    stated = _STATES.match(sentence)
+    stated = None if _SENTENCE.fullmatch(sentence.strip()) else _STATES.match(sentence)
     if stated and len(sentence.split()) > 3:
         sentence = sentence[stated.end() :] or sentence
     return words_in(sentence, "last")
+
+
+def same_words(mine: str, gold: str) -> bool:
+    """Whether a phrase is the gold one, or a sentence says it: "Jane Austen wrote it"."""
+    sentence = None if _DENIED.search(mine) else _SENTENCE.fullmatch(mine)
+    said = [mine, *filter(None, sentence.groups())] if sentence else [mine]
+    return plain_words(gold) in map(plain_words, said)
 
 
 @lru_cache(maxsize=16384)
@@ -284,10 +373,14 @@ def plain_words(text: str) -> str:
     """
     text = unicodedata.normalize("NFKC", plain_characters(text)).casefold().replace("&", " and ")
     text = " ".join(_LATEX_TEXT.sub(r" \1 ", _TAG.sub(" ", text)).replace("'s", "s").split())
-    number = read_number(text)
+    number = None if "%" in text else read_number(text)
     if number is not None and _NO_LETTERS.fullmatch(text):
         return str(number)
-    return "".join(_NOT_PUNCTUATION.findall(_ARTICLES.sub(" ", text)))
+    text = _IN_A_YEAR.sub("", _ARTICLES.sub(" ", text.strip(" .,;:!?")).strip())
+    signs = {i for match in _SIGNS.finditer(text) for i in range(*match.span())}
+    # Letters with their marks (the vowels of Hindi), digits, and the signs of -5, 3.14, C++ and A-.
+    counts = {c for c in text if unicodedata.category(c)[0] in "LNM"} - {"\ufe0f"}
+    return "".join(c for i, c in enumerate(text) if c in counts or i in signs)
 
 
 # --- formulas -----------------------------------------------------------------------------------
@@ -300,7 +393,12 @@ _MATH = re.compile(
 )
 _MONEY = re.compile(r"\d[\d,.]*+(?:\s.*[A-Za-z]{2}|.*[-+*/=]\s?$)", re.DOTALL)
 _LAST_VERB = re.compile(r".*\b(?:is|are|be|equals)\b:?\s?", re.DOTALL)
-_ALL_REALS = re.compile(r"\b(?:all|any) (?:the )?real(?:s| numbers?)(?=\W*$)", re.IGNORECASE)
+ALL_REALS = re.compile(
+    r"\b(?:all|any)\s(?:the\s)?(?:(positive|negative|non-?negative|non-?positive|non-?zero)\s)?"
+    r"real(?:s|\snumbers?)(?:\s[a-z])?"
+    r"(?:,?\s(?:except(?:\sfor)?|other\sthan|excluding|but|besides)\b\s?([^\n]{1,40}))?(?=\W*$)",
+    re.IGNORECASE,
+)
 _PROSE = re.compile(r"(?:\b[A-Za-z]{2,}+(?:'[a-z])?[,.:]?\s){2}[A-Za-z]{2}|[^\W\d_a-zA-Zα-ω]{3}")
 
 
@@ -325,6 +423,8 @@ def formula_in(place: str, where: str) -> str | None:
         return place.strip()
     if where == "hashes" and _PROSE.search(place):
         return None
+    if (reals := ALL_REALS.search(_clause(place, _FORMULA_END))) and "\\text" not in place:
+        return reals[0]
     if not place.startswith(("$", "\\(", "\\[")):
         place = _clause(place, _FORMULA_END)
         verb = _LAST_VERB.match(place)
@@ -351,10 +451,11 @@ def without_prose(answer: str) -> str:
 def last_formula(text: str) -> str | None:
     """The last formula or the last number, whichever comes later."""
     tail = text[-MAX_ANSWER:]
-    if reals := _ALL_REALS.search(tail):
+    if reals := ALL_REALS.search(tail):
         return reals[0]
     formulas = _formulas(tail)
     if not formulas:
-        return last_number(text)
+        several = _LIST_AT_THE_END.search(plain_characters(tail.rstrip().rpartition("\n")[2]))
+        return several[0] if several else last_number(text)
     later = find_numbers(tail[formulas[-1][0] :])
     return later[-1] if later else formulas[-1][1]

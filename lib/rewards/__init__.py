@@ -31,11 +31,12 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from lib.config import Config
-from lib.errors import BadInput, nearest
+from lib.errors import BadInput, first_line, nearest
 from lib.rewards.reasoning import REASONING
 from lib.rewards.rules import RULES, per_answer
 from lib.runs import run_folder
@@ -230,11 +231,13 @@ def _run(file: Path, stamp: int) -> Any:
     module = sys.modules[title] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file may raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a user's file may raise, sys.exit() included
         del sys.modules[title]
         line = traceback.extract_tb(error.__traceback__)[-1].lineno
         line = getattr(error, "lineno", None) or line
-        said = f"{type(error).__name__}: {error}, line {line}"
+        said = f"{type(error).__name__}: {first_line(error)}, line {line}"
         raise BadInput(f"{file.name} cannot be run ({said}): fix it.", "reward") from error
     for name, function in REWARDS.items():  # @reward("short") makes "my_rewards.py:short" a name
         if function.__module__ == title:
@@ -334,16 +337,17 @@ class Checked:
                 values = _awaited(values)
             if isinstance(values, str | Mapping | set) or not hasattr(values, "__iter__"):
                 raise TypeError(f"it returned a {type(values).__name__}, not a list of numbers")
-            values = list(values)
-        except BadInput:
+            values = list(islice(values, count + 1))
+        except (BadInput, KeyboardInterrupt):
             raise
-        except Exception as error:  # whatever a user's function may raise
-            said = f"{type(error).__name__} ({error}) in {_place(error, self.reward)}"
+        except BaseException as error:  # whatever a user's function may raise, sys.exit() included
+            said = f"{type(error).__name__} ({first_line(error)}) in {_place(error, self.reward)}"
             raise BadInput(
                 f'The reward "{name}" failed with {said}: fix it.', "reward-failed"
             ) from error
         if len(values) != count:
-            said = f'The reward "{name}" returned {len(values)} values for {count} completions'
+            few = str(len(values)) if len(values) < count else "more"
+            said = f'The reward "{name}" returned {few} values for {count} completions'
             raise BadInput(f"{said}: let it return one for each, in their order.", "reward-count")
         return [self._number(value) for value in values]
 
@@ -352,10 +356,10 @@ class Checked:
             return None
         try:
             number = math.nan if isinstance(value, str) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            said = f'The reward "{self.__name__}" returned {value!r}'
+            said = f'The reward "{self.__name__}" returned {repr(value)[:60]}'
             hint = "let it return a finite number, or None for what it cannot judge"
             raise BadInput(f"{said}: {hint}.", "reward-value")
         return number

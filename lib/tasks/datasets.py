@@ -423,15 +423,26 @@ def unpacked(content: Any) -> Any:
     """What a table keeps as text, in JSON or as Python writes it: messages, verl's reward_model."""
     if not isinstance(content, str) or not _PACKED.match(content):
         return content
-    for read in (json.loads, ast.literal_eval):  # of literals alone: nothing is executed
+    array = _ARRAY.sub(r"\1", _BETWEEN_DICTS.sub("}, {", content))
+    # literal_eval reads literals alone: nothing is executed
+    for read, text in (
+        (json.loads, content),
+        (ast.literal_eval, content),
+        (ast.literal_eval, array),
+    ):
         try:
-            return read(content)
-        except (ValueError, SyntaxError, RecursionError):
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
     return content
 
 
-_PACKED = re.compile(r"""\s*\[?\s*\{\s*(['"])(?:role|from|content|ground_truth|style)\1\s*:""")
+# As numpy writes it: array([{…}, {…}], dtype=object) or [{…}\n {…}].
+_ARRAY = re.compile(r"array\((.*?)(?:,\s*dtype=\w+)?\)", re.DOTALL)
+_BETWEEN_DICTS = re.compile(r"\}\s*\n\s*\{")
+_PACKED = re.compile(
+    r"""\s*(?:array\()?\[?\s*\{\s*(['"])(?:role|from|content|ground_truth|style)\1\s*:"""
+)
 
 
 def check_columns(row: dict, columns: Iterable[str], where: str, filled: bool = False) -> None:
@@ -458,7 +469,7 @@ def conversation(content: Any, id: str) -> tuple[str, dict[str, Any]]:
     Raises:
         BadInput: messages that do not end with a user's, or something else altogether.
     """
-    if isinstance(content, str | int | float):
+    if isinstance(content, str | int | float) and not _PACKED.match(str(content)):
         return str(content), {}
     messages = content if isinstance(content, list) else [content]
     turns = [_turn(message) for message in messages]
@@ -475,7 +486,7 @@ def _turn(message: Any) -> dict[str, str]:
     """A chat message, also as {from, value}; {} for what is none."""
     if not isinstance(message, dict) or not {"role", "from"} & message.keys():
         return {}
-    role = message.get("role") or message["from"]
+    role = str(message.get("role") or message.get("from")).lower()
     role = {"human": "user", "gpt": "assistant"}.get(role, role)
     return {"role": role, "content": message_text(message)}
 

@@ -25,6 +25,7 @@ from typing import Any, get_args
 from lib import answers
 from lib.answers import Grade
 from lib.answers.extraction import inside_tags
+from lib.answers.numerals import plain_characters
 from lib.errors import BadInput
 
 SPLITS = ("train", "test")
@@ -112,7 +113,9 @@ def is_missing(value: Any) -> bool:
     """Whether a cell of a table is empty: None, NaN, an infinite number, "" or []."""
     if isinstance(value, float | Decimal):
         return not math.isfinite(value)
-    return value is None or (isinstance(value, str) and not value.strip()) or value in ([], {}, ())
+    if isinstance(value, str):
+        return not plain_characters(value).strip()
+    return value is None or value in ([], {}, ())
 
 
 class Task:
