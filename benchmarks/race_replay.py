@@ -30,10 +30,11 @@ RATES, SEEDS = (1e-5, 3e-5, 1e-4, 2.4e-4, 5e-4, 1e-3), (0, 1)
 RUNGS = (1, 2, 4, 8)  # lib.race's own for 6 arms and 8 steps
 HELD_OUT, LATER = 96, 150  # problems
 RULES = {
-    "bound 10 %": (0.1, 0.0),
-    "bound 10 %, margin 2 points": (0.1, 0.02),
-    "bound 10 %, margin 5 points": (0.1, 0.05),
-    "halving without a bound": (1.0, 0.0),
+    "delta 0.1": (0.1, 0.0),
+    "delta 0.2": (0.2, 0.0),
+    "delta 0.5": (0.5, 0.0),
+    "delta 0.2, margin 0.02": (0.2, 0.02),
+    "delta 1": (1.0, 0.0),
 }
 
 

@@ -32,7 +32,7 @@ from lib.sweep import KEYS, begin, is_done, make_arms, read_sweep, run_all
 from lib.sweep import main as sweep_main
 
 RACE_KEYS = KEYS | dict(rungs=list, delta=float | int, margin=float | int)
-DELTA = 0.1
+DELTA = 0.2
 Scores = Mapping[str, Mapping[str, float]]  # arm → problem → score
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from lib.config import ROOT
 from lib.errors import BadInput
-from lib.race import compare, find_rungs, is_at, main, scores_at
+from lib.race import DELTA, compare, find_rungs, is_at, main, scores_at
 from lib.runs import Run, read_json, write_json
 from lib.suite import configure, read_arguments
 from lib.sweep import main as sweep_main
@@ -44,7 +44,7 @@ def test_what_is_surely_behind_leaves_and_what_may_be_best_stays():
 @pytest.mark.parametrize(("rate", "apart"), [(0.5, 0.0), (0.2, 0.0), (0.5, 0.1)])
 def test_the_best_leaves_no_more_often_than_the_bound_allows(rate, apart):
     """Eight arms, of which one is as good as the others, or a little better; four times."""
-    random, delta, races, lost = np.random.default_rng(0), 0.1, 150, 0
+    random, delta, races, lost = np.random.default_rng(0), DELTA, 150, 0
     alpha = delta / (8 * 3)
     for _ in range(races):
         hard, lost_now = random.random(64), False
