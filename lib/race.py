@@ -25,10 +25,9 @@ from typing import Any
 from lib.config import Config
 from lib.errors import BadInput
 from lib.evaluation.runs import is_begun
-from lib.runs import Run, read_jsonl, run_folder, write_json
+from lib.runs import Run, read_jsonl, write_json
 from lib.stats import paired_difference, points
-from lib.suite import configure, read_arguments
-from lib.sweep import KEYS, begin, is_done, make_arms, read_sweep, run_all
+from lib.sweep import KEYS, arm_of, begin, is_done, make_arms, read_sweep, run_all
 from lib.sweep import main as sweep_main
 
 RACE_KEYS = KEYS | dict(rungs=list, delta=float | int, margin=float | int)
@@ -104,8 +103,7 @@ def scores_at(run: Run, step: int) -> dict[str, float]:
 
 def is_at(words: list[str], rung: int) -> bool:
     """Whether the run was trained to this step, kept, and measured there."""
-    config = configure(*read_arguments(words))
-    run = Run(run_folder(config))
+    config, _, run = arm_of(words)
     return run.kept_step() >= rung and is_begun(config) and bool(scores_at(run, rung))
 
 
@@ -116,8 +114,8 @@ def run_race(path: Path, address: str | None) -> int:
     entrants: dict[str, list[str]] = {}
     for name in arms:
         entrants.setdefault(name.rpartition("_")[0], []).append(name)
-    configs = {name: configure(*read_arguments(words)) for name, words in arms.items()}
-    rungs = find_rungs(race, [*configs.values()], len(entrants))
+    configs = [arm_of(words)[0] for words in arms.values()]
+    rungs = find_rungs(race, configs, len(entrants))
     planned, way = begin(arms, address)
     folders = {name: folder for name, (folder, _) in planned.items()}
     alpha = delta / (len(entrants) * max(1, len(rungs) - 1)) if delta < 1 else 0.0
