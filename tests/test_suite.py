@@ -27,7 +27,7 @@ from tests.conftest import CPU, SMALL
 
 ONE_STEP = [
     *("-p", "run", "ci", "-p", "max_steps", "1"),
-    *("-p", "eval_problems", "4", "-p", "eval_samples", "0"),
+    *("-p", "eval_problems", "4", "-p", "eval_samples", "0", "-p", "eval_engine", "transformers"),
 ]
 
 
@@ -94,10 +94,10 @@ def test_a_gpu_too_small_is_told(tmp_path, run, monkeypatch):
         check_inputs(config, run)
 
 
-def test_a_failure_stops_the_run_and_resume_goes_on_there(tmp_path, embedded):
+def test_a_failure_stops_the_run_and_resume_goes_on_there(tmp_path, first_layers):
     from lib.models import load_policy, save_adapter
 
-    given = ["ci", *ONE_STEP, "-p", "output_dir", str(tmp_path)]
+    given = ["ci", *ONE_STEP, "-p", "output_dir", str(tmp_path), "-p", "model", str(first_layers)]
     first = suite(*given, "--only", "01", "04")
     assert first.returncode == 2
     assert "04_pass_at_k_eval stopped:" in first.stderr
@@ -106,7 +106,7 @@ def test_a_failure_stops_the_run_and_resume_goes_on_there(tmp_path, embedded):
     (tmp_path / "ci" / "notebooks" / "01_setup.ipynb").unlink()
 
     # What 03_training would leave.
-    policy = load_policy(resolve("ci", {"profile": "cpu", "backend": "transformers"}, CPU))
+    policy = load_policy(resolve("ci", SMALL | {"model": str(first_layers)}, CPU))
     save_adapter(policy, tmp_path / "ci" / "adapter")
     chain = ("01", "04")
     second = suite(*given, "--resume", "--only", *chain, cwd=tmp_path, PYTHONPATH=str(ROOT))
