@@ -189,7 +189,8 @@ class Learner:
             batch.mask_BT = batch.mask_BT * ended_B[:, None]
         groups = max(1, config.per_device_train_batch_size // config.num_generations)  # in one pass
         self.score_old_policies(batch, groups)
-        return batch.split(groups), self.reward(rows, completions, batch)
+        metrics = self.reward(rows, completions, batch)  # sets advantages: before the split
+        return batch.split(groups), metrics
 
     def sample(self, rows: Sequence[dict]) -> tuple[Batch, Tensor]:
         """A group of completions of each row's prompt; ended_B: whether each came to its end."""
