@@ -247,7 +247,7 @@ def overflow(folder):
         (add_bos, ["tokens"], "its tokenizer reads 1 where"),
         (change_rope, ["weights"], "config.json has rope_parameters"),
         (untie_head, ["weights"], "config.json has tie_word_embeddings False, the base True"),
-        (overflow, ["weights"], "model.layers.7.mlp.up_proj.weight is off by inf%"),
+        (overflow, ["weights"], "model.layers.7.mlp.up_proj.weight is not finite"),
     ],
 )
 def test_a_change_of_the_merged_folder_fails_its_column(certified, copy, change, columns, named):

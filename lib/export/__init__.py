@@ -179,9 +179,12 @@ def weight_faults(base: Path, trained: Path, merged: Path) -> list[str]:
             faults.append(f"{name} is missing")
             continue
         weight, there = read().float(), written.pop(name)()
+        if not there.isfinite().all():
+            faults.append(f"{name} is not finite")
+            continue
         delta = deltas.pop(name)() if name in deltas else torch.zeros(())
         error = (there.float() - (weight + delta).to(there.dtype).float()).norm()
-        if not error <= 0.1 * delta.norm() + 1e-4 * weight.norm():  # NaN, too
+        if error > 0.1 * delta.norm() + 1e-4 * weight.norm():
             size, of = delta.norm(), "what the adapter adds"
             if not size:
                 size, of = weight.norm(), "its size"

@@ -37,7 +37,7 @@ KEY = "GRPO_SERVER_KEY"
 
 @dataclass
 class Server:
-    """A server of ours in a process of its own.
+    """A server of ours in a group of processes of its own.
 
     Attributes:
         engine: "vLLM" or "llama.cpp".
@@ -144,15 +144,10 @@ class Server:
     def close(self) -> None:
         """End the server and all processes that it started."""
         atexit.unregister(self.close)
-        for sign, patience in ((signal.SIGTERM, 15), (signal.SIGKILL, 15)):
-            try:
-                os.killpg(self.process.pid, sign)
-                self.process.wait(patience)
-            except ProcessLookupError:
-                break
-            except subprocess.TimeoutExpired:
-                continue
-        with contextlib.suppress(ProcessLookupError):  # what the server's own end left behind
+        self.process.stdin.close()  # as the kernel's end does
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(20)
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
@@ -262,13 +257,10 @@ def launch(
     with log.open("ab") as file:
         began = file.tell()  # an earlier server's words stand before it
         process = subprocess.Popen(
-            command,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-c", _KEEPER, *command],
+            **dict(stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT),
             env=os.environ | (environment or {}),
             start_new_session=True,
-            preexec_fn=_stop_with_parent if sys.platform == "linux" else None,
         )
     server, end = Server(engine, port, models, key, process, log), time.monotonic() + 600
     while time.monotonic() < end and process.poll() is None:
@@ -285,8 +277,15 @@ def launch(
     raise BadInput(f"{engine} did not start ({said[-300:]}): its log is {log}.", key="server-start")
 
 
-def _stop_with_parent() -> None:
-    """In the new process: be ended where the notebook's kernel is killed (PR_SET_PDEATHSIG)."""
-    import ctypes
-
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+# The first process of the server's group: where the notebook's kernel has ended, even by kill -9,
+# its end of the pipe closes; where the server has ended, what it leaves behind is ended, too.
+_KEEPER = """
+import os, signal, subprocess, sys, threading
+signal.signal(signal.SIGTERM, lambda *_: None)  # which the server has received as well
+server = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+threading.Thread(target=lambda: (server.wait(), os.killpg(0, signal.SIGKILL)), daemon=True).start()
+sys.stdin.buffer.read()
+os.killpg(0, signal.SIGTERM)
+threading.Event().wait(15)
+os.killpg(0, signal.SIGKILL)
+"""
