@@ -179,10 +179,10 @@ def weight_faults(base: Path, trained: Path, merged: Path) -> list[str]:
             faults.append(f"{name} is missing")
             continue
         weight, there = read().float(), written.pop(name)()
+        delta = deltas.pop(name)() if name in deltas else torch.zeros(())
         if not there.isfinite().all():
             faults.append(f"{name} is not finite")
             continue
-        delta = deltas.pop(name)() if name in deltas else torch.zeros(())
         error = (there.float() - (weight + delta).to(there.dtype).float()).norm()
         if error > 0.1 * delta.norm() + 1e-4 * weight.norm():
             size, of = delta.norm(), "what the adapter adds"
