@@ -414,19 +414,3 @@ def quality(pairs: Sequence[Pair], scores_P2: np.ndarray) -> list[dict]:
     rows = {"reward model": right, "rule: the longer wins": longer > 0}
     rows |= {what: right[part] for what, part in parts.items()}
     return [{"what": what, **rate(some.tolist())} for what, some in rows.items()]
-
-
-def reliability(scores_P2: np.ndarray, groups: int = 5) -> list[dict]:
-    """The Bradley-Terry probability of the answer that scores higher, against how often it wins.
-
-    P(a before b) = 1/(1 + exp(−(r_a − r_b))) (Bradley & Terry 1952).
-
-    Returns: a row a group of about equally many pairs: share (mean probability), and as `rate`.
-    """
-    right = np.array(is_right(scores_P2))
-    sure = 1 / (1 + np.exp(-np.abs(scores_P2[:, 0] - scores_P2[:, 1])))
-    order = np.argsort(sure, kind="stable")
-    return [
-        {"share": float(sure[part].mean())} | rate(right[part].tolist())
-        for part in np.array_split(order, min(groups, len(order)))
-    ]

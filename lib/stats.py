@@ -90,7 +90,9 @@ def majority_at_k(answers: Sequence[Hashable], correct: Sequence, k: int) -> flo
             (strictly graded, say) is worth its share.
     """
     groups: dict[Hashable, list[float]] = defaultdict(list)
-    n = _samples(answers, correct, k)
+    n = len(answers)
+    if len(correct) != n or not 1 <= k <= n:
+        raise BadInput(f"{n} samples, {len(correct)} grades, and k is {k}.", "stats")
     for answer, right in zip(answers, correct, strict=True):
         groups[answer].append(float(right))
     silent = len(groups.pop(None, []))
@@ -122,28 +124,6 @@ def _ways_to_win(size: int, others: list[int], silent: int, k: int) -> float:
                 ways[taken:, tied : tied + more.shape[1]] += more
         won += math.comb(size, votes) * float(ways[left] @ (1 / np.arange(1, ways.shape[1] + 1)))
     return won
-
-
-def best_of_k(scores: Sequence[float], correct: Sequence, k: int) -> float:
-    """How good the sample with the highest score is, among k of one problem's n samples.
-
-    Exact: the mean over all C(n, k) choices without replacement. A group of T samples with equal
-    scores, L samples below it, holds the highest of C(L+T, k) − C(L, k) choices, and is then
-    worth its mean. (With `correct` as the score this is pass@k.)
-
-    Args:
-        scores: each sample's reward; no NaN.
-        correct: whether each is right (0/1), or any other measure of it.
-    """
-    n = _samples(scores, correct, k)
-    scores, correct = _numbers(scores, "scores"), _numbers(correct, "correct")
-    total, below = 0.0, 0
-    for score in np.unique(scores):
-        group = correct[scores == score]
-        wins = math.comb(below + len(group), k) - math.comb(below, k)
-        total += wins / math.comb(n, k) * float(group.mean())
-        below += len(group)
-    return total
 
 
 # Means and differences
@@ -375,12 +355,6 @@ def power_sentence(problems: int, changed: float = CHANGED, gain: float = MARGIN
         f"With {problems:,} held-out problem{'s' if problems != 1 else ''} {shown}; a gain of "
         f"{points(gain, '')} takes {needed:,} problems."
     )
-
-
-def _samples(first: Sequence, second: Sequence, k: int) -> int:
-    if len(first) != len(second) or not 1 <= k <= len(first):
-        raise BadInput(f"{len(first)} samples, {len(second)} grades, and k is {k}.", "stats")
-    return len(first)
 
 
 def _numbers(values: Sequence[float], name: str) -> np.ndarray:

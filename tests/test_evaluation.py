@@ -17,9 +17,6 @@ from lib.evaluation import _record, candidate_name, evaluate, tracked
 from lib.evaluation.breakdowns import (
     add_rewards,
     by_difficulty,
-    by_length,
-    calibration,
-    calibration_error,
     curves_of_k,
     outcomes,
     side_by_side,
@@ -383,10 +380,9 @@ def test_one_sampled_problem_is_compared_drawn_and_reported(run, ci_config):
     assert summary["scores"]["pass@2_strict"]["interval_95"] is None
     assert summary["scores"]["greedy_strict"]["interval_95"] == stats.wilson_interval(0, 1)
     curves = {"base": curves_of_k(one)}
-    panels = {"by length": by_length(one, one), "by difficulty": by_difficulty(one, one)}
-    several = several_answers_figure(curves, {"base": calibration(one)})
-    assert [axis.get_title(loc="left") for axis in several.axes] == ["pass@k", "agreement"]
-    for figure in (comparison_bars(table), several, groups_figure(panels)):
+    several = several_answers_figure(curves)
+    assert [axis.get_title(loc="left") for axis in several.axes] == ["pass@k"]
+    for figure in (comparison_bars(table), several, groups_figure(by_difficulty(one, one))):
         figure.canvas.draw()
 
 
@@ -417,20 +413,15 @@ def test_figures_have_the_names_that_dashboards_show(ci_config):
 
 def test_curves_are_the_means_of_what_stats_says_of_each_problem():
     texts = [["<answer>3.0</answer>", BARE, WRONG], [WRONG, RIGHT, RIGHT], [SILENT, WRONG, WRONG]]
-    paid = [[1, 0, 2], [0, 1, 1], [0, 0, 0]]
     records = greedy(RIGHT, RIGHT, RIGHT)
     for i, said in enumerate(texts):
         for n, text in enumerate(said):
-            records.append(answer(i, text, "sampled", n, reward=paid[i][n]))
-    for record in records[:3]:
-        record["reward"] = 0
+            records.append(answer(i, text, "sampled", n))
     found = {name: [e.mean for e in es] for name, es in curves_of_k(records).items()}
     assert found["pass@k"] == pytest.approx([1 / 3, (2 / 3 + 1 + 0) / 3, 2 / 3])
     # The first problem: 3.0 and 3 are one answer, strictly right in one of its two samples.
     assert found["majority@k"][0] == pytest.approx(1 / 3)
     assert found["majority@k"][2] == pytest.approx((1 / 2 + 1 + 0) / 3)
-    # … and its best-paid sample is the wrong one.
-    assert found["best-of-k"][2] == pytest.approx((0 + 1 + 0) / 3)
 
 
 def test_rewards_are_those_of_the_recipe(ci_config):
@@ -456,29 +447,6 @@ def test_difficulty_is_the_level_or_the_base_models_samples():
         *(("level 1", 2), ("level 2", 1))
     ]
     assert by_difficulty(greedy(RIGHT), greedy(RIGHT)) == []
-
-
-def test_lengths_fall_into_groups_that_hold_every_answer_once():
-    rng = random.Random(0)
-    sides = [[answer(i, RIGHT, tokens=rng.randint(3, 40)) for i in range(50)] for _ in range(2)]
-    rows = by_length(*sides)
-    assert len(rows) == 4
-    for side in ("before", "after"):
-        assert sum(row[side]["answers"] for row in rows if row[side]) == 50
-    assert [row["group"] for row in by_length(greedy(RIGHT), greedy(WRONG))] == ["5 tokens"]
-
-
-def test_calibration_by_hand():
-    said = [(RIGHT, BARE, WRONG, SILENT), (WRONG, WRONG, WRONG, WRONG), (SILENT,) * 4]
-    records = [
-        answer(i, text, "sampled", n)
-        for i, texts in enumerate(said)
-        for n, text in enumerate(texts)
-    ]
-    half, sure = calibration(records)  # the silent one votes for nothing
-    assert (half["share"], half["rate"], half["answers"]) == (0.5, 1.0, 1)
-    assert (sure["share"], sure["rate"], sure["answers"]) == (1.0, 0.0, 1)
-    assert calibration_error([half, sure]) == pytest.approx((0.5 + 1.0) / 2)
 
 
 def test_answers_side_by_side_and_what_the_viewer_picks(run):

@@ -1,6 +1,5 @@
 """A learned reward: its pairs, its training with real weights, and what it pays."""
 
-import math
 import pickle
 import shutil
 
@@ -19,7 +18,6 @@ from lib.learned import (
     halves,
     load_pairs,
     quality,
-    reliability,
     save_reward_model,
     score_pairs,
     train_reward_model,
@@ -100,14 +98,6 @@ def test_quality_stands_beside_the_rule_that_the_longer_wins():
         "pairs whose longer answer is preferred": 1.0,
         "pairs whose shorter answer is preferred": 1.0,
     }
-
-
-def test_reliability_is_of_the_answer_that_scores_higher():
-    sure, unsure = math.log(9), math.log(1.5)  # probabilities 0.9 and 0.6
-    margins = [sure] * 9 + [-sure] + [unsure, -unsure] * 5
-    low, high = reliability(scored(*margins), groups=2)
-    assert (low["share"], low["rate"]) == (pytest.approx(0.6), 0.5)
-    assert (high["share"], high["rate"]) == (pytest.approx(0.9), 0.9)
 
 
 # --- training -----------------------------------------------------------------------------------

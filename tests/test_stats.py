@@ -9,7 +9,6 @@ import pytest
 from lib.errors import BadInput
 from lib.stats import (
     Estimate,
-    best_of_k,
     crossed_difference,
     detectable_difference,
     holm,
@@ -30,9 +29,7 @@ from lib.stats import (
     [
         lambda: pass_at_k(4, 2, 5),
         lambda: pass_at_k(4, 5, 1),
-        lambda: best_of_k([1, 2], [0, 1], 3),
         lambda: majority_at_k([1, 2], [0], 1),
-        lambda: best_of_k([1.0, math.nan], [0, 1], 1),
         lambda: mean_with_error([]),
         lambda: mean_with_error([1.0, 0.0], ["a"]),
         lambda: mean_with_error([1.0, None]),
@@ -62,14 +59,6 @@ def test_pass_at_k_is_the_mean_over_all_subsets():
     assert pass_at_k(10_000, 1, 2_500) == 0.25
 
 
-def best_by_enumeration(scores, correct, k):
-    worth = []
-    for chosen in combinations(range(len(scores)), k):
-        top = max(scores[i] for i in chosen)
-        worth.append(np.mean([correct[i] for i in chosen if scores[i] == top]))
-    return np.mean(worth)
-
-
 def majority_by_enumeration(answers, correct, k):
     both = list(zip(answers, correct, strict=True))
     share = {a: np.mean([c for b, c in both if b == a]) for a in answers}
@@ -82,20 +71,15 @@ def majority_by_enumeration(answers, correct, k):
     return np.mean(worth)
 
 
-def test_best_of_k_and_majority_at_k_are_the_means_over_all_subsets():
+def test_majority_at_k_is_the_mean_over_all_subsets():
     rng = np.random.default_rng(0)
     for _ in range(60):
         n = int(rng.integers(1, 9))
-        scores = rng.integers(0, 4, n).tolist()  # few values, so many ties
         answers = [None if a == 0 else f"answer {a}" for a in rng.integers(0, 5, n)]
         correct = rng.integers(0, 2, n).tolist()  # an answer may be strictly right in some samples
         for k in range(1, n + 1):
-            for ours, theirs, values in (
-                (best_of_k, best_by_enumeration, scores),
-                (majority_at_k, majority_by_enumeration, answers),
-            ):
-                expected = theirs(values, correct, k)
-                assert ours(values, correct, k) == pytest.approx(expected, abs=1e-12)
+            expected = majority_by_enumeration(answers, correct, k)
+            assert majority_at_k(answers, correct, k) == pytest.approx(expected, abs=1e-12)
 
 
 def test_majority_at_k_of_many_samples():

@@ -1,4 +1,4 @@
-"""An evaluation's answers taken apart: by k, by difficulty, by length, by the votes' agreement.
+"""An evaluation's answers taken apart: by k, by difficulty, problem by problem.
 
 All work on the records that `lib.evaluation` logs; `lib.plots` draws what they return.
 """
@@ -17,7 +17,7 @@ from lib.evaluation.compare import changes, clusters_of, greedy_records, samples
 from lib.rewards import recipe_rewards, score
 from lib.stats import rate
 
-MAJORITY, AGREEMENT = 3, 4  # samples a problem from which a vote, or its share, says something
+MAJORITY = 3  # samples a problem from which a vote says something
 
 
 def vote(record: dict) -> str | None:
@@ -49,7 +49,7 @@ def add_rewards(records: Sequence[dict], rows: Sequence[dict], config: Config) -
 
 
 def curves_of_k(records: Sequence[dict]) -> dict[str, list[stats.Estimate]]:
-    """For k = 1 … n samples: pass@k, majority@k and, where rewards are there, best-of-k.
+    """For k = 1 … n samples: pass@k and majority@k.
 
     Of fewer than three samples none can be outvoted, and majority@k is left out. All strict: a
     sample that has the answer outside its tags votes for it, and counts as wrong.
@@ -57,15 +57,11 @@ def curves_of_k(records: Sequence[dict]) -> dict[str, list[stats.Estimate]]:
     problems, clusters = list(samples_of(records).values()), clusters_of(records)
     ks = range(1, len(problems[0]) + 1)
     rights = [[record["strict"] for record in samples] for samples in problems]
-    votes = [[vote(record) for record in samples] for samples in problems]
     by_k = {"pass@k": [[stats.pass_at_k(len(r), sum(r), k) for r in rights] for k in ks]}
-    picks = {"majority@k": (stats.majority_at_k, votes)} if len(ks) >= MAJORITY else {}
-    if "reward" in records[0]:
-        paid = [[record["reward"] for record in samples] for samples in problems]
-        picks["best-of-k"] = (stats.best_of_k, paid)
-    for name, (chance, values) in picks.items():
-        both = list(zip(values, rights, strict=True))
-        by_k[name] = [[chance(v, r, k) for v, r in both] for k in ks]
+    if len(ks) >= MAJORITY:
+        votes = [[vote(record) for record in samples] for samples in problems]
+        both = list(zip(votes, rights, strict=True))
+        by_k["majority@k"] = [[stats.majority_at_k(v, r, k) for v, r in both] for k in ks]
     return {
         name: [stats.mean_with_error(values, clusters, (0, 1)) for values in rows]
         for name, rows in by_k.items()
@@ -99,58 +95,6 @@ def by_difficulty(before: Sequence[dict], after: Sequence[dict]) -> list[dict[st
             sides = [rate([answers[id]["strict"] for id in ids]) for answers in (a, b)]
             rows.append({"group": name, "before": sides[0], "after": sides[1]})
     return rows
-
-
-def by_length(
-    before: Sequence[dict], after: Sequence[dict], groups: int = 4
-) -> list[dict[str, Any]]:
-    """Greedy strict accuracy by the length of the answer, in groups of about the same size.
-
-    Returns: rows as `by_difficulty`'s; the bounds, in tokens, are quantiles over both models.
-    """
-    answers = [list(greedy_records(records).values()) for records in (before, after)]
-    lengths = [record["tokens"] for side in answers for record in side]
-    tops = np.unique(np.quantile(lengths, np.linspace(0, 1, groups + 1)[1:], method="higher"))
-    rows, low = [], min(lengths)
-    for top in tops.tolist():
-        sides = [
-            rate([record["strict"] for record in side if low <= record["tokens"] <= top])
-            for side in answers
-        ]
-        name = f"{low} to {top}" if low < top else f"{top}"
-        rows.append({"group": f"{name} tokens", "before": sides[0], "after": sides[1]})
-        low = top + 1
-    return rows
-
-
-def calibration(records: Sequence[dict], groups: int = 10) -> list[dict[str, float]]:
-    """How often the majority's answer is right, by the share of samples that agree on it.
-
-    Lenient, since it is about the answer and not its form. A tie goes to the answer that came
-    first; samples without an answer count against the share.
-
-    Returns: a row a group of problems with like shares: share (their mean), and as `rate`.
-    """
-    found: dict[int, list[tuple[float, bool]]] = {}
-    for samples in samples_of(records).values():
-        votes = [vote(record) for record in samples]
-        counted = Counter(answer for answer in votes if answer is not None)
-        if counted:
-            answer, most = counted.most_common(1)[0]
-            share = most / len(samples)
-            right = bool(samples[votes.index(answer)]["lenient"])
-            found.setdefault(min(int(share * groups), groups - 1), []).append((share, right))
-    return [
-        {"share": float(np.mean([share for share, _ in problems]))}
-        | rate([right for _, right in problems])
-        for _, problems in sorted(found.items())
-    ]
-
-
-def calibration_error(rows: Sequence[dict]) -> float:
-    """The mean distance of agreement and accuracy over the problems (Naeini et al. 2015, ECE)."""
-    total = sum(row["answers"] for row in rows)
-    return sum(row["answers"] / total * abs(row["share"] - row["rate"]) for row in rows)
 
 
 def side_by_side(before: Sequence[dict], after: Sequence[dict]) -> list[dict[str, Any]]:

@@ -250,22 +250,6 @@ def logs_of(arms: Arms) -> dict[str, list[list[dict]]]:
     return {name: [batches_log(run) for run in runs] for name, runs in arms.items()}
 
 
-def summary(arms: Arms, compared: Sequence[dict]) -> dict[str, Any]:
-    """All that the comparison found, to keep: rows, claims, rewards by step, and on what."""
-    record = read_json(list(arms.values())[-1][0].record)
-    rewards = {
-        name: [[round(row["reward"], 4) for row in batches_log(run)] for run in runs]
-        for name, runs in arms.items()
-    }
-    return {
-        "settings": differing_settings(arms),
-        "arms": list(compared),
-        "sentences": sentences(compared),
-        "rewards": {name: values for name, values in rewards.items() if values[0]},
-        **{key: record[key] for key in ("versions", "hardware", "commit")},
-    }
-
-
 def accuracy_rows(compared: Sequence[dict]) -> list[dict[str, str]]:
     """The comparison as a table to show: accuracy, and each difference with its interval."""
     others = [f"to {row['arm']}" for row in compared]

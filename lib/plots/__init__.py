@@ -73,15 +73,6 @@ def bounds(interval: Sequence[float] | None) -> tuple[float, float]:
     return tuple(interval) if interval else (np.nan, np.nan)
 
 
-def whiskers(axis: Axes, xs: Sequence[float], rates: Sequence[dict], color: Any) -> None:
-    """The intervals of rates (`lib.stats.rate`)."""
-    middle = np.array([rate["rate"] for rate in rates])
-    # A rate of 0 or 1 lies on its interval's bound, but for rounding.
-    below = np.maximum(0, middle - [rate["low"] for rate in rates])
-    above = np.maximum(0, [rate["high"] for rate in rates] - middle)
-    axis.errorbar(xs, middle, yerr=[below, above], fmt="none", color=color, lw=1, capsize=2)
-
-
 # --- before training ----------------------------------------------------------------------------
 
 
@@ -172,72 +163,45 @@ def comparison_bars(table: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 @styled
-def several_answers_figure(
-    curves: Mapping[str, Mapping[str, Sequence[Estimate]]],
-    agreement: Mapping[str, Sequence[dict]],
-) -> Figure:
-    """pass@k, majority@k and best-of-k, a line with its 95 % band each model; and agreement.
+def several_answers_figure(curves: Mapping[str, Mapping[str, Sequence[Estimate]]]) -> Figure:
+    """pass@k and majority@k, a line with its 95 % band each model.
 
     Args:
         curves: model → what `lib.evaluation.breakdowns.curves_of_k` gives.
-        agreement: model → rows of `lib.evaluation.breakdowns.calibration`, where there are any.
     """
-    names = list(next(iter(curves.values())))
-    last = ["agreement"] if any(agreement.values()) else []
-    figure, axes = grid_of_axes(*names, *last, height=3.3, columns=2, sharey=True)
-    for name, axis in zip(names, axes, strict=False):
+    figure, axes = grid_of_axes(*next(iter(curves.values())), height=3.3, sharey=True)
+    for axis in axes:
         for (model, lines), color in zip(curves.items(), MODELS, strict=False):
-            ks = np.arange(1, len(lines[name]) + 1)
-            low, high = np.array([bounds(point.interval) for point in lines[name]]).T
-            axis.plot(ks, [p.mean for p in lines[name]], "o-", ms=4, color=color, label=model)
+            line = lines[axis.get_title(loc="left")]
+            ks = np.arange(1, len(line) + 1)
+            low, high = np.array([bounds(point.interval) for point in line]).T
+            axis.plot(ks, [point.mean for point in line], "o-", ms=4, color=color, label=model)
             axis.fill_between(ks, low, high, color=color, alpha=0.2, lw=0)
         axis.set(xlabel="k", ylim=(0, 1.02), ylabel="strictly right")
         axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend()
-    if last:
-        reliability(axes[-1], agreement)
-        axes[-1].set(xlabel="share of samples that agree", ylabel="right (lenient)")
     return figure
 
 
 @styled
-def groups_figure(panels: Mapping[str, Sequence[dict]]) -> Figure:
+def groups_figure(rows: Sequence[dict]) -> Figure:
     """Accuracy before and after in groups of problems, with Wilson intervals and their sizes.
 
     Args:
-        panels: title → rows of `lib.evaluation.breakdowns.by_difficulty` or `by_length`.
+        rows: of `lib.evaluation.breakdowns.by_difficulty`.
     """
-    figure, axes = grid_of_axes(*panels, height=3.6, sharey=True)
-    for rows, axis in zip(panels.values(), axes, strict=True):
-        for side, color, shift in (("before", GREY, -0.19), ("after", BLUE, 0.19)):
-            shares = [(i + shift, row[side]) for i, row in enumerate(rows) if row[side]]
-            for x, share in shares:
-                axis.annotate(share["answers"], (x, 1.01), ha="center", fontsize=9, color=color)
-            xs, rates = [x for x, _ in shares], [share for _, share in shares]
-            axis.bar(xs, [rate["rate"] for rate in rates], 0.36, color=color, label=side)
-            whiskers(axis, xs, rates, "black")
-        axis.set_xticks(range(len(rows)), [row["group"].replace(" tokens", "") for row in rows])
-        axis.set_xlabel("tokens" if any("tokens" in row["group"] for row in rows) else "")
-        axis.set_ylim(0, 1.1)
-    axes[0].set_ylabel("greedy answers strictly right")
-    axes[-1].legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+    figure, [axis] = grid_of_axes("", height=3.4, width=8)
+    for side, color, shift in (("before", GREY, -0.19), ("after", BLUE, 0.19)):
+        xs, rates = np.arange(len(rows)) + shift, [row[side] for row in rows]
+        for x, share in zip(xs, rates, strict=True):
+            axis.annotate(share["answers"], (x, 1.01), ha="center", fontsize=9, color=color)
+        middle = np.array([share["rate"] for share in rates])
+        axis.bar(xs, middle, 0.36, color=color, label=side)
+        # A rate of 0 or 1 lies on its interval's bound, but for rounding.
+        below = np.maximum(0, middle - [share["low"] for share in rates])
+        above = np.maximum(0, [share["high"] for share in rates] - middle)
+        axis.errorbar(xs, middle, yerr=[below, above], fmt="none", color="black", lw=1, capsize=2)
+    axis.set_xticks(range(len(rows)), [row["group"] for row in rows])
+    axis.set(ylim=(0, 1.1), ylabel="greedy answers strictly right")
+    axis.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
     return figure
-
-
-def reliability(axis: Axes, groups: Mapping[str, Sequence[dict]], low: float = 0.0) -> None:
-    """How sure a model is against how often it is right.
-
-    Args:
-        groups: model → rows of `lib.evaluation.breakdowns.calibration` or
-            `lib.learned.reliability`; the size of a point is the number of its problems.
-        low: the least that a share can be.
-    """
-    axis.plot([low, 1], [low, 1], ":", color="black", lw=1, label="as sure as right")
-    for (model, rows), color in zip(groups.items(), MODELS, strict=False):
-        xs, ys = [row["share"] for row in rows], [row["rate"] for row in rows]
-        sizes = [12 + 120 * row["answers"] / sum(r["answers"] for r in rows) for row in rows]
-        whiskers(axis, xs, rows, color)
-        axis.plot(xs, ys, color=color, lw=1, label=model)
-        axis.scatter(xs, ys, s=sizes, color=color)
-    axis.set(xlim=(low, 1.03), ylim=(0, 1.03))
-    axis.legend()

@@ -18,7 +18,6 @@ from lib.plots import (
     POINTS,
     bounds,
     grid_of_axes,
-    reliability,
     styled,
 )
 from lib.progress import duration
@@ -204,16 +203,6 @@ def scores_figure(chosen: Sequence[float], rejected: Sequence[float]) -> Figure:
     right.hist(margins, bins=24, color=GREEN)
     right.axvline(0, color="black", lw=0.8)
     right.set_xlabel("score of preferred − score of rejected")
-    return figure
-
-
-@styled
-def reliability_figure(rows: Sequence[dict]) -> Figure:
-    """The model's probability against how often it is right (`lib.learned.reliability`)."""
-    figure, [axis] = grid_of_axes("", height=4.4, width=5)
-    reliability(axis, {"reward model": rows}, low=0.5)
-    axis.set_xlabel("probability of the answer that scores higher")
-    axis.set_ylabel("how often it is the preferred one")
     return figure
 
 
