@@ -92,13 +92,6 @@ def base_row(ask, config, embedded):
     return ask(c.transformers_form("base", model, embedded, config))
 
 
-@pytest.fixture(scope="module")
-def merged_row(ask, config, embedded, adapter, merged):
-    model = load_policy_as_trained(config, merged, None)
-    faults = weight_faults(embedded, adapter, merged)
-    return ask(c.transformers_form("merged", model, merged, config, weights=faults))
-
-
 def changed(measured, **values):
     return c.Measured(**vars(measured) | values)
 
@@ -124,9 +117,14 @@ def certified(ask, config, embedded, adapter, base_row):
 
 
 def test_the_unchanged_model_passes_in_every_form(
-    ask, config, run, merged, files, merged_row, base_row
+    ask, config, run, embedded, adapter, merged, files, base_row
 ):
-    measured = [ask.keywords["policy"], merged_row, base_row]
+    model, faults = (
+        load_policy_as_trained(config, merged, None),
+        weight_faults(embedded, adapter, merged),
+    )
+    form = c.transformers_form("merged", model, merged, config, weights=faults)
+    measured = [ask.keywords["policy"], ask(form), base_row]
     for kind, file in files.items():
         with serve_gguf(file, run.folder / "serve.log", config.max_seq_length) as server:
             measured.append(ask(c.gguf_form(kind, file, merged, config, server)))
