@@ -55,7 +55,7 @@ def key_of(call, *arguments) -> str:
         (["2"], "2"), ([["2"]], "2"), ((2,), "2"), ("['2']", "2"), ('["2"]', "2"), ("[2]", "[2]"),
         ({"ground_truth": "7", "style": "rule"}, "7"), ({"ground_truth": ["7"]}, "7"),
         ("2, 3", "2, 3"), (np.int64(5), "5"), (np.float64(5.0), "5"), (np.array([5]), "5"),
-        (np.str_("5"), "5"),
+        (np.str_("5"), "5"), ('{"ground_truth": "7"}', "7"),
     ],
 )  # fmt: skip
 def test_a_gold_of_any_type_becomes_text(gold, text):
@@ -63,7 +63,8 @@ def test_a_gold_of_any_type_becomes_text(gold, text):
 
 
 @pytest.mark.parametrize(
-    "gold", [None, float("nan"), float("inf"), "", "  ", [], {}, ["2", "3"], {"a": 1}, [None], b"2"]
+    "gold",
+    [None, float("nan"), float("inf"), "", " \u200b", [], {}, ["2", "3"], {"a": 1}, [None], b"2"],
 )
 def test_what_is_no_gold_is_refused_with_its_row(gold, tmp_path):
     assert key_of(gold_text, gold, "row 1") == key_of(Problem, "1", "?", gold) == "gold"
@@ -185,6 +186,8 @@ def test_csv_tsv_json_and_parquet_are_read_as_jsonl_is(tmp_path):
         ("a.jsonl", b'{"question": [{"role": "assistant", "content": "x"}], "answer": 1}',
          "question"),
         ("a.jsonl", b'{"question": [{"role": "user", "content": null}], "answer": 1}', "question"),
+        ("a.jsonl", b'{"question": [{"role": null, "content": "?"}], "answer": 1}', "question"),
+        ("a.jsonl", b'{"question": "[{\'role\': broken", "answer": 1}', "question"),
         ("a.jsonl", b'{"question": "1?", "answer": "1"}\n{"question": ', "line 2 is not valid"),
         ("a.jsonl", b'{"question": "1?", "answer": "1"}\n\n{"question": "2?"}', "column"),
         ("a.jsonl", b'{"question": "1?", "answer": null}', "empty"),
@@ -248,7 +251,9 @@ def test_chat_messages_are_a_question(tmp_path):
     "question",
     [
         [{"from": "human", "value": "1 + 1?"}],
-        {"role": "user", "content": "1 + 1?"},
+        {"role": "User", "content": "1 + 1?"},
+        {"messages": [{"role": "user", "content": "1 + 1?"}]},
+        "[{'role': 'system', 'content': 'Be brief.'}\n {'role': 'user', 'content': '1 + 1?'}]",  # numpy's
         json.dumps([{"role": "user", "content": "1 + 1?"}]),
         str([{"role": "user", "content": "1 + 1?"}]),  # as Python writes it into a CSV
     ],

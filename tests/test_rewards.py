@@ -8,9 +8,7 @@ import math
 import os
 import pickle
 import random
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +27,7 @@ from lib.rewards import (
     recipe_rewards,
     reward,
     rules,
+    with_name,
 )
 from lib.rewards.reasoning import equations, holds
 from tests.conftest import CPU
@@ -221,14 +220,6 @@ class Longest:
         return [float(len(text) <= self.limit) for text in completion_texts(completions)]
 
 
-def test_an_import_path_names_a_function_or_a_class():
-    spec = {"trl.rewards.think_format_reward": 1.0, f"{__name__}.Longest": {"limit": 2}}
-    (theirs, ours), _ = build_rewards(spec)
-    assert theirs.__name__ == "think_format_reward" and ours.__name__ == "Longest"
-    assert theirs(completions=[[{"content": GOOD}]]) == [1.0]
-    assert ours(completions=["ab", "abc"]) == [1.0, 0.0]
-
-
 def test_a_function_or_class_of_ones_own(own_rewards):
     for value in (1.0, 2.0):  # a cell that is run twice
 
@@ -245,6 +236,11 @@ def test_a_function_or_class_of_ones_own(own_rewards):
     reward("brief")(Longest)
     assert built("brief", limit=2)(completions=["ab", "abc"]) == [1.0, 0.0]
     assert REWARDS["brief"](completions=["ab", "abc"]) == [1.0, 1.0]
+    # So does an import path.
+    spec = {"trl.rewards.think_format_reward": 1.0, f"{__name__}.Longest": {"limit": 2}}
+    (theirs, ours), _ = build_rewards(spec)
+    assert (theirs.__name__, ours.__name__) == ("think_format_reward", "Longest")
+    assert theirs(completions=[[{"content": GOOD}]]) == ours(completions=["ab"]) == [1.0]
     with pytest.raises(BadInput, match='"limits": did you mean "limit"'):
         build_rewards({"brief": {"limits": 2}})
     reward("think_format_reward")(lambda prompts, completions, **columns: [0.0])
@@ -342,6 +338,7 @@ def test_columns_may_have_any_name_and_a_missing_one_is_named():
         call = Checked(function)
         plain = call(completions=["a", "b"], **given)
         assert call(completions=["a", "b"], **given, **columns) == plain, name
+    assert Checked(with_name(Longest(), "longest"))(completions=["a"], self=["x"]) == [1.0]
     for name, column in (("correctness", "answer"), ("soft_overlong", "completion_ids")):
         with pytest.raises(BadInput, match=f'"{name}" needs the column "{column}"'):
             REWARDS[name](completions=[GOOD])
@@ -399,15 +396,6 @@ def test_an_unparseable_gold_leaves_the_row_out_wherever_gold_matters():
     assert skipped == gold | {"cosine_length"}
 
 
-def test_threads_agree_with_the_main_one():
-    texts = [GOOD, WRONG, tagged(r"\frac{36}{2}"), tagged("x + 1"), tagged("1 2 3"), "18", ""]
-    expected = all_scores(texts, kind="math")
-    rules._grade.cache_clear()
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda _: all_scores(texts, kind="math"), range(8)))
-    assert results == [expected] * 8
-
-
 TOKENS = ["<think>", "</think>", "<answer>", "</answer>", "\n", " ", "18", "-", "$", "=", "not"]
 TOKENS += ["1.5e3", "\\boxed{", "}", "{", "Step 1:", "\0", "\ud800", "é", "漢", "<", ">", "/", "18"]
 HOSTILE = st.lists(st.sampled_from(TOKENS), max_size=40).map("".join)
@@ -426,24 +414,6 @@ def test_every_text_gets_a_finite_score_whatever_stands_beside_it(texts, rng: ra
         assert all(type(value) is float and math.isfinite(value) for value in values)
         again = function(completions=[texts[i] for i in order], **columns | {"completion_ids": ids})
         assert again == [values[i] for i in order], function.__name__
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    gold=st.integers(-(10**9), 10**9).filter(bool),
-    near=st.floats(0.001, 0.099),
-    wrong=st.floats(0.21, 1e6),
-    sign=st.sampled_from((-1, 1)),
-)
-def test_right_beats_near_beats_wrong_beats_unparseable(gold, near, wrong, sign):
-    answers = [gold, gold * (1 + sign * near), gold * (1 + sign * wrong)]
-    texts = [tagged(f"{value:.6f}") for value in answers] + [tagged("no idea")]
-    columns = columns_for(texts, gold=str(gold)) | {"completion_ids": [[1] * 100] * 4}
-    right, close, off, none = built("partial_credit")(completions=texts, **columns)
-    assert right > close > off > none
-    for name in ("correctness", "reward_accuracy", "cosine_length"):
-        right, close, off, none = built(name)(completions=texts, **columns)
-        assert right > close == off == none
 
 
 # --- hostile text ------------------------------------------------------------------------------
@@ -471,15 +441,6 @@ def test_a_long_text_of_anything_is_survived(piece):
     for kind, gold in {"number": "18.5", "math": r"\frac{1}{2}", "choice": "B"}.items():
         values = all_scores([shape.replace("{}", text) for shape in SHAPES], gold=gold, kind=kind)
         assert values["correctness"] == [0.0, 0.0, 0.0]
-
-
-def test_nothing_in_a_completion_is_executed(tmp_path):
-    trap = tmp_path / "trap"
-    code = f"__import__('pathlib').Path({str(trap)!r}).touch()"
-    for text in (code, tagged(code), tagged(f"\\boxed{{{code}}}"), GOOD.replace("18", code)):
-        for kind in ("number", "math"):
-            all_scores([text], kind=kind)
-    assert not trap.exists()
 
 
 # --- real gold answers -------------------------------------------------------------------------
@@ -554,11 +515,3 @@ def test_adversarial_completions_score_what_was_agreed():
     for case in (case for case in ADVERSARIAL if "spam" in case):
         for name in ("correctness", "reward_accuracy", "partial_credit", "gated_format", "int"):
             assert table[case][name] < table["perfect"][name]
-
-
-def test_the_import_is_light():
-    """No framework comes with the rewards; TRL's and math_verify's are fetched when called."""
-    heavy = "{'torch', 'transformers', 'trl', 'datasets', 'sympy', 'math_verify'}"
-    program = f"import sys, lib.rewards; print({heavy} & set(sys.modules))"
-    run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert run.stdout == "set()\n", run.stderr

@@ -264,17 +264,6 @@ def test_jsonl_with_columns_of_ones_own(tmp_path):
     assert mine.grade(first, "It is 2.0").correct
 
 
-def test_jsonl_can_hold_questions_out(tmp_path):
-    rows = [{"question": f"{i} + 1?", "answer": i + 1} for i in range(100)]
-    path = write_rows(tmp_path / "mine.jsonl", *rows)
-    mine = get_task("jsonl", {"path": path, "test_share": 0.3})
-    train, test = mine.load("train"), mine.load("test")
-    assert 15 < len(test) < 45 and len(train) == 100 - len(test)
-    other = write_rows(tmp_path / "other.jsonl", {"question": "?", "answer": "!"})
-    mine = get_task("jsonl", {"path": path, "test_path": other})
-    assert (len(mine.load("train")), len(mine.load("test"))) == (100, 1)
-
-
 def test_a_task_of_ones_own_in_a_dozen_lines(tmp_path):
     @task("svamp")
     class Svamp(StoredTask):
@@ -444,8 +433,8 @@ def test_an_unreachable_hub_says_how_to_go_on_without_it(tmp_path):
 
 def test_importing_loads_nothing_heavy_and_says_nothing(tmp_path):
     code = (
-        "import sys, lib.tasks; heavy = {'torch', 'datasets', 'reasoning_gym', 'sympy', 'numpy', "
-        "'rouge_score', 'transformers'} & set(sys.modules); assert not heavy, heavy; "
+        "import sys, lib.rewards; heavy = {'torch', 'datasets', 'reasoning_gym', 'sympy', 'numpy', "
+        "'rouge_score', 'transformers', 'trl'} & set(sys.modules); assert not heavy, heavy; "
         "lib.tasks.get_task('reasoning_gym')"
     )
     done = in_a_process(code, "-X", f"pycache_prefix={tmp_path}", "-W", "always")

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
-from lib.answers.numerals import is_decimal
+from lib.answers.numerals import rounds_to
 
 Number = int | Fraction | float | complex
 
@@ -181,13 +181,10 @@ def same_value(mine: Value, gold: Value) -> bool | None:
 
 def _rounds_to(mine: Value, gold: Value) -> bool:
     """Whether a value that no decimal can write rounds to the gold: 3/7 to 0.429, √2 to 1.41."""
-    exact, places = mine.points[0], len(gold.literal.partition(".")[2])
-    digits = gold.literal.replace(".", "").lstrip("0")
-    if not places or len(digits) < 2 or mine.literal[:1].isdecimal() or isinstance(exact, complex):
+    exact = mine.points[0]
+    if mine.literal[:1].isdecimal() or isinstance(exact, complex):
         return False
-    if _exact(exact) and is_decimal(Fraction(exact)):
-        return False
-    return abs(exact - gold.points[0]) <= Fraction(1, 2 * 10**places)
+    return rounds_to(exact, gold.literal, gold.points[0])
 
 
 def _is_rounding(a: Value, b: Value) -> bool:

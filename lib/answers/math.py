@@ -104,7 +104,7 @@ _LESS_A_SET = re.compile(r"(?<=\\infty \)) ?(?:-|\\) ?(?=\\\{)")
 # What names the integer of a family of solutions: ", n \\in \\mathbb{Z}", "for integer n".
 _INTEGERS = re.compile(
     r"[\s,;.(]{0,9}(?:\\(?:quad|text\w*\s?\{\s?(?:where|for|with|and)?\s?\}|[,;! ])\s?)*"
-    r"(?:\b(?:where|for|with)\s)?\$?\\?\(?(?<![A-Za-z\\])[a-z]\s?\$?"
+    r"(?:\b(?:where|for|with)\s)?\$?\\?\(?(?<![A-Za-z\\])[a-s]\s?\$?"
     r"(?:(?:\\in|∈)\s?(?:\\mathbb\s?\{?\s?[ZN]\s?\}?|ℤ|ℕ|\\?Z|\\text\w*\{\s?integers?\s?\})"
     r"|\s?(?:\\text\w*\{\s?)?(?:is|are)\s(?:an(?:y)?\s)?integers?)[})\s.$]*$"
     r"|[\s,;.(]{0,9}(?:\\text\w*\s?\{\s*)?\b(?:for|where|with)\s(?:all|any|some|every|an|each)?"

@@ -225,8 +225,8 @@ def same_number(mine: str, gold: str) -> bool:
     return a == b or rounds_to(a, gold, b)
 
 
-def rounds_to(exact: Fraction, gold: str, value: Fraction) -> bool:
-    """Whether a fraction that no decimal can write rounds to a gold of two digits or more.
+def rounds_to(exact: Fraction | float, gold: str, value: Fraction) -> bool:
+    """Whether a value that no decimal can write rounds to a gold of two digits or more.
 
     >>> rounds_to(Fraction(3, 7), "0.429", Fraction("0.429")), rounds_to(Fraction(37, 2), "19", 19)
     (True, False)
@@ -234,14 +234,13 @@ def rounds_to(exact: Fraction, gold: str, value: Fraction) -> bool:
     digits = re.search(r"\d[\d,]*(?:\.(\d+))?|\.(\d+)", gold)
     if not digits or not (digits[1] or digits[2] or has_percent(gold)) or "/" in gold:
         return False
-    if len(re.sub(r"\D", "", digits[0]).lstrip("0")) < 2 or is_decimal(exact):
+    if len(re.sub(r"\D", "", digits[0]).lstrip("0")) < 2:
         return False
+    if not isinstance(exact, float):  # its divisor has no prime but 2 and 5: a decimal can write it
+        below = Fraction(exact).denominator
+        if pow(10, below.bit_length(), below) == 0:
+            return False
     return abs(exact - value) <= Fraction(1, 2 * 10 ** len(digits[1] or digits[2] or ""))
-
-
-def is_decimal(value: Fraction) -> bool:
-    """Whether a decimal can write a fraction: its divisor has no prime but 2 and 5."""
-    return pow(10, value.denominator.bit_length(), value.denominator) == 0
 
 
 def has_percent(text: str) -> bool:

@@ -27,6 +27,7 @@ import importlib.util
 import inspect
 import json
 import math
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -66,9 +67,9 @@ def recipe_rewards(config: Config) -> tuple[list[Callable], list[float]]:
         run_folder=str(run_folder(config)),
     )
     files = {name: find_file(name.partition(":")[0], config) for name in config.rewards}
-    stamps = [Path(file).stat().st_mtime_ns for file in files.values() if Path(file).is_file()]
-    registered = [id(REWARDS.get(name)) for name in config.rewards]
-    key = json.dumps([config.rewards, shared, list(files.values()), stamps, registered])
+    made_of = [(file, os.path.isfile(file) and os.stat(file).st_mtime_ns, id(REWARDS.get(name)))
+               for name, file in files.items()]  # fmt: skip
+    key = json.dumps([config.rewards, shared, made_of])
     if key not in _BUILT:
         _BUILT[key] = build_rewards(config.rewards, **shared, files=files)
     functions, weights = _BUILT[key]
@@ -117,19 +118,16 @@ def build_rewards(
     functions, weights = [], []
     for name, entry in spec.items():
         parameters = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
-        weights.append(_weight(name, parameters.pop("weight", 1.0)))
+        weight = parameters.pop("weight", 1.0)
+        if not _is_number(weight):
+            raise BadInput(f'The weight of reward "{name}" is {weight!r}: give a number.', "weight")
+        weights.append(float(weight))
         functions.append(_build(name, parameters, shared, (files or {}).get(name)))
     names = [function.__name__ for function in functions]
     for name in names:
         if names.count(name) > 1:
             raise BadInput(f'Two rewards are called "{name}", and TRL would log them as one.')
     return functions, weights
-
-
-def _weight(name: str, weight: Any) -> float:
-    if not _is_number(weight):
-        raise BadInput(f'The weight of reward "{name}" is {weight!r}: give a number.', "weight")
-    return float(weight)
 
 
 def _build(name: str, parameters: dict, shared: dict, file: str | None) -> Callable:
@@ -181,6 +179,8 @@ def _check_parameters(name: str, parameters: dict, known: dict[str, inspect.Para
             raise BadInput(f'Reward "{name}" has no parameter "{key}": {hint}')
         if _is_number(known[key].default) and not _is_number(value):
             raise BadInput(f'{key} of reward "{name}" is {value!r}: give a number.')
+        if isinstance(known[key].default, str) and not isinstance(value, str | None):
+            raise BadInput(f'{key} of reward "{name}" is {value!r}: give a text.')
 
 
 def _is_number(value: Any) -> bool:
@@ -194,13 +194,15 @@ def _find(name: str, file: str | None) -> Callable:
         return registered if inspect.isfunction(registered) else type(registered)
     path, colon, attribute = str(name).partition(":")
     if colon or path.endswith(".py"):
-        module = _module_of(Path(file or path).expanduser(), name)
+        place = Path(file or path).expanduser()
+        if not place.is_file():
+            hint = "put it beside the recipe"
+            raise BadInput(f'Reward "{name}": there is no file {place}: {hint}.', "reward")
+        module = _run(place.resolve(), place.stat().st_mtime_ns)
     else:
         path, _, attribute = LEARNED.get(name, str(name)).rpartition(".")
         if not path:
-            hint = (
-                f'{nearest(name, [*REWARDS, *LEARNED])} One of your own is "my_rewards.py:{name}".'
-            )
+            hint = f'{nearest(name, [*REWARDS, *LEARNED])} One of your own: "my_rewards.py:{name}".'
             raise BadInput(f'There is no reward "{name}": {hint}', "reward")
         try:
             module = importlib.import_module(path)
@@ -215,14 +217,6 @@ def _find(name: str, file: str | None) -> Callable:
     return target
 
 
-def _module_of(file: Path, name: str) -> Any:
-    if not file.is_file():
-        raise BadInput(
-            f'Reward "{name}": there is no file {file}: put it beside the recipe.', "reward"
-        )
-    return _run(file.resolve(), file.stat().st_mtime_ns)
-
-
 @functools.lru_cache
 def _run(file: Path, stamp: int) -> Any:
     """A Python file as a module, run once as long as it does not change."""
@@ -235,8 +229,7 @@ def _run(file: Path, stamp: int) -> Any:
         raise
     except BaseException as error:  # whatever a user's file may raise, sys.exit() included
         del sys.modules[title]
-        line = traceback.extract_tb(error.__traceback__)[-1].lineno
-        line = getattr(error, "lineno", None) or line
+        line = getattr(error, "lineno", 0) or traceback.extract_tb(error.__traceback__)[-1].lineno
         said = f"{type(error).__name__}: {first_line(error)}, line {line}"
         raise BadInput(f"{file.name} cannot be run ({said}): fix it.", "reward") from error
     for name, function in REWARDS.items():  # @reward("short") makes "my_rewards.py:short" a name
@@ -329,13 +322,16 @@ class Checked:
 
     def __call__(self, /, completions: Sequence, **columns) -> list[float | None]:
         name, count = self.__name__, len(completions)
+        if not inspect.isfunction(self.reward):
+            columns.pop("self", None)  # a column of this name would take an object's own place
         given = {"completions": completions} | columns
         given = {name: _copied(name, value) for name, value in given.items()}
         try:
             values = self.reward(**given)
             if inspect.isawaitable(values):
-                values = _awaited(values)
-            if isinstance(values, str | Mapping | set) or not hasattr(values, "__iter__"):
+                with ThreadPoolExecutor(1) as pool:  # a notebook's own thread has a loop already
+                    values = pool.submit(asyncio.run, _wait(values)).result()
+            if isinstance(values, str | bytes | Mapping | set) or not hasattr(values, "__iter__"):
                 raise TypeError(f"it returned a {type(values).__name__}, not a list of numbers")
             values = list(islice(values, count + 1))
         except (BadInput, KeyboardInterrupt):
@@ -371,14 +367,8 @@ def _copied(name: str, value: Any) -> Any:
     return copy.deepcopy(value) if isinstance(value, list) else value
 
 
-def _awaited(values: Any) -> Any:
-    """What an async reward gives; in a thread of its own, since a notebook's has a loop already."""
-
-    async def wait():
-        return await values
-
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, wait()).result()
+async def _wait(values: Any) -> Any:
+    return await values
 
 
 def _place(error: Exception, reward: Callable) -> str:

@@ -7,7 +7,6 @@ the rows are loaded from the Hub. `OwnRows` (task "file") takes a file of one's 
 place, `HubRows` (task "hub") any data set on the Hub; their columns are named in the recipe.
 """
 
-import ast
 import csv
 import hashlib
 import json
@@ -21,6 +20,7 @@ from lib.errors import BadInput, nearest
 from lib.tasks.problems import (
     KINDS,
     OPEN,
+    PACKED,
     Problem,
     Task,
     check_split,
@@ -28,6 +28,7 @@ from lib.tasks.problems import (
     is_missing,
     only_split,
     task,
+    unpacked,
 )
 from lib.tasks.prompts import boxed_spans
 
@@ -419,32 +420,6 @@ def cell(row: dict, column: str) -> Any:
     return cell(table, rest) if dot and isinstance(table, dict) else None
 
 
-def unpacked(content: Any) -> Any:
-    """What a table keeps as text, in JSON or as Python writes it: messages, verl's reward_model."""
-    if not isinstance(content, str) or not _PACKED.match(content):
-        return content
-    array = _ARRAY.sub(r"\1", _BETWEEN_DICTS.sub("}, {", content))
-    # literal_eval reads literals alone: nothing is executed
-    for read, text in (
-        (json.loads, content),
-        (ast.literal_eval, content),
-        (ast.literal_eval, array),
-    ):
-        try:
-            return read(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-    return content
-
-
-# As numpy writes it: array([{…}, {…}], dtype=object) or [{…}\n {…}].
-_ARRAY = re.compile(r"array\((.*?)(?:,\s*dtype=\w+)?\)", re.DOTALL)
-_BETWEEN_DICTS = re.compile(r"\}\s*\n\s*\{")
-_PACKED = re.compile(
-    r"""\s*(?:array\()?\[?\s*\{\s*(['"])(?:role|from|content|ground_truth|style)\1\s*:"""
-)
-
-
 def check_columns(row: dict, columns: Iterable[str], where: str, filled: bool = False) -> None:
     """Raises BadInput unless the row has each of `columns`, with a value; not empty if `filled`."""
     for column in columns:
@@ -469,8 +444,10 @@ def conversation(content: Any, id: str) -> tuple[str, dict[str, Any]]:
     Raises:
         BadInput: messages that do not end with a user's, or something else altogether.
     """
-    if isinstance(content, str | int | float) and not _PACKED.match(str(content)):
+    if isinstance(content, str | int | float) and not PACKED.match(str(content)):
         return str(content), {}
+    if isinstance(content, dict) and "messages" in content:
+        content = content["messages"]
     messages = content if isinstance(content, list) else [content]
     turns = [_turn(message) for message in messages]
     system = turns.pop(0)["content"] if turns and turns[0].get("role") == "system" else ""

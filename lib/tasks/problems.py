@@ -12,7 +12,9 @@ columns only need naming, none is needed: see `lib.tasks.datasets.OwnRows`):
             return Problem(id, row["question_concat"], row["Answer"], {}, self.kind)
 """
 
+import ast
 import hashlib
+import json
 import math
 import re
 import unicodedata
@@ -72,7 +74,27 @@ class Problem:
         return self.kind == OPEN or answers.gold_parses(self.answer, self.kind)
 
 
-_QUOTED_ITEM = re.compile(r"""\s*\[\s*(['"])([^'"]+)\1\s*\]\s*""")
+# Messages, verl's reward_model or a list of one answer as a table's cell: in JSON, as Python writes
+# it, or as numpy does (array([{…}, {…}], dtype=object), [{…}\n {…}]).
+PACKED = re.compile(
+    r"""\s*(?:array\()?\[?\s*\{\s*(['"])(?:role|from|content|ground_truth|style)\1\s*:"""
+    r"""|\s*\[\s*(['"])[^'"]+\2\s*\]\s*$"""
+)
+_ARRAY = re.compile(r"array\((.*?)(?:,\s*dtype=\w+)?\)", re.DOTALL)
+_BETWEEN_DICTS = re.compile(r"\}\s*\n\s*\{")
+
+
+def unpacked(content: Any) -> Any:
+    """What a table keeps as text."""
+    if not isinstance(content, str) or not PACKED.match(content):
+        return content
+    plain = _ARRAY.sub(r"\1", _BETWEEN_DICTS.sub("}, {", content))
+    for read, text in ((json.loads, content), (ast.literal_eval, plain)):  # executes nothing
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return content
 
 
 def gold_text(value: Any, where: str) -> str:
@@ -87,10 +109,9 @@ def gold_text(value: Any, where: str) -> str:
     """
     if hasattr(value, "tolist"):  # numpy's numbers and arrays
         value = value.tolist()
+    value = unpacked(value)
     if isinstance(value, Mapping) and "ground_truth" in value:  # verl's `reward_model` column
-        value = value["ground_truth"]
-    if isinstance(value, str) and (quoted := _QUOTED_ITEM.fullmatch(value)):
-        return quoted[2]  # ["2"] as a table's cell
+        return gold_text(value["ground_truth"], where)
     if isinstance(value, list | tuple) and len(value) == 1:
         return gold_text(value[0], where)
     if is_missing(value):

@@ -65,44 +65,34 @@ class PromptFormat:
         return re.sub(r"\{solution\}|\{answer\}", lambda m: filling[m[0]], self.example)
 
 
-_STEPS = "Reason step by step"
+_TAGGED = "Respond in the following format: <{0}>...</{0}><answer>...</answer>"
+_STEPS = "Reason step by step and {}"
 _FORMATS = (
     PromptFormat("plain"),
     PromptFormat(
-        "summary",
-        template="{question}\n\nSummarise the text above in one or two sentences.",
+        "summary", template="{question}\n\nSummarise the text above in one or two sentences.",
     ),
     PromptFormat(
-        "answer",
-        system="Give only the answer, in the following format: <answer>...</answer>",
-        answer_tag="answer",
-        example="<answer>{answer}</answer>",
+        "answer", "Give only the answer, in the following format: <answer>...</answer>",
+        answer_tag="answer", example="<answer>{answer}</answer>",
     ),
     PromptFormat(
-        "reasoning",
-        system="Respond in the following format: <reasoning>...</reasoning><answer>...</answer>",
-        answer_tag="answer",
-        think_tag="reasoning",
+        "reasoning", _TAGGED.format("reasoning"), answer_tag="answer", think_tag="reasoning",
         example="<reasoning>\n{solution}\n</reasoning>\n<answer>\n{answer}\n</answer>",
     ),
     PromptFormat(
-        "think",
-        system="Respond in the following format: <think>...</think><answer>...</answer>",
-        answer_tag="answer",
-        think_tag="think",
+        "think", _TAGGED.format("think"), answer_tag="answer", think_tag="think",
         example="<think>\n{solution}\n</think>\n<answer>{answer}</answer>",
     ),
     PromptFormat(
-        "boxed",
-        system=_STEPS + " and put the final answer within \\boxed{}.",
+        "boxed", _STEPS.format("put the final answer within \\boxed{}."),
         example="{solution}\n\nThe final answer is $\\boxed{{answer}}$.",
     ),
     PromptFormat(
-        "hashes",
-        system=_STEPS + " and write the final answer on the last line, after ####.",
+        "hashes", _STEPS.format("write the final answer on the last line, after ####."),
         example="{solution}\n#### {answer}",
     ),
-)
+)  # fmt: skip
 PROMPT_FORMATS: dict[str, PromptFormat] = {format.name: format for format in _FORMATS}
 
 
@@ -141,31 +131,27 @@ def make_rows(
     if not 0 <= shots <= len(examples):
         said = f"shots is {shots} and {len(examples)} examples are given"
         raise BadInput(f"{said} (lib.tasks.few_shot_examples makes them): ask for fewer.", "shots")
-    shown = examples[:shots]
-    turns = [turn for example in shown for turn in _turns(prompt_format, example)]
-    shown_keys = {example.key for example in shown}
-    problems = [problem for problem in problems if problem.key not in shown_keys]
-    rows = [_row(problem, prompt_format, turns) for problem in problems]
+    turns, shown = [], {example.key for example in examples[:shots]}
+    for example in examples[:shots]:
+        turns += [_says("user", prompt_format.ask(example.question))]
+        turns += [_says("assistant", prompt_format.show(example))]
+    problems = [problem for problem in problems if problem.key not in shown]
+    rows = []
+    for problem in problems:
+        system = prompt_format.system or problem.meta.get("system")
+        prompt = [_says("system", str(system))] if system else []
+        prompt += [*turns, *problem.meta.get("earlier_turns", ())]
+        prompt += [_says("user", prompt_format.ask(problem.question))]
+        values = (prompt, problem.answer, problem.id, problem.question, problem.kind)
+        rows.append(dict(zip(ROW_COLUMNS, values, strict=True)))
     for name, values in _meta_columns(problems).items():
         for row, value in zip(rows, values, strict=True):
             row[name] = value
     return rows
 
 
-def _row(problem: Problem, prompt_format: PromptFormat, turns: list[dict]) -> dict:
-    system = prompt_format.system or problem.meta.get("system")
-    prompt = [{"role": "system", "content": str(system)}] if system else []
-    prompt += [*turns, *problem.meta.get("earlier_turns", ())]
-    prompt += [{"role": "user", "content": prompt_format.ask(problem.question)}]
-    values = (prompt, problem.answer, problem.id, problem.question, problem.kind)
-    return dict(zip(ROW_COLUMNS, values, strict=True))
-
-
-def _turns(prompt_format: PromptFormat, example: Problem) -> list[dict]:
-    return [
-        {"role": "user", "content": prompt_format.ask(example.question)},
-        {"role": "assistant", "content": prompt_format.show(example)},
-    ]
+def _says(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
 
 
 def _meta_columns(problems: Sequence[Problem]) -> dict[str, list]:
@@ -235,19 +221,14 @@ def fitting_rows(
 
 
 def unbox(text: str) -> str:
-    r"""The text with each \boxed{…} replaced by its content.
-
-    A solution of MATH ends in a box; an example must hold its answer once, where the format
-    wants it.
+    r"""The text with each \boxed{…} replaced by its content: an example holds its answer once.
 
     >>> unbox(r"so $x=\boxed{\frac{1}{2}}$.")
     'so $x=\\frac{1}{2}$.'
     """
-    parts, position = [], 0
-    for start, end in boxed_spans(text):
-        parts += [text[position:start].removesuffix("\\boxed{"), text[start:end]]
-        position = end + 1
-    return "".join([*parts, text[position:]])
+    for start, end in reversed(boxed_spans(text)):
+        text = text[:start].removesuffix("\\boxed{") + text[start:end] + text[end + 1 :]
+    return text
 
 
 def boxed_spans(text: str) -> list[tuple[int, int]]:
