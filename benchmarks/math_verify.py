@@ -67,7 +67,7 @@ PARTS = {
     "lists and brackets": (math, "_same_sequence", lambda a, b: None),
     "order of sets": (math, "_unordered", lambda a, b: None),
     "equations": (math, "_same_relation", lambda a, b: None),
-    "inequalities as intervals": (math, "_as_region", lambda node, other: node),
+    "parts of the real line": (math, "_same_region", lambda mine, gold: None),
     "percent": (math, "has_percent", lambda text: False),
     "degrees and radians": (math, "_is_angle", lambda a, b: False),
     "families of solutions": (math, "_renamed", lambda mine, gold: mine),
