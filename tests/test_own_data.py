@@ -253,7 +253,7 @@ def test_chat_messages_are_a_question(tmp_path):
         [{"from": "human", "value": "1 + 1?"}],
         {"role": "User", "content": "1 + 1?"},
         {"messages": [{"role": "user", "content": "1 + 1?"}]},
-        "[{'role': 'system', 'content': 'Be brief.'}\n {'role': 'user', 'content': '1 + 1?'}]",  # numpy's
+        "[{'role': 'system', 'content': '?'}\n {'role': 'user', 'content': '1 + 1?'}]",  # numpy's
         json.dumps([{"role": "user", "content": "1 + 1?"}]),
         str([{"role": "user", "content": "1 + 1?"}]),  # as Python writes it into a CSV
     ],
