@@ -555,7 +555,12 @@ def _same_region(mine: Node, gold: Node) -> bool | None:
     (a, name), (b, other) = results
     if name and other and name != other:
         return None
-    if not any(2 * len({cut.number for cut in region}) > len(region) for region in (a, b)):
+    are_points = all(2 * len({cut.number for cut in region}) == len(region) for region in (a, b))
+    if (
+        are_points
+        and not isinstance(mine, Union | Without)
+        and not isinstance(gold, Union | Without)
+    ):
         return None
     if [cut.side for cut in sorted(a)] != [cut.side for cut in sorted(b)]:
         return False

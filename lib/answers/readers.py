@@ -115,10 +115,10 @@ def number_in(place: str, where: str) -> str | None:
     if arithmetic(clause):
         return clause.rstrip(".")
     clause = unwrap(clause)
-    if _RANGE.match(clause) or _COMPARED.search(_TAG.sub(" ", clause)):
-        return NO_ANSWER
     rest = after_number(clause)
     leads = rest is not None
+    if _RANGE.match(clause) or (not leads and _COMPARED.search(_TAG.sub(" ", clause))):
+        return NO_ANSWER
     if where == "hashes" and (not leads or _NUMBERED.match(clause)):
         return None  # a heading of markdown: "#### 2. Subtract"
     outside = _BRACKETED.sub(" ", clause)
@@ -136,13 +136,14 @@ def number_in(place: str, where: str) -> str | None:
     if not numbers:
         return None
     two = len({read_number(number) for number in numbers}) > 1
-    if where in ("tags", "boxed") and (two or _JOINED.match(rest or "")):
+    again = len(numbers) > 1 and not two  # 1/2 or 0.5
+    if where in ("tags", "boxed") and (two or (not again and _JOINED.match(rest or ""))):
         return NO_ANSWER
     if "=" not in clause and (total := _sum_at_the_end(outside.strip())) is not None:
         return total  # 18-20 eggs
     if "=" not in clause and (_TERM.match(rest) if leads else _SPAN.search(outside)):
         return NO_ANSWER
-    if _TWO.match(rest or "") if leads else _are_two(_TWO_AT_THE_END.search(clause)):
+    if not again and (_TWO.match(rest or "") if leads else _TWO_AT_THE_END.search(clause)):
         return NO_ANSWER
     if not two and _NOT.match(clause):
         return NO_ANSWER
@@ -235,6 +236,7 @@ _AND_ANOTHER = re.compile(
 _NEGATED = re.compile(
     r"(?:\bnot|n['’]t)\s(?:be\s)?(?:option\s|choice\s)?\(?[A-J]\)?(?!\w)"
     r"(?:\s(?:or|and|nor)\s\(?[A-J]\)?(?!\w)){0,5}"
+    r"|\(?(?<!\w)[A-J]\)?\s(?:is|are)\s(?:wrong|incorrect|false|not\s(?:right|correct))\b"
 )
 _LINE_LETTER = re.compile(r"^[ *_(]{0,3}([A-J])[).:][ *_)]", re.MULTILINE)
 _PRAISED = re.compile(
