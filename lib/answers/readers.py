@@ -43,16 +43,25 @@ _NUMBERED = re.compile(r"\d+[.):] \S")
 _NAME = r"(?:[A-Za-z]\w?\s?=\s?)"
 _A_NUMBER = r"[$€£'\"(*]{0,3}-?\d++(?:[.,/]\d++)*+%?['\")*]{0,3}"
 _UNITS = r"(?:\s(?!(?:and|or|to|in|all|total|altogether)\b)[A-Za-z]{1,20})"
-# What follows the first of two numbers, "5 or 6" and "5, 6", and what changes one, "5 and a half".
-_SECOND = rf"""(?:
-    (?:{_UNITS}{{0,3}},?['\")*]{{0,3}}\s(?:and\b|or\b|plus\b|minus\b|times\b|&)|{_UNITS}?\s(?:to|through)\b|\s?(?:~|\.\.+|…|—))
-      \s?(?:{_NAME}?{_A_NUMBER}|(?:a\s)?(?:half|quarter|third)|(?:more|less|fewer|above|below|up|over|under)\b)
-  |{_UNITS}{{1,2}},\s{_A_NUMBER}{_UNITS}{{0,2}}(?=\W*$)
-  |{_UNITS}\s\d[\d.,]*+{_UNITS}{{1,2}}(?=\W*$)"""
-_TWO = re.compile(rf"{_SECOND}|\s?[,;]\s?{_A_NUMBER}(?=\W*$|\s?(?:[,;]|and\b|or\b)))", re.VERBOSE)
+_TO_THE_END = rf"{_UNITS}{{0,3}}\W*$"
+# What follows the first of two numbers.
+_SECOND = rf"""
+    (?: {_UNITS}{{0,3}},?['\")*]{{0,3}}\s(?:(?:and|or|plus|minus|times)\b|&)  # 3 cats and 5 dogs
+      | {_UNITS}?\s(?:to|through)\b | \s?(?:~|\.\.+|…|—) )                # 5 to 6
+    \s?(?: {_NAME}?{_A_NUMBER}
+        | (?:a\s)?(?:half|quarter|third)                                     # 5 and a half
+        | (?:more|less|fewer|above|below|up|over|under)\b )                  # 5 or more
+  | {_UNITS}{{1,2}},\s{_A_NUMBER}{_UNITS}{{0,2}}(?=\W*$)                      # 3 cats, 5 dogs
+  | {_UNITS}\s\d[\d.,]*+{_UNITS}{{1,2}}(?=\W*$)                              # 5 feet 10 inches
+"""
+_TWO = re.compile(
+    rf"(?:{_SECOND}|\s?[,;]\s?{_A_NUMBER}(?=\W*$|\s?(?:[,;]|and\b|or\b)))", re.VERBOSE
+)
 _TWO_AT_THE_END = re.compile(
-    rf"""(?<![\w.]){_A_NUMBER}{_SECOND}|\s?(?:;|,\s?(?={_NAME}))\s?{_NAME}?{_A_NUMBER}){_UNITS}{{0,3}}\W*$
-    |(?:^|\b(?:is|are):?\s)\W*{_A_NUMBER}(?:,\s{_A_NUMBER})+\W*$""",
+    rf"""(?<![\w.]){_A_NUMBER}
+    (?:{_SECOND} | \s?(?:;|,\s?(?={_NAME}))\s?{_NAME}?{_A_NUMBER}){_TO_THE_END}  # x = 1, y = 2
+  | (?:^|\b(?:is|are):?\s)\W*{_A_NUMBER}(?:,\s{_A_NUMBER})+\W*$             # it is 1, 2, 3
+    """,
     re.VERBOSE,
 )
 _LIST_AT_THE_END = re.compile(
@@ -61,16 +70,17 @@ _LIST_AT_THE_END = re.compile(
 _COMPARED = re.compile(
     r"(?:(?<![-=<>\d/])(?<!\d )[<>]=?|[≤≥±]|\\(?:pm|[lg](?:eq?(?:slant)?|t))(?![a-z])|&[lg]t;"
     r"|\b(?:more|greater|less|fewer|larger|smaller|higher|lower)\sthan)"
-    rf"\s?{_A_NUMBER}{_UNITS}{{0,3}}\W*$"
+    rf"\s?{_A_NUMBER}{_TO_THE_END}"
 )
 _RANGE = re.compile(
     r"[^\d=]{0,60}\b(?:between|from)\s[^A-Za-z]{0,3}\d[^A-Za-z]{0,30}\s(?:and|to)\s", re.I
 )
 # Arithmetic and nothing else: 18-20, (5)/(8), \\frac13+\\frac14. What it comes to is compared.
 _SUM = re.compile(
-    r"(?=.*\d[)}\s]*[-+*/^]|.*(?:\\frac|\\sqrt|√)|.*[\d)]\()(?:[\d.,+*/^(){}\s√-]|\\[dt]?frac|\\sqrt)++"
+    r"(?=.*(?:\d[)}\s]*[-+*/^]|\\frac|\\sqrt|√|[\d)]\())"
+    r"(?:[\d.,+*/^(){}\s√-]|\\[dt]?frac|\\sqrt)++"
 )
-_SUM_AT_THE_END = re.compile(rf"(?<![^\s$:])([(\d][\d.,+*/^()\s-]*[\d)]){_UNITS}{{0,3}}\W*$")
+_SUM_AT_THE_END = re.compile(rf"(?<![^\s$:])([(\d][\d.,+*/^()\s-]*[\d)]){_TO_THE_END}")
 _TERM = re.compile(r"\s?[-+]\s?\$?\d")
 _SPAN = re.compile(r"(\d[\d.,]*+)\s?-\s?(\d[\d.,]*+)")
 _LATEX_OF_SUM = re.compile(r"\\[()\[\],]|\\(?:left|right)(?![a-z])")
@@ -125,12 +135,9 @@ def number_in(place: str, where: str) -> str | None:
     numbers = find_numbers(outside) or find_numbers(clause)
     if "=" in outside and (not leads or _ARITHMETIC.match(outside)):
         sides = outside.split("=")
-        stated = {read_number(side) for side in sides} - {None}  # 16 = 17 = 18 are guesses
-        if len(stated) < 2:
-            read = read_number(sides[-1]) is not None or not stated
-            one = (
-                sides[-1] if read else next(side for side in sides if read_number(side) is not None)
-            )
+        stated = [side for side in sides if read_number(side) is not None]
+        if len(set(map(read_number, stated))) < 2:  # 16 = 17 = 18 are guesses
+            one = stated[0] if stated and sides[-1] not in stated else sides[-1]
             numbers = find_numbers(one) or numbers
         leads = True
     if not numbers:
@@ -213,9 +220,10 @@ _FIRST_LETTER = re.compile(
 _FREE_LETTER = re.compile(
     r"(?<![\w'’\\-])(?<![=+*/^] )(?P<open>[(\[{] ?)?([A-J])(?:(?P<closed>[)\]}])|(?![\w'’]))"
 )
-# What makes a letter a variable: C = 2\\pi r, A + B. An option may equal its number: C = 15.
+# What makes a letter a variable: C = 2\\pi r, A + B, G(x). An option may equal its number: C = 15.
 _FORMULA = re.compile(
-    r"\([a-z0-9]\)|(?:\*\*|[\s)}\]]){0,4}+(?:[<>+/^≤≥≠≈]|\*(?=\s?\w)|_(?=[\w{])|\\[a-z]|=(?!\s?\$?\d[\d.,]*+\s?[a-z%$]{0,9}\W{0,3}$))"
+    r"\([a-z0-9]\)|(?:\*\*|[\s)}\]]){0,4}+"
+    r"(?:[<>+/^≤≥≠≈]|\*(?=\s?\w)|_(?=[\w{])|\\[a-z]|=(?!\s?\$?\d[\d.,]*+\s?[a-z%$]{0,9}\W{0,3}$))"
 )
 _CHOSEN = re.compile(
     r"\b(?:is|be|it['’]s|choose|chose|pick|select|say|with|that|think|believe|option|choice|letter"
@@ -230,8 +238,12 @@ _WITH_VALUE = re.compile(
 _A_QUANTITY = re.compile(r"\W{0,4}[AaI]\s\W?\d[\d.,/]*+\s?[A-Za-z]")
 # What follows the first of two options: "B or C", "B. 4 or C. 5", "(A) 3, (B) 4".
 _AND_ANOTHER = re.compile(
-    r"[).:*_}\]]{0,4}(?:[^A-Za-z,;/&\n]{0,20}(?:[,;/&]|\\text\{)|\s(?!because|since|as\b)[^,;\nA-J]{0,25}?(?<![A-Za-z])(?:and|or)\b)"
-    r"[\s*_(}]{0,3}(?:(?:and|or|maybe|perhaps|even|possibly)\s\(?){0,2}([A-J](?![\w'’])(?!(?<=[AI])\s[a-z])|[a-j](?=[).]))"
+    r"""[).:*_}\]]{0,4}
+    (?:[^A-Za-z,;/&\n]{0,20}(?:[,;/&]|\\text\{)
+      |\s(?!because|since|as\b)[^,;\nA-J]{0,25}?(?<![A-Za-z])(?:and|or)\b)
+    [\s*_(}]{0,3}(?:(?:and|or|maybe|perhaps|even|possibly)\s\(?){0,2}
+    ([A-J](?![\w'’])(?!(?<=[AI])\s[a-z])|[a-j](?=[).]))""",
+    re.VERBOSE,
 )
 _NEGATED = re.compile(
     r"(?:\bnot|n['’]t)\s(?:be\s)?(?:option\s|choice\s)?\(?[A-J]\)?(?!\w)"
