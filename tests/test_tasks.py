@@ -253,17 +253,6 @@ def test_nothing_in_an_answer_is_executed(dataset, tmp_path, monkeypatch):
 # Tasks of one's own
 
 
-def test_jsonl_with_columns_of_ones_own(tmp_path):
-    rows = [{"q": "1 + 1?", "a": 2, "level": 1}, {"q": "{x} + 1?", "a": "3", "id": "second"}]
-    path = write_rows(tmp_path / "mine.jsonl", *rows)
-    mine = get_task("jsonl", {"path": str(path), "question": "q", "answer": "a"})
-    first, second = mine.load("test")
-    assert first == Problem("mine/0", "1 + 1?", "2", {"level": 1}, "number")
-    assert second == Problem("second", "{x} + 1?", "3", {}, "number")
-    assert mine.load("train") == [first, second]
-    assert mine.grade(first, "It is 2.0").correct
-
-
 def test_a_task_of_ones_own_in_a_dozen_lines(tmp_path):
     @task("svamp")
     class Svamp(StoredTask):

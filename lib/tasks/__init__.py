@@ -34,30 +34,11 @@ from lib.tasks.problems import (
 from lib.tasks.prompts import PROMPT_FORMATS, PromptFormat, fitting_rows, get_format, make_rows
 
 __all__ = [
-    "KINDS",
-    "OPEN",
-    "PROMPT_FORMATS",
-    "TASKS",
-    "OwnRows",
-    "Problem",
-    "PromptFormat",
-    "ReasoningGym",
-    "SmallSums",
-    "StoredTask",
-    "Task",
-    "few_shot_examples",
-    "fitting_rows",
-    "get_format",
-    "get_task",
-    "gold_text",
-    "load_problems",
-    "make_rows",
-    "message_text",
-    "problem_notes",
-    "sample_problems",
-    "summary_scores",
-    "task",
-]
+    "KINDS", "OPEN", "PROMPT_FORMATS", "TASKS", "OwnRows", "Problem", "PromptFormat",
+    "ReasoningGym", "SmallSums", "StoredTask", "Task", "few_shot_examples", "fitting_rows",
+    "get_format", "get_task", "gold_text", "load_problems", "make_rows", "message_text",
+    "problem_notes", "sample_problems", "summary_scores", "task",
+]  # fmt: skip
 
 
 def get_task(name: str, config: dict | None = None) -> Task:
