@@ -332,7 +332,7 @@ class _Reader:
         return sides[0] if len(sides) == 1 else Sequence(":", tuple(sides))
 
     def union(self) -> Node:
-        result, more = self.sum(), {r"\cup": _joined, r"\setminus": _without}
+        result, more = self.sum(), {r"\cup": _union, r"\setminus": _without}
         while self.peek() in more:
             result = more[self.next()](result, self.sum())
         return result
@@ -492,15 +492,16 @@ class _Reader:
 
     def condition(self, closer: str) -> Node | None:
         """What a set \\{x \\in \\mathbb{R} \\mid …\\} asks of its members; None for another set."""
-        start = self.at
+        start, tokens = self.at, self.tokens
         if self.next()[:1].isalpha():
             everything = self.tokens[self.at : self.at + len(_EVERYTHING)] == _EVERYTHING
             self.at += len(_EVERYTHING) * everything
             if self.next() in (":", "|", r"\mid"):
+                self.tokens = [*tokens]  # `cut` changes them
                 condition = self.items()
                 if self.peek() == closer and not any(isinstance(c, Value) for c in condition):
                     return _listed(condition)
-        self.at = start
+        self.at, self.tokens = start, tokens
         return None
 
     def command(self, name: str) -> Node:
@@ -564,7 +565,7 @@ def _listed(items: list[Node]) -> Node:
     return items[0] if len(items) == 1 else Sequence("", tuple(items))
 
 
-def _joined(one: Node, other: Node) -> Union:
+def _union(one: Node, other: Node) -> Union:
     return Union((*(one.parts if isinstance(one, Union) else (one,)), other))
 
 

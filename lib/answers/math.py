@@ -10,7 +10,6 @@ answer "x = 5" is right, for the gold "x + y = 5" the answer "5" is not.
 from __future__ import annotations
 
 import math
-import operator
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -40,7 +39,7 @@ from lib.answers.symbolic import symbolically_equal
 _UNICODE = str.maketrans(
     {
         "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ",
-        "∓": r"\mp ", "×": "*", "·": "*", "⋅": "*", "÷": "/", "∪": r"\cup ", "∩": r"\cap ",
+        "∓": r"\mp ", "∪": r"\cup ", "∩": r"\cap ",
         "∈": r"\in ", "√": r"\sqrt ", "≈": r"\approx ", "°": r"^\circ ", "∅": r"\emptyset ",
         "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "ω": r"\omega ", "φ": r"\phi ",
         "λ": r"\lambda ", "…": r"\ldots ", "∖": r"\setminus ", "∨": ",", "∧": ",",
@@ -358,15 +357,8 @@ def _same_sequence(mine: Sequence, gold: Sequence) -> bool | None:
     solved = [_is_equation(item) and _solved(item) for item in mine.items]
     names = [getattr(pair and pair[0], "literal", "") for pair in solved]
     if not mine.open and all(names):  # y = 2, x = 1
-        mine = replace(
-            mine,
-            items=tuple(
-                item
-                for _, item in sorted(
-                    zip(names, mine.items, strict=True), key=operator.itemgetter(0)
-                )
-            ),
-        )
+        order = sorted(range(len(names)), key=names.__getitem__)
+        mine = replace(mine, items=tuple(mine.items[i] for i in order))
     same_brackets = (mine.open, mine.close) == (gold.open, gold.close)
     if same_brackets or "" in kinds or (len(gold.items) > 2 and kinds == {"(", "["}):
         return _ordered(mine.items, gold.items)
