@@ -1,9 +1,8 @@
 """Mathematical answers, LaTeX or plain text, read to values, lists, intervals and relations.
 
 ``read_answer(r"x = \\frac12, y \\in [0, 2\\pi)")`` evaluates while it reads. A formula with
-variables is evaluated at six fixed points: each variable gets a number that depends on its name
-alone, positive at the first two points and of either sign at the others (so that √x² is |x| and
-not x). Two different formulas hardly ever agree at such points (Schwartz 1980, Zippel 1979).
+variables is evaluated at nine fixed points: each variable gets a number that depends on its name
+alone, positive but at one point (so that √x² is |x| and not x, while √(m/k) is √(mk)/k). Two different formulas hardly ever agree at such points (Schwartz 1980, Zippel 1979).
 Numbers stay exact until a root, an angle or a logarithm makes floats of them. What is outside of
 the grammar (sums, integrals, factorials, absolute values, prose) gives None.
 """
@@ -24,7 +23,7 @@ from lib.answers.numerals import rounds_to
 
 Number = int | Fraction | float | complex
 
-POINTS = 6
+POINTS = 9
 LONGEST_FORMULA = 1000  # characters of an answer
 DEEPEST_FORMULA = 40  # brackets within brackets
 MAX_ITEMS = 100  # of a list
@@ -91,9 +90,8 @@ def constant(number: Number, literal: str = "") -> Value:
 def symbol(name: str) -> Value:
     """A variable."""
     seeds = [zlib.crc32(f"{name} at {i}".encode()) for i in range(POINTS)]
-    one, other = (2 * (sum(map(ord, name)) >> bit & 1) - 1 for bit in (0, 1))  # x and y: not alike
-    signs = (1, 1, one, -one, other, -other)
-    points = (sign * Fraction(101 + n % 1009, 307) for n, sign in zip(seeds, signs, strict=True))
+    points = [Fraction(101 + seed % 1009, 307) for seed in seeds]
+    points[2 + sum(map(ord, name)) % (POINTS - 2)] *= -1  # m and k not at the same point
     return Value(tuple(points), name)
 
 
