@@ -2,7 +2,8 @@
 
 ``read_answer(r"x = \\frac12, y \\in [0, 2\\pi)")`` evaluates while it reads. A formula with
 variables is evaluated at nine fixed points: each variable gets a number that depends on its name
-alone, positive but at one point (so that √x² is |x| and not x, while √(m/k) is √(mk)/k). Two different formulas hardly ever agree at such points (Schwartz 1980, Zippel 1979).
+alone, positive but at one point (so that √x² is |x| and not x, while √(m/k) is √(mk)/k). Two
+different formulas hardly ever agree at such points (Schwartz 1980, Zippel 1979).
 Numbers stay exact until a root, an angle or a logarithm makes floats of them. What is outside of
 the grammar (sums, integrals, factorials, absolute values, prose) gives None.
 """

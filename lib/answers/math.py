@@ -148,8 +148,6 @@ def _words(match: re.Match[str]) -> str:
     """What \\text{…} says: a joiner is a comma, letters right after a value are its unit and go."""
     words, power = match[1].strip(), match[2] or ""
     before = match.string[: match.start()].rstrip()
-    if _JOINER.fullmatch(words.strip(" ,")):
-        return " , "
     if match.string[match.end() :].lstrip()[:1].isdigit() and _ENDS_JOINING.search(words):
         return " , "  # 6 \\text{ cats and } 2
     after_value = before[-1:].isdigit() or before[-1:] in (")", "}", "]", ".", "!")

@@ -342,7 +342,9 @@ _SENTENCE = re.compile(
     r"\s(?:it|this|that|them|him|her)(?:\s\w+){0,3})\W*"
 )
 _DENIED = re.compile(
-    r"\b(?:not|never|no|nobody|neither|nor|wrong|incorrect|false)\b|n['’]t\b", re.I
+    r"\b(?:not|never|no|nobody|neither|nor|wrong|incorrect|false|but|while|whereas|although|than|if"
+    r"|unless|second|third|next|other|opposite)\b|n['’]t\b",
+    re.IGNORECASE,
 )
 _ARTICLES = re.compile(r"\b(?:a|an|the)\s+(?=\w)")
 _IN_A_YEAR = re.compile(r"in (?=\d{3,4}$)")
