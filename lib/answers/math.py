@@ -219,6 +219,7 @@ _LETTERS = re.compile(r"[A-Za-z]{2}[A-Za-z\s.'-]*")
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
 _PROSE = re.compile(r"[A-Za-z][A-Za-z\s.,;:!?'-]*")
 _INTEGER_NAME = re.compile(r"(?<![A-Za-z\\])[k-n](?![A-Za-z])|(?<=\\pi)\s?[k-n]\b")
+_COMES_TO = re.compile(r"=|\\(?:approx|(?:Long)?[Rr]ightarrow|implies|to)(?![a-z])")
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 _BRACKETS = {"<": "()", r"\le": "[]"}
 
@@ -241,6 +242,8 @@ def same_math(mine: str, gold: str) -> bool | None:
         verdict = _same_reading(a, b, x, y, has_percent(mine) - has_percent(gold))
         if verdict is not None:
             return verdict
+    if x is None and "=" not in b and (end := _COMES_TO.split(a)[-1]) != a:
+        return same_math(end, gold)  # 4 \\star 6 = 10^2 = 100
     if any(node is None and _PROSE.fullmatch(text) for node, text in ((x, a), (y, b))):
         return False
     return symbolically_equal(a.replace(ROW, r"\\"), b.replace(ROW, r"\\"))

@@ -167,22 +167,29 @@ _NAMED = re.compile(
 )
 
 
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)\s?\{[a-z]+\*?\}")
+_ONE_WORD = re.compile(r"\W{0,3}[A-Za-z]{2,}\W{0,3}")
+
+
+def _is_bare(text: str) -> bool:
+    """Whether a text is a formula and has no words but those of its LaTeX and its units."""
+    bare = _WORDS_IN_LATEX.sub("", _ENVIRONMENT.sub("", text))
+    return not _WORD.search(_COUNTED.sub("", bare))
+
+
 def nothing_else(text: str, kind: str) -> str | None:
     """A text that is an answer from its first character to its last, as a whole; else None."""
     text = text.strip()
     if kind in ("choice", "text") or len(text) > 200 or "\n" in text:
         return None
     if kind == "number":
-        return text if arithmetic(text) or read_number(text) is not None else None
-    bare = _WORDS_IN_LATEX.sub("", text)
-    equations = len(_NAMED.findall(text)) + text.count(">=") + text.count("<=")
-    if _WORD.search(_COUNTED.sub("", bare)) or equations != text.count("="):
+        plain = _BRACKETED.sub("", text)
+        return plain if arithmetic(text) or read_number(plain) is not None else None
+    if _ONE_WORD.fullmatch(text):
+        return text
+    if not _is_bare(text) or not re.search(r"[\w\\ℝ∞]", text):
         return None
-    return (
-        re.sub(r"^[ *_]+|(?<![\^ *_])[ *_]+$", "", text)
-        if re.search(r"[\w\\ℝ∞]", bare) or bare != text
-        else None
-    )
+    return re.sub(r"^[ *_]+|(?<![\^ *_])[ *_]+$", "", text)
 
 
 _BOLD = re.compile(r"(?<![\w)])\*\*([^*\n]{1,60})\*\*(?![\w(])")
@@ -407,7 +414,9 @@ _MATH = re.compile(
     r"|\\\((?P<round>(?:[^\\]|\\(?![()]))++)\\\)"
     r"|\\\[(?P<square>(?:[^\\]|\\(?![\[\]]))++)\\\]"
 )
-_MONEY = re.compile(r"\d[\d,.]*+(?:\s.*[A-Za-z]{2}|.*[-+*/=]\s?$)", re.DOTALL)
+_MONEY = re.compile(r"\d[\d,.]*+(?:\s[^\\]*[A-Za-z]{2}|.*[-+*/=]\s?$)", re.DOTALL)
+# A formula without dollar signs: "so we obtain \\sqrt{2}."
+_STATED = re.compile(r".*\b(?:is|are|equals|obtain|get|gives?)\b:?\s(.+?)\.?$")
 _LAST_VERB = re.compile(r".*\b(?:is|are|be|equals)\b:?\s?", re.DOTALL)
 ALL_REALS = re.compile(
     r"\b(?:all|any)\s(?:the\s)?(?:(positive|negative|non-?negative|non-?positive|non-?zero)\s)?"
@@ -471,7 +480,11 @@ def last_formula(text: str) -> str | None:
         return reals[0]
     formulas = _formulas(tail)
     if not formulas:
-        several = _LIST_AT_THE_END.search(plain_characters(tail.rstrip().rpartition("\n")[2]))
+        last_line = plain_characters(tail.rstrip().rpartition("\n")[2])
+        stated = _STATED.match(last_line)
+        if stated and re.search(r"[A-Za-z\\(\[{]", stated[1]) and _is_bare(stated[1]):
+            return stated[1]
+        several = _LIST_AT_THE_END.search(last_line)
         return several[0] if several else last_number(text)
     later = find_numbers(tail[formulas[-1][0] :])
     return later[-1] if later else formulas[-1][1]
