@@ -183,6 +183,16 @@ def test_every_gold_answer_grades_itself_right(data_dir, files, kind, column, co
     assert symbolic.WORKER.pairs == before, "none of them reaches math_verify"
 
 
+@pytest.mark.parametrize(
+    ("form", "missed"), [("{}", 1), ("So it is {}.", 25), ("It equals ${}$.", 2)]
+)
+def test_golds_of_math_are_found_where_nothing_marks_them(form, missed, data_dir):
+    rows = _rows(data_dir, "math500/test.jsonl", "math/train.jsonl")
+    golds = {row["answer"] for row in rows if row["answer"]}
+    wrong = [gold for gold in golds if not grade(form.format(gold), gold, "math").correct]
+    assert len(golds) > 2900 and len(wrong) <= missed, wrong
+
+
 def test_no_gold_answer_of_math_is_taken_for_its_neighbour(data_dir, monkeypatch):
     """Consecutive answers differ, and nearly all are told apart without math_verify."""
     asked = []
