@@ -23,7 +23,9 @@ SHOWN = 5  # answers of each kind
 # nbconvert's page is for light screens alone, cuts wide tables, and sets sources in body type.
 PAGES = """
 .jp-OutputArea-output { overflow-x: auto }
-.jp-RenderedMarkdown pre { font-family: var(--jp-code-font-family, monospace) }
+.jp-RenderedMarkdown pre {
+  font: var(--jp-code-font-size, 13px)/var(--jp-code-line-height, 1.3) var(--jp-code-font-family)
+}
 @media (prefers-color-scheme: dark) {
   html { filter: invert(0.92) hue-rotate(180deg); background: white }
   img { filter: invert(1) hue-rotate(180deg) }

@@ -193,7 +193,7 @@ def training_figure(log: Sequence[dict]) -> Figure:
 def scores_figure(chosen: Sequence[float], rejected: Sequence[float]) -> Figure:
     """How the scores of preferred and rejected answers spread, and their margins pair by pair."""
     margins = np.subtract(chosen, rejected)
-    titles = "held-out answers", f"{np.mean(margins > 0):.0%} right of zero"
+    titles = "held-out answers", f"pairs, {np.mean(margins > 0):.0%} of them above zero"
     figure, (left, right) = grid_of_axes(*titles, height=3)
     bins = np.histogram_bin_edges([*chosen, *rejected], bins=24)
     left.hist(rejected, bins=bins, color=ORANGE, alpha=0.6, label="rejected")
@@ -203,6 +203,8 @@ def scores_figure(chosen: Sequence[float], rejected: Sequence[float]) -> Figure:
     right.hist(margins, bins=24, color=GREEN)
     right.axvline(0, color="black", lw=0.8)
     right.set_xlabel("score of preferred − score of rejected")
+    for axis in (left, right):
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
