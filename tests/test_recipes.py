@@ -186,7 +186,7 @@ def test_a_learned_reward_in_one_chain(tmp_path):
     )
     run = Run(tmp_path / "ci_preferences")
     assert (run.folder / "reward_model" / "model.safetensors").is_file()
-    assert len(read_jsonl(run.train_log)) == 6
+    assert len(read_jsonl(run.train_log)) == 4
     page = (run.notebooks / "04_pass_at_k_eval.ipynb").read_text()
     for score in ("greedy reward", "greedy rewards/gold reward"):
         assert f"adherence: {score}" in page

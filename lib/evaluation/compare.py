@@ -273,7 +273,7 @@ def _about_size(row: dict[str, Any], word: str) -> list[str]:
         return ["A single problem, or a single family of problems, gives no interval: ask more."]
     if not row.get("share", True):
         seen = 2.8 * row["stderr"]  # Miller eq. 10 at 95 % and a power of 80 %
-        return [f"A true difference below about {seen:.2f} would be missed."]
+        return [f"A true difference below about {seen:.2f} would often be missed."]
     if not row["stderr"]:
         return [stats.power_sentence(row["problems"])]
     # ψ − δ² is the variance of a problem's difference; families of problems widen it.
