@@ -157,10 +157,11 @@ def _about_curve(log: Sequence[dict]) -> str:
         return ""
     part = max(1, len(rewards) // 5)
     first, last = (sum(some) / part for some in (rewards[:part], rewards[-part:]))
+    steps = f"{part} steps" if part > 1 else "step"
     return (
-        f"The mean reward of a step's completions went from {first:.2f} (steps 1 to {part}) to "
-        f"{last:.2f} (the last {part}). These are sampled answers to training prompts; what it is "
-        f"worth on held-out problems stands below."
+        f"The mean reward of a step's completions went from {first:.2f} (the first "
+        f"{steps}) to {last:.2f} (the last {steps}). These are sampled answers to training prompts; "
+        f"what it is worth on held-out problems stands below."
     )
 
 
