@@ -159,9 +159,9 @@ def _about_curve(log: Sequence[dict]) -> str:
     first, last = (sum(some) / part for some in (rewards[:part], rewards[-part:]))
     steps = f"{part} steps" if part > 1 else "step"
     return (
-        f"The mean reward of a step's completions went from {first:.2f} (the first "
-        f"{steps}) to {last:.2f} (the last {steps}). These are sampled answers to training prompts; "
-        f"what it is worth on held-out problems stands below."
+        f"The mean reward of a step's completions went from {first:.2f} (the first {steps}) to "
+        f"{last:.2f} (the last {steps}). These are sampled answers to training prompts; what it is "
+        f"worth on held-out problems stands below."
     )
 
 
