@@ -179,7 +179,9 @@ def build(ask: Ask, samples: Sequence[dict], config: Config, folder: Path) -> An
             base = gr.Textbox(label="Base", lines=8, elem_id="base")
             trained = gr.Textbox(label="Trained", lines=8, elem_id="trained")
         rewards = gr.Dataframe(
-            headers=["reward", "base", "trained"], label="Rewards (of the samples)", elem_id="paid"
+            headers=["reward", "base", "trained"],
+            label="Rewards, for the examples below",
+            elem_id="paid",
         )
         gr.Examples([[row["question"]] for row in samples[:8]], question)
         gr.on([button.click, question.submit], compare, question, [base, trained, rewards])
