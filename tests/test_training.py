@@ -149,14 +149,6 @@ def test_who_generates(run, settings, hardware, here, trls):
     assert asked["vllm_importance_sampling_correction"] == corrects
 
 
-def test_a_step_is_prompts_times_generations(run):
-    config = resolve(None, {"prompts_per_step": 6, "num_generations": 4, "micro_batch": 8}, CPU)
-    arguments = grpo_arguments(config, run)
-    assert arguments["per_device_train_batch_size"] == 8
-    assert arguments["gradient_accumulation_steps"] == 3
-    assert arguments["steps_per_generation"] == 3
-
-
 def test_prompts_that_do_not_fit_are_left_out(embedded):
     from transformers import AutoTokenizer
 

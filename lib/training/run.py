@@ -61,7 +61,6 @@ def grpo_arguments(config: Config, run: Run, policy: Policy | None = None) -> di
         config = settled(config, read_shape(policy.folder))
     own = config.completions_per_step // config.num_processes  # of each process
     rows = min(config.per_device_train_batch_size, own)
-    accumulation = own // rows
     with_vllm = config.rollout_engine == "vllm" and not generates_here(config)
     share = config.vllm_gpu_memory_utilization
     if with_vllm:  # TRL's engine takes its share of the whole card
@@ -72,8 +71,8 @@ def grpo_arguments(config: Config, run: Run, policy: Policy | None = None) -> di
         output_dir=str(run.checkpoints),
         run_name=config.run_name,
         per_device_train_batch_size=rows,
-        gradient_accumulation_steps=accumulation,
-        steps_per_generation=accumulation,
+        gradient_accumulation_steps=own // rows,
+        steps_per_generation=own // rows,
         shuffle_dataset=False,
         use_vllm=with_vllm,
         vllm_gpu_memory_utilization=share,
