@@ -24,6 +24,7 @@ from lib.runs import Run, read_json, read_jsonl, run_folder
 from lib.suite import CHAIN, main
 from lib.training import check_resumable, fresh_checkpoints
 from tests.conftest import CPU, SMALL
+from tests.test_lock import holder
 
 ONE_STEP = [
     *("-p", "run", "ci", "-p", "max_steps", "1"),
@@ -64,6 +65,16 @@ def test_bad_input_ends_with_its_sentence_before_anything_starts(
     said = capsys.readouterr()
     assert sentence in said.err and said.err.count("\n") == 1 and not said.out
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_in_use_is_refused_before_anything_else_is_checked(tmp_path, capsys):
+    """Some of it is slow, as the embedded model's conversion."""
+    first = holder(tmp_path / "ci")
+    assert first.stdout.readline() == "has it\n"
+    given = {"run": "ci", "task": "gms8k", "output_dir": str(tmp_path)}
+    assert main(["ci", *(word for pair in given.items() for word in ("-p", *pair))]) == 2
+    assert f"process {first.pid} since" in capsys.readouterr().err
+    first.kill()
 
 
 def test_missing_data_file_is_named(tmp_path, monkeypatch, capsys):
