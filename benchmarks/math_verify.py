@@ -89,7 +89,8 @@ def replaced(owner, name, function):
 def verdict(case: dict) -> bool:
     if "text" in case:
         return answers.grade(case["text"], case["gold"], "math", case.get("tags")).correct
-    return answers.answers_match(case["predicted"], case["gold"], "math")
+    text = f"<answer>{case['predicted']}</answer>"
+    return answers.grade(text, case["gold"], "math", "answer").correct
 
 
 def verdicts(cases: list[dict], function=None) -> tuple[list[bool], float]:

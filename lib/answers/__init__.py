@@ -38,13 +38,6 @@ class Grade:
     why: str | None = None  # why it is not correct; None exactly where it is
 
 
-def answers_match(predicted: str | None, gold: str | None, kind: Kind) -> bool:
-    """Whether two answers, bare or still in their text ("… #### 18"), are the same answer."""
-    theirs = bare_answer(gold, _known(kind), lists=True)
-    mine = bare_answer(predicted, kind, lists=_is_list(theirs, kind))
-    return mine is not None and theirs is not None and _same(mine, theirs, kind) is True
-
-
 def gold_parses(gold: str | None, kind: Kind) -> bool:
     """Whether a gold answer can be read; where it cannot, nothing can be graded against it."""
     answer = bare_answer(gold, _known(kind))

@@ -280,15 +280,10 @@ def _is_angle(one: str, other: str) -> bool:
 
 def _renamed(mine: str, gold: str) -> str:
     """nπ with the gold's k, where either counts a family of solutions by one letter."""
-    names = [set(map(str.strip, _INTEGER_NAME.findall(text))) for text in (mine, gold)]
-    if (
-        not re.search(r"\\pi|\\circ", gold)
-        or len(names[0]) != 1
-        or len(names[1]) != 1
-        or names[0] == names[1]
-    ):
-        return mine
-    return _INTEGER_NAME.sub(f" {names[1].pop()} ", mine)
+    ours, theirs = (set(map(str.strip, _INTEGER_NAME.findall(text))) for text in (mine, gold))
+    if len(ours) == len(theirs) == 1 and re.search(r"\\pi|\\circ", gold):
+        return _INTEGER_NAME.sub(f" {theirs.pop()} ", mine)
+    return mine
 
 
 def _hundredth(percent: Value) -> Value:
