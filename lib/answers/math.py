@@ -99,7 +99,8 @@ _PART_OF_REALS = {
     for key in keys.split(" ")
 }
 _ROOT_OF_NUMBER = re.compile(r"√ ?(\d+(?:\.\d+)?)")
-_LESS_A_SET = re.compile(r"(?<=\\infty \)) ?(?:-|\\) ?(?=\\\{)")
+# ℝ - \{0\}, and ℝ\{0}, in which the backslash is the difference
+_LESS_A_SET = re.compile(r"(?<=\\infty \)) ?(?:(?:-|\\) ?(?=\\?\{)|\\(?=\{[^{}\\]*\}))")
 # What names the integer of a family of solutions: ", n \\in \\mathbb{Z}", "for integer n".
 _INTEGERS = re.compile(
     r"[\s,;.(]{0,9}(?:\\(?:quad|text\w*\s?\{\s?(?:where|for|with|and)?\s?\}|[,;! ])\s?)*"
