@@ -4,8 +4,8 @@
     python -m benchmarks.gpu_check --stage load policy        # these
     python -m benchmarks.gpu_check --rehearse       # on the CPU, all but what needs a card
 
-Each stage is a process of its own and writes what it measured to
-benchmarks/results/gpu_stages_<gpu>.json when it ends, so that a card that is lent for ten minutes
+Each stage is a process of its own and writes what it measures to
+benchmarks/results/gpu_stages_<gpu>.json as it does, so that a card that is lent for ten minutes
 leaves what was done. All of them hold the card to 16 GiB and need no network: the model is the
 embedded one, but for `accuracy`, which takes longer than the others and is run by name.
 """
@@ -38,7 +38,15 @@ BENCHMARKS = {  # system: the switches of Unsloth's trainer, beside which ours i
     "unsloth-merged-rollouts": {"UNSLOTH_VLLM_MERGED_ROLLOUT": "1"},
     "unsloth-standby": {"UNSLOTH_VLLM_STANDBY": "1"},
 }
-Result = dict[str, Any]
+RESULT = os.environ.get("GPU_CHECK_RESULT", "")  # a stage's own file
+
+
+def note(**measured: Any) -> None:
+    """Add to the stage's result, on the disk at once."""
+    file = Path(RESULT)
+    if detect_hardware().gpu:
+        measured |= {"gpu_gib": round(gpu_memory_taken(), 2)}
+    write_json(file, (read_json(file) if file.is_file() else {}) | measured)
 
 
 def config_of(stage: str, **changes: Any) -> Config:
@@ -48,7 +56,7 @@ def config_of(stage: str, **changes: Any) -> Config:
     return resolve("gpu_check", given)
 
 
-def load() -> Result:
+def load() -> None:
     """Import, plug-ins, and the model in 4 bit by Unsloth and vLLM."""
     from lib.models import load_policy
 
@@ -56,16 +64,12 @@ def load() -> Result:
     config = config_of("load", load_in_4bit=on_gpu)
     with hushed(open_run(config)):
         policy = load_policy(config)
+    shares = hasattr(policy.model, "vllm_engine")
+    note(backend=policy.backend, in_4_bit=config.load_in_4bit, shares_weights_with_vllm=shares)
     assert not on_gpu or policy.backend == "unsloth", policy.notes
-    return dict(
-        backend=policy.backend,
-        in_4_bit=config.load_in_4bit,
-        shares_weights_with_vllm=hasattr(policy.model, "vllm_engine"),
-        **memory(),
-    )
 
 
-def policy() -> Result:
+def policy() -> None:
     """vLLM's log-probs are the trainer's, of the fresh adapter and of one that has moved, twice."""
     from lib.models import load_policy
     from lib.proof import APART, GAP, measure_gaps, sample_by_unsloth
@@ -86,29 +90,28 @@ def policy() -> Result:
             engine.trainer = SimpleNamespace(model=policy.model)
             sample = partial(engine.sample, prompts)
         gaps = measure_gaps(policy.model, sample)
+    note(nats_a_token=gaps)
     assert len(gaps) == len(APART) and gaps[-1] <= GAP, f"vLLM samples from another: {gaps}"
-    return dict(nats_a_token=gaps, **memory())
 
 
-def steps() -> Result:
+def steps() -> None:
     """Three steps of GRPO as 03 takes them."""
-    return train(config_of("steps", max_steps=3, save_steps=3))
+    train(config_of("steps", max_steps=3, save_steps=3))
 
 
-def resume() -> Result:
-    """A fourth step, from the checkpoint of the stage before."""
-    seen = train(config_of("steps", max_steps=4, save_steps=3, resume=True))
-    assert [row["step"] for row in seen["log"]] == [1, 2, 3, 4], seen["log"]
-    return seen
+def resume() -> None:
+    """A fourth step, from the checkpoint of `steps`."""
+    log = train(config_of("steps", max_steps=4, save_steps=3, resume=True))
+    assert [row["step"] for row in log] == [1, 2, 3, 4], log
 
 
-def plain() -> Result:
+def plain() -> None:
     """Three steps by transformers, peft and TRL alone, where Unsloth and vLLM are not installed."""
     plain = dict(backend="transformers", rollout_engine="transformers", optim="adamw_torch")
-    return train(config_of("plain", max_steps=3, **plain))
+    train(config_of("plain", max_steps=3, **plain))
 
 
-def train(config: Config) -> Result:
+def train(config: Config) -> list[dict]:
     from lib.models import load_policy
     from lib.rewards import recipe_rewards
     from lib.tasks import load_problems, make_rows
@@ -120,21 +123,24 @@ def train(config: Config) -> Result:
         policy = load_policy(config)
         _, training, _, examples = load_problems(config)
         rows = make_rows(training, config.prompt_format, config.shots, examples)
-        trainer = make_trainer(policy, rows, *recipe_rewards(config), config, run)
-        started = time.perf_counter()
+        trainer = make_trainer(policy, rows, *recipe_rewards(config), config, run, note_log)
+        note(notes=policy.notes)
         train_on(trainer, config, run)
         save_trained(policy, config, run)
-    keys = ("step", "reward", "reward_std", "grad_norm", "completions/mean_length")
-    log = [{k: row[k] for k in keys if k in row} for row in read_jsonl(run.train_log)]
     moved = max(
         p.detach().abs().max().item() for n, p in policy.model.named_parameters() if "lora_B" in n
     )
+    note(largest_b=moved)
     assert moved > 0, "the adapter did not move"
-    seconds = round(time.perf_counter() - started, 1)
-    return dict(seconds_training=seconds, log=log, notes=policy.notes, largest_b=moved, **memory())
+    return read_jsonl(run.train_log)
 
 
-def adapters() -> Result:
+def note_log(log: list[dict]) -> None:
+    keys = ("step", "reward", "reward_std", "grad_norm", "completions/mean_length", "step_time")
+    note(log=[{key: row[key] for key in keys if key in row} for row in log])
+
+
+def adapters() -> None:
     """Two adapters in one engine are two, and the first is itself again afterwards."""
     import torch
 
@@ -160,20 +166,20 @@ def adapters() -> Result:
         for which in ("1", "2", "1 again"):
             become_trained(engine, folder, Path(place, which[0]))
             said[which] = engine.generate(question, Sampling(max_tokens=24))[0][0].text
+            note(takes_adapters=engine.takes_adapters, said=said)
     assert said["1"] == said["1 again"] != said["2"], said
-    return dict(takes_adapters=engine.takes_adapters, said=said, **memory())
 
 
-def benchmark(system: str, switches: dict[str, str]) -> Result:
+def benchmark(system: str, switches: dict[str, str]) -> None:
     """Seconds a step: ours, TRL's, or Unsloth's with one of its switches."""
     command = [sys.executable, "benchmarks/step.py", "--shape", "demo", "--system", system]
     environment = os.environ | switches
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-600:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    note(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 
-def accuracy() -> Result:
+def accuracy() -> None:
     """The notebooks of `gpu_check`, and Qwen2.5-0.5B on GSM8K; about an hour, and the Hub."""
     from benchmarks.accuracy import record_run
 
@@ -183,12 +189,10 @@ def accuracy() -> Result:
         "gpu_check": ("lib.suite", cap),
         "qwen2.5-0.5b_gsm8k": ("benchmarks.accuracy", cap | plain),
     }
-    engines = {}
     for recipe, (module, changes) in runs.items():
         given = [word for key, value in changes.items() for word in ("-p", key, str(value))]
         subprocess.run([sys.executable, "-m", module, recipe, *given], cwd=ROOT, check=True)
-        engines[recipe] = record_run(resolve(recipe, changes), file)["engines"]
-    return dict(written=str(file.relative_to(ROOT)), engines=engines)
+        note(**{recipe: record_run(resolve(recipe, changes), file)["engines"]})
 
 
 STAGES = {stage.__name__: stage for stage in (load, policy, steps, adapters, resume, plain)}
@@ -200,10 +204,6 @@ ORDER = list(STAGES)
 STAGES["accuracy"] = accuracy
 
 
-def memory() -> Result:
-    return {"gpu_gib": round(gpu_memory_taken(), 2)} if detect_hardware().gpu else {}
-
-
 def gpu_name() -> str:
     return re.sub(r"\W+", "_", (detect_hardware().gpu or "rehearsal").lower()).strip("_")
 
@@ -213,20 +213,24 @@ def run_stage(name: str, file: Path) -> bool:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "result.json")
-        command = [sys.executable, "-m", "benchmarks.gpu_check", "--inside", name, str(out)]
+        command = [sys.executable, "-m", "benchmarks.gpu_check", "--inside", name]
+        environment = os.environ | {"GPU_CHECK_RESULT": str(out)}
         limit = None if name == "accuracy" or not detect_hardware().gpu else LIMIT
         try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
-            said = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit
+            )
+            words = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+            failed = words[0][:600] if done.returncode else ""
         except subprocess.TimeoutExpired:
-            said = [f"not done after {limit} s"]
-        result = read_json(out) if out.is_file() else {"failed": said[0][:600]}
+            failed = f"not done after {limit} s"
+        result = read_json(out) if out.is_file() else {}
+    result |= {"failed": failed} if failed else {}
     result["seconds"] = round(time.perf_counter() - started, 1)
     results = read_json(file) if file.is_file() else {}
     write_json(file, results | {name: result})
-    passed = "failed" not in result
-    print(f"{name}: {'passed' if passed else result['failed']} ({result['seconds']} s)", flush=True)
-    return passed
+    print(f"{name}: {failed or 'passed'} ({result['seconds']} s)", flush=True)
+    return not failed
 
 
 def main(given: list[str]) -> int:
@@ -234,11 +238,10 @@ def main(given: list[str]) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=ORDER)
     parser.add_argument("--rehearse", action="store_true", help="on the CPU")
-    parser.add_argument("--inside", nargs=2, metavar=("STAGE", "FILE"), help=argparse.SUPPRESS)
+    parser.add_argument("--inside", help=argparse.SUPPRESS)
     options = parser.parse_args(given)
     if options.inside:
-        name, file = options.inside
-        write_json(Path(file), STAGES[name]())
+        STAGES[options.inside]()
         return 0
     if not (detect_hardware().gpu or options.rehearse):
         print("gpu-check needs a GPU and there is none: --rehearse runs what it can on the CPU.")

@@ -6,10 +6,12 @@ vLLM's unified attention at each recipe's head shape, and its LoRA shrink and ex
 compile for the card's compute capability, and do they fit its shared memory (64 KiB on a T4)?
 """
 
+import argparse
 import os
-import sys
 import tempfile
 from typing import Any
+
+from tests.pretend_gpu import CARDS, pretend
 
 # fmt: off
 HEADS = {  # query heads, key heads, their size, soft cap
@@ -25,11 +27,14 @@ HEADS = {  # query heads, key heads, their size, soft cap
 LORA = ((2048, (2048, 256, 256), 16), (2048, (2048, 256, 256), 64), (2048, (11008, 11008), 16))
 
 
-def main(name: str = "t4") -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.triton_kernels", description=__doc__
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("card", nargs="?", choices=CARDS, default="t4")
+    card = CARDS[parser.parse_args().card]
     os.environ["TRITON_CACHE_DIR"] = tempfile.mkdtemp()
-    from tests.pretend_gpu import CARDS, pretend
-
-    card = CARDS[name]
     pretend(card)
     compiled = watch_compiler(card)
     import torch
@@ -219,4 +224,4 @@ def _routing() -> tuple:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -11,8 +11,9 @@ An engine holds one model. `hand_over` gives it other weights of the same shape
 import gc
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import wraps
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from typing import Any
 from lib.config import Config
 from lib.errors import BadInput
 from lib.hardware import cap_gpu_memory
+from lib.process import random_state, set_random_state
 from lib.stack import LORA_RANKS, raise_if_memory
 from lib.templates import ready_tokenizer
 
@@ -140,6 +142,30 @@ def make_engine(config: Config, folder: Path, adapters: bool = False) -> Engine:
         engine = TransformersEngine(config, folder)
         engine.notes.append(note)
         return engine
+
+
+def with_own_noise(stream: Callable[..., Answers]) -> Callable[..., Answers]:
+    """A method of an engine that draws from `sampling.seed`'s random numbers; what the process's
+    generators give to others, such as a training, goes on as if it had not been asked."""
+
+    @wraps(stream)
+    def seeded(self: Any, prompts: Sequence, sampling: Sampling) -> Answers:
+        from transformers import set_seed
+
+        answers, own, answer = stream(self, prompts, sampling), None, None
+        while True:
+            outside = random_state()
+            set_random_state(own) if own else set_seed(sampling.seed % 2**32)
+            try:
+                answer = next(answers, None)
+            finally:
+                own = random_state()
+                set_random_state(outside)
+            if answer is None:
+                return
+            yield answer
+
+    return seeded
 
 
 def in_order(answers: Answers) -> list[list[Completion]]:
@@ -294,10 +320,9 @@ class VllmEngine(Engine):
         """As `generate`, from prompts in tokens."""
         return in_order(self._stream_tokens(prompts, sampling))
 
+    @with_own_noise
     def _stream_tokens(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Answers:
         """vLLM's own loop in `LLM.generate`, which returns nothing before its end."""
-        import numpy as np
-        import torch
         from vllm import SamplingParams
 
         self.llm.llm_engine.abort_request(self._waiting)
@@ -306,8 +331,6 @@ class VllmEngine(Engine):
         self.llm.reset_prefix_cache()
         # Requests carry no seed of their own, which the CPU's sampler cannot use: that draws from
         # torch's generator, and the GPU's gives each request a seed from numpy's.
-        torch.manual_seed(sampling.seed)
-        np.random.seed(sampling.seed % 2**32)
         scored = dict(seed=None, logprobs=0 if sampling.logprobs else None)
         params = SamplingParams(**asdict(sampling) | scored)
         requests = [{"prompt_token_ids": list(ids)} for ids in prompts]
@@ -402,10 +425,8 @@ class TransformersEngine(Engine):
         engine.notes, engine.model, engine.tokenizer = [], model, tokenizer
         return engine
 
+    @with_own_noise
     def stream(self, prompts, sampling):
-        import torch
-
-        torch.manual_seed(sampling.seed)
         n, wanted = sampling.n, [prompt for prompt in prompts for _ in range(sampling.n)]
         size = self.batch_with_logprobs if sampling.logprobs else self.batch
         flat: list[Completion] = []

@@ -4,6 +4,7 @@ import ctypes
 import gc
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -117,6 +118,24 @@ def trim_memory() -> None:
     gc.collect()
     with suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def random_state() -> tuple:
+    """Of Python's, numpy's and torch's generators, those on GPUs as well."""
+    import numpy as np
+    import torch
+
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+
+def set_random_state(state: tuple) -> None:
+    import numpy as np
+    import torch
+
+    setters = random.setstate, np.random.set_state, torch.set_rng_state
+    for restore, value in zip((*setters, torch.cuda.set_rng_state_all), state, strict=True):
+        restore(value)
 
 
 def keep_byte_code(folder: Path | None = None) -> None:

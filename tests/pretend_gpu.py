@@ -4,8 +4,8 @@
     python tests/pretend_gpu.py rtx5080 qwen3-4b_gsm8k
 
 Wants the GPU lock installed. For each recipe it prints, as a line of JSON, what Unsloth would start
-vLLM with (`load_vllm(return_args=True)`), and whether vLLM makes a configuration of that and of the
-arguments of the engine for evaluation. No weights are read and nothing is computed.
+vLLM with (`load_vllm(return_args=True)`), and the attention backend that vLLM chooses for that and
+for the engine of evaluation, or why it refuses them. No weights are read, nothing is computed.
 """
 
 import contextlib
@@ -164,52 +164,58 @@ def write_config(model: str, folder: Path) -> Path:
 
 
 def configured(arguments: dict[str, Any]) -> str:
-    """ "" where vLLM makes a configuration of them, else what it says."""
+    """The attention backend of the configuration that vLLM makes of them, or what it says."""
+    import vllm.model_executor.models.registry as registry
     from vllm import EngineArgs
+    from vllm.config import set_current_vllm_config
+    from vllm.v1.attention.selector import get_attn_backend
 
-    arguments = {k: v for k, v in arguments.items() if k != "use_tqdm_on_load"}
+    registry._run_in_subprocess = lambda inspect: inspect()  # the other process takes half a minute
     try:
-        EngineArgs(**arguments).create_engine_config()
+        made = EngineArgs(**arguments).create_engine_config()
+        model = made.model_config
+        with set_current_vllm_config(made):
+            return get_attn_backend(model.get_head_size(), model.dtype, None).get_name()
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    return ""
 
 
 def look(config: Config, card: Card, folder: Path) -> dict[str, Any]:
-    """One recipe on the pretended card, as the line to print."""
+    """One recipe on the pretended card, as a row: GiB planned and of them KV cache, the share of
+    the card and the sequences that Unsloth starts vLLM with, and the attention of each engine."""
+    plan = check_fit(config, SHAPES[config.model], card.hardware)
+    base = write_config(config.model, folder)
+    seen: dict[str, Any] = {"GiB": round(plan.total, 1), "KV": round(plan.parts["KV cache"], 1)}
+    alone = engine_arguments(config, base, adapters=True)
+    alone.pop("use_tqdm_on_load")
+    seen["evaluation"] = configured(alone)
+    if config.load_in_4bit:
+        four_bit = dict(quantization="bitsandbytes", load_format="bitsandbytes")
+        seen["4-bit base"] = configured(alone | four_bit)
+    ours = unsloth_arguments(config, base)
+    if ours.get("fast_inference"):
+        seen |= by_unsloth(ours, base)
+    return seen | {"flashinfer": os.environ.get("VLLM_USE_FLASHINFER_SAMPLER", "")}
+
+
+def by_unsloth(ours: dict[str, Any], base: Path) -> dict[str, Any]:
     import unsloth_zoo.vllm_utils as zoo
     from transformers import AutoConfig
 
     zoo._can_link_libcuda = lambda: True
-    base = write_config(config.model, folder)
-    ours = unsloth_arguments(config, base)
-    seen: dict[str, Any] = {"recipe": config.name, "profile": config.profile}
-    seen["planned"] = round(check_fit(config, SHAPES[config.model], card.hardware).total, 1)
-    alone = engine_arguments(config, base, adapters=True)
-    seen["evaluation"] = configured(alone)
-    four_bit = dict(quantization="bitsandbytes", load_format="bitsandbytes")
-    seen["4-bit base"] = configured(alone | four_bit) if config.load_in_4bit else ""
-    seen["flashinfer_sampler"] = os.environ.get("VLLM_USE_FLASHINFER_SAMPLER", "")
-    if not ours.get("fast_inference"):
-        return seen | {"training": ""}
+    names = ("gpu_memory_utilization", "max_seq_length", "dtype", "max_lora_rank", "max_num_seqs")
     with contextlib.redirect_stdout(io.StringIO()):
         theirs = zoo.load_vllm(
             model_name=str(base),
             config=AutoConfig.from_pretrained(base),
-            gpu_memory_utilization=ours["gpu_memory_utilization"],
-            max_seq_length=ours["max_seq_length"],
-            dtype=ours["dtype"],
-            max_lora_rank=ours["max_lora_rank"],
-            max_num_seqs=ours["max_num_seqs"],
             use_bitsandbytes=ours["load_in_4bit"],
-            random_state=config.seed,
+            random_state=ours["random_state"],
             return_args=True,
+            **{name: ours[name] for name in names},
         )
-    for key in ("gpu_memory_utilization", "max_num_seqs", "quantization", "dtype"):
-        seen[key] = str(theirs.get(key, ""))
-    seen["training"] = configured(theirs)
-    seen["flashinfer_sampler"] = os.environ.get("VLLM_USE_FLASHINFER_SAMPLER", "")
-    return seen
+    seen = {"share": theirs["gpu_memory_utilization"], "sequences": theirs["max_num_seqs"]}
+    theirs.pop("use_tqdm_on_load", None)
+    return seen | {"training": configured(theirs)}
 
 
 def main(name: str, *recipes: str) -> None:
@@ -219,21 +225,19 @@ def main(name: str, *recipes: str) -> None:
     pretend(card)
     import unsloth  # noqa: F401
 
-    names = recipes or sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    stack = Stack(dict.fromkeys(STACK, "1"), "580.95.05", "13.0")
     with tempfile.TemporaryDirectory() as folder:
-        for recipe in names:
+        for recipe in recipes or sorted(path.stem for path in RECIPES.glob("*.yaml")):
+            seen: dict[str, Any] = {}
             try:
                 config = resolve(recipe, {"profile": "auto"}, card.hardware)
                 if config.model not in SHAPES or config.model == "embedded":
                     continue
-                stack = Stack(dict.fromkeys(STACK, "1"), "580.95.05", "13.0")
-                refused = [str(f) for f in installation(config, card.hardware, stack) if f.stops]
-                seen = {"recipe": recipe, "refused": refused}
-                if not refused:
-                    seen = look(config, card, Path(folder))
+                refused = [f for f in installation(config, card.hardware, stack) if f.stops]
+                seen = {"refused": refused[0].key} if refused else look(config, card, Path(folder))
             except Exception as error:
-                seen = {"recipe": recipe, "error": f"{type(error).__name__}: {error}"[:400]}
-            print("PRETENDED", json.dumps(seen), flush=True)
+                seen = {"error": f"{type(error).__name__}: {error}"[:400]}
+            print("PRETENDED", json.dumps({"recipe": recipe, **seen}), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@
 
 import errno
 import math
-import random
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -25,6 +23,7 @@ from lib.errors import BadInput, Stopped, first_line
 from lib.files import on_disk
 from lib.hardware import detect_hardware, free_memory
 from lib.memory import advice, estimate, settled, shape_of
+from lib.process import random_state, set_random_state
 from lib.runs import Run, discard
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a disk, a quota, a limit on a file's size
@@ -207,18 +206,6 @@ def resume_point(run: Run) -> Path | None:
         if not is_whole(checkpoint):
             discard(checkpoint)
     return next((c for c in reversed(checkpoints) if c.is_dir()), None)
-
-
-def random_state() -> tuple:
-    """Of Python's, numpy's and torch's generators, those on GPUs as well."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
-
-
-def set_random_state(state: tuple) -> None:
-    setters = random.setstate, np.random.set_state, torch.set_rng_state
-    for restore, value in zip((*setters, torch.cuda.set_rng_state_all), state, strict=True):
-        restore(value)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -121,20 +121,16 @@ def answering(policy: Policy, engine: Engine | None = None) -> Iterator[Engine]:
     Args:
         engine: one that takes its weights; None lets the policy generate by itself.
     """
-    import torch
-
     if engine is not None:
         engine.hand_over(live_weights(policy.model))
-        with torch.random.fork_rng():  # asking sets the seed: the training's noise goes on after it
-            yield engine
+        yield engine
         return
     model, training, modes = policy.model, policy.model.training, None
     if policy.backend == "unsloth":  # whose models on a GPU have a mode for each
         from unsloth import FastLanguageModel as modes
 
         modes.for_inference(model)
-    with torch.random.fork_rng():
-        yield TransformersEngine.around(model.eval(), policy.tokenizer)
+    yield TransformersEngine.around(model.eval(), policy.tokenizer)
     if modes:
         modes.for_training(model)
     model.train(training)
