@@ -166,8 +166,8 @@ def train(config, run, judges) -> None:
         trainer.generation_config.min_new_tokens = completion
     else:
         engine = trainer.engine.engine
-        complete = engine.complete
-        engine.complete = lambda asked, sampling: complete(
+        generate = engine.generate
+        engine.generate = lambda asked, sampling: generate(
             asked, replace(sampling, min_tokens=sampling.max_tokens)
         )
     trainer.train()

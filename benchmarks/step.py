@@ -192,8 +192,8 @@ def make(system: str, config, run: Run, shape: Shape, dead: float, clock: "Clock
         if trainer.engine is None:
             sys.exit("\n".join(policy.notes))
         engine, rollouts = trainer.engine.engine, trainer.engine
-        complete = engine.complete
-        engine.complete = lambda prompts, sampling: complete(
+        generate = engine.generate
+        engine.generate = lambda prompts, sampling: generate(
             prompts, replace(sampling, min_tokens=sampling.max_tokens)
         )
         clock.time(engine, "hand_over", "hand-over")

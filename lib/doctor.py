@@ -120,33 +120,43 @@ def evaluation_fits(config: Config, hardware: Hardware) -> Iterator[Finding]:
 def dialogue(tokenizer: Any, folder: Path) -> Iterator[Finding]:
     """That the chat template opens the model's turn, and that training, evaluation and export stop
     at the token that ends it."""
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "ANSWER"}]
+    words = {"user": "Name a Colour.", "assistant": "Blue, I think."}
+    turns = [{"role": role, "content": text} for role, text in words.items()]
     render = partial(tokenizer.apply_chat_template, tokenize=False)
-    if render(turns[:1], add_generation_prompt=True) == render(turns[:1]):
+    opened = render(turns[:1], add_generation_prompt=True)
+    head, _, tail = render(turns).rpartition(words["assistant"])
+    if opened == render(turns[:1]):
         yield Finding(
             "no-generation-prompt",
             "The chat template writes nothing for add_generation_prompt, so that the model would "
             "continue the user's turn: use a template that opens the assistant's turn.",
         )
-    ids = tokenizer(render(turns).rpartition("ANSWER")[2], add_special_tokens=False)["input_ids"]
+    elif words["user"] not in opened or not head.startswith(opened):
+        yield Finding(
+            "turn",
+            f"The chat template asks by {opened[-60:]!r}, which is not how it writes the question "
+            f"and the beginning of an answer ({head[-60:]!r}): use a template that does.",
+        )
+    ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
     ends = {tokenizer.eos_token_id}
     for file in (folder / "generation_config.json", folder / "config.json"):  # as vLLM and exports
         given = read_json(file).get("eos_token_id") if file.is_file() else None
         ends |= set(given if isinstance(given, list) else [given])
-    if ids and not ends & set(ids):
-        last = tokenizer.convert_ids_to_tokens(ids[0])
+    if not ends & set(ids):
+        last = f"{tokenizer.convert_ids_to_tokens(ids[0])!r} (id {ids[0]})" if ids else "nothing"
         yield Finding(
             "eos",
-            f"The chat template ends a turn with {last!r} (id {ids[0]}), which is none of the ids "
-            f"that end generation ({', '.join(map(str, sorted(ends - {None})))}): add it to "
-            f"eos_token_id in generation_config.json.",
+            f"The chat template ends a turn with {last}, which is none of the ids that end "
+            f"generation ({', '.join(map(str, sorted(ends - {None})))}): add it to eos_token_id "
+            f"in generation_config.json.",
         )
 
 
 def rewards_hold(
     rewards: Sequence[Callable], weights: Sequence[float], rows: Sequence[dict], form: Any
 ) -> Iterator[Finding]:
-    """Rewards on made-up completions: they run, pay something, and take each one by itself."""
+    """Rewards on made-up completions: they run, pay something, and pay a group the same in any
+    order and company."""
     from lib.engines import Completion
 
     tries = [(row, text) for row in rows[:4] for text in temptations(row, form).values()]
@@ -154,7 +164,8 @@ def rewards_hold(
     answers = [Completion(text, tuple(range(len(text.split()))), "stop") for _, text in tries]
     try:
         there = score(rewards, batch, answers)
-        back = score(rewards, batch[::-1], answers[::-1])
+        first = len(tries) // len(rows[:4]) if len(rows) > 1 else 0  # a group, left out
+        back = score(rewards, batch[first:][::-1], answers[first:][::-1])
     except Exception as error:
         yield Finding(
             "reward-raises",
@@ -163,11 +174,11 @@ def rewards_hold(
         )
         return
     for name, values in there.items():
-        if repr(values) != repr(back[name][::-1]):
+        if repr(values[first:]) != repr(back[name][::-1]):
             yield Finding(
                 "reward-order",
-                f"Reward {name} pays the same completions differently in another order: let it "
-                f"judge each by itself, or GRPO learns from chance.",
+                f"Reward {name} pays the same completions differently in another order or beside "
+                f"others: let it judge each by itself, or GRPO learns from chance.",
             )
     paid = [value for values in there.values() for value in values if value == value]
     if len(set(paid)) <= 1:

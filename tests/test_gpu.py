@@ -383,3 +383,56 @@ def test_from_the_hub_come_the_files_that_the_index_names(monkeypatch, copy):
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     model_folder(config)
     assert patterns[3][-1] == "model.safetensors"
+
+
+# A 4-bit base, by bitsandbytes' kernels for the CPU
+
+
+def test_a_policy_on_a_4_bit_base_is_trained_and_is_the_certificates_first_row(
+    first_layers, tmp_path, small_training
+):
+    """The adapter on the 16-bit base, and what is merged, are another model by what 4 bits cost,
+    and pass; merged without its adapter it does not."""
+    import torch
+
+    from lib.export import certificate as c
+    from lib.export.merge import load_merged, load_policy_as_trained, save_merged, weight_faults
+    from lib.models import load_policy, load_tokenizer
+    from lib.tasks import load_problems, make_rows
+    from lib.training.run import save_trained, train
+
+    given = SMALL | {"model": str(first_layers), "output_dir": str(tmp_path)}
+    given |= {"load_in_4bit": True, "precision": "fp32"}
+    policy = load_policy(resolve("ci", given, CPU))
+    assert "Linear4bit" in {type(module).__name__ for module in policy.model.modules()}
+    trainer, config, run = small_training(policy=policy, **given)
+    train(trainer, config, run)
+    moved = [p for name, p in policy.model.named_parameters() if "lora_B" in name]
+    assert all(p.abs().max() > 0 for p in moved)
+    for p in moved:
+        p.data.normal_(std=0.05, generator=torch.Generator().manual_seed(p.numel()))
+    save_trained(policy, config, run)
+
+    save_merged(load_merged(first_layers, run.adapter, torch.float32), first_layers, run.merged)
+    task, _, held_out, examples = load_problems(config)
+    problems, measured = held_out[:4], []
+    rows = make_rows(problems, config.prompt_format, config.shots, examples)
+    plain = config.model_copy(update={"load_in_4bit": False})
+    for name, which, folder, adapter, quantised in (
+        ("policy", config, first_layers, run.adapter, False),
+        ("adapter", plain, first_layers, run.adapter, True),
+        ("merged", plain, run.merged, None, False),
+        ("base", plain, first_layers, None, False),
+    ):
+        model = load_policy_as_trained(which, folder, adapter)
+        wrong = weight_faults(first_layers, run.adapter, folder) if name == "merged" else []
+        form = c.transformers_form(name, model, folder, config, weights=wrong, quantised=quantised)
+        first, reader = measured[0] if measured else None, load_tokenizer(first_layers)
+        measured.append(c.measure(form, problems, rows, task, config, first, reader))
+    certificate = c.certify(measured)
+    assert certificate["failed"] == []
+    gaps = {row["form"]: row["logprob_gap"] for row in certificate["rows"]}
+    assert gaps["adapter"] == pytest.approx(gaps["merged"], rel=0.05)
+    assert 0.001 < gaps["adapter"] < 0.5 * gaps["base"], gaps
+    forgotten = c.Measured(**vars(measured[3]) | {"name": "merged"})
+    assert c.certify([*measured[:2], forgotten, measured[3]])["failed"]

@@ -2,146 +2,91 @@
 
     python -m tools.library_keys          # writes lib/library_keys.json
 
-A recipe's keys are the fields of TRL's GRPOConfig and peft's LoraConfig, and importing either
-takes seconds: their sources are read instead. tests/test_keys.py holds the file against what is
-installed.
+A recipe's keys are the fields of TRL's GRPOConfig and peft's LoraConfig, and importing either takes
+seconds. tests/test_keys.py holds the file against what is installed.
 """
 
 import ast
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
+from dataclasses import MISSING, Field, fields
+from enum import Enum
 from importlib.metadata import version
 from importlib.util import find_spec
+from inspect import get_annotations
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 FILE = Path(__file__).resolve().parent.parent / "lib" / "library_keys.json"
-# Class → the file it is in; a class's fields are those of its bases in this table, and its own.
-SOURCES = {
-    "GRPOConfig": "trl/trainer/grpo_config.py",
-    "_BaseConfig": "trl/trainer/base_config.py",
-    "TrainingArguments": "transformers/training_args.py",
-    "LoraConfig": "peft/tuners/lora/config.py",
-    "SamplingParams": "vllm/sampling_params.py",
-}
-ENUMS = ("transformers/trainer_utils.py", "transformers/training_args.py")
 # What a recipe can hold; fields of other types (configuration objects) are left out.
-PLAIN = ("int", "float", "bool", "str", "list", "dict", "None")
+PLAIN = {int: "int", float: "float", bool: "bool", str: "str", list: "list", dict: "dict"}
+PLAIN |= {NoneType: "None"}
 
 
 def library_keys() -> dict[str, Any]:
     """Of each library its version and its fields: name → type, default, what it is for."""
+    from peft import LoraConfig
+    from trl import GRPOConfig
+
     return {
-        "trl": {"version": version("trl"), "fields": fields("GRPOConfig")},
-        "peft": {"version": version("peft"), "fields": fields("LoraConfig")},
-        "sampling": sorted(name for name, *_ in _declared("SamplingParams") if name[0] != "_"),
+        "trl": {"version": version("trl"), "fields": described(GRPOConfig)},
+        "peft": {"version": version("peft"), "fields": described(LoraConfig)},
+        "sampling": sorted(_sampling()),
     }
 
 
-def fields(name: str) -> dict[str, list]:
+def described(cls: type) -> dict[str, list]:
     """A dataclass's fields that a recipe can hold: type, default, and its first sentence."""
-    enums, described = _enums(), {}
-    for field, annotation, value, helps in _declared(name):
-        kind = _type(annotation, enums)
-        if kind:
-            described[field] = [kind, _default(value, enums), helps]
-    return described
+    hints = get_type_hints(cls)
+    rows = {f.name: [_type(hints[f.name]), _default(f), _description(cls, f)] for f in fields(cls)}
+    return {name: row for name, row in rows.items() if row[0]}
 
 
-def _tree(file: str) -> ast.Module:
-    package, _, rest = file.partition("/")
-    folder = Path(find_spec(package).submodule_search_locations[0])
-    return ast.parse((folder / rest).read_text(encoding="utf-8"))
+def _sampling() -> Iterable[str]:
+    """The fields of vLLM's SamplingParams, from its source: importing vLLM takes half a minute."""
+    source = Path(find_spec("vllm").origin).with_name("sampling_params.py").read_text()
+    [cls] = [n for n in ast.parse(source).body if getattr(n, "name", "") == "SamplingParams"]
+    names = (node.target.id for node in cls.body if isinstance(node, ast.AnnAssign))
+    return (name for name in names if name[0] != "_")
 
 
-def _declared(name: str) -> Iterator[tuple[str, ast.expr, ast.expr | None, str]]:
-    """Field, annotation, default and description, of the bases first."""
-    tree = _tree(SOURCES[name])
-    cls = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
-    for base in cls.bases:
-        if isinstance(base, ast.Name) and base.id in SOURCES:
-            yield from _declared(base.id)
-    text = ast.get_docstring(cls) or ""
-    for node in cls.body:
-        if isinstance(node, ast.AnnAssign) and "ClassVar" not in ast.unparse(node.annotation):
-            field = node.target.id
-            yield field, node.annotation, node.value, _description(field, node.value, text)
+def _type(hint: Any) -> str:
+    """The type as Python writes it; "" where a recipe cannot hold it."""
+    outer, inner = get_origin(hint), get_args(hint)
+    if outer in (Union, UnionType):
+        parts = [each for part in inner for each in _type(part).split(" | ") if each]
+        if any(each.startswith("Literal") for each in parts):
+            parts = [each for each in parts if each != "str"]  # an enumeration, or its value
+        return " | ".join(dict.fromkeys(parts)) if parts != ["None"] else ""
+    if outer is Literal:
+        return f"Literal{list(inner)!r}"
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return f"Literal{[member.value for member in hint]!r}"
+    name = PLAIN.get(outer or hint, "")
+    each = [_type(part) for part in inner]
+    return f"{name}[{', '.join(each)}]" if name and each and all(each) else name
 
 
-def _description(field: str, value: ast.expr | None, docstring: str) -> str:
-    """The first sentence of its help, or of the class's docstring on it."""
-    words = ""
-    for part in ast.walk(value) if value else ():
-        if isinstance(part, ast.Dict) and part.keys and ast.unparse(part.keys[0]) == "'help'":
-            words = "".join(c.value for c in ast.walk(part.values[0]) if _is_text(c))
+def _default(each: Field) -> Any:
+    """The default as JSON holds it; None where code makes it."""
+    if each.default_factory in (list, dict):
+        return each.default_factory()
+    if isinstance(each.default, Enum):
+        return each.default.value
+    return None if each.default is MISSING else each.default
+
+
+def _description(cls: type, each: Field) -> str:
+    """The first sentence of its help, or of its class's docstring on it."""
+    words = each.metadata.get("help", "")
     if not words:
-        found = re.search(rf"^ *{field} \(.*\):?\n((?: {{4,}}.*\n?)+)", docstring, re.M)
+        own = next(c for c in cls.__mro__ if each.name in get_annotations(c))
+        pattern = rf"^ *{each.name} \(.*\):?\n((?: {{4,}}.*\n?)+)"
+        found = re.search(pattern, own.__doc__ or "", re.MULTILINE)
         words = found[1] if found else ""
     return re.split(r"(?<=[\w`)'\"])[.:;] ", " ".join(words.split()))[0].rstrip(".:")
-
-
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
-
-
-def _enums() -> dict[str, dict[str, Any]]:
-    """Enumeration → member → value."""
-    return {
-        cls.name: {
-            node.targets[0].id: node.value.value
-            for node in cls.body
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
-        }
-        for file in ENUMS
-        for cls in _tree(file).body
-        if isinstance(cls, ast.ClassDef) and "Enum" in "".join(map(ast.unparse, cls.bases))
-    }
-
-
-def _type(hint: ast.expr, enums: dict[str, dict]) -> str:
-    """The type as Python writes it; "" where a recipe cannot hold it."""
-    if isinstance(hint, ast.Constant) and isinstance(hint.value, str):
-        return _type(ast.parse(hint.value, mode="eval").body, enums)
-    text = ast.unparse(hint)
-    if isinstance(hint, ast.BinOp):
-        return _union([hint.left, hint.right], enums)
-    if isinstance(hint, ast.Subscript):
-        outer, inner = ast.unparse(hint.value).split(".")[-1], hint.slice
-        parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-        if outer == "Optional":
-            return _union([*parts, ast.Constant(None)], enums)
-        if outer == "Union":
-            return _union(parts, enums)
-        if outer == "Literal":
-            return text[text.index("Literal") :]
-        each = [_type(part, enums) for part in parts]
-        return f"{outer.lower()}[{', '.join(each)}]" if all(each) else outer.lower()
-    if text in enums:
-        return f"Literal{list(enums[text].values())!r}"
-    return text if text in PLAIN else ""
-
-
-def _union(parts: list[ast.expr], enums: dict[str, dict]) -> str:
-    plain = [each for part in parts for each in _type(part, enums).split(" | ") if each]
-    if any(each.startswith("Literal") for each in plain):
-        plain = [each for each in plain if each != "str"]  # an enumeration, or its value
-    return " | ".join(dict.fromkeys(plain)) if plain != ["None"] else ""
-
-
-def _default(value: ast.expr | None, enums: dict[str, dict]) -> Any:
-    """The default as JSON holds it; None where code makes it."""
-    if isinstance(value, ast.Call):
-        given = {word.arg: word.value for word in value.keywords}
-        if "default_factory" in given:
-            return {"list": [], "dict": {}}.get(ast.unparse(given["default_factory"]))
-        value = given.get("default")
-    if isinstance(value, ast.Attribute) and ast.unparse(value.value) in enums:
-        return enums[ast.unparse(value.value)][value.attr]
-    try:
-        return ast.literal_eval(value) if value is not None else None
-    except ValueError:
-        return None
 
 
 def as_text(keys: dict[str, Any]) -> str:

@@ -206,6 +206,7 @@ def certify(measured: Sequence[Measured], base: str = "base") -> dict[str, Any]:
     policy = measured[0]
     gaps = {m.name: _gap(m, policy) for m in measured}
     training = SHARE_OF_TRAINING * (gaps.get(base) or 0.0)
+    in_4_bit = gaps.get("adapter") or 0.0  # from the policy's 4-bit base to the 16-bit one
     rows, failed = [], []
     for form in measured:
         row = _row(form, policy, gaps[form.name])
@@ -214,9 +215,12 @@ def certify(measured: Sequence[Measured], base: str = "base") -> dict[str, Any]:
         elif form.name == base:
             row["verdict"] = "before training, for comparison"
         else:
-            faults = _faults(form, policy, row, max(form.rounding, training))
+            limit = max(form.rounding, training)
+            faults = _faults(form, policy, row, limit + in_4_bit)
             failed += [f"{form.name}: {fault}" for fault in faults]
-            row["verdict"] = "not the same: " + "; ".join(faults) if faults else _verdict(form, row)
+            row["verdict"] = f"not the same: {'; '.join(faults)}"
+            if not faults:
+                row["verdict"] = _verdict(form, row, limit)
         rows.append(row)
     count = f"{len(failed)} fault{'s' if len(failed) > 1 else ''}"
     verdict = f"{count}: " + " ".join(f"{fault}." for fault in failed)
@@ -284,12 +288,13 @@ def _faults(form: Measured, policy: Measured, row: dict, limit: float) -> list[s
     return faults
 
 
-def _verdict(form: Measured, row: dict) -> str:
+def _verdict(form: Measured, row: dict, limit: float) -> str:
     """Same, worse by …, or what this many problems cannot tell."""
     word = stats.verdict_word(row["interval_95"], row.get("p_value"))
     if word in ("better", "worse"):
         return f"{word} by {stats.points(abs(row['difference']), '')}"
-    if row["logprob_gap"] is not None and not form.quantised:
+    gap = row["logprob_gap"]
+    if gap is not None and gap <= limit and not form.quantised:
         return "same"
     if row["equal_answers"] == 1:
         return "same answers"

@@ -378,7 +378,7 @@ def engine_samples(
     """As `lib.scratch.sample`, by an engine that has the policy's weights."""
     sampling = replace(training_sampling(config, config.num_generations, step), logprobs=True)
     pairs = zip(prompts_NS, prompt_mask_NS, strict=True)
-    groups = engine.complete([ids[mask.bool()].tolist() for ids, mask in pairs], sampling)
+    groups = engine.generate([ids[mask.bool()].tolist() for ids, mask in pairs], sampling)
     rows = [(c.token_ids, [1] * len(c.token_ids), c.logprobs) for group in groups for c in group]
     return [  # padded with 0, which the mask leaves out
         pad_sequence([torch.tensor(row, device=prompts_NS.device) for row in part], True)

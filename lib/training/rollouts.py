@@ -135,7 +135,7 @@ class RolloutEngine:
         sampling = training_sampling(self.config, step=self.trainer.state.global_step)
         seed = sampling.seed + TURN * self.turn
         self.turn += 1
-        answers = self.engine.complete(prompts, replace(sampling, seed=seed, logprobs=True))
+        answers = self.engine.generate(prompts, replace(sampling, seed=seed, logprobs=True))
         ids = [list(answer.token_ids) for [answer] in answers]
         return prompts, ids, [[[x] for x in answer.logprobs] for [answer] in answers], None
 
@@ -143,7 +143,7 @@ class RolloutEngine:
         """Hand the policy over, and write a few tokens for each prompt."""
         self.sync_weights()
         sampling = Sampling(temperature=1.0, max_tokens=TOKENS, logprobs=True)
-        answers = self.engine.complete(prompts, sampling)
+        answers = self.engine.generate(prompts, sampling)
         return [
             (prompt, list(answer.token_ids), list(answer.logprobs))
             for prompt, [answer] in zip(prompts, answers, strict=True)
