@@ -244,14 +244,8 @@ def engine_arguments(
 
 
 def lora_rank(r: int) -> int:
-    """The smallest rank not below r that vLLM has kernels for.
-
-    Raises:
-        BadInput: there is none.
-    """
-    if r > LORA_RANKS[-1]:
-        raise BadInput(f"r {r} is above {LORA_RANKS[-1]}, vLLM's largest: lower it.", key="rank")
-    return next(rank for rank in LORA_RANKS if rank >= r)
+    """The smallest rank not below r that vLLM has kernels for; `lib.stack` refuses a larger r."""
+    return next((rank for rank in LORA_RANKS if rank >= r), r)
 
 
 def draw_without_compiler() -> None:

@@ -184,12 +184,14 @@ def test_every_recipe_is_configured_on_a_pretended_card(card):
     assert lines, done.stderr[-2000:]
     for line in lines:
         seen = json.loads(line.removeprefix("PRETENDED "))
-        if seen.get("refused"):
-            assert "gemma" in seen["recipe"] and card == "t4"
+        if "refused" in seen:
+            assert (seen["refused"], card) == ("gemma-fp16", "t4")
             continue
         assert "error" not in seen, seen
-        assert not (seen["training"] or seen["evaluation"] or seen["4-bit base"]), seen
-        assert card != "t4" or seen["flashinfer_sampler"] == "0", seen
+        attention = {seen[key] for key in ("training", "evaluation", "4-bit base") if key in seen}
+        assert all(name.isidentifier() for name in attention), seen  # else what vLLM says
+        if card == "t4":
+            assert attention == {"TRITON_ATTN"} and seen["flashinfer"] == "0", seen
 
 
 def test_two_adapters_in_one_engine_are_two(tmp_path):
