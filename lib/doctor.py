@@ -39,14 +39,16 @@ from lib.models import (
 from lib.process import quiet_process
 from lib.proof import proof_of_policy, sample_by_unsloth
 from lib.rewards import learned_rewards, recipe_rewards, score, temptations
-from lib.runs import Run, hushed, run_folder
+from lib.runs import Run, check_place, hushed, run_folder
 from lib.stack import installation, read_stack, which_way
 from lib.stats import detectable_difference, power_sentence
-from lib.tasks import get_format, load_problems, make_rows
+from lib.tasks import fitting_rows, get_format, load_problems, make_rows
+from lib.training.checkpoints import check_fills_a_step
 
 CUT = 0.5  # share of completions cut off at which nothing can be learned
 PROBED = 16  # completions to see how long they are
 SLOW_HOURS = 10
+USUAL = {"learning_rate": 1e-3, "beta": 0.5, "temperature": 1.5}  # at most, of adapters
 WEAK = 0.1  # a gain that can be expected of a run; fewer problems than show it are too few
 
 
@@ -61,7 +63,7 @@ def check_inputs(config: Config, run: Run) -> None:
     """
     recipe_rewards(config)
     get_format(config.prompt_format)
-    load_problems(config)
+    check_fills_a_step(load_problems(config)[1], config)
     if config.side_task:
         load_problems(side_config(config))
     shape = find_shape(config)
@@ -114,6 +116,23 @@ def evaluation_fits(config: Config, hardware: Hardware) -> Iterator[Finding]:
         )
 
 
+def unusual(config: Config) -> Iterator[Finding]:
+    """Settings that no run that learned has had."""
+    for key, most in USUAL.items():
+        if getattr(config, key) > most:
+            yield Finding(
+                "unusual", f"{key} is {getattr(config, key)}: {most} is a lot.", stops=False
+            )
+    rise = config.warmup_steps * (config.max_steps if config.warmup_steps < 1 else 1)
+    if rise > config.max_steps / 2:
+        yield Finding(
+            "warm-up",
+            f"The learning rate rises for {rise:.0f} of {config.max_steps} steps, so that most of "
+            f"the run learns little: lower warmup_steps, or raise max_steps.",
+            stops=False,
+        )
+
+
 # --- prompts and rewards ----------------------------------------------------------------------
 
 
@@ -155,18 +174,19 @@ def dialogue(tokenizer: Any, folder: Path) -> Iterator[Finding]:
 def rewards_hold(
     rewards: Sequence[Callable], weights: Sequence[float], rows: Sequence[dict], form: Any
 ) -> Iterator[Finding]:
-    """Rewards on made-up completions: they run, pay something, and pay a group the same in any
-    order and company."""
+    """Rewards on made-up completions: they run, pay a group the same in any order and company, and
+    pay the right answer best."""
     from lib.engines import Completion
 
-    tries = [(row, text) for row in rows[:4] for text in temptations(row, form).values()]
-    batch = [row for row, _ in tries]
-    answers = [Completion(text, tuple(range(len(text.split()))), "stop") for _, text in tries]
+    tries = [(row, name, text) for row in rows[:4] for name, text in temptations(row, form).items()]
+    batch, names = [row for row, *_ in tries], [name for _, name, _ in tries]
+    answers = [Completion(text, tuple(range(len(text.split()))), "stop") for *_, text in tries]
+    first = len(tries) // len(rows[:4]) if len(rows) > 1 else 0  # a group that writes no end
+    others = [Completion("0 " * 500, tuple(range(1000)), "length")] * first
     try:
         there = score(rewards, batch, answers)
-        first = len(tries) // len(rows[:4]) if len(rows) > 1 else 0  # a group, left out
-        back = score(rewards, batch[first:][::-1], answers[first:][::-1])
-    except Exception as error:
+        beside = score(rewards, batch[::-1], answers[first:][::-1] + others)
+    except (Exception, SystemExit) as error:
         yield Finding(
             "reward-raises",
             f"A reward fails on {len(tries)} made-up completions ({type(error).__name__}: "
@@ -174,19 +194,31 @@ def rewards_hold(
         )
         return
     for name, values in there.items():
-        if repr(values[first:]) != repr(back[name][::-1]):
+        if repr(values[first:]) != repr(beside[name][::-1][first:]):
             yield Finding(
                 "reward-order",
                 f"Reward {name} pays the same completions differently in another order or beside "
-                f"others: let it judge each by itself, or GRPO learns from chance.",
+                f"other groups: let it judge each by itself, or GRPO learns from chance.",
             )
-    paid = [value for values in there.values() for value in values if value == value]
-    if len(set(paid)) <= 1:
+    terms = [
+        [w * v if v == v else 0.0 for v in there[n]] for n, w in zip(there, weights, strict=True)
+    ]
+    totals = [sum(each) for each in zip(*terms, strict=True)]
+    paid = {name: sum(t for t, n in zip(totals, names, strict=True) if n == name) for name in names}
+    if len(set(totals)) <= 1:
         yield Finding(
             "reward-constant",
-            f"Every made-up completion earns {paid[0] if paid else 'nothing'}, the right answer "
-            f"and an empty one alike, so that no group would differ: look at the rewards in "
+            f"Every made-up completion earns {totals[0] if totals else 'nothing'}, the right "
+            f"answer and an empty one alike, so that no group would differ: look at the rewards in "
             f"02_reward_design.",
+        )
+    elif paid["right"] < max(paid["wrong"], paid["nothing"]):
+        better = max(("wrong", "nothing"), key=paid.get)
+        yield Finding(
+            "reward-upside-down",
+            f"A completion that is {better} earns more than the right answer, so that a run would "
+            f"learn to write that: look at the rewards in 02_reward_design.",
+            stops=False,
         )
 
 
@@ -305,10 +337,12 @@ def _caught(stage: Callable[[], Iterator[Finding]]) -> list[Finding]:
 
 
 def _inputs(config: Config) -> Iterator[Finding]:
+    check_place(config)
     folder = run_folder(config)
     # Nothing is made yet: the disk is asked where the folder will be.
     check_inputs(config, Run(next(p for p in (folder, *folder.parents) if p.is_dir())))
     yield from evaluation_fits(config, detect_hardware(config.gpu_memory_cap))
+    yield from unusual(config)
 
 
 def _rewards(config: Config) -> Iterator[Finding]:
@@ -324,7 +358,9 @@ def _rows(config: Config) -> list[dict]:
 
 def _dialogue(config: Config) -> Iterator[Finding]:
     folder = model_folder(config)
-    yield from dialogue(load_tokenizer(folder), folder)
+    tokenizer = load_tokenizer(folder)
+    yield from dialogue(tokenizer, folder)
+    check_fills_a_step(fitting_rows(_rows(config), tokenizer, config)[0], config)
 
 
 def _completions(config: Config) -> Iterator[Finding]:

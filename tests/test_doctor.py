@@ -26,7 +26,8 @@ from lib.memory import check_fit
 from lib.models import load_tokenizer
 from lib.proof import policy_logps, proof_of_policy
 from lib.rewards import recipe_rewards
-from lib.stack import Stack, installation
+from lib.process import installed_versions
+from lib.stack import Stack, conflicts, installation
 from lib.tasks import get_format
 from tests.conftest import CPU, L4, T4
 
@@ -75,6 +76,10 @@ FAULTS_OF_THE_STACK = {
         "unset",
     ),
     "a rank without a kernel": ("demo", {"r": 1024}, L4, STACK, "rank", "512"),
+    "packages of other releases": (
+        *("demo", {}, L4, replace(STACK, conflicts=("vllm 1 takes torch ==2, and 1 is here",))),
+        *("versions", "takes torch"),
+    ),
 }
 
 
@@ -101,6 +106,27 @@ def test_faults_of_the_plan(recipe, given, machine, key):
         config = resolve(recipe, given, machine)
         check_fit(config, find_shape(config), machine)
     assert error.value.key == key
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "stops"),
+    [
+        ({"train_problems": 2}, "too-few-rows", True),
+        ({"output_dir": "lib/doctor.py"}, "output-dir", True),
+        ({"warmup_steps": 34}, "warm-up", False),
+        ({"learning_rate": 0.1}, "unusual", False),
+    ],
+)
+def test_faults_of_the_data_and_the_settings(given, key, stops):
+    [*_, (_, findings)] = zip(range(2), examine(resolve("demo", given, CPU), False), strict=False)
+    assert [(f.key, f.stops) for f in findings[1]] == [(key, stops)]
+
+
+def test_packages_that_do_not_take_one_another():
+    versions = installed_versions()
+    assert list(conflicts(versions)) == []
+    [said] = conflicts(versions | {"torch": "2.2.0"})
+    assert "torch" in said and "2.2.0 is here" in said
 
 
 def test_evaluation_has_the_card_alone():
@@ -131,6 +157,20 @@ def zero(completions, **_):
     return [0.0 for _ in completions]
 
 
+def exits(completions, **_):
+    raise SystemExit(1)
+
+
+def above_the_batch(completions, **_):
+    lengths = [len(completion[0]["content"]) for completion in completions]
+    return [length - sum(lengths) / len(lengths) for length in lengths]
+
+
+def wrong_ones(completions, answer, **_):
+    pairs = zip(completions, answer, strict=True)
+    return [float(gold not in completion[0]["content"]) for completion, gold in pairs]
+
+
 def by_place(completions, **_):
     return [float(place) for place, _ in enumerate(completions)]
 
@@ -145,12 +185,37 @@ def raises(completions, answer, **_):
         (zero, "reward-constant"),
         (by_place, "reward-order"),
         (random_order, "reward-order"),
+        (above_the_batch, "reward-order"),
         (raises, "reward-raises"),
+        (exits, "reward-raises"),
+        (wrong_ones, "reward-upside-down"),
     ],
 )
 def test_faults_of_rewards(reward, key):
     [finding] = rewards_hold([reward], [1.0], ROWS, get_format("answer"))
-    assert finding.key == key and finding.stops
+    assert finding.key == key and finding.stops == (reward is not wrong_ones)
+    findings = list(rewards_hold([reward], [0.0], ROWS, get_format("answer")))
+    assert findings[-1].key in (key, "reward-constant"), "it counts nothing"
+
+
+def above_the_group(prompts, completions, **_):
+    lengths = [len(completion[0]["content"]) for completion in completions]
+    groups = {}
+    for prompt, length in zip(map(str, prompts), lengths, strict=True):
+        groups.setdefault(prompt, []).append(length)
+    means = {prompt: sum(some) / len(some) for prompt, some in groups.items()}
+    return [n - means[str(prompt)] for prompt, n in zip(prompts, lengths, strict=True)]
+
+
+def test_a_reward_may_compare_a_prompts_own_completions():
+    rows = [row | {"prompt": [row["question"]]} for row in ROWS]
+    assert not list(rewards_hold([above_the_group], [1.0], rows, get_format("answer")))
+
+
+TURN = (  # what opens a turn, and what stands in it
+    "{{% for m in messages %}}<|im_start|>{{{{ m.role }}}}\n{{{{ {1} }}}}<|im_end|>{{% endfor %}}"
+    "{{% if add_generation_prompt %}}<|im_start|>{0}\n{{% endif %}}"
+)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +225,8 @@ def test_faults_of_rewards(reward, key):
             {"chat_template": "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"},
             "no-generation-prompt",
         ),
+        ({"chat_template": TURN.format("user", "m.content")}, "turn"),
+        ({"chat_template": TURN.format("assistant", "'Hello.'")}, "turn"),
         ({"eos_token": "<|endoftext|>"}, "eos"),
     ],
 )

@@ -22,7 +22,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 FILE = Path(__file__).resolve().parent.parent / "lib" / "library_keys.json"
 # What a recipe can hold; fields of other types (configuration objects) are left out.
 PLAIN = {int: "int", float: "float", bool: "bool", str: "str", list: "list", dict: "dict"}
-PLAIN |= {NoneType: "None"}
+PLAIN |= {tuple: "tuple", NoneType: "None"}
 
 
 def library_keys() -> dict[str, Any]:
@@ -32,16 +32,18 @@ def library_keys() -> dict[str, Any]:
 
     return {
         "trl": {"version": version("trl"), "fields": described(GRPOConfig)},
-        "peft": {"version": version("peft"), "fields": described(LoraConfig)},
+        "peft": {"version": version("peft"), "fields": described(LoraConfig, own=True)},
         "sampling": sorted(_sampling()),
     }
 
 
-def described(cls: type) -> dict[str, list]:
-    """A dataclass's fields that a recipe can hold: type, default, and its first sentence."""
+def described(cls: type, own: bool = False) -> dict[str, list]:
+    """A dataclass's fields (its own or all) that a recipe can hold: type, default, and its first
+    sentence."""
     hints = get_type_hints(cls)
     rows = {f.name: [_type(hints[f.name]), _default(f), _description(cls, f)] for f in fields(cls)}
-    return {name: row for name, row in rows.items() if row[0]}
+    known = get_annotations(cls) if own else rows
+    return {name: row for name, row in rows.items() if row[0] and name in known}
 
 
 def _sampling() -> Iterable[str]:
@@ -75,7 +77,7 @@ def _default(each: Field) -> Any:
         return each.default_factory()
     if isinstance(each.default, Enum):
         return each.default.value
-    return None if each.default is MISSING else each.default
+    return None if each.default is MISSING or each.name == "optim" else each.default
 
 
 def _description(cls: type, each: Field) -> str:
