@@ -24,9 +24,9 @@ from lib.errors import BadInput
 from lib.hardware import Hardware
 from lib.memory import check_fit
 from lib.models import load_tokenizer
+from lib.process import installed_versions
 from lib.proof import policy_logps, proof_of_policy
 from lib.rewards import recipe_rewards
-from lib.process import installed_versions
 from lib.stack import Stack, conflicts, installation
 from lib.tasks import get_format
 from tests.conftest import CPU, L4, T4
@@ -201,8 +201,8 @@ def test_faults_of_rewards(reward, key):
 def above_the_group(prompts, completions, **_):
     lengths = [len(completion[0]["content"]) for completion in completions]
     groups = {}
-    for prompt, length in zip(map(str, prompts), lengths, strict=True):
-        groups.setdefault(prompt, []).append(length)
+    for prompt, size in zip(map(str, prompts), lengths, strict=True):
+        groups.setdefault(prompt, []).append(size)
     means = {prompt: sum(some) / len(some) for prompt, some in groups.items()}
     return [n - means[str(prompt)] for prompt, n in zip(prompts, lengths, strict=True)]
 
