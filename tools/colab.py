@@ -98,7 +98,8 @@ def prepare() -> None:
         done |= wanted
     replaced = {normal(pin.split("==")[0]) for pin in done} & set(before)
     modules = packages_distributions().items() if replaced else ()
-    stale = [m for m, of in modules if m in sys.modules and replaced & set(map(normal, of))]
+    loaded = [(m, of) for m, of in modules if m in sys.modules and m[0] != "_"]
+    stale = [m for m, of in loaded if replaced & set(map(normal, of))]
     if stale:
         print(f"{', '.join(stale)} had been imported: the kernel restarts, run this cell again.")
         from IPython import get_ipython
