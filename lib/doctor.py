@@ -193,13 +193,14 @@ def rewards_hold(
             f"{first_line(error)}): try it in 02_reward_design.",
         )
         return
-    for name, values in there.items():
-        if repr(values[first:]) != repr(beside[name][::-1][first:]):
-            yield Finding(
-                "reward-order",
-                f"Reward {name} pays the same completions differently in another order or beside "
-                f"other groups: let it judge each by itself, or GRPO learns from chance.",
-            )
+    restless = [n for n, v in there.items() if repr(v[first:]) != repr(beside[n][::-1][first:])]
+    if restless:
+        yield Finding(
+            "reward-order",
+            f"Reward {restless[0]} pays the same completions differently in another order or "
+            f"beside other groups: let it judge each by itself, or GRPO learns from chance.",
+        )
+        return
     terms = [
         [w * v if v == v else 0.0 for v in there[n]] for n, w in zip(there, weights, strict=True)
     ]

@@ -10,9 +10,9 @@ import pytest
 
 from lib.config import ROOT
 from tools.address import HOST, address, places, set_address
-from tools.colab import lacking, lock_for, needs_of, normal
+from tools.colab import lacking, lock_for, needs_of, normal, read_lock
 
-LOCK = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line]
+LOCK = read_lock("requirements.txt")
 
 
 def lacks(**other: str) -> set[str]:

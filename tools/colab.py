@@ -57,6 +57,16 @@ def lock_for(driver: str) -> str:
     return "requirements-cu128.txt" if old else "requirements.txt"
 
 
+def read_lock(name: str) -> list[str]:
+    """The pins of a lock for this Python."""
+    lines = [line for line in (ROOT / name).read_text().splitlines() if "==" in line]
+    return [line.partition(" ;")[0] for line in lines if _applies(Requirement(line))]
+
+
+def _applies(need: Requirement) -> bool:
+    return need.marker is None or need.marker.evaluate({"extra": ""})
+
+
 def needs_of(lock: list[str], extra: str) -> Iterator[Requirement]:
     """What the suite needs, and what those of the lock's packages need that are installed."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -66,7 +76,7 @@ def needs_of(lock: list[str], extra: str) -> Iterator[Requirement]:
     for package in distributions():
         if normal(package.name or "") in names:
             for need in map(Requirement, package.requires or ()):
-                if need.marker is None or need.marker.evaluate({"extra": ""}):
+                if _applies(need):
                     yield need
 
 
@@ -86,7 +96,7 @@ def driver() -> str:
 def prepare() -> None:
     """Install what is lacking; says what, and restarts the kernel where it must."""
     name = lock_for(driver())
-    lock = [line for line in (ROOT / name).read_text().splitlines() if "==" in line]
+    lock = read_lock(name)
     extra = "gpu" if name == "requirements.txt" else "cu128"
     before, done = versions(), set()
     while wanted := set(lacking(lock, needs_of(lock, extra), versions())) - done:

@@ -3,9 +3,9 @@
 Run through `make lock`; what is locked already stays where pyproject.toml
 still allows it (`make lock LOCK_ARGS=--upgrade` moves on). The locks are
 resolved for CPython 3.11 on x86-64 Linux and hold for 3.12 and 3.13 too: every
-pin has a wheel or a pure source there. They name no address; each starts with
-a digest of what it was made from, by which `tests/test_locks.py` notices that
-pyproject.toml has moved on.
+pin has a wheel or a pure source there, and [tool.locks] names what only they
+need. They name no address; each starts with a digest of what it was made from,
+by which `tests/test_locks.py` notices that pyproject.toml has moved on.
 """
 
 import hashlib
@@ -78,7 +78,8 @@ def resolve(extras: tuple[str, ...], pins: list[str]) -> list[str]:
         elif "--upgrade" in sys.argv:
             command += ["--upgrade"]
         subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        return out.read_text().splitlines()
+        pins = {*out.read_text().splitlines(), *locks["newer-pythons"]}
+        return sorted(pins, key=lambda pin: pin.partition("==")[0].lower().replace("_", "-"))
 
 
 def read(name: str) -> list[str]:
