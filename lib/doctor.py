@@ -43,7 +43,7 @@ from lib.runs import Run, check_place, hushed, run_folder
 from lib.stack import installation, read_stack, which_way
 from lib.stats import detectable_difference, power_sentence
 from lib.tasks import fitting_rows, get_format, load_problems, make_rows
-from lib.training.checkpoints import check_fills_a_step
+from lib.training import check_fills_a_step
 
 CUT = 0.5  # share of completions cut off at which nothing can be learned
 PROBED = 16  # completions to see how long they are

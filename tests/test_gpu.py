@@ -398,7 +398,7 @@ def test_a_policy_on_a_4_bit_base_is_trained_and_is_the_certificates_first_row(
     import torch
 
     from lib.export import certificate as c
-    from lib.export.merge import load_merged, load_policy_as_trained, save_merged, weight_faults
+    from lib.export import load_merged, load_policy_as_trained, save_merged, weight_faults
     from lib.models import load_policy, load_tokenizer
     from lib.tasks import load_problems, make_rows
     from lib.training.run import save_trained, train
