@@ -435,6 +435,6 @@ def test_a_policy_on_a_4_bit_base_is_trained_and_is_the_certificates_first_row(
     assert certificate["failed"] == []
     gaps = {row["form"]: row["logprob_gap"] for row in certificate["rows"]}
     assert gaps["adapter"] == pytest.approx(gaps["merged"], rel=0.05)
-    assert 0.001 < gaps["adapter"] < 0.5 * gaps["base"], gaps
+    assert gaps["adapter"] > 0.1, "more than rounding"
     forgotten = c.Measured(**vars(measured[3]) | {"name": "merged"})
     assert c.certify([*measured[:2], forgotten, measured[3]])["failed"]

@@ -61,7 +61,9 @@ def _type(hint: Any) -> str:
         parts = [each for part in inner for each in _type(part).split(" | ") if each]
         if any(each.startswith("Literal") for each in parts):
             parts = [each for each in parts if each != "str"]  # an enumeration, or its value
-        return " | ".join(dict.fromkeys(parts)) if parts != ["None"] else ""
+        # typing takes a union for another that names the same in another order.
+        parts = sorted(set(parts), key=lambda part: (part == "None", part))
+        return " | ".join(parts) if parts != ["None"] else ""
     if outer is Literal:
         return f"Literal{list(inner)!r}"
     if isinstance(hint, type) and issubclass(hint, Enum):

@@ -205,8 +205,10 @@ def certify(measured: Sequence[Measured], base: str = "base") -> dict[str, Any]:
     """
     policy = measured[0]
     gaps = {m.name: _gap(m, policy) for m in measured}
-    training = SHARE_OF_TRAINING * (gaps.get(base) or 0.0)
-    in_4_bit = gaps.get("adapter") or 0.0  # from the policy's 4-bit base to the 16-bit one
+    # What was trained on a 4-bit base is exported with the 16-bit one.
+    exported = next((form for form in measured if form.name == "adapter"), policy)
+    before = (_gap(form, exported) for form in measured if form.name == base)
+    training = SHARE_OF_TRAINING * (next(before, None) or 0.0)
     rows, failed = [], []
     for form in measured:
         row = _row(form, policy, gaps[form.name])
@@ -216,7 +218,7 @@ def certify(measured: Sequence[Measured], base: str = "base") -> dict[str, Any]:
             row["verdict"] = "before training, for comparison"
         else:
             limit = max(form.rounding, training)
-            faults = _faults(form, policy, row, limit + in_4_bit)
+            faults = _faults(form, policy, row, limit, _gap(form, exported))
             failed += [f"{form.name}: {fault}" for fault in faults]
             row["verdict"] = f"not the same: {'; '.join(faults)}"
             if not faults:
@@ -263,7 +265,9 @@ def _gap(form: Measured, policy: Measured) -> float | None:
     return sum(gaps) / len(gaps) if gaps else None
 
 
-def _faults(form: Measured, policy: Measured, row: dict, limit: float) -> list[str]:
+def _faults(
+    form: Measured, policy: Measured, row: dict, limit: float, gap: float | None
+) -> list[str]:
     """What is off, in words that name it."""
     faults = [f"it gives no answer ({form.broken})"] if form.broken else []
     if row["template_equal"] is False:
@@ -279,7 +283,6 @@ def _faults(form: Measured, policy: Measured, row: dict, limit: float) -> list[s
     if form.weights:
         more = f" and {len(form.weights) - 1} more" if len(form.weights) > 1 else ""
         faults.append(form.weights[0] + more)
-    gap = row["logprob_gap"]
     if gap is not None and not form.quantised and not gap <= limit:  # NaN, too
         faults.append(
             f"log-probabilities of the policy's answers differ by {gap:.3f} nats a token "
