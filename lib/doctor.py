@@ -143,7 +143,12 @@ def dialogue(tokenizer: Any, folder: Path) -> Iterator[Finding]:
     turns = [{"role": role, "content": text} for role, text in words.items()]
     render = partial(tokenizer.apply_chat_template, tokenize=False)
     opened = render(turns[:1], add_generation_prompt=True)
-    head, _, tail = render(turns).rpartition(words["assistant"])
+    try:
+        head, _, tail = render(turns).rpartition(words["assistant"])
+    except Exception as error:  # what a template raises
+        sentence = f"The chat template refuses an answer ({first_line(error)}): use another."
+        yield Finding("turn", sentence)
+        return
     if opened == render(turns[:1]):
         yield Finding(
             "no-generation-prompt",
