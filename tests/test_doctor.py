@@ -370,10 +370,6 @@ def test_good_set_ups_stay_silent(recipe, given, machine, stack):
         assert list(rewards_hold(*rewards, ROWS, get_format(config.prompt_format))) == []
 
 
-def test_the_embedded_models_template_is_sound(embedded):
-    assert list(dialogue(load_tokenizer(embedded), embedded)) == []
-
-
 def test_the_whole_of_it_on_this_machine(tmp_path):
     """Without the model: that is 01's and the runner's."""
     given = {"profile": "cpu", "output_dir": str(tmp_path)}

@@ -44,24 +44,11 @@ def installed(monkeypatch):
     return versions
 
 
-def test_a_run_on_a_gpu_goes_by_unsloth(installed):
-    for card in (T4, L4):
-        assert choose_backend(config_on(card), card) == ("unsloth", "")
-        assert choose_backend(config_on(card, **FOUR_BIT), card) == ("unsloth", "")
-
-
-@pytest.mark.parametrize("backend", ["auto", "unsloth", "transformers"])
-def test_an_incomplete_installation_stops(installed, backend):
-    """What else does stands in test_doctor."""
-    del installed["vllm-bnb-plugin"]
-    config = config_on(T4, backend=backend, rollout_engine="vllm", **FOUR_BIT)
-    with pytest.raises(BadInput) as error:
-        choose_backend(config, T4)
-    assert error.value.key == "no-plugin"
-
-
 def test_two_reasons_fall_back(installed, monkeypatch):
-    """Their training step is the next test's, and that of `backend: transformers`."""
+    """Their training step is the next test's, and that of `backend: transformers`; an incomplete
+    installation stops, whatever is asked for."""
+    for card in (T4, L4):
+        assert choose_backend(config_on(card, **FOUR_BIT), card) == ("unsloth", "")
     old = replace(T4, gpu="Tesla P100", capability=6.0)
     backend, note = choose_backend(config_on(T4), old)
     assert backend == "transformers" and "Tesla P100" in note
@@ -70,6 +57,11 @@ def test_two_reasons_fall_back(installed, monkeypatch):
     with pytest.raises(BadInput) as error:
         choose_backend(config_on(T4, backend="unsloth"), T4)
     assert error.value.key == "no-unsloth"
+    del installed["vllm-bnb-plugin"]
+    for way in ("auto", "unsloth", "transformers"):
+        with pytest.raises(BadInput) as error:
+            choose_backend(config_on(T4, backend=way, rollout_engine="vllm", **FOUR_BIT), T4)
+        assert error.value.key == "no-plugin"
 
 
 def test_without_unsloth_a_step_is_trained(tmp_path, monkeypatch):
