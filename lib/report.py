@@ -207,8 +207,11 @@ def _certificate_table(certificate: dict[str, Any]) -> pd.DataFrame:
 def _export(notebook: Path) -> Path:
     """The executed notebook as a page beside it."""
     from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-    page, _ = HTMLExporter().from_filename(str(notebook))
+    # Else each piece of an answer that was streamed has a line of its own.
+    exporter = HTMLExporter(preprocessors=[CoalesceStreamsPreprocessor])
+    page, _ = exporter.from_filename(str(notebook))
     target = notebook.with_suffix(".html")
     target.write_text(
         page.replace("</head>", f"<style>{PAGES}</style></head>", 1), encoding="utf-8"
