@@ -259,7 +259,9 @@ def accuracy_rows(compared: Sequence[dict]) -> list[dict[str, str]]:
             "arm": row["arm"],
             "seeds": row["seeds"],
             "accuracy": figure(row["accuracy"], row),
-            "over seeds": f"{figure(row['lowest'], row)} to {figure(row['highest'], row)}",
+            "over seeds": f"{figure(row['lowest'], row)} to {figure(row['highest'], row)}"
+            if row["seeds"] > 1
+            else "",
         }
         | {other: _difference_text(row, other) if other in row else "" for other in others}
         for row in compared

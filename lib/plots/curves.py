@@ -169,6 +169,7 @@ def differences_figure(compared: Sequence[Mapping[str, Any]]) -> Figure:
         axis.axvline(0, color="black", lw=0.8)
         axis.xaxis.set_major_formatter(POINTS)
     axes[0].set_yticks(range(len(compared)), [row["arm"] for row in reversed(compared)])
+    axes[0].set_ylim(-0.5, len(compared) - 0.5)
     return figure
 
 
