@@ -35,11 +35,11 @@ NOTEBOOKS = ROOT / "notebooks"
 IN_WORDS = ("BadInput", "Stopped", "InputRejected")  # errors that are a sentence for the user
 # Seconds on two CPU cores, for a machine where the recipe has not run yet.
 FIRST_TIME = {
-    "01_setup": 15,
-    "02_reward_design": 30,
-    "03_training": 110,
-    "04_pass_at_k_eval": 45,
-    "05_merge_export": 35,
+    "01_setup": 30,
+    "02_reward_design": 40,
+    "03_training": 260,
+    "04_pass_at_k_eval": 60,
+    "05_merge_export": 110,
 }
 
 
