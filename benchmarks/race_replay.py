@@ -6,7 +6,7 @@
 
 `train` keeps of each run which held-out problems it answered after each rung, and which of other,
 later problems (the truth) after its last step. A replay draws one of the seeds for each arm and the
-held-out problems with replacement, and has `lib.race.compare` decide as in a race. Kept counts the
+held-out problems with replacement, and has `lib.race.contest` decide as in a race. Kept counts the
 replays whose winner is the best arm on the later problems, or within its paired 95 % interval.
 """
 
@@ -22,7 +22,7 @@ from scipy.special import ndtri
 from lib.config import ROOT, resolve
 from lib.files import read_json, write_json
 from lib.process import commit
-from lib.race import compare
+from lib.race import contest
 from lib.stats import paired_difference
 
 FILE = ROOT / "benchmarks" / "results" / "race_replay_cpu.json"
@@ -118,15 +118,13 @@ def race(held_out: Mapping[str, Mapping], delta: float, margin: float) -> tuple[
         held_out: arm → rung → scores.
     """
     rungs = list(next(iter(held_out.values())))
-    standing, steps, before = list(held_out), 0, 0
-    alpha = delta / (len(standing) * (len(rungs) - 1)) if delta < 1 else 0.0
-    for rung in rungs:
-        steps += (rung - before) * len(standing)
-        scores = {arm: dict(enumerate(held_out[arm][rung])) for arm in standing}
-        rows, before = compare(scores, alpha, margin), rung
-        if rung < rungs[-1]:
-            standing = [row["arm"] for row in rows if row["stays"]]
-    return rows[0]["arm"], steps / (rungs[-1] * len(held_out))
+    alpha = delta / (len(held_out) * (len(rungs) - 1)) if delta < 1 else 0.0
+
+    def train(standing: Sequence[str], rung: int) -> dict[str, dict[int, float]]:
+        return {arm: dict(enumerate(held_out[arm][rung])) for arm in standing}
+
+    [*_, (_, rows, steps)] = contest(held_out, rungs, alpha, margin, train)
+    return rows[0]["arm"], sum(steps.values()) / (rungs[-1] * len(held_out))
 
 
 def judged(races: Iterable[tuple[Mapping, Mapping]]) -> dict[str, dict[str, float]]:

@@ -8,15 +8,16 @@ interval of the difference, one-sided, lies below `margin` (0 by default). Its l
 1 − delta / (arms × cuts): the chance that the best arm at a rung leaves there (or, with a margin,
 one that is better than the leader by more than that) is at most `delta` in the whole race, by
 Bonferroni over all leaders there can be. That is of these runs, and problems like these; an arm
-that would have overtaken the others later is not spoken of. `delta: 1` is successive halving
-without a bound: the better half goes on.
+that would have overtaken the others later is not spoken of. What left comes back where the leader
+falls to within its reach. `delta: 1` is successive halving without a bound: the better half goes
+on.
 
 A slice is a process, so that memory is one run's; the same command again goes on after any stop,
 to the same ranking, which is computed from the folders alone. Exit codes are those of a sweep.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -64,6 +65,41 @@ def compare(scores: Scores, alpha: float, margin: float = 0.0) -> list[dict[str,
             row["stays"] = row["at_most"] >= margin if alpha else place < half
         rows.append(row)
     return rows
+
+
+def contest(
+    arms: Iterable[str],
+    rungs: Sequence[int],
+    alpha: float,
+    margin: float,
+    train: Callable[[Sequence[str], int], Scores],
+) -> Iterator[tuple[int, list[dict[str, Any]], dict[str, int]]]:
+    """The race itself: at each rung its step, the rows of `compare`, and how far each arm has come.
+
+    An arm that left is compared by its last answers, and comes back, trained up to the rung, where
+    the leader has fallen to within its reach: a high learning rate leads until it collapses.
+
+    Args:
+        train: takes these arms to a rung; returns the scores of those that did not fail.
+    """
+    steps, latest = dict.fromkeys(arms, 0), {}
+    standing = list(steps)
+    for rung in rungs:
+        rows = []
+        while standing:
+            scores = train(standing, rung)
+            steps |= dict.fromkeys(scores, rung)
+            for arm in standing:
+                latest.pop(arm, None)
+            latest |= scores
+            compared = {arm: latest[arm] for arm in latest if alpha or steps[arm] == rung}
+            rows = compare(compared, alpha, margin) if compared else []
+            back = [row["arm"] for row in rows if row["stays"] and steps[row["arm"]] < rung]
+            standing = back[:1]  # the best first: once it is there, others may stay behind
+        if not rows:
+            return
+        yield rung, rows, steps
+        standing = [row["arm"] for row in rows if row["stays"]]
 
 
 def find_rungs(race: Mapping[str, Any], configs: Sequence[Config], arms: int) -> list[int]:
@@ -119,30 +155,34 @@ def run_race(path: Path, address: str | None) -> int:
     planned, way = begin(arms, address)
     folders = {name: folder for name, (folder, _) in planned.items()}
     alpha = delta / (len(entrants) * max(1, len(rungs) - 1)) if delta < 1 else 0.0
-    standing, rounds, steps = list(entrants), [], 0
-    for before, rung in zip([0, *rungs], rungs, strict=False):
+    failures: dict[int, dict[str, str]] = {}
+
+    def train(standing: Sequence[str], rung: int) -> dict[str, dict[str, float]]:
         last = rung == rungs[-1]
         reached = is_done if last else partial(is_at, rung=rung)
         names = [name for arm in standing for name in entrants[arm]]
         end = [] if last else ["-p", "stop_at", str(rung)]
         left = {name: [*arms[name], *end] for name in names if not reached(arms[name])}
-        steps += (rung - before) * len(names)
-        failed = run_all(left, way, folders, lambda name, at=reached: at(arms[name]))
-        standing = [arm for arm in standing if not failed.keys() & {*entrants[arm]}]
-        if not standing:
-            return 1
-        scores = {
+        failed = run_all(left, way, folders, lambda name: reached(arms[name]))
+        failures[rung] = failures.get(rung, {}) | failed
+        return {
             arm: _mean([scores_at(Run(folders[n]), rung) for n in entrants[arm]])
             for arm in standing
+            if not failed.keys() & {*entrants[arm]}
         }
-        rows = compare(scores, alpha, margin)
-        rounds.append({"step": rung, "failed": failed, "arms": rows})
+
+    rounds, steps = [], {}
+    for rung, rows, now in contest(entrants, rungs, alpha, margin, train):
+        rounds.append({"step": rung, "failed": failures[rung], "arms": rows})
+        steps = now
         print(f"Step {rung} of {rungs[-1]}:", *map(_line, rows), sep="\n", flush=True)
-        if not last:
-            standing = [row["arm"] for row in rows if row["stays"]]
-    share = steps / (rungs[-1] * len(arms))
+    if not rounds or rounds[-1]["step"] < rungs[-1]:
+        return 1
+    share = sum(steps.values()) / (rungs[-1] * len(entrants))
     bound = f"the best at a rung left with a chance of {delta:.0%} at most" if alpha else "no bound"
-    print(f"{rows[0]['arm']} is first. {share:.0%} of all steps were trained; {bound}.")
+    print(
+        f"{rounds[-1]['arms'][0]['arm']} is first. {share:.0%} of all steps were trained; {bound}."
+    )
     file = next(iter(folders.values())).parent / "race.json"
     write_json(file, {"delta": delta, "margin": margin, "share": share, "rounds": rounds})
     print(Run.shown(file))

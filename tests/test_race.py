@@ -12,7 +12,7 @@ import pytest
 
 from lib.config import ROOT
 from lib.errors import BadInput
-from lib.race import DELTA, compare, find_rungs, is_at, main, scores_at
+from lib.race import DELTA, compare, contest, find_rungs, is_at, main, scores_at
 from lib.runs import Run, read_json, write_json
 from lib.suite import configure, read_arguments
 from lib.sweep import main as sweep_main
@@ -55,6 +55,28 @@ def test_the_best_leaves_no_more_often_than_the_bound_allows(rate, apart):
             lost_now |= not next(r for r in compare(scores, alpha) if r["arm"] == "0")["stays"]
         lost += lost_now
     assert lost / races <= delta
+
+
+def test_what_left_comes_back_where_the_leader_falls():
+    right = {"steady": (20, 25, 30), "slow": (9, 10, 12), "fast": (40, 44, 5)}
+    trained = []
+
+    def train(standing, rung):
+        trained.append((rung, *standing))
+        place = {1: 0, 2: 1, 4: 2}[rung]
+        text = {arm: "1" * right[arm][place] + "0" * (48 - right[arm][place]) for arm in standing}
+        return scores_of(**text)
+
+    *_, (_, rows, steps) = contest(right, [1, 2, 4], 0.02, 0.0, train)
+    assert trained == [(1, *right), (2, "fast"), (4, "fast"), (4, "steady")]
+    assert [row["arm"] for row in rows] == ["steady", "slow", "fast"]
+    assert steps == {"steady": 4, "slow": 1, "fast": 4}
+    # Without a bound what left stays away, and an arm that fails is out.
+    *_, (_, rows, _) = contest(right, [1, 4], 0.0, 0.0, train)
+    assert [row["arm"] for row in rows] == ["steady", "fast"]
+    *_, (_, rows, steps) = contest(right, [1], 0.1, 0.0, lambda arms, _: train(arms[1:], 1))
+    assert len(rows) == 2 and steps["steady"] == 0
+    assert [*contest(right, [1], 0.1, 0.0, lambda *_: {})] == []
 
 
 def test_rungs(tmp_path):
