@@ -383,3 +383,17 @@ def test_mine_trains_two_steps(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     steps = [json.loads(line) for line in (tmp_path / "mine/train_log.jsonl").open()]
     assert len(steps) == 2 and all("rewards/short/mean" in step for step in steps)
+
+
+@pytest.mark.parametrize(("rows", "held_out"), [(2, 1), (10, 2), (40, 8)])
+def test_few_rows_are_split_as_the_share_says_and_more_than_there_are_is_all(
+    tmp_path, rows, held_out
+):
+    path = tmp_path / "mine.csv"
+    lines = [f"What is {i} + {i}?,{2 * i}" for i in range(rows)]
+    path.write_text("\n".join(["question,answer", *lines]))
+    config = configured(path, eval_problems=16, shots=0, task_config={"test_share": 0.2})
+    _, training, tested, _ = load_problems(config)
+    assert (len(training), len(tested)) == (rows - held_out, held_out)
+    note = f"eval_problems is 16, and there are {held_out}: all of them are taken."
+    assert note in problem_notes(config)

@@ -48,7 +48,7 @@ def suite(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.C
         (["ci", "-p", "task", "gsm9k"], "There is no task 'gsm9k': did you mean \"gsm8k\"?"),
         (["ci", "-p", "rewards", "{corectness: 1.0}"], "correctness"),
         (["ci", "-p", "prompt_format", "thinks"], "There is no prompt format 'thinks'"),
-        (["ci", "-p", "eval_problems", "1000"], "1000 problems are asked for"),
+        (["ci", "-p", "eval_problems", "-1"], "eval_problems"),
         (["ci", "--only", "9"], "names no notebook"),
         (["ci", "-p", "run", ""], "names no folder"),
         (["ci", "-p", "run", "@home"], "is no YAML"),

@@ -129,7 +129,8 @@ def _load(config: Config) -> tuple[tuple, list[str]]:
     shown = {example.key for example in examples}
     test = [p for p in task.load("test", data_dir) if p.key not in shown]
     unique = _once(test)
-    held_out = sample_problems(unique, config.eval_problems, seed=0)
+    notes: list[str] = []
+    held_out = _at_most("eval_problems", unique, config.eval_problems, 0, notes)
     held_keys = shown | {problem.key for problem in held_out}
     source = get_task(task.examples_from) if task.examples_from else task
     rows = source.load("train", data_dir)
@@ -139,10 +140,9 @@ def _load(config: Config) -> tuple[tuple, list[str]]:
         hint = "give task_config a test_share (0.2 holds out a fifth) or a test_path"
         below = f"or eval_problems below {len(held_out)}"
         raise BadInput(f"{said} to train on: {hint}, {below}.", "all-held-out")
-    training = sample_problems(unseen, config.train_problems, config.seed)
+    training = _at_most("train_problems", unseen, config.train_problems, config.seed, notes)
     check_ids(training)
     check_ids(held_out)
-    notes = []
     if len(unique) < len(test):
         first_ones = set(map(id, unique))
         again = next(p for p in test if id(p) not in first_ones)
@@ -156,6 +156,15 @@ def _load(config: Config) -> tuple[tuple, list[str]]:
             f"asks, and are left out."
         )
     return (task, training, held_out, examples), notes + _gold_notes(training, held_out)
+
+
+def _at_most(
+    key: str, problems: Sequence[Problem], n: int, seed: int, notes: list[str]
+) -> list[Problem]:
+    """As many as the key asks for, or all there are, with a note."""
+    if n > len(problems) > 0:
+        notes.append(f"{key} is {n}, and there are {len(problems)}: all of them are taken.")
+    return sample_problems(problems, min(n or 0, len(problems)), seed)
 
 
 def _once(problems: Sequence[Problem]) -> list[Problem]:

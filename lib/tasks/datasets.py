@@ -27,6 +27,7 @@ from lib.tasks.problems import (
     gold_text,
     is_missing,
     only_split,
+    split_rows,
     task,
     unpacked,
 )
@@ -271,7 +272,7 @@ class OwnRows(OwnColumns):
         problems = self.problems(read_rows(path, self.columns, filled=True), source)
         if not self.test_share or self.test_path:
             return problems
-        return only_split(problems, split, self.test_share)
+        return split_rows(problems, split, self.test_share)
 
 
 @task("hub")
@@ -306,7 +307,7 @@ class HubRows(OwnColumns):
         where = [self.path, *([self.subset] if self.subset else [])]
         rows = hub_rows(*where, split=name, columns=self.columns, way_out=way_out)
         problems = self.problems(rows, f"{self.path}/{name}")
-        return only_split(problems, split, self.test_share) if self.test_share else problems
+        return split_rows(problems, split, self.test_share) if self.test_share else problems
 
 
 def read_rows(path: str | Path, columns: Iterable[str] = (), filled: bool = False) -> list[dict]:

@@ -212,12 +212,21 @@ def only_split(problems: list[Problem], split: str, test_share: float) -> list[P
     of a question that occurs in several spellings, all go to test where one does.
     """
 
-    def is_test(question: str) -> bool:
-        digest = hashlib.sha256(question.encode("utf-8", "replace")).digest()
-        return int.from_bytes(digest[:8]) < test_share * 2**64
-
-    tested = {problem.key for problem in problems if is_test(problem.question)}
+    limit = test_share * 2**64
+    tested = {problem.key for problem in problems if _hash(problem.question) < limit}
     return [problem for problem in problems if (problem.key in tested) is (split == "test")]
+
+
+def split_rows(problems: list[Problem], split: str, test_share: float) -> list[Problem]:
+    """As `only_split`, of rows that are all there: as many questions are held out as the share
+    says, and one at least, where few rows by their hashes alone might give none."""
+    keys = sorted({problem.key for problem in problems}, key=_hash)
+    tested = {*keys[: min(max(1, round(test_share * len(keys))), len(keys) - 1)]}
+    return [problem for problem in problems if (problem.key in tested) is (split == "test")]
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "replace")).digest()[:8])
 
 
 def check_ids(problems: Iterable[Problem]) -> None:
