@@ -37,6 +37,7 @@ from lib.models import (
     model_folder,
 )
 from lib.process import quiet_process
+from lib.progress import duration
 from lib.proof import proof_of_policy, sample_by_unsloth
 from lib.rewards import learned_rewards, recipe_rewards, score, temptations
 from lib.runs import Run, check_place, hushed, run_folder
@@ -257,14 +258,13 @@ def length(lengths: Sequence[int], config: Config) -> Iterator[Finding]:
 
 def duration_of_run(seconds: float, config: Config) -> Iterator[Finding]:
     """What training takes at the speed of its first steps."""
-    hours = seconds * config.max_steps / 3600
-    if hours > SLOW_HOURS:
-        yield Finding(
-            "slow",
-            f"At {seconds:.0f} s a step, {config.max_steps} steps take {hours:.0f} hours: lower "
-            f"max_steps, max_completion_length or prompts_per_step for a first run.",
-            stops=False,
-        )
+    whole = seconds * config.max_steps
+    sentence = f"At {seconds:.1f} s a step, {config.max_steps} steps take {duration(whole)}"
+    key, advice = "time", "."
+    if whole / 3600 > SLOW_HOURS:
+        key = "slow"
+        advice = ": lower max_steps, max_completion_length or prompts_per_step for a first run."
+    yield Finding(key, sentence + advice, stops=False)
 
 
 def cost(config: Config) -> str:
