@@ -171,14 +171,13 @@ def run_race(path: Path, address: str | None) -> int:
             if not failed.keys() & {*entrants[arm]}
         }
 
-    rounds, steps = [], {}
-    for rung, rows, now in contest(entrants, rungs, alpha, margin, train):
+    rounds, share = [], 0.0
+    for rung, rows, steps in contest(entrants, rungs, alpha, margin, train):
         rounds.append({"step": rung, "failed": failures[rung], "arms": rows})
-        steps = now
+        share = sum(steps.values()) / (rungs[-1] * len(entrants))
         print(f"Step {rung} of {rungs[-1]}:", *map(_line, rows), sep="\n", flush=True)
     if not rounds or rounds[-1]["step"] < rungs[-1]:
         return 1
-    share = sum(steps.values()) / (rungs[-1] * len(entrants))
     bound = f"the best at a rung left with a chance of {delta:.0%} at most" if alpha else "no bound"
     print(
         f"{rounds[-1]['arms'][0]['arm']} is first. {share:.0%} of all steps were trained; {bound}."

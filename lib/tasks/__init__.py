@@ -164,7 +164,7 @@ def _at_most(
     """As many as the key asks for, or all there are, with a note."""
     if n > len(problems) > 0:
         notes.append(f"{key} is {n}, and there are {len(problems)}: all of them are taken.")
-    return sample_problems(problems, min(n or 0, len(problems)), seed)
+    return sample_problems(problems, min(n, len(problems)), seed)
 
 
 def _once(problems: Sequence[Problem]) -> list[Problem]:
