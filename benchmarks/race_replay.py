@@ -6,7 +6,7 @@
 
 `train` keeps of each run which held-out problems it answered after each rung, and which of other,
 later problems (the truth) after its last step. A replay draws one of the seeds for each arm and the
-held-out problems with replacement, and has `lib.race.contest` decide as in a race. Kept counts the
+held-out problems with replacement, and has `lib.sweep.contest` decide as in a race. Kept counts the
 replays whose winner is the best arm on the later problems, or within its paired 95 % interval.
 """
 
@@ -22,12 +22,12 @@ from scipy.special import ndtri
 from lib.config import ROOT, resolve
 from lib.files import read_json, write_json
 from lib.process import commit
-from lib.race import contest
 from lib.stats import paired_difference
+from lib.sweep import contest
 
 FILE = ROOT / "benchmarks" / "results" / "race_replay_cpu.json"
 RATES, SEEDS = (1e-5, 3e-5, 1e-4, 2.4e-4, 5e-4, 1e-3), (0, 1)
-RUNGS = (1, 2, 4, 8)  # lib.race's own for 6 arms and 8 steps
+RUNGS = (1, 2, 4, 8)  # lib.sweep's own for 6 arms and 8 steps
 HELD_OUT, LATER = 96, 150  # problems
 RULES = {
     "delta 0.1": (0.1, 0.0),

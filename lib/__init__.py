@@ -1,9 +1,8 @@
 """What the notebooks share. Imports point up this list only (`make lint` holds them to it).
 
 errors, hardware, keys, config     what this machine is, and what a recipe may say
-files, lock, process               written whole, by one process
+files, process                     written whole, by one process; quiet, with one line of progress
 stack, runs                        what is installed, which way a run goes; the run folder
-progress                           one line, with the time left
 answers/  stats                    read and compare an answer; what a difference shows
 tasks/                             data sets become problems, problems become prompts
 rewards/                           what a completion is paid, by rule
@@ -18,6 +17,6 @@ evaluation/                        ask, grade, compare, and compute again withou
 learned                            a reward model, trained on preference pairs
 scratch/                           GRPO in the open, for 07_grpo_from_scratch
 export/                            merge, GGUF, Ollama, certificate, Hub, servers, a page
-notebook, report, execute          tables, the page, one notebook in a kernel of its own
-doctor, suite, sweep, race         before a run, a recipe's whole chain, and many runs
+notebook, report                   tables, the page
+doctor, suite, sweep               before a run, a recipe's whole chain, and many runs
 """

@@ -10,8 +10,6 @@ plan, the data, the rewards), then the tokenizer, then a few completions of the 
 steps of training: the proof that the engine samples from the policy that is trained, and the time.
 """
 
-import argparse
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -20,10 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import yaml
-
 from lib.adapters import block_layers
-from lib.config import ROOT, Config, resolve, side_config
+from lib.config import ROOT, Config, side_config
 from lib.errors import BadInput, Finding, first_line, nearest
 from lib.files import read_json, read_jsonl
 from lib.hardware import GIB, Hardware, detect_hardware
@@ -36,12 +32,11 @@ from lib.models import (
     lora_targets,
     model_folder,
 )
-from lib.process import quiet_process
-from lib.progress import duration
+from lib.process import duration, quiet_process
 from lib.proof import proof_of_policy, sample_by_unsloth
 from lib.rewards import learned_rewards, recipe_rewards, score, temptations
 from lib.runs import Run, check_place, hushed, run_folder
-from lib.stack import installation, read_stack, which_way
+from lib.stack import installation, read_stack
 from lib.stats import detectable_difference, power_sentence
 from lib.tasks import fitting_rows, get_format, load_problems, make_rows
 from lib.training import check_fills_a_step
@@ -411,26 +406,3 @@ def _two_steps(config: Config, run: Run) -> Iterator[Finding]:
     train(make_trainer(policy, rows, *recipe_rewards(short), short, run), short, run)
     first, second = (row["seconds"] for row in read_jsonl(run.train_log))
     yield from duration_of_run(second - first, config)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """`python -m lib.suite doctor RECIPE [-p KEY VALUE]…`: prints what `examine` finds, as it does;
-    2 where a run would fail or be worthless."""
-    parser = argparse.ArgumentParser(prog="python -m lib.suite doctor")
-    parser.add_argument("recipe", help="a name in notebooks/recipes, or a file")
-    parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"))
-    options = parser.parse_args(arguments)
-    given = {key: yaml.safe_load(value) for key, value in options.p}
-    try:
-        config = resolve(options.recipe, given)
-    except BadInput as error:
-        print(error)
-        return 2
-    print(f"{config.name} on profile {config.profile}: {config.model} on {config.task}")
-    print(which_way(config, read_stack()))
-    started, code = time.monotonic(), 0
-    for title, findings in examine(config):
-        print(f"{title}: {'; '.join(map(str, findings)) or 'ok'}", flush=True)
-        code = 2 if any(finding.stops for finding in findings) else code
-    print(f"Examined in {time.monotonic() - started:.0f} s.")
-    return code

@@ -1,14 +1,31 @@
-"""Files that a kill leaves readable: lines are appended, files and folders written beside and
-renamed. Of several processes that train one run, the first writes."""
+"""Files that a kill leaves readable, and folders into which one process at a time writes.
 
+Lines are appended, files and folders written beside and renamed. Of several processes that train
+one run, the first writes.
+
+The lock of a folder is the system's own (flock), on `.<name>.lock` beside it: it ends with its
+process, however that ends, and neither a reboot nor a copy of the folder leaves a stale one. The
+file says who has it. Kernels may write where the runner that started them has the lock. A
+notebook's kernel has it while its cells run and a moment longer: one that is merely open is in
+nobody's way.
+"""
+
+import ast
+import fcntl
 import json
 import os
 import shutil
+import socket
+import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import psutil
 
 from lib.config import ROOT
 from lib.errors import BadInput, first_line
@@ -20,27 +37,26 @@ def shown(path: Path) -> str:
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
+def existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that is there."""
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
 def cache_folder() -> Path:
     """Where what is made once for all runs is kept: GRPO_CACHE, or in the repository, or where
     that cannot be written to, in the user's own cache."""
     if given := os.environ.get("GRPO_CACHE"):
         return Path(given).expanduser()
     folder = ROOT / "outputs" / ".cache"
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if os.access(there, os.W_OK):
+    if os.access(existing(folder), os.W_OK):
         return folder
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "grpo-notebooks"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write beside and rename: readers see the old file or the new one, never half of one."""
-    if not is_main_process():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Beside and renamed: readers see the old file or the new one, never half of one."""
     text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
-    beside.write_text(text, encoding="utf-8", errors="replace")
-    beside.replace(path)
+    _replace(path, text, f".{path.name}.{os.getpid()}")
 
 
 def read_json(path: Path) -> Any:
@@ -48,31 +64,34 @@ def read_json(path: Path) -> Any:
 
 
 def append_jsonl(path: Path, rows: Iterable[dict]) -> None:
-    if not is_main_process():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows]
-    with path.open("a", encoding="utf-8", errors="replace") as file:
-        file.write("".join(lines))
+    if is_main_process():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8", errors="replace") as file:
+            file.write(_lines(rows))
 
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
     """The log with these rows alone; beside and renamed."""
-    if not is_main_process():
-        return
-    beside = path.with_name(f".{path.name}")
-    beside.unlink(missing_ok=True)
-    append_jsonl(beside, rows)
-    beside.replace(path)
+    _replace(path, _lines(rows), f".{path.name}")
+
+
+def _lines(rows: Iterable[dict]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+
+
+def _replace(path: Path, text: str, beside: str) -> None:
+    if is_main_process():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = path.with_name(beside)
+        new.write_text(text, encoding="utf-8", errors="replace")
+        new.replace(path)
 
 
 def read_jsonl(path: Path) -> list[dict]:
     """The rows of a log; a last line that a kill cut short is left out."""
-    if not path.is_file():
-        return []
     rows = []
     # Not splitlines, which also splits where a completion holds a line separator.
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in path.read_text(encoding="utf-8").split("\n") if path.is_file() else ():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -84,8 +103,8 @@ def read_jsonl(path: Path) -> list[dict]:
 def written_whole(folder: Path) -> Iterator[Path]:
     """Yields a folder to write into, which takes its place when all of it is there, on disk.
 
-    A kill at any moment leaves the old folder or the new one: by its name or, between two
-    renames, in `.old/` beside it, from where `put_back` brings it.
+    A kill at any moment leaves the old folder or the new one: by its name or, between two renames,
+    as `.<name>.old`, from where `put_back` brings it.
 
     Raises:
         BadInput: it could not be written, as on a full disk; the old one stays.
@@ -94,15 +113,15 @@ def written_whole(folder: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as nowhere:
             yield Path(nowhere)
         return
-    new, old = (folder.parent / place / folder.name for place in (".new", ".old"))
+    new, old = folder.with_name(f".{folder.name}.new"), _old(folder)
     put_back(folder)
-    _clear(new, old)
+    for left in (new, old):  # of one that was killed
+        shutil.rmtree(left, ignore_errors=True)
     try:
         new.mkdir(parents=True)
         yield new
         on_disk(new)
         if folder.exists():
-            old.parent.mkdir(exist_ok=True)
             folder.rename(old)
         new.rename(folder)
     except BadInput:
@@ -114,21 +133,18 @@ def written_whole(folder: Path) -> Iterator[Path]:
         ) from error
     finally:
         put_back(folder)
-        _clear(new, old)
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _old(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
 
 
 def put_back(folder: Path) -> None:
     """Give a folder its name again, where `written_whole` was killed between its two renames."""
-    old = folder.parent / ".old" / folder.name
-    if old.is_dir() and not folder.exists() and is_main_process():
-        old.rename(folder)
-
-
-def _clear(*folders: Path) -> None:
-    for folder in folders:
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # others are written in it
-            folder.parent.rmdir()
+    if _old(folder).is_dir() and not folder.exists() and is_main_process():
+        _old(folder).rename(folder)
 
 
 def on_disk(folder: Path) -> None:
@@ -141,9 +157,152 @@ def on_disk(folder: Path) -> None:
 
 def discard(folder: Path) -> None:
     """Delete a folder at once: a kill leaves no half of it under its name."""
+    if is_main_process():
+        gone = folder.with_name(".gone")
+        shutil.rmtree(gone, ignore_errors=True)  # of one that was killed here
+        with suppress(FileNotFoundError):
+            shutil.rmtree(folder.rename(gone), ignore_errors=True)
+
+
+# --- one process at a time --------------------------------------------------------------------
+
+IDLE = 3.0  # seconds after its last cell for which a notebook's kernel keeps the lock
+_runs: dict[Path, int] = {}  # folder → its inode, or 0: what this process may write to
+_files: dict[Path, IO[str]] = {}  # folder → its lock's file, while this process has the lock
+_mutex = threading.RLock()
+_timer: threading.Timer | None = None  # since this kernel's last cell ended; None while one runs
+
+
+def hold(folder: Path) -> None:
+    """Take the folder's lock, until this process ends or a notebook's cells have run; again where
+    the process has made the folder anew.
+
+    Raises:
+        BadInput: another process has it ("run-in-use").
+    """
     if not is_main_process():
         return
-    gone = folder.parent / ".gone"
-    shutil.rmtree(gone, ignore_errors=True)  # of one that was killed here
-    with suppress(FileNotFoundError):
-        shutil.rmtree(folder.rename(gone), ignore_errors=True)
+    folder = folder.resolve()
+    _take(folder)
+    _runs[folder] = _inode(folder)
+    if "ipykernel" in sys.modules:
+        _follow_cells()
+
+
+def release() -> None:
+    """Let others have every lock of this process; where no run came of one, its file goes, too."""
+    for folder in _files:
+        if not folder.exists():
+            _lock_file(folder).unlink(missing_ok=True)
+    _close()
+
+
+def _close() -> None:
+    for file in _files.values():
+        file.close()
+    _files.clear()
+
+
+os.register_at_fork(after_in_child=_close)  # or a child would go on holding them
+
+
+def _lock_file(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
+def _inode(folder: Path) -> int:
+    return folder.stat().st_ino if folder.exists() else 0
+
+
+def _take(folder: Path) -> None:
+    if folder in _files:
+        return
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = _lock_file(folder).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise BadInput(
+            f"{folder.parent} cannot be written to ({error.strerror}): set output_dir to a folder "
+            f"of yours.",
+            key="output-dir",
+        ) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with file:
+            return _check_owner(folder, file)
+    except OSError:  # a file system without locks
+        return file.close()
+    if not os.fstat(file.fileno()).st_nlink:  # its last owner took it away in this moment
+        file.close()
+        return _take(folder)
+    me = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%H:%M:%S")}
+    file.truncate(0)
+    file.write(json.dumps(me | {"command": " ".join(sys.orig_argv[1:])[:200]}))
+    file.flush()
+    _files[folder] = file
+
+
+def _check_owner(folder: Path, file: IO[str]) -> None:
+    """Raises BadInput where the lock's owner is not a process that started this one."""
+    owner, here = {}, socket.gethostname()
+    file.seek(0)
+    with suppress(ValueError):  # between its lock and its line
+        owner = json.load(file)
+    if owner.get("pid") in {process.pid for process in psutil.Process().parents()}:
+        return
+    who = f"process {owner.get('pid', 'unknown')}"
+    who += f" on {owner['host']}" if owner.get("host", here) != here else ""
+    who += f" since {owner['since']}" if "since" in owner else ""
+    raise BadInput(
+        f"The run {folder.name} is being written by another process ({who}): wait for it or end "
+        f"it, or give this one a name of its own with `run`.",
+        key="run-in-use",
+    )
+
+
+class _CellGuard(ast.NodeTransformer):
+    """Sees each cell before it runs, and refuses it where another process has the run by now."""
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        global _timer
+        from IPython.core.error import InputRejected  # the one error that IPython passes on
+
+        with _mutex:
+            _timer = None
+            try:
+                for folder, inode in _runs.items():
+                    _take(folder)
+                    if inode and _inode(folder) != inode:
+                        raise BadInput(
+                            f"The run {folder.name} was put aside or begun anew by another "
+                            f"process: restart this notebook.",
+                            key="run-replaced",
+                        )
+            except BadInput as error:
+                rejected = InputRejected(str(error))
+                rejected._render_traceback_ = error._render_traceback_
+                raise rejected from None
+        return node
+
+
+def _release_soon(*_: object) -> None:
+    global _timer
+    _timer = threading.Timer(IDLE, _release_if_idle)
+    _timer.daemon = True
+    _timer.start()
+
+
+def _release_if_idle() -> None:
+    with _mutex:
+        if threading.current_thread() is _timer:
+            release()
+
+
+def _follow_cells() -> None:
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    if shell and not any(isinstance(each, _CellGuard) for each in shell.ast_transformers):
+        shell.ast_transformers.append(_CellGuard())
+        shell.events.register("post_run_cell", _release_soon)

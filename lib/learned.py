@@ -25,7 +25,7 @@ import numpy as np
 from lib.config import ROOT, Config
 from lib.errors import BadInput
 from lib.models import load_tokenizer, lora_arguments, model_folder
-from lib.progress import Progress
+from lib.process import Progress
 from lib.rewards import completion_texts
 from lib.runs import Run, read_json, write_json, written_whole
 from lib.stats import rate

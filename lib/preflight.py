@@ -23,7 +23,7 @@ from lib.config import Config, resolve
 from lib.engines import Completion, Engine, chat_text, in_order, training_sampling
 from lib.errors import BadInput
 from lib.models import load_tokenizer, model_folder
-from lib.progress import Progress
+from lib.process import Progress
 from lib.rewards import recipe_rewards, score, temptations
 from lib.runs import Run, read_json, write_json
 from lib.tasks import (

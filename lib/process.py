@@ -1,22 +1,26 @@
-"""The process that a notebook runs in: libraries asked for silence, and how much memory it took."""
+"""The process that a notebook runs in: libraries asked for silence, its memory, its children, and
+one line of progress for anything that takes longer than a few seconds."""
 
 import ctypes
 import gc
+import io
 import logging
 import os
 import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from tqdm import tqdm
 
 from lib.config import ROOT
-from lib.files import cache_folder
+from lib.files import cache_folder, write_json
 from lib.hardware import GIB, detect_hardware, gpu_environment
 
 # Loggers that warn of what is no fault here: compiled parts for hardware that is not there.
@@ -76,15 +80,22 @@ def quiet_process(run: Any) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def child_environment() -> dict[str, str]:
-    """Of a process that is to find `lib`, wherever it starts."""
+def start_child(
+    words: Sequence[str], log: IO[str], environment: dict[str, str], number: int = signal.SIGKILL
+) -> subprocess.Popen:
+    """`python -m` these words, where `lib` is found wherever it starts; it prints into the log.
+
+    The child gets the signal when this process ends, however (Linux's PR_SET_PDEATHSIG). It is in
+    a session of its own, so that Ctrl-C reaches it once, through us.
+    """
     paths = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}".rstrip(os.pathsep)
-    return os.environ | {"PYTHONPATH": paths}
-
-
-def ends_with_us(number: int = signal.SIGKILL) -> Callable[[], int]:
-    """For Popen's `preexec_fn`: the child gets this signal when this process ends, however."""
-    return partial(ctypes.CDLL(None).prctl, 1, number)  # PR_SET_PDEATHSIG
+    return subprocess.Popen(
+        [sys.executable, "-m", *words],
+        env=os.environ | {"PYTHONPATH": paths} | environment,
+        **dict(stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT),
+        start_new_session=True,
+        preexec_fn=partial(ctypes.CDLL(None).prctl, 1, number),
+    )
 
 
 def installed_versions() -> dict[str, str]:
@@ -147,3 +158,72 @@ def keep_byte_code(folder: Path | None = None) -> None:
         sys.dont_write_bytecode, sys.pycache_prefix = False, str(folder)
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         os.environ["PYTHONPYCACHEPREFIX"] = str(folder)
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(8.3), duration(95), duration(3720)
+    ('8 s', '1 min 35 s', '1 h 2 min')
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+class Progress(tqdm):
+    """One line of text that updates in place: in a terminal, in a notebook, and in its executed
+    page, where tqdm's widget would leave nothing.
+
+    Args:
+        total: how many steps there are.
+        label: what is going on ("training").
+        file: the line is written there too, for whoever runs the notebook from outside.
+    """
+
+    monitor_interval = 0
+
+    def __init__(self, total: int, label: str, file: Path | None = None):
+        self.to, self.handle, self.begun = file, None, False
+        self.in_notebook = "ipykernel" in sys.modules
+        in_terminal = sys.stderr.isatty() and not self.in_notebook
+        super().__init__(
+            total=total,
+            desc=label,
+            file=sys.stderr if in_terminal else io.StringIO(),
+            bar_format="{desc}: {n_fmt} of {total_fmt} [{elapsed}<{remaining}{postfix}]",
+            smoothing=0,
+            mininterval=0.5,
+        )
+
+    def update(self, done: int, note: str = "") -> None:
+        """
+        Args:
+            done: of all steps; a resumed job does not start at 0.
+        """
+        self.set_postfix_str(note, refresh=False)
+        if not self.begun:
+            self.begun, self.initial, self.n = True, done, done
+            self.refresh()
+        super().update(done - self.n)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        line = str(self) if msg is None else msg
+        if self.to:
+            elapsed = self.format_dict["elapsed"]
+            pace = (self.n - self.initial) / elapsed if elapsed else 0
+            left = (self.total - self.n) / pace if pace else None
+            write_json(self.to, {"line": line, "seconds_left": left})
+        if not self.in_notebook:
+            return super().display(msg, pos)
+        from IPython.display import display
+
+        if self.handle is None:
+            self.handle = display({"text/plain": line}, raw=True, display_id=True)
+        else:
+            self.handle.update({"text/plain": line}, raw=True)
+
+    def close(self) -> None:
+        super().close()
+        if self.to:
+            self.to.unlink(missing_ok=True)

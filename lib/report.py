@@ -16,7 +16,7 @@ from lib.config import Config
 from lib.evaluation.breakdowns import side_by_side
 from lib.evaluation.compare import HEADER, comparison_rows, greedy_records, verdict
 from lib.evaluation.runs import accuracy_rows, cost_rows, sentences
-from lib.progress import duration
+from lib.process import duration
 from lib.runs import Run, read_json, read_jsonl
 
 SHOWN = 5  # answers of each kind

@@ -12,7 +12,7 @@
                  previous/            what an earlier training of this run left
 
 Lines are appended and files written beside and renamed, so that a kill at any
-moment leaves a folder that can be read. One process at a time writes (`lib.lock`).
+moment leaves a folder that can be read. One process at a time writes (`lib.files`).
 """
 
 import hashlib
@@ -32,6 +32,7 @@ from lib.errors import BadInput
 from lib.files import (
     append_jsonl,
     discard,
+    hold,
     put_back,
     read_json,
     read_jsonl,
@@ -41,7 +42,6 @@ from lib.files import (
     written_whole,
 )
 from lib.hardware import GIB, detect_hardware, is_main_process
-from lib.lock import hold, made_anew
 from lib.process import commit, installed_versions, quiet_process
 
 # What a training leaves, and what is made from that; figures but those of 01, 02 and 06, too.
@@ -290,7 +290,7 @@ def open_run(config: Config) -> Run:
     folder = run_folder(config)
     hold(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    made_anew(folder)
+    hold(folder)
     run = Run(folder)
     for place in (run.best, run.adapter, run.merged):
         put_back(place)

@@ -2,14 +2,26 @@
 
     python -m lib.suite sweep docs/sweep.yaml               # a run a GPU; on a CPU one at a time
     python -m lib.suite sweep docs/sweep.yaml --ray auto    # a Ray cluster that shares this disk
+    python -m lib.suite race docs/race.yaml                 # what is behind is not trained further
 
 All is checked before the first run starts. The same command again does what is missing: what is
 finished with the same settings is left alone, and what was stopped goes on. Exit code 0: all done;
 1: a run failed; 2: something given does not work; 130: Ctrl-C, after which runs end their step.
+
+In a race, arms are trained in slices. At each rung (by default max_steps halved again and again)
+those in the race are compared by their answers to the same held-out problems. An arm leaves when it
+is behind the leader: the paired interval of the difference, one-sided, lies below `margin` (0 by
+default). Its level is 1 − delta / (arms × cuts): the chance that the best arm at a rung leaves
+there (or, with a margin, one that is better than the leader by more than that) is at most `delta`
+in the whole race, by Bonferroni over all leaders there can be. That is of these runs, and problems
+like these; an arm that would have overtaken the others later is not spoken of. What left comes back
+where the leader falls to within its reach. `delta: 1` is successive halving without a bound: the
+better half goes on. The ranking is computed from the folders alone.
 """
 
 import argparse
 import json
+import math
 import os
 import shlex
 import signal
@@ -17,11 +29,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -30,21 +43,27 @@ from lib.config import RECIPES, ROOT, Config, find_recipe, read_recipe, resolve
 from lib.doctor import check_inputs
 from lib.errors import BadInput, first_line, nearest
 from lib.evaluation.runs import is_begun
+from lib.files import hold, read_json, read_jsonl, release, write_json
 from lib.hardware import visible_gpus
-from lib.lock import hold, release
-from lib.process import child_environment, ends_with_us
-from lib.progress import duration
-from lib.runs import Run, check_place, name_ending, put_aside, read_json, run_folder
+from lib.process import duration, start_child
+from lib.runs import Run, check_place, name_ending, put_aside, run_folder
+from lib.stats import paired_difference, points
 from lib.suite import choose_notebooks, configure, read_arguments
 
 KEYS = dict(name=str, recipe=str, recipes=list, base=str, parameters=dict, seeds=list, only=list)
+RACE_KEYS = KEYS | dict(rungs=list, delta=float | int, margin=float | int)
 WORDS = {str: "a text", list: "a list", dict: "`key: values` pairs", float | int: "a number"}
-OF_ONE_RUN = ("name", "run", "resume", "stop_at", "output_dir")  # `base` leaves them
+OF_ONE_RUN = {"name", "run", "resume", "stop_at", "output_dir"}  # `base` leaves them
 START = "--- "  # begins the log's line of each start
 RETRIES = 3  # of a run whose worker was lost
 PATIENCE = 600  # seconds in which what a lost worker left has ended
+DELTA = 0.2
 
 Arms = Mapping[str, list[str]]  # run name → the runner's arguments
+Scores = Mapping[str, Mapping[str, float]]  # arm → problem → score
+
+
+# --- the file ---------------------------------------------------------------------------------
 
 
 def read_sweep(path: Path, keys: Mapping[str, Any] = KEYS) -> dict[str, Any]:
@@ -68,17 +87,16 @@ def read_sweep(path: Path, keys: Mapping[str, Any] = KEYS) -> dict[str, Any]:
         if value == [] or key in ("run", "seed", "resume"):
             why = "has no values" if value == [] else "is set for each run, by `name` and `seeds`"
             raise BadInput(f"{key} ({path.name}) {why}: leave it out of `parameters`.", "value")
+    varied = {key: value for key, value in parameters.items() if isinstance(value, list)}
     names = given.get("recipes", []) + ([given["recipe"]] if "recipe" in given else [])
     if "base" in given:
         name, settings = settings_of(given["base"], parameters)
         names, parameters = [*names, name], settings | parameters
     if not names:
-        raise BadInput(
-            f"{path.name} names no recipe: add `recipe: demo`, or `base: RUN`.", "no-recipe"
-        )
+        hint = "add `recipe: demo`, or `base: RUN`."
+        raise BadInput(f"{path.name} names no recipe: {hint}", "no-recipe")
     beside = [path.parent / str(name) for name in names]
     paths = [b if b.is_file() else find_recipe(str(n)) for b, n in zip(beside, names, strict=True)]
-    varied = {k: v for k, v in given.get("parameters", {}).items() if isinstance(v, list)}
     fixed = {key: value for key, value in parameters.items() if key not in varied}
     return given | {"recipes": [p.resolve() for p in paths], "fixed": fixed, "varied": varied}
 
@@ -89,9 +107,9 @@ def settings_of(base: str, parameters: Mapping[str, Any]) -> tuple[str, dict[str
     for folder in (Path(base).expanduser(), run_folder(named), ROOT / base):
         if (folder / "run.json").is_file():
             record = read_json(folder / "run.json")
-            origins = {key: of.split()[0] for key, of in record["origins"].items()}
-            names = {k for k, of in origins.items() if of in ("recipe", "parameter")}
-            config = {k: v for k, v in record["config"].items() if k in names - {*OF_ONE_RUN}}
+            chosen = ("recipe", "parameter")
+            names = {key for key, origin in record["origins"].items() if origin.startswith(chosen)}
+            config = {k: v for k, v in record["config"].items() if k in names - OF_ONE_RUN}
             return record["name"], config
     raise BadInput(f"base: there is no run {base}: name a folder with a run.json.", "no-run")
 
@@ -103,9 +121,8 @@ def make_arms(sweep: Mapping[str, Any]) -> Arms:
     arms: dict[str, list[str]] = {}
     for path in sweep["recipes"]:
         own = {"seed": Config.model_fields["seed"].default} | read_recipe(path) | sweep["fixed"]
-        for *values, seed in product(
-            *sweep["varied"].values(), sweep.get("seeds") or [own["seed"]]
-        ):
+        seeds = sweep.get("seeds") or [own["seed"]]
+        for *values, seed in product(*sweep["varied"].values(), seeds):
             changes = dict(zip(sweep["varied"], values, strict=True))
             name = f"{sweep['name']}/{path.stem}{name_ending(changes)}_{seed}"
             if name in arms:
@@ -122,6 +139,9 @@ def as_words(recipe: Path, parameters: Mapping[str, Any]) -> Iterator[str]:
         # Not JSON, whose 1e-05 YAML reads as text.
         text = yaml.safe_dump([value], default_flow_style=True, width=2**31, allow_unicode=True)
         yield from ("-p", key, text.strip()[1:-1])
+
+
+# --- one run ----------------------------------------------------------------------------------
 
 
 def arm_of(words: list[str]) -> tuple[Config, list[str], Run]:
@@ -174,18 +194,11 @@ def start(words: list[str], gpu: str = "") -> tuple[subprocess.Popen, Path]:
         put_aside(run)  # here, as the log is in the new folder
     release()
     run.folder.mkdir(parents=True, exist_ok=True)
-    words = [*words, "--resume"] if begun else words
+    words = ["lib.suite", *words, *(["--resume"] if begun else [])]
     with (log := run.folder / "sweep.log").open("a", encoding="utf-8") as file:
-        file.write(f"{START}{time.strftime('%F %T')} python -m lib.suite {shlex.join(words)}\n")
+        file.write(f"{START}{time.strftime('%F %T')} python -m {shlex.join(words)}\n")
         file.flush()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lib.suite", *words],
-            env=child_environment() | ({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}),
-            **dict(stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT),
-            start_new_session=True,  # Ctrl-C reaches it once, through us
-            preexec_fn=ends_with_us(),
-        )
-    return process, log
+        return start_child(words, file, {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}), log
 
 
 def trouble(code: int, log: Path) -> str:
@@ -198,6 +211,9 @@ def trouble(code: int, log: Path) -> str:
     if code < 0 or not lines:
         return f"its process ended with {code}, as when memory runs out."
     return lines[-1]
+
+
+# --- all of them, here or on a cluster --------------------------------------------------------
 
 
 def run_here(arms: Arms) -> Iterator[tuple[str, str]]:
@@ -283,63 +299,238 @@ def run_on_ray(arms: Arms, ray: Any, call: Any) -> Iterator[tuple[str, str]]:
         yield waiting.pop(ended), why
 
 
-def begin(arms: Arms, address: str | None) -> tuple[dict[str, tuple[Path, bool]], Any]:
-    """What `plan` says, and how runs are started: `run_here`, or on the cluster at the address."""
-    if not address:
-        return plan(arms), run_here
-    ray, call = connect(address)
-    planned = ray.get(call.remote("plan", arms))
-    if isinstance(planned, Exception):
-        raise planned
-    return planned, partial(run_on_ray, ray=ray, call=call)
+class Runner:
+    """Arms that were checked, and where they run.
 
-
-def run_all(
-    arms: Arms, way: Callable, folders: Mapping[str, Path], is_done: Callable[[str], bool]
-) -> dict[str, str]:
-    """Run them, and say how far they are; those that failed, with their trouble.
-
-    Args:
-        way: from `begin`.
-        is_done: tells by a run's name of one that stopped with a sentence, but where it should.
+    Attributes:
+        folders: of each.
+        finished: the names of those that are.
     """
-    failed, started = {}, time.time()
-    with closing(way(arms)) as ends:
-        for count, (name, why) in enumerate(ends, 1):
-            failed |= {name: why} if why and not is_done(name) else {}
-            rest = duration((time.time() - started) / count * (len(arms) - count))
-            word = "failed" if name in failed else "done"
-            print(f"{count} of {len(arms)}: {name} {word}; about {rest} left for all", flush=True)
-    for name, why in failed.items():
-        print(f"{name} failed: {why} ({Run.shown(folders[name] / 'sweep.log')})")
-    if failed:
-        print("The same command tries these again, and leaves the others as they are.")
-    return failed
+
+    def __init__(self, arms: Arms, address: str | None):
+        if address:
+            ray, call = connect(address)
+            self._way, planned = partial(run_on_ray, ray=ray, call=call), call.remote("plan", arms)
+            planned = ray.get(planned)
+            if isinstance(planned, Exception):
+                raise planned
+        else:
+            self._way, planned = run_here, plan(arms)
+        self.folders = {name: folder for name, (folder, _) in planned.items()}
+        self.finished = {name for name, (_, finished) in planned.items() if finished}
+        self.folder = next(iter(self.folders.values())).parent
+
+    def run(
+        self, arms: Arms, is_done: Callable[[str], bool] = lambda name: False
+    ) -> dict[str, str]:
+        """Run these, and say how far they are; those that failed, with their trouble.
+
+        Args:
+            is_done: tells by a run's name of one that stopped with a sentence, but where it should.
+        """
+        failed, started = {}, time.time()
+        with closing(self._way(arms)) as ends:
+            for count, (name, why) in enumerate(ends, 1):
+                failed |= {name: why} if why and not is_done(name) else {}
+                rest = duration((time.time() - started) / count * (len(arms) - count))
+                word = "failed" if name in failed else "done"
+                print(
+                    f"{count} of {len(arms)}: {name} {word}; about {rest} left for all", flush=True
+                )
+        for name, why in failed.items():
+            print(f"{name} failed: {why} ({Run.shown(self.folders[name] / 'sweep.log')})")
+        if failed:
+            print("The same command tries these again, and leaves the others as they are.")
+        return failed
 
 
 def run_sweep(path: Path, address: str | None) -> int:
-    sweep = read_sweep(path)
-    arms = make_arms(sweep)
-    planned, way = begin(arms, address)
-    folders = {name: folder for name, (folder, _) in planned.items()}
-    left = {name: words for name, words in arms.items() if not planned[name][1]}
-    folder = next(iter(folders.values())).parent
+    given = read_sweep(path)
+    arms = make_arms(given)
+    runner = Runner(arms, address)
+    left = {name: words for name, words in arms.items() if name not in runner.finished}
     runs, before = f"{len(arms)} run{'s' * (len(arms) > 1)}", len(arms) - len(left)
-    logs = Run.shown(folder / "*" / "sweep.log")
+    logs = Run.shown(runner.folder / "*" / "sweep.log")
     print(f"{runs}, {before} of them done before; logs: {logs}", flush=True)
-    failed = run_all(left, way, folders, lambda name: False)
-    measured = [file.parents[1].name for file in folder.glob("*_*/evals/trained.json")]
+    failed = runner.run(left)
+    measured = [file.parents[1].name for file in runner.folder.glob("*_*/evals/trained.json")]
     if len({name.rpartition("_")[0] for name in measured}) > 1:
-        runs = {"run": f"{sweep['name']}/compared", "runs": [sweep["name"]]}
-        words = as_words(sweep["recipes"][0], sweep["fixed"] | runs)
+        compared = {"run": f"{given['name']}/compared", "runs": [given["name"]]}
+        words = as_words(given["recipes"][0], given["fixed"] | compared)
         print("Compare them:", shlex.join(["python", "-m", "lib.suite", *words, "--only", "09"]))
     return 1 if failed else 0
 
 
-def main(arguments: list[str] | None = None, run: Callable = run_sweep) -> int:
-    about = sys.modules[run.__module__].__doc__
-    name = run.__name__.removeprefix("run_")
-    parser = argparse.ArgumentParser(prog=f"python -m lib.suite {name}", description=about)
+# --- a race -----------------------------------------------------------------------------------
+
+
+def compare(scores: Scores, alpha: float, margin: float = 0.0) -> list[dict[str, Any]]:
+    """A row an arm, the leader first: its mean, how far it is behind, and whether it stays.
+
+    Args:
+        alpha: the chance that one arm leaves though it is better than the leader by `margin` or
+            more; 0: the better half stays.
+
+    Raises:
+        BadInput: the arms were not asked the same problems.
+    """
+    order = sorted(scores, key=lambda arm: -fmean(scores[arm].values()))
+    leader, half = scores[order[0]], math.ceil(len(order) / 2)
+    rows = []
+    for place, arm in enumerate(order):
+        row = {"arm": arm, "score": fmean(scores[arm].values()), "stays": True}
+        if place:
+            if scores[arm].keys() != leader.keys() or len(leader) < 2:
+                raise BadInput(
+                    f"{arm} and {order[0]} were asked other held-out problems: give both the same "
+                    f"task and train_problems, and two validation_problems at least.",
+                    "no-shared",
+                )
+            pairs = [(leader[problem], scores[arm][problem]) for problem in leader]
+            level = 1 - 2 * alpha if alpha else 0.95
+            paired = paired_difference(*zip(*pairs, strict=True), level=level)
+            row |= {"difference": paired.difference, "at_most": paired.interval[1]}
+            row["stays"] = row["at_most"] >= margin if alpha else place < half
+        rows.append(row)
+    return rows
+
+
+def contest(
+    arms: Iterable[str],
+    rungs: Sequence[int],
+    alpha: float,
+    margin: float,
+    train: Callable[[Sequence[str], int], Scores],
+) -> Iterator[tuple[int, list[dict[str, Any]], dict[str, int]]]:
+    """The race itself: at each rung its step, the rows of `compare`, and how far each arm has come.
+
+    An arm that left is compared by its last answers, and comes back, trained up to the rung, where
+    the leader has fallen to within its reach: a high learning rate leads until it collapses.
+
+    Args:
+        train: takes these arms to a rung; returns the scores of those that did not fail.
+    """
+    steps, latest = dict.fromkeys(arms, 0), {}
+    standing = list(steps)
+    for rung in rungs:
+        rows = []
+        while standing:
+            scores = train(standing, rung)
+            steps |= dict.fromkeys(scores, rung)
+            for arm in standing:
+                latest.pop(arm, None)
+            latest |= scores
+            compared = {arm: latest[arm] for arm in latest if alpha or steps[arm] == rung}
+            rows = compare(compared, alpha, margin) if compared else []
+            back = [row["arm"] for row in rows if row["stays"] and steps[row["arm"]] < rung]
+            standing = back[:1]  # the best first: once it is there, others may stay behind
+        if not rows:
+            return
+        yield rung, rows, steps
+        standing = [row["arm"] for row in rows if row["stays"]]
+
+
+def find_rungs(race: Mapping[str, Any], configs: Sequence[Config], arms: int) -> list[int]:
+    """Steps after which arms are compared; the last is max_steps.
+
+    Raises:
+        BadInput: the arms differ in max_steps, have no validation, or a rung is no step of theirs.
+    """
+    [*steps] = {config.max_steps for config in configs}
+    if len(steps) > 1 or not all(config.validation_steps for config in configs):
+        raise BadInput(
+            "The arms of a race have one max_steps, and validation_steps (max_steps will do): set "
+            "both under `parameters`.",
+            "race",
+        )
+    [last], batch = steps, max(config.num_iterations for config in configs)
+    cuts = range(math.ceil(math.log2(max(arms, 2))), 0, -1)
+    rungs = race.get("rungs") or [math.ceil(last / 2**cut / batch) * batch for cut in cuts]
+    for rung in rungs:
+        if not isinstance(rung, int) or rung % batch or not 0 < rung <= last:
+            raise BadInput(
+                f"rungs {rungs}: each is a step up to max_steps {last}, a multiple of "
+                f"num_iterations {batch}.",
+                "race",
+            )
+    return sorted({*rungs, last})
+
+
+def scores_at(run: Run, step: int) -> dict[str, float]:
+    """Held-out problem → score after this step."""
+    rows = [r for r in read_jsonl(run.evals / "validation.jsonl") if r["step"] == step]
+    name = next((n for n in ("strict", "lenient", "rougeL") if rows and n in rows[0]), "")
+    return {row["id"]: float(row[name]) for row in rows}
+
+
+def is_at(words: list[str], rung: int) -> bool:
+    """Whether the run was trained to this step, kept, and measured there."""
+    config, _, run = arm_of(words)
+    return run.kept_step() >= rung and is_begun(config) and bool(scores_at(run, rung))
+
+
+def run_race(path: Path, address: str | None) -> int:
+    given = read_sweep(path, RACE_KEYS)
+    arms = make_arms(given)
+    delta, margin = given.get("delta", DELTA), given.get("margin", 0.0)
+    entrants: dict[str, list[str]] = {}
+    for name in arms:
+        entrants.setdefault(name.rpartition("_")[0], []).append(name)
+    rungs = find_rungs(given, [arm_of(words)[0] for words in arms.values()], len(entrants))
+    runner = Runner(arms, address)
+    alpha = delta / (len(entrants) * max(1, len(rungs) - 1)) if delta < 1 else 0.0
+    failures: dict[int, dict[str, str]] = {}
+
+    def train(standing: Sequence[str], rung: int) -> dict[str, dict[str, float]]:
+        last = rung == rungs[-1]
+        reached = is_done if last else partial(is_at, rung=rung)
+        names = [name for arm in standing for name in entrants[arm]]
+        end = [] if last else ["-p", "stop_at", str(rung)]
+        left = {name: [*arms[name], *end] for name in names if not reached(arms[name])}
+        failed = runner.run(left, lambda name: reached(arms[name]))
+        failures[rung] = failures.get(rung, {}) | failed
+        return {
+            arm: _mean([scores_at(Run(runner.folders[n]), rung) for n in entrants[arm]])
+            for arm in standing
+            if not failed.keys() & {*entrants[arm]}
+        }
+
+    rounds, share = [], 0.0
+    for rung, rows, steps in contest(entrants, rungs, alpha, margin, train):
+        rounds.append({"step": rung, "failed": failures[rung], "arms": rows})
+        share = sum(steps.values()) / (rungs[-1] * len(entrants))
+        print(f"Step {rung} of {rungs[-1]}:", *map(_line, rows), sep="\n", flush=True)
+    if not rounds or rounds[-1]["step"] < rungs[-1]:
+        return 1
+    first, file = rounds[-1]["arms"][0]["arm"], runner.folder / "race.json"
+    bound = f"the best at a rung left with a chance of {delta:.0%} at most" if alpha else "no bound"
+    write_json(file, {"delta": delta, "margin": margin, "share": share, "rounds": rounds})
+    print(
+        f"{first} is first. {share:.0%} of all steps were trained; {bound}.",
+        Run.shown(file),
+        sep="\n",
+    )
+    return 1 if any(each["failed"] for each in rounds) else 0
+
+
+def _mean(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Over an arm's seeds, problem by problem."""
+    return {problem: fmean(run[problem] for run in runs) for problem in runs[0]}
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    line = f"  {row['arm']}: {row['score']:.1%}"
+    if "difference" not in row:
+        return line
+    behind = f"{points(row['difference'])}, at most {points(row['at_most'])}"
+    return f"{line} ({behind}){'' if row['stays'] else ', leaves'}"
+
+
+# --- the commands -----------------------------------------------------------------------------
+
+
+def _command(name: str, run: Callable[[Path, str | None], int], arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog=f"python -m lib.suite {name}", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("file", type=Path, help="a YAML file (docs/sweeps.md)")
     parser.add_argument("--ray", metavar="ADDRESS", help='a cluster: host:port, or "auto"')
@@ -355,3 +546,6 @@ def main(arguments: list[str] | None = None, run: Callable = run_sweep) -> int:
     except KeyboardInterrupt:
         print("Interrupted: the same command goes on from there.", file=sys.stderr)
         return 128 + signal.SIGINT
+
+
+sweep, race = partial(_command, "sweep", run_sweep), partial(_command, "race", run_race)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from lib.config import ROOT, resolve
+from lib.files import release
 from lib.hardware import Hardware
-from lib.lock import release
 from lib.process import keep_byte_code, trim_memory
 from lib.runs import Run, open_run
 

@@ -20,7 +20,7 @@ from lib.adapters import make_portable
 from lib.config import ROOT, resolve
 from lib.export import load_merged, save_merged
 from lib.export.serve import free_port
-from lib.lock import release
+from lib.files import release
 from lib.models import load_policy
 from lib.runs import open_run
 from tests.conftest import CPU

@@ -14,13 +14,13 @@ from nbclient.exceptions import CellExecutionError
 
 from lib.config import ROOT
 from lib.errors import BadInput
-from lib.lock import hold, release
+from lib.files import hold, release
 
 HOLDER = """
 import sys, time
 from pathlib import Path
 from lib.errors import BadInput
-from lib.lock import hold
+from lib.files import hold
 try:
     hold(Path(sys.argv[1]))
 except BadInput as error:
@@ -83,9 +83,12 @@ def test_children_may_write_where_their_runner_does(place):
     assert holder(place, 0).communicate()[0] == "has it\n"
 
 
-OPEN = (
-    "from pathlib import Path\nfrom lib import lock\nlock.IDLE = 1.0\nlock.hold(Path({folder!r}))"
-)
+OPEN = """
+from pathlib import Path
+from lib import files
+files.IDLE = 1.0
+files.hold(Path({folder!r}))
+"""
 
 
 def notebook(*cells: str):

@@ -16,9 +16,9 @@ from pathlib import Path
 from lib.process import keep_byte_code
 
 keep_byte_code(Path(sys.argv[1]))
-import lib.progress
+import lib.stack
 
-cached = Path(importlib.util.cache_from_source(lib.progress.__file__))
+cached = Path(importlib.util.cache_from_source(lib.stack.__file__))
 print(cached.is_file() and cached.is_relative_to(sys.argv[1]))
 print(os.environ.get("PYTHONPYCACHEPREFIX"))
 """

@@ -16,9 +16,9 @@ from transformers import TrainerCallback
 
 from lib.config import ROOT, resolve
 from lib.errors import BadInput
-from lib.execute import launch_words
 from lib.models import load_policy
 from lib.runs import Run, quiet_process, read_jsonl, read_rollouts
+from lib.suite import launch_words
 from lib.training.run import grpo_arguments
 from tests import lives
 from tests.conftest import CPU, L4, SMALL
@@ -146,7 +146,7 @@ def test_the_launcher_takes_what_it_is_given(tmp_path):
     (tmp_path / "fsdp.yaml").write_text(FSDP)
     for file, kind in (("", "multi_gpu"), (str(tmp_path / "fsdp.yaml"), "use_fsdp")):
         given = SMALL | {"num_processes": 2, "accelerate_config": file}
-        words = [*launch_words(resolve("ci", given, CPU)), "-m", "lib.execute", "03_training"]
+        words = [*launch_words(resolve("ci", given, CPU)), "-m", "lib.suite", "notebook"]
         args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(words))
         assert getattr(args, kind) and args.num_processes == 2 and args.module
         assert (defaults is not None) == bool(file)

@@ -12,11 +12,18 @@ import pytest
 
 from lib.config import ROOT
 from lib.errors import BadInput
-from lib.race import DELTA, compare, contest, find_rungs, is_at, main, scores_at
 from lib.runs import Run, read_json, write_json
-from lib.suite import configure, read_arguments
-from lib.sweep import main as sweep_main
-from lib.sweep import make_arms, read_sweep
+from lib.suite import configure, main, read_arguments
+from lib.sweep import (
+    DELTA,
+    compare,
+    contest,
+    find_rungs,
+    is_at,
+    make_arms,
+    read_sweep,
+    scores_at,
+)
 from tests.test_sweep import sweep_file
 
 RUNGS = [2, 3, 6, 12]
@@ -140,17 +147,17 @@ def test_a_kill_leads_to_the_same_ranking(tmp_path, first_layers, capsys):
     race.send_signal(signal.SIGKILL)
     psutil.wait_procs(runs, timeout=20)
     assert is_at(first, 1) and not is_at(first, 2)
-    assert main([str(path)]) == 0
+    assert main(["race", str(path)]) == 0
     out = capsys.readouterr().out
     assert "Step 1 of 2:" in out and "Step 2 of 2:" in out and "is first" in out
     raced = read_json(tmp_path / "raced" / "small" / "race.json")
     assert [each["step"] for each in raced["rounds"]] == [1, 2]
-    assert main([str(path)]) == 0  # nothing is trained again
+    assert main(["race", str(path)]) == 0  # nothing is trained again
     assert "about" not in capsys.readouterr().out
     assert read_json(tmp_path / "raced" / "small" / "race.json") == raced
     # The slices are the run that was not stopped.
     whole = race_file(tmp_path / "whole", first_layers)
-    assert sweep_main([str(whole)]) == 0
+    assert main(["sweep", str(whole)]) == 0
     for name in ("ci-learning_rate1e-05_0", "ci-learning_rate0.001_0"):
         pair = [Run(tmp_path / where / "small" / name) for where in ("raced", "whole")]
         for step in (1, 2):

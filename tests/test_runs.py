@@ -17,8 +17,7 @@ import pytest
 from lib import files, suite
 from lib.config import ROOT, resolve
 from lib.errors import BadInput
-from lib.process import quiet_process
-from lib.progress import Progress, duration
+from lib.process import Progress, duration, quiet_process
 from lib.runs import (
     Run,
     append_jsonl,

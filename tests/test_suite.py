@@ -17,11 +17,10 @@ import pytest
 from lib.config import ROOT, resolve
 from lib.doctor import check_inputs
 from lib.errors import BadInput
-from lib.execute import run_notebook
 from lib.hardware import Hardware
 from lib.models import LINEAR_LAYERS
 from lib.runs import Run, read_json, read_jsonl, run_folder
-from lib.suite import CHAIN, main
+from lib.suite import CHAIN, main, run_notebook
 from lib.training import check_resumable, fresh_checkpoints
 from tests.conftest import CPU, SMALL
 from tests.test_lock import holder
@@ -209,7 +208,7 @@ def write_notebook(path: Path, code: str) -> None:
 
 def test_a_kernel_that_is_killed_is_told(tmp_path, run, monkeypatch, capsys):
     write_notebook(tmp_path / "03_training.ipynb", "import os; os.kill(os.getpid(), 9)")
-    monkeypatch.setattr("lib.execute.NOTEBOOKS", tmp_path)
+    monkeypatch.setattr("lib.suite.NOTEBOOKS", tmp_path)
     assert run_notebook("03_training", run, {}) == 1
     assert "03_training stopped: its kernel ended (it was interr" in capsys.readouterr().err
 
@@ -220,7 +219,7 @@ def test_notebooks_run_with_this_python_whatever_kernels_there_are(tmp_path, run
     spec.write_text('{"argv": ["/bin/false"], "display_name": "another", "language": "python"}')
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     write_notebook(tmp_path / "01_setup.ipynb", "import sys; print(sys.executable)")
-    monkeypatch.setattr("lib.execute.NOTEBOOKS", tmp_path)
+    monkeypatch.setattr("lib.suite.NOTEBOOKS", tmp_path)
     assert run_notebook("01_setup", run, {}) == 0
     assert sys.executable in (run.notebooks / "01_setup.ipynb").read_text()
     assert os.environ["JUPYTER_PATH"] == str(tmp_path)
@@ -229,10 +228,10 @@ def test_notebooks_run_with_this_python_whatever_kernels_there_are(tmp_path, run
 RUNNER = """
 import sys
 from pathlib import Path
-import lib.execute
+import lib.suite
 from lib.runs import Run
-lib.execute.NOTEBOOKS = Path(sys.argv[1])
-sys.exit(lib.execute.run_notebook("01_setup", Run(Path(sys.argv[2])), {}))
+lib.suite.NOTEBOOKS = Path(sys.argv[1])
+sys.exit(lib.suite.run_notebook("01_setup", Run(Path(sys.argv[2])), {}))
 """
 
 

@@ -18,8 +18,8 @@ from lib.config import ROOT, find_recipe, read_recipe, resolve
 from lib.errors import BadInput
 from lib.evaluation.runs import find_arms
 from lib.runs import Run, open_run, read_json, read_jsonl, write_json
-from lib.suite import configure, read_arguments
-from lib.sweep import main, make_arms, plan, read_sweep
+from lib.suite import configure, main, read_arguments
+from lib.sweep import make_arms, plan, read_sweep
 from tests.conftest import CPU, SMALL
 
 RAISES = "def raises(completions, **columns):\n    raise ZeroDivisionError('no such luck')\n"
@@ -98,7 +98,7 @@ def test_what_is_finished_is_not_repeated(tmp_path, capsys):
     for words in arms_of(path).values():
         open_run(configure(*read_arguments(words))).note(finished={"03_training": {"seconds": 1}})
     assert [finished for _, finished in plan(arms_of(path)).values()] == [True, True]
-    assert main([str(path)]) == 0
+    assert main(["sweep", str(path)]) == 0
     assert "2 of them done before" in capsys.readouterr().out
     changed = sweep_file(tmp_path, seeds=[0, 1], parameters={"max_steps": 2})
     assert [finished for _, finished in plan(arms_of(changed)).values()] == [False, False]
@@ -107,7 +107,7 @@ def test_what_is_finished_is_not_repeated(tmp_path, capsys):
 
 
 def test_runs_follow_each_other_and_none_stops_another(tmp_path, capsys):
-    assert main([str(sweep_file(tmp_path, seeds=[0, 1], only=["04"]))]) == 1
+    assert main(["sweep", str(sweep_file(tmp_path, seeds=[0, 1], only=["04"]))]) == 1
     out = capsys.readouterr().out
     assert "1 of 2: small/ci_0 failed; about" in out and "2 of 2: small/ci_1 failed" in out
     for seed in (0, 1):
@@ -157,7 +157,7 @@ def test_a_sweep_is_compared_by_its_folder(tmp_path):
 
 def test_without_ray_it_is_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert main([str(sweep_file(tmp_path)), "--ray", "auto"]) == 2
+    assert main(["sweep", str(sweep_file(tmp_path)), "--ray", "auto"]) == 2
     assert "--ray needs Ray: pip install" in capsys.readouterr().err
 
 
@@ -166,7 +166,7 @@ def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path, capsys):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    assert main([str(sweep_file(tmp_path)), "--ray", address]) == 2
+    assert main(["sweep", str(sweep_file(tmp_path)), "--ray", address]) == 2
     assert f"No Ray cluster at {address}: " in capsys.readouterr().err
 
 

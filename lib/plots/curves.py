@@ -20,7 +20,7 @@ from lib.plots import (
     grid_of_axes,
     styled,
 )
-from lib.progress import duration
+from lib.process import duration
 
 
 @dataclass(frozen=True)

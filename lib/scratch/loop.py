@@ -28,7 +28,7 @@ from lib.engines import Completion, VllmEngine, chat_text, training_sampling
 from lib.errors import BadInput
 from lib.keys import PEFT, TRL
 from lib.models import load_tokenizer, lora_targets, model_folder, without_head_copies
-from lib.progress import Progress
+from lib.process import Progress
 from lib.rewards import score
 from lib.runs import Run, append_jsonl, discard, read_json, write_json, written_whole
 from lib.scratch import (

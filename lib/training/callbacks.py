@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from lib.config import Config
 from lib.hardware import gpu_energy, gpu_memory_taken
-from lib.progress import Progress
+from lib.process import Progress
 from lib.rewards import Checked
 from lib.runs import Run, append_jsonl
 from lib.training.rollouts import advantages, all_alike, rollout_row
