@@ -138,7 +138,7 @@ class Keys(BaseModel):
 
     def origin(self, key: str) -> str:
         """Where the key's value comes from: default, profile …, recipe …, or parameter."""
-        return self._origins.get(ALIASES.get(key, key), "default")
+        return self._origins.get(key, "default")
 
     def given(self) -> dict[str, Any]:
         """The keys that somebody set: what another configuration takes over from this one."""
@@ -200,25 +200,23 @@ def resolve(
     profile = settings.get("profile", "auto")
     if profile == "auto":
         profile = choose_profile(hardware)
-    if not isinstance(profile, str) or profile not in PROFILES:
-        hint = nearest(MEANS.get(profile, profile), ["auto", *PROFILES])
+    if profile not in [*PROFILES]:
+        hint = nearest(MEANS.get(str(profile), profile), ["auto", *PROFILES])
         raise BadInput(f"There is no profile {profile!r}: {hint}", "profile")
-    source = f"recipe {path.stem}" if path else "recipe"
-    special = _settings_of_profiles(settings.get("by_profile", {}))
-    layers = [
-        (f"profile {profile}", translate(PROFILES[profile])),
-        (source, stored),
-        (f"recipe on {profile}", special.get(profile, {})),
-        ("environment", environment),
-        ("parameter", given),
-    ]
+    parts = dict(_parts(settings))
+    layers = {
+        f"profile {profile}": PROFILES[profile],
+        f"recipe {path.stem}" if path else "recipe": stored,
+        f"recipe on {profile}": parts.get(f"by_profile {profile}", {}),
+        "environment": environment,
+        "parameter": given,
+    }
     values, origins = {}, {}
-    for origin, layer in layers:
-        values.update(layer)
-        origins.update(dict.fromkeys(layer, origin))
+    for origin, layer in layers.items():
+        values |= layer
+        origins |= dict.fromkeys(layer, origin)
     # What is wrong for another profile, or later, is wrong now.
-    others = [(f"by_profile {other}", changes) for other, changes in special.items()]
-    for place, changes in (*others, *_nested(settings)):
+    for place, changes in parts.items():
         _validate(values | changes, origins | dict.fromkeys(changes, place))
     # Which profile is meant is settled now.
     config = _validate(_completed(values) | {"profile": profile}, origins)
@@ -242,9 +240,11 @@ def side_config(config: Config) -> Config:
     return with_changes(config, keys)
 
 
-def _settings_of_profiles(by_profile: Any) -> dict[str, dict[str, Any]]:
-    if not isinstance(by_profile, dict):
-        return {}  # its type is refused with the others
+def _parts(recipe: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Settings for one profile, for 09 and for the side task: where they stand, and they. What is
+    of another type is refused with all other keys."""
+    nested = {key: recipe.get(key) for key in ("by_profile", "variants", "side_task")}
+    by_profile, variants, side = (v if isinstance(v, dict) else {} for v in nested.values())
     for name, settings in by_profile.items():
         if name not in PROFILES:
             hint = nearest(name, PROFILES)
@@ -254,17 +254,12 @@ def _settings_of_profiles(by_profile: Any) -> dict[str, dict[str, Any]]:
         for key in settings.keys() & {"profile", "by_profile"}:
             sentence = f"by_profile {name} holds {key}, which belongs beside by_profile: move it."
             raise BadInput(sentence, "profile")
-    return {name: translate(settings) for name, settings in by_profile.items()}
-
-
-def _nested(recipe: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Settings that are resolved later, by 09 and the side task: where they stand, and they."""
-    variants = recipe.get("variants", {})
-    for name, settings in variants.items() if isinstance(variants, dict) else ():
+        yield f"by_profile {name}", translate(settings)
+    for name, settings in variants.items():
         if isinstance(settings, dict):
             yield f"variant {name}", translate(settings)
-    if isinstance(recipe.get("side_task"), dict):
-        yield "side_task", translate(recipe["side_task"])
+    if side:
+        yield "side_task", translate(side)
 
 
 def _completed(values: dict[str, Any]) -> dict[str, Any]:
@@ -363,10 +358,9 @@ def _refusal(errors: list[dict[str, Any]], origins: dict[str, str]) -> BadInput:
     same = [e["msg"] for e in errors if e["loc"][0] == key and repr(e["input"]) == repr(value)]
     wanted = " or ".join(text.removeprefix("Input should be ") for text in dict.fromkeys(same))
     wanted = wanted.replace("a valid integer", "a whole number").replace("a valid ", "a ")
-    hint = ""
     if isinstance(value, str) and kind in ("bool_type", "int_type", "float_type"):
-        hint = ", without quotes"
+        wanted += ", without quotes"
         if kind == "float_type" and "e" in value:
-            hint = ', with a dot ("5.0e-6", since YAML reads "5e-6" as text)'
+            wanted += ' and with a dot ("5.0e-6", since YAML reads "5e-6" as text)'
     shown = value if len(repr(value)) < 80 else f"{str(value)[:60]}…"
-    return BadInput(f"{key} ({where}) is {shown!r}: it should be {wanted}{hint}.", "value")
+    return BadInput(f"{key} ({where}) is {shown!r}: it should be {wanted}.", "value")

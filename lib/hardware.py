@@ -15,19 +15,19 @@ GIB = 2**30
 PROFILES = {
     # No GPU: Unsloth trains, vLLM for the CPU generates and evaluates.
     "cpu":  dict(precision="bf16", load_in_4bit=False, rollout_engine="vllm",
-                 optim="adamw_torch", micro_batch=16),
+                 optim="adamw_torch", per_device_train_batch_size=16),
     # 14.6 GiB usable and no bf16. vLLM's attention runs by Triton there, without FlashInfer.
-    "t4":   dict(precision="fp16", rollout_engine="vllm", gpu_memory_utilization=0.5,
-                 optim="adamw_8bit", micro_batch=4),
+    "t4":   dict(precision="fp16", rollout_engine="vllm", vllm_gpu_memory_utilization=0.5,
+                 optim="adamw_8bit", per_device_train_batch_size=4),
     # 16 GB with bf16: RTX 4060 Ti, 4080, 5070 Ti, A4000 and the like.
-    "rtx16": dict(precision="bf16", rollout_engine="vllm", gpu_memory_utilization=0.5,
-                  optim="adamw_8bit", micro_batch=4),
-    "l4":   dict(precision="bf16", rollout_engine="vllm", gpu_memory_utilization=0.5,
-                 optim="adamw_8bit", micro_batch=8),
-    "a100": dict(precision="bf16", rollout_engine="vllm", gpu_memory_utilization=0.6,
-                 optim="adamw_8bit", micro_batch=16),
-    "h100": dict(precision="bf16", rollout_engine="vllm", gpu_memory_utilization=0.6,
-                 optim="adamw_torch", micro_batch=32),
+    "rtx16": dict(precision="bf16", rollout_engine="vllm", vllm_gpu_memory_utilization=0.5,
+                  optim="adamw_8bit", per_device_train_batch_size=4),
+    "l4":   dict(precision="bf16", rollout_engine="vllm", vllm_gpu_memory_utilization=0.5,
+                 optim="adamw_8bit", per_device_train_batch_size=8),
+    "a100": dict(precision="bf16", rollout_engine="vllm", vllm_gpu_memory_utilization=0.6,
+                 optim="adamw_8bit", per_device_train_batch_size=16),
+    "h100": dict(precision="bf16", rollout_engine="vllm", vllm_gpu_memory_utilization=0.6,
+                 optim="adamw_torch", per_device_train_batch_size=32),
 }
 # fmt: on
 

@@ -18,9 +18,20 @@ from lib.errors import BadInput
 LIBRARY = json.loads(Path(__file__).with_name("library_keys.json").read_text(encoding="utf-8"))
 TRL: dict[str, list] = LIBRARY["trl"]["fields"]  # name → type, default, what it is for
 PEFT: dict[str, list] = LIBRARY["peft"]["fields"]
+# Of LoraConfig what a policy can be trained, merged and served with.
+LORA = (
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "init_lora_weights"),
+    *("exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
+)
 
-# Fields whose default is not the library's: the value, and the reason.
+
+def each_of(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A key for each word of the table's keys."""
+    return {name: value for names, value in table.items() for name in names.split()}
+
+
 # fmt: off
+# Fields whose default is not the library's: the value, and the reason.
 DEFAULTS: dict[str, tuple[Any, str]] = {
     "max_steps": (200, "a run is counted in steps, not epochs"),
     "learning_rate": (1e-5, "TRL's 1e-6 is for all weights; an adapter takes more"),
@@ -39,37 +50,33 @@ DEFAULTS: dict[str, tuple[Any, str]] = {
     "lora_alpha": (32, "twice the rank, as is usual"),
     "target_modules": ("all-linear", "all linear layers of every block"),
 }
-
 # Fields that the suite sets itself, and what to set instead of them.
-DECIDED: dict[str, str] = {
-    **dict.fromkeys(("steps_per_generation", "generation_batch_size"),
-                    "a step is prompts_per_step × num_generations completions: set those"),
+DECIDED: dict[str, str] = each_of({
+    "steps_per_generation generation_batch_size":
+        "a step is prompts_per_step × num_generations completions: set those",
     "num_train_epochs": "a run is counted in steps: set max_steps",
     "reward_weights": "each reward has its weight in `rewards`",
     "resume_from_checkpoint": "set resume to True to go on from the last checkpoint",
     "use_cpu": 'set profile to "cpu"',
     "do_train": "run 03_training",
-    **dict.fromkeys(
-        ("do_eval", "do_predict", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start",
-         "per_device_eval_batch_size", "prediction_loss_only", "eval_do_concat_batches",
-         "eval_use_gather_object", "eval_accumulation_steps", "include_for_metrics", "label_names",
-         "batch_eval_metrics", "num_generations_eval", "bf16_full_eval", "fp16_full_eval"),
-        "set validation_steps to measure while training; 04_pass_at_k_eval measures after it"),
-    **dict.fromkeys(("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
-                    'set keep to "best" for the adapter that did best in validation'),
-    **dict.fromkeys(
-        ("hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push",
-         "hub_revision", "log_completions_hub_repo"),
-        "set push_to_hub to a repository's name, and 05_merge_export pushes"),
-    **dict.fromkeys(
-        ("save_strategy", "save_only_model", "enable_jit_checkpoint", "ignore_data_skip",
-         "restore_callback_states_from_checkpoint", "save_on_each_node"),
-        "checkpoints stay complete, so that a resumed run is the same run: set save_steps"),
-    **dict.fromkeys(("log_completions", "num_completions_to_print", "log_unique_prompts"),
-                    "every completion is kept in rollouts/ as it is"),
-    **dict.fromkeys(("model_init_kwargs", "trust_remote_code", "tf32"),
-                    "the suite loads the model, without code from elsewhere: set model, "
-                    "precision, load_in_4bit"),
+    "do_eval do_predict eval_strategy eval_steps eval_delay eval_on_start bf16_full_eval "
+    "fp16_full_eval per_device_eval_batch_size prediction_loss_only eval_do_concat_batches "
+    "eval_use_gather_object eval_accumulation_steps include_for_metrics label_names "
+    "batch_eval_metrics num_generations_eval":
+        "set validation_steps to measure while training; 04_pass_at_k_eval measures after it",
+    "load_best_model_at_end metric_for_best_model greater_is_better":
+        'set keep to "best" for the adapter that did best in validation',
+    "hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision "
+    "log_completions_hub_repo":
+        "set push_to_hub to a repository's name, and 05_merge_export pushes",
+    "save_strategy save_only_model enable_jit_checkpoint ignore_data_skip save_on_each_node "
+    "restore_callback_states_from_checkpoint":
+        "checkpoints stay complete, so that a resumed run is the same run: set save_steps",
+    "log_completions num_completions_to_print log_unique_prompts":
+        "every completion is kept in rollouts/ as it is",
+    "model_init_kwargs trust_remote_code tf32":
+        "the suite loads the model, without code from elsewhere: set model, precision, "
+        "load_in_4bit",
     "chat_template_kwargs": "training, evaluation and export share one prompt: set prompt_format",
     "auto_find_batch_size": "TRL cannot split groups: lower per_device_train_batch_size",
     "remove_unused_columns": "rewards read the rows' other columns, so that they stay",
@@ -79,15 +86,65 @@ DECIDED: dict[str, str] = {
     "modules_to_save": "neither vLLM nor a merge takes whole layers from an adapter",
     "trainable_token_indices": "neither vLLM nor a merge takes embeddings from an adapter",
     "use_dora": "vLLM does not load DoRA",
-    "bias": "vLLM does not load biases from an adapter",
-    "lora_bias": "vLLM does not load biases from an adapter",
-}
+    "bias lora_bias": "vLLM does not load biases from an adapter",
+})
 # fmt: on
-# Of LoraConfig what a policy can be trained, merged and served with.
-LORA = (
-    *("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "init_lora_weights"),
-    *("exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
-)
+
+# --- types and values -------------------------------------------------------------------------
+
+# A number is finite and at least 0 unless it says more here; a whole one fits into 31 bits.
+LIMITS: dict[str, dict[str, float]] = each_of({
+    "learning_rate max_steps per_device_train_batch_size max_completion_length temperature "
+    "repetition_penalty epsilon epsilon_high num_iterations save_steps logging_steps adam_epsilon "
+    "max_grad_norm ref_model_sync_steps sapo_temperature_neg sapo_temperature_pos vespo_k_pos "
+    "vespo_k_neg vespo_lambda_pos vespo_lambda_neg r lora_alpha": {"gt": 0},
+    "top_p top_entropy_quantile ref_model_mixup_alpha": {"gt": 0, "le": 1},
+    "vllm_gpu_memory_utilization": {"gt": 0, "lt": 1},
+    "min_p adam_beta1 adam_beta2 lora_dropout": {"ge": 0, "lt": 1},
+    "num_generations": {"ge": 2},
+    "seed data_seed": {"ge": 0, "lt": 2**32},  # numpy takes no larger one
+})  # fmt: skip
+# Types that are not the library's.
+TYPES = {
+    "gradient_checkpointing": "bool | Literal['auto']",
+    "target_modules": "Literal['all-linear'] | list[str]",
+    "warmup_steps": "int | float",  # a share of max_steps where it is below 1
+    "save_steps": "int",
+    "logging_steps": "int",
+    "num_generations": "int",  # TRL's may be None; a group has a size
+    "max_completion_length": "int",
+    "init_lora_weights": "bool | Literal['gaussian']",
+    "loss_type": "Literal['grpo', 'dr_grpo', 'dapo', 'bnpo', 'cispo', 'sapo', 'luspo', 'vespo']",
+    "importance_sampling_level": "Literal['token', 'sequence']",
+    "scale_rewards": "Literal['group', 'batch', 'none']",
+    "multi_objective_aggregation": "Literal['sum_then_normalize', 'normalize_then_sum']",
+    "vllm_importance_sampling_mode": "Literal['token_truncate', 'token_mask', "
+    "'sequence_truncate', 'sequence_mask']",
+    "vllm_mode": "Literal['colocate', 'server']",
+    "vllm_model_impl": "Literal['vllm', 'transformers']",
+    "train_sampling_strategy": "Literal['random', 'sequential', 'group_by_length', "
+    "'batch_rebalance']",
+}
+
+
+def library_fields() -> dict[str, tuple[Any, Any]]:
+    """name → (type, default) of each field that a recipe may hold, as pydantic wants them."""
+    names = {n: f for n, f in TRL.items() if n not in {*DECIDED, *ALIASES, *BECOME}}
+    fields = {}
+    for name, (kind, default, _) in (names | {n: PEFT[n] for n in LORA}).items():
+        kind = kind.replace("dict | str", "dict").replace("dict[str, Any] | str", "dict")
+        limits = LIMITS.get(name, {"ge": 0})
+        words = {
+            "Literal": Literal,
+            "float": Annotated[float, Field(**limits)],
+            "int": Annotated[int, Field(**{"lt": 2**31} | limits)],
+        }
+        hint = eval(TYPES.get(name, kind), words)  # this file's text, and library_keys.json's
+        fields[name] = (hint, DEFAULTS.get(name, (default,))[0])
+    return fields
+
+
+# --- other words ------------------------------------------------------------------------------
 
 # Old names of keys, and names of a library's for a key of the suite's.
 ALIASES = {
@@ -101,103 +158,22 @@ ALIASES = {
     "run_name": "run",
 }
 # What people write for a key or a value, from other libraries: what is meant.
-MEANS = {
-    **dict(
-        lr="learning_rate", group_size="num_generations", max_new_tokens="max_completion_length"
-    ),
-    **dict(
-        steps="max_steps", epochs="max_steps", rank="r", kl_coef="beta", gpu="auto", cuda="auto"
-    ),
-    **dict(float16="fp16", half="fp16", float32="fp32", float="fp32"),
-}
+MEANS = each_of({
+    "lr": "learning_rate", "group_size": "num_generations", "steps epochs": "max_steps",
+    "max_new_tokens": "max_completion_length", "rank": "r", "kl_coef": "beta",
+    "gpu cuda": "auto", "float16 half": "fp16", "float32 float": "fp32",
+})  # fmt: skip
 # Keys that become others, and what they hold.
-WORDS = {
-    "bf16": "True or False",
-    "fp16": "True or False",
-    "use_vllm": "True or False",
+BECOME = each_of({
+    "bf16 fp16 use_vllm": "True or False",
     "gradient_accumulation_steps": "a whole number",
     "loss_constants": "names and numbers",
-}
+})  # fmt: skip
 # Where old recipes write 0 for none.
 ZERO_IS_NONE = (
     *("delta", "off_policy_mask_threshold"),
     *("vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min"),
 )
-
-# Values: a number is finite and at least 0 unless it says more here; text is one of these.
-_ABOVE_0 = """learning_rate max_steps per_device_train_batch_size max_completion_length temperature
-repetition_penalty epsilon epsilon_high num_iterations save_steps logging_steps adam_epsilon
-max_grad_norm ref_model_sync_steps sapo_temperature_neg sapo_temperature_pos vespo_k_pos vespo_k_neg
-vespo_lambda_pos vespo_lambda_neg r lora_alpha top_p top_entropy_quantile ref_model_mixup_alpha
-vllm_gpu_memory_utilization"""
-_AT_MOST_1 = ("top_p", "top_entropy_quantile", "ref_model_mixup_alpha")
-_BELOW_1 = ("min_p", "adam_beta1", "adam_beta2", "lora_dropout", "vllm_gpu_memory_utilization")
-_BELOW_2_32 = ("seed", "data_seed")  # numpy takes no larger one
-
-
-def _limits(name: str) -> dict[str, float]:
-    """pydantic's words for the numbers that a field takes."""
-    least = {"gt": 0} if name in _ABOVE_0.split() else {"ge": 2 if name == "num_generations" else 0}
-    if name in _AT_MOST_1:
-        return least | {"le": 1}
-    return least | ({"lt": 1} if name in _BELOW_1 else {"lt": 2**32} if name in _BELOW_2_32 else {})
-
-
-CHOICES = {
-    "loss_type": ("grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"),
-    "importance_sampling_level": ("token", "sequence"),
-    "scale_rewards": ("group", "batch", "none"),
-    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
-    "vllm_importance_sampling_mode": (
-        *("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
-    ),
-    "vllm_mode": ("colocate", "server"),
-    "vllm_model_impl": ("vllm", "transformers"),
-    "train_sampling_strategy": ("random", "sequential", "group_by_length", "batch_rebalance"),
-}
-# Types that are not the library's.
-TYPES: dict[str, Any] = {
-    "gradient_checkpointing": bool | Literal["auto"],
-    "target_modules": Literal["all-linear"] | list[str],
-    "warmup_steps": int | float,  # a share of max_steps where it is below 1
-    "save_steps": int,
-    "logging_steps": int,
-    "num_generations": int,  # TRL's may be None; a group has a size
-    "max_completion_length": int,
-    "init_lora_weights": bool | Literal["gaussian"],
-}
-
-
-def library_fields() -> dict[str, Any]:
-    """name → (type, default) of each field that a recipe may hold, as pydantic wants them."""
-    names = {n: f for n, f in TRL.items() if n not in DECIDED and n not in ALIASES}
-    fields = {}
-    for name, (kind, default, _) in (names | {n: PEFT[n] for n in LORA}).items():
-        if name in WORDS:
-            continue
-        default = DEFAULTS.get(name, (default,))[0]
-        kind = kind.replace("dict | str", "dict").replace("dict[str, Any] | str", "dict")
-        hint = TYPES.get(name) or eval(kind, {"Literal": Literal})  # our own file's
-        if name in CHOICES:
-            hint = Literal[CHOICES[name]]
-        if "int" in kind or "float" in kind:
-            hint = _limited(hint, _limits(name))
-        fields[name] = (hint, default)
-    return fields
-
-
-def _limited(hint: Any, limits: dict[str, float]) -> Any:
-    """The type with its limits on the numbers in it; whole numbers fit into 31 bits."""
-    if hint in (int, float):
-        bound = {} if hint is float or "lt" in limits else {"lt": 2**31}
-        return Annotated[hint, Field(**limits, **bound)]
-    parts = getattr(hint, "__args__", ())
-    if not parts or (hasattr(hint, "__origin__") and hint.__origin__ in (list, dict, Literal)):
-        return hint
-    union = _limited(parts[0], limits)
-    for part in parts[1:]:
-        union = union | _limited(part, limits)
-    return union
 
 
 def translate(layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,22 +202,22 @@ def _today(name: str, value: Any, layer: Mapping[str, Any]) -> dict[str, Any]:
     if name == "min_lr_rate":
         return {"lr_scheduler_kwargs": {name: value} if value else None}
     if name == "loss_constants" and isinstance(value, dict):
-        losses = ["sapo" if each.startswith("temperature") else "vespo" for each in value]
-        return dict(zip(map("{}_{}".format, losses, value), value.values(), strict=True))
-    if name == "ref_model_sync_steps" and "sync_ref_model" not in layer:
-        return {"sync_ref_model": True, name: value} if value else {"sync_ref_model": False}
-    if name == "entropy_target" and "use_adaptive_entropy" not in layer:
-        return {"use_adaptive_entropy": bool(value)} | ({name: value} if value else {})
-    if name == "scale_rewards" and isinstance(value, bool):
-        return {name: "group" if value else "none"}
-    if name in ("bf16", "fp16") and isinstance(value, bool):
-        return {"precision": name} if value else {}
-    if name == "use_vllm" and isinstance(value, bool):
-        return {"rollout_engine": "vllm" if value else "transformers"}
+        of = {each: "sapo" if each.startswith("temperature") else "vespo" for each in value}
+        return {f"{of[each]}_{each}": number for each, number in value.items()}
+    switches = {"ref_model_sync_steps": "sync_ref_model", "entropy_target": "use_adaptive_entropy"}
+    if name in switches and switches[name] not in layer:
+        return {switches[name]: bool(value)} | ({name: value} if value else {})
+    if isinstance(value, bool):
+        if name == "scale_rewards":
+            return {name: "group" if value else "none"}
+        if name in ("bf16", "fp16"):
+            return {"precision": name} if value else {}
+        if name == "use_vllm":
+            return {"rollout_engine": "vllm" if value else "transformers"}
     if name == "gradient_accumulation_steps" and isinstance(value, int):
         return _prompts_per_step(value, layer)
-    if name in WORDS:
-        raise BadInput(f"{name} is {value!r}: it should be {WORDS[name]}.", key="value")
+    if name in BECOME:
+        raise BadInput(f"{name} is {value!r}: it should be {BECOME[name]}.", key="value")
     return {name: value}
 
 
@@ -264,32 +240,26 @@ def _prompts_per_step(accumulation: int, layer: Mapping[str, Any]) -> dict[str, 
     return {"prompts_per_step": rows * accumulation // group}
 
 
-NO_ADAPTER = ("lm_head", "embed_tokens", "embed_in", "wte", "embeddings")
-OPTIMIZER_PACKAGES = {  # part of the optimizer's name → package, the first that fits
-    **dict.fromkeys(("torch_4bit", "torch_8bit"), "torchao"),
-    "galore": "galore_torch",
-    "apollo": "apollo_torch",
-    **dict.fromkeys(("8bit", "32bit", "bnb", "ademamix"), "bitsandbytes"),
-    "lomo": "lomo_optim",
-    "grokadamw": "grokadamw",
-    "schedule_free": "schedulefree",
-    "stable_adamw": "optimi",
-    "apex": "apex",
-    "npu": "torch_npu",
-    "xla": "torch_xla",
-}
+# --- contradictions ---------------------------------------------------------------------------
+
+NO_ADAPTER = {"lm_head", "embed_tokens", "embed_in", "wte", "embeddings"}
+OPTIMIZER_PACKAGES = each_of({  # part of the optimizer's name → package, the first that fits
+    "torch_4bit torch_8bit": "torchao", "galore": "galore_torch", "apollo": "apollo_torch",
+    "8bit 32bit bnb ademamix": "bitsandbytes", "lomo": "lomo_optim", "grokadamw": "grokadamw",
+    "schedule_free": "schedulefree", "stable_adamw": "optimi", "apex": "apex",
+    "npu": "torch_npu", "xla": "torch_xla",
+})  # fmt: skip
 
 
-def missing_package(optim: str) -> str:
-    """The package that the optimizer needs and that is not installed; "" where nothing lacks."""
+def lacks_package(optim: str) -> bool:
     package = next((name for word, name in OPTIMIZER_PACKAGES.items() if word in optim), "")
-    return package if package and find_spec(package) is None else ""
+    return bool(package) and find_spec(package) is None
 
 
-def idle_constants(c: Any) -> str:
-    """The first constant that was given for another loss than the recipe's."""
-    given = (key for key in c.given() if key.startswith(("sapo_", "vespo_")))
-    return next((key for key in given if not key.startswith(c.loss_type)), "")
+def idle_constants(c: Any) -> bool:
+    """Whether a constant was given for another loss than the recipe's."""
+    given = [key for key in c.given() if key.startswith(("sapo_", "vespo_"))]
+    return not all(key.startswith(c.loss_type) for key in given)
 
 
 def corrects(c: Any) -> bool:
@@ -300,18 +270,10 @@ def corrects(c: Any) -> bool:
     return c.rollout_engine == "vllm" and wanted and getattr(c, key)
 
 
-def unknown_sampling(c: Any) -> str:
-    """The first key of generation_kwargs that vLLM's SamplingParams does not have."""
-    if c.rollout_engine != "vllm":
-        return ""
-    return next((key for key in c.generation_kwargs or {} if key not in LIBRARY["sampling"]), "")
-
-
-# Contradictions of keys: what the error is called, when it holds, the sentence (c: the
-# configuration, h: the hardware). TRL refuses several itself, late.
-Rule = tuple[str, Callable[[Any, Any], Any], str]
+# What the error is called, when it holds, the sentence (c: the configuration, h: the hardware).
+# TRL refuses several itself, late.
 # fmt: off
-RULES: tuple[Rule, ...] = (
+RULES: tuple[tuple[str, Callable[[Any, Any], Any], str], ...] = (
     ("no-gpu", lambda c, h: c.profile != "cpu" and not h.gpu,
      'profile {c.profile} needs a GPU and there is none: set profile to "cpu" or auto.'),
     ("no-bf16", lambda c, h: c.precision == "bf16" and h.gpu and h.capability < 8.0,
@@ -323,11 +285,9 @@ RULES: tuple[Rule, ...] = (
      and c.completions_per_step % c.per_device_train_batch_size,
      "prompts_per_step {c.prompts_per_step} × num_generations {c.num_generations} = "
      "{c.completions_per_step} completions do not divide into passes of "
-     "per_device_train_batch_size {c.per_device_train_batch_size}: choose one that divides "
-     "{c.completions_per_step}."),
-    ("processes", lambda c, h: c.completions_per_step % (
-        c.num_processes * min(c.per_device_train_batch_size,
-                              max(1, c.completions_per_step // c.num_processes))),
+     "per_device_train_batch_size {c.per_device_train_batch_size}: choose one that does."),
+    ("processes", lambda c, h: c.completions_per_step % (c.num_processes * max(1, min(
+        c.per_device_train_batch_size, c.completions_per_step // c.num_processes))),
      "prompts_per_step × num_generations = {c.completions_per_step} completions do not divide into "
      "passes of per_device_train_batch_size {c.per_device_train_batch_size} in {c.num_processes} "
      "processes: change one of them."),
@@ -356,13 +316,13 @@ RULES: tuple[Rule, ...] = (
      "backend to transformers and load_in_4bit to False, or leave it at False."),
     ("targets", lambda c, h: not c.target_modules,
      'target_modules is empty, so that nothing would be trained: name layers, or "all-linear".'),
-    ("targets", lambda c, h: set(c.target_modules) & set(NO_ADAPTER),
+    ("targets", lambda c, h: {*c.target_modules} & NO_ADAPTER,
      "target_modules {c.target_modules} names embeddings or the output layer, which vLLM does not "
      "take from an adapter and which many models share: name layers of the blocks only."),
     ("targets", lambda c, h: isinstance(c.target_modules, list)
-     and len(set(c.target_modules)) < len(c.target_modules),
+     and len({*c.target_modules}) < len(c.target_modules),
      "target_modules {c.target_modules} names a layer twice: leave one out."),
-    ("optimizer-package", lambda c, h: missing_package(c.optim),
+    ("optimizer-package", lambda c, h: lacks_package(c.optim),
      "optim {c.optim} needs a package that is not installed: install it, or set optim to "
      "adamw_torch."),
     ("schedule", lambda c, h: c.lr_scheduler_type == "reduce_lr_on_plateau",
@@ -373,13 +333,13 @@ RULES: tuple[Rule, ...] = (
      "lr_scheduler_type warmup_stable_decay wants the length of its end: set lr_scheduler_kwargs "
      "to {{num_decay_steps: …}}."),
     ("schedule", lambda c, h: c.lr_scheduler_type.startswith("cosine_with_min_lr")
-     and not {"min_lr", "min_lr_rate"} & set(c.lr_scheduler_kwargs or {}),
+     and not {"min_lr", "min_lr_rate"} & {*(c.lr_scheduler_kwargs or ())},
      "lr_scheduler_type {c.lr_scheduler_type} wants where it ends: set lr_scheduler_kwargs to "
      "{{min_lr_rate: 0.1}}."),
     ("schedule", lambda c, h: "min_lr_rate" in (c.lr_scheduler_kwargs or {})
      and not c.lr_scheduler_type.startswith("cosine"),
-     "min_lr_rate is where a cosine ends, and lr_scheduler_type is {c.lr_scheduler_type}: set "
-     "lr_scheduler_type to cosine, or leave min_lr_rate out."),
+     "min_lr_rate is where a cosine ends, and lr_scheduler_type is {c.lr_scheduler_type}: set it "
+     "to cosine, or leave min_lr_rate out."),
     ("ppo", lambda c, h: c.algorithm == "ppo" and not c.shared_prompts,
      "ppo reads its values where shared_prompts computes: set it to True."),
     ("keep-best", lambda c, h: c.keep == "best" and not c.validation_steps,
@@ -412,12 +372,9 @@ RULES: tuple[Rule, ...] = (
     ("gdpo", lambda c, h: c.multi_objective_aggregation == "normalize_then_sum" and c.resample,
      "multi_objective_aggregation normalize_then_sum learns from groups whose totals are alike, "
      "which resample replaces: leave resample at 0."),
-    ("reference", lambda c, h: c.sync_ref_model and not c.beta,
-     "sync_ref_model moves the reference model, and with beta 0 there is none: set beta, or leave "
-     "sync_ref_model and ref_model_sync_steps out."),
-    ("reference", lambda c, h: c.sync_ref_model and not c.full_finetuning,
-     "sync_ref_model needs a reference model of its own, and with an adapter it is the base "
-     "model, shared: set full_finetuning, or leave sync_ref_model and ref_model_sync_steps out."),
+    ("reference", lambda c, h: c.sync_ref_model and not (c.beta and c.full_finetuning),
+     "sync_ref_model moves a reference model of its own, which there is with full_finetuning and a "
+     "beta above 0: set both, or leave sync_ref_model and ref_model_sync_steps out."),
     ("liger", lambda c, h: c.use_liger_kernel and c.profile == "cpu",
      "use_liger_kernel replaces layers by kernels that only run on a GPU: leave it out."),
     # the sampler
@@ -432,13 +389,13 @@ RULES: tuple[Rule, ...] = (
     ("sampler", lambda c, h: corrects(c) and c.vllm_importance_sampling_clip_max
      and (c.vllm_importance_sampling_clip_min or 0) >= c.vllm_importance_sampling_clip_max,
      "vllm_importance_sampling_clip_min {c.vllm_importance_sampling_clip_min} is not below "
-     "vllm_importance_sampling_clip_max {c.vllm_importance_sampling_clip_max}: lower the one or "
-     "raise the other."),
+     "vllm_importance_sampling_clip_max {c.vllm_importance_sampling_clip_max}: change one."),
     ("sampler", lambda c, h: corrects(c) and c.vllm_importance_sampling_mode.endswith("truncate")
      and not (c.vllm_importance_sampling_clip_min or c.vllm_importance_sampling_clip_max),
      "vllm_importance_sampling_mode {c.vllm_importance_sampling_mode} has no bound to truncate "
      "at: set vllm_importance_sampling_clip_max."),
-    ("sampling", lambda c, h: unknown_sampling(c),
+    ("sampling", lambda c, h: c.rollout_engine == "vllm"
+     and not {*(c.generation_kwargs or ())} <= {*LIBRARY["sampling"]},
      "generation_kwargs {c.generation_kwargs} holds what vLLM's SamplingParams do not have: see "
      "their names in vLLM's documentation."),
 )

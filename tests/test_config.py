@@ -13,13 +13,21 @@ def test_precedence_default_profile_recipe_by_profile_parameter(tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("micro_batch: 16\nmax_steps: 7\nby_profile:\n  t4: {max_steps: 5}\n")
     on_l4 = resolve(recipe, {}, L4)
-    assert (on_l4.name, on_l4.profile, on_l4.micro_batch, on_l4.max_steps) == ("mine", "l4", 16, 7)
-    assert on_l4.origin("micro_batch") == "recipe mine"
+    assert (on_l4.name, on_l4.profile, on_l4.per_device_train_batch_size, on_l4.max_steps) == (
+        "mine",
+        "l4",
+        16,
+        7,
+    )
+    assert on_l4.origin("per_device_train_batch_size") == "recipe mine"
     assert on_l4.origin("optim") == "profile l4"
     assert on_l4.origin("seed") == "default"
     on_t4 = resolve(recipe, {"micro_batch": 8}, T4)
     assert (on_t4.max_steps, on_t4.origin("max_steps")) == (5, "recipe on t4")
-    assert (on_t4.micro_batch, on_t4.origin("micro_batch")) == (8, "parameter")
+    assert (on_t4.per_device_train_batch_size, on_t4.origin("per_device_train_batch_size")) == (
+        8,
+        "parameter",
+    )
 
 
 def refused(parameters, hardware=CPU, recipe=None) -> BadInput:

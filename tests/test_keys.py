@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import pytest
 
 from lib.config import Config
-from lib.keys import ALIASES, CHOICES, DECIDED, DEFAULTS, LORA, PEFT, TRL
+from lib.keys import ALIASES, DECIDED, DEFAULTS, LIMITS, LORA, PEFT, TRL, TYPES
 from tools.keys_page import PAGE, page
 from tools.library_keys import FILE, as_text, library_keys
 
@@ -29,10 +29,11 @@ def test_the_page_of_keys_is_the_codes():
 
 def test_what_is_said_of_the_libraries_fields_is_of_fields_that_they_have():
     known = TRL.keys() | PEFT.keys()
-    assert {*DEFAULTS, *DECIDED, *CHOICES, *LORA} <= known
+    assert {*DEFAULTS, *DECIDED, *LIMITS, *TYPES, *LORA} <= known
     for name, (value, _) in DEFAULTS.items():
         assert value != (TRL | PEFT)[name][1], f"{name} is the library's own"
-    for name, choices in CHOICES.items():
-        assert TRL[name][1] in choices
+    for name, kind in TYPES.items():
+        if kind.startswith("Literal") and name not in DEFAULTS:
+            assert repr(TRL[name][1]) in kind
     assert not set(ALIASES) & set(Config.model_fields)
     assert set(ALIASES.values()) <= set(Config.model_fields)
