@@ -40,9 +40,8 @@ from lib.runs import (
     write_json,
     write_jsonl,
 )
-from lib.tasks import get_task, make_rows
-from lib.tasks.judging import harness_scores, judge
-from lib.tasks.problems import Problem
+from lib.tasks import get_task, judge, make_rows
+from lib.tasks.problems import Problem, harness_scores
 from tests.conftest import CPU
 
 QUESTIONS = [

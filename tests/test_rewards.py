@@ -29,7 +29,7 @@ from lib.rewards import (
     rules,
     with_name,
 )
-from lib.rewards.reasoning import equations, holds
+from lib.rewards.rules import equations, holds
 from tests.conftest import CPU
 
 GOLDEN = Path(__file__).parent / "data" / "adversarial_rewards.json"

@@ -4,28 +4,45 @@
     True
 
 Four kinds: ``number`` (GSM8K), ``math`` (MATH, NuminaMath), ``choice`` (AQuA), ``text`` (names and
-short phrases). Strict grading looks only inside the last complete ``<answer>…</answer>``; lenient
-grading does its best on free text (``lib.answers.extraction`` says where it looks).
-``docs/grading.md`` has the table of what counts as equal, and why.
+short phrases). Strict grading looks only inside the last complete ``<answer>…</answer>``. Lenient
+grading looks into such tags, the last \\boxed{…}, the last "#### …", what follows the last "the
+answer is" (or "Answer:", "option", …), each place only where it holds something readable, and at
+last for the last number, formula or letter. ``docs/grading.md`` has the table of what counts as
+equal, and why.
 
-An answer costs microseconds: numbers, fractions, roots, intervals, lists, equations and matrices
-are compared here, exactly or by value. What is left goes to math_verify (``lib.answers.symbolic``).
+An answer costs microseconds: every look is at a piece of bounded length or is one pass of C code
+over the text, and numbers, formulas, intervals, lists, equations and matrices are compared here,
+exactly or by value. What is left goes to math_verify (``lib.answers.symbolic``).
 """
 
 from __future__ import annotations
 
+import re
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lib.answers import numerals
-from lib.answers.extraction import bare_answer, find_answer, inside_tags, tagged_answer
 from lib.answers.math import is_list, same_math
-from lib.answers.readers import arithmetic, same_words
+from lib.answers.numerals import normalize_number, read_number, same_number
+from lib.answers.readers import (
+    MAX_ANSWER,
+    READERS,
+    arithmetic,
+    nothing_else,
+    same_words,
+    without_prose,
+)
 from lib.errors import BadInput
 
-Kind = Literal["number", "math", "choice", "text"]
+__all__ = [
+    "Grade", "Kind", "closing_brace", "gold_parses", "grade", "inside_tags", "normalize_number",
+]  # fmt: skip
 
-normalize_number = numerals.normalize_number
+Kind = Literal["number", "math", "choice", "text"]
+Found = tuple[str, str] | tuple[None, None]  # the answer and where it was found
+
+MAX_TRIES = 50  # boxes or phrases that are looked at, from the last one back
 
 
 @dataclass(frozen=True)
@@ -40,8 +57,11 @@ class Grade:
 
 def gold_parses(gold: str | None, kind: Kind) -> bool:
     """Whether a gold answer can be read; where it cannot, nothing can be graded against it."""
-    answer = bare_answer(gold, _known(kind))
-    return answer is not None and (kind != "number" or numerals.read_number(answer) is not None)
+    if kind not in get_args(Kind):
+        hint = ", ".join(get_args(Kind))
+        raise BadInput(f"{kind!r} is no kind of answer; use {hint}", key="kind")
+    answer = bare_answer(gold, kind)
+    return answer is not None and (kind != "number" or read_number(answer) is not None)
 
 
 def grade(text: str | None, gold: str | None, kind: Kind, tags: str | None = None) -> Grade:
@@ -51,32 +71,20 @@ def grade(text: str | None, gold: str | None, kind: Kind, tags: str | None = Non
     is lenient. ``Grade.why`` is "no tags", "empty tags", "no answer found", "differs", "timed
     out" (math_verify's limit) or "gold not parseable". Raises BadInput for an unknown kind.
     """
-    theirs = bare_answer(gold, _known(kind), lists=True)
-    if theirs is None or not gold_parses(gold, kind):
+    if not gold_parses(gold, kind) or (theirs := bare_answer(gold, kind, lists=True)) is None:
         return Grade(False, why="gold not parseable")
+    lists = kind == "math" and is_list(theirs)
     if tags is None:
-        mine, where = find_answer(text, kind, lists=_is_list(theirs, kind))
+        mine, where = find_answer(text, kind, lists)
     else:
         inside = inside_tags(text, tags)
         if inside is None or not inside.strip():
             return Grade(False, why="no tags" if inside is None else "empty tags")
-        mine, where = tagged_answer(inside, kind, lists=_is_list(theirs, kind)), "tags"
+        mine, where = tagged_answer(inside, kind, lists), "tags"
     if mine is None:
         return Grade(False, where=where, why="no answer found")
     same = _same(mine, theirs, kind)
     return Grade(bool(same), mine, where, {True: None, False: "differs", None: "timed out"}[same])
-
-
-def _known(kind: Kind) -> Kind:
-    if kind not in get_args(Kind):
-        raise BadInput(
-            f"{kind!r} is no kind of answer; use {', '.join(get_args(Kind))}", key="kind"
-        )
-    return kind
-
-
-def _is_list(gold: str | None, kind: Kind) -> bool:
-    return kind == "math" and gold is not None and is_list(gold)
 
 
 def _same(mine: str, gold: str, kind: Kind) -> bool | None:
@@ -88,4 +96,154 @@ def _same(mine: str, gold: str, kind: Kind) -> bool | None:
     if kind == "math":
         return same_math(mine, gold)
     total = arithmetic(mine)
-    return numerals.same_number(mine, gold) or (bool(total) and same_math(total, gold))
+    return same_number(mine, gold) or (bool(total) and same_math(total, gold))
+
+
+# --- the answer in a text -----------------------------------------------------------------------
+
+
+def find_answer(text: str | None, kind: str, lists: bool = False) -> Found:
+    """The answer in free text and where: "tags", "boxed", "hashes", "phrase" or "last".
+
+    Nothing is read after an end-of-turn token, nor before </think> if anything comes after it.
+    ``lists`` takes boxes that are joined by "and" or a comma as one answer, not the last alone.
+    """
+    if not isinstance(text, str):
+        return None, None
+    if turn_end := _TURN_END.search(text, 1):
+        text = text[: turn_end.start()]
+    thoughts, _, rest = text.rpartition("</think>")
+    if kind == "text" and (("<think>" in rest) or (thoughts and not rest.strip())):
+        return None, None  # any words of the thinking would do
+    text = rest if rest.strip() else text
+    inside = inside_tags(text, "answer")
+    if inside is not None and inside.strip():
+        answer = tagged_answer(inside, kind, lists)
+        return (answer, "tags") if answer else (None, None)
+    read, last = READERS[kind]
+    for where, places in _marks(text, lists):
+        for place in places:
+            answer = read(place, where)
+            if answer is not None:
+                return (answer, where) if answer else (None, None)
+    bare = nothing_else(text, kind)
+    answer = last(text) if bare is None else bare
+    return (answer, "last") if answer else (None, None)
+
+
+def tagged_answer(inside: str, kind: str, lists: bool = False) -> str | None:
+    """The one answer inside tags, with a sentence around it or not; None if there are two."""
+    inside = inside.strip()
+    if kind == "number" and read_number(inside) is not None:
+        return inside
+    if len(inside) > MAX_ANSWER:
+        return None
+    for _, places in _marks(inside, lists):
+        answers = [a for a in (READERS[kind][0](p, "tags") for p in places) if a is not None]
+        if answers:
+            alike = {read_number(answer) if kind == "number" else answer for answer in answers}
+            return answers[0] or None if len(alike) == 1 else None
+    return _unmarked(inside, kind)
+
+
+def bare_answer(answer: str | None, kind: str, lists: bool = False) -> str | None:
+    """An answer that may still stand in its text ("… #### 18", a sentence), without that text."""
+    if not isinstance(answer, str) or not answer.strip():
+        return None
+    answer = answer.strip()
+    if kind == "number" and read_number(answer) is not None:
+        return answer
+    return find_answer(answer, kind, lists)[0] if _MARK.search(answer) else _unmarked(answer, kind)
+
+
+def _unmarked(answer: str, kind: str) -> str | None:
+    answer = answer[-MAX_ANSWER:]
+    return without_prose(answer) if kind == "math" else READERS[kind][0](answer, "tags") or None
+
+
+# --- places -------------------------------------------------------------------------------------
+
+_MARK = re.compile(r"\\f?box|####|answer|ans\b|option|choice|\bA:|</think>", re.IGNORECASE)
+_TURN_END = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end_of_text)\|>|</s>|<end_of_turn>")
+
+
+def _marks(text: str, lists: bool) -> Iterator[tuple[str, Iterator[str]]]:
+    """Each kind of mark, best first, with the places that such marks point at, last first."""
+    if _MARK.search(text):
+        yield "boxed", _boxed(text, lists)
+        if "####" in text:
+            after = text.rpartition("####")[2][:MAX_ANSWER]
+            yield "hashes", iter([after.strip().partition("\n")[0]])
+        yield "phrase", _after_phrases(text)
+
+
+def inside_tags(text: str | None, tag: str) -> str | None:
+    """What the last complete <tag>…</tag> after any thinking holds, None where there is none."""
+    if not isinstance(text, str):
+        return None
+    text = text.rpartition("</think>")[2]
+    start = text.rfind(f"<{tag}>", 0, max(text.rfind(f"</{tag}>"), 0))
+    return None if start < 0 else text[start + len(tag) + 2 :].partition(f"</{tag}>")[0]
+
+
+_BOX = re.compile(r"\\f?box(?:ed)?[ \n]?\{")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+# What joins two boxes into one list: a comma, "and", "or" or nothing, with a few words and LaTeX.
+_JOINT = re.compile(r"(?:[A-Za-z]{1,9} ){0,5}(?:,|,? ?(?:and|or)|)(?: [A-Za-z]_?\d? ?=)?")
+_LATEX_NOISE = re.compile(r"(?:[\s$\\()\[\]{}]|\\text|\\quad)+")
+
+
+def _boxed(text: str, lists: bool) -> Iterator[str]:
+    """The contents of the boxes that close, from the last back; with ``lists``, joined ones."""
+    group: list[str] = []
+    next_start = len(text)
+    for box in reversed(deque(_BOX.finditer(text), MAX_TRIES)):
+        close = closing_brace(text, box.end())
+        if close < 0 or (group and close >= next_start):
+            continue  # never closes, or holds the box that was just read
+        between = _LATEX_NOISE.sub(" ", text[close + 1 : next_start][:60]).strip()
+        if group and not (lists and next_start - close <= 60 and _JOINT.fullmatch(between)):
+            yield ", ".join(group)
+            group = []
+        content = text[box.end() : close].strip()
+        if content and content not in group:
+            group.insert(0, content)
+        next_start = box.start()
+    if group:
+        yield ", ".join(group)
+
+
+def closing_brace(text: str, start: int) -> int:
+    """Where the group that is open at ``start`` closes; -1 if not within an answer's length."""
+    depth = 1
+    for brace in _BRACE.finditer(text, start, start + MAX_ANSWER):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0:
+            return brace.start()
+    return -1
+
+
+_PHRASE_WORD = re.compile(r"(?<![a-z])(?:answers?|ans|option|choice)(?![a-z])", re.IGNORECASE)
+_PHRASE = re.compile(
+    r"""[*_)"]{0,4}
+    (?:\s(?:to|of|for|in|we|I|here|which|therefore|then|thus|must|rounded|,)\b[^.\n:=]{0,80}?)?
+    (?:\s{0,3}[*_]{0,3}
+        (?:(?:is|was|are|equals|becomes|(?:will|would|should|must|has\ to)\ be)(?![A-Za-z])
+           \s{0,3}[*_]{0,3}[:=]?
+          |[:=]|\s-\s)
+      |[*_#\ ]{0,5}\n
+      |(?=\s\(?[A-J]\b)|(?=\s?\\boxed))
+    [*_]{0,3}""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def _after_phrases(text: str) -> Iterator[str]:
+    """What follows "the answer is", "Answer:", "option", and a line's "A:", from the last back."""
+    for word in reversed(deque(_PHRASE_WORD.finditer(text), MAX_TRIES)):
+        phrase = _PHRASE.match(text, word.end())
+        if phrase:
+            yield text[phrase.end() : phrase.end() + MAX_ANSWER].lstrip(" \t\r\n*_:")
+    line = text.rfind("\nA:") + 1
+    if text.startswith("A:", line):
+        yield text[line + 2 : line + MAX_ANSWER].lstrip()

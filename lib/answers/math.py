@@ -12,18 +12,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 
 from lib.answers.formulas import (
     ROW,
     Node,
-    Number,
     Relation,
     Sequence,
-    Union,
     Value,
-    Without,
     apply,
     constant,
     divide,
@@ -39,12 +36,12 @@ from lib.answers.symbolic import symbolically_equal
 _UNICODE = str.maketrans(
     {
         "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "±": r"\pm ",
-        "∓": r"\mp ", "∪": r"\cup ", "∩": r"\cap ",
-        "∈": r"\in ", "√": r"\sqrt ", "≈": r"\approx ", "°": r"^\circ ", "∅": r"\emptyset ",
-        "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "ω": r"\omega ", "φ": r"\phi ",
-        "λ": r"\lambda ", "…": r"\ldots ", "∖": r"\setminus ", "∨": ",", "∧": ",",
+        "∓": r"\mp ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "√": r"\sqrt ",
+        "∅": r"\emptyset ", "≈": r"\approx ", "°": r"^\circ ", "θ": r"\theta ",
+        "α": r"\alpha ", "β": r"\beta ", "ω": r"\omega ", "φ": r"\phi ", "λ": r"\lambda ",
+        "…": r"\ldots ", "∖": r"\setminus ",
+        "∨": ",", "∧": ",", **dict.fromkeys("∠€£¥%", " "),
         **{chr(0x2080 + n): f"_{n}" for n in range(10)},
-        "∠": " ", "€": " ", "£": " ", "¥": " ", "%": " ",
     }
 )  # fmt: skip
 
@@ -64,85 +61,25 @@ _COMMANDS = {
     **dict.fromkeys(("lor", "land", "vee", "wedge"), ","),
 }  # fmt: skip
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
-_SPELLINGS = [
-    (re.compile(pattern), plain)
-    for pattern, plain in (
-        (r"(?<=\d)(?:'|\{,\}|,?\\[,!;: ]{1,4}|\{,\\!\}|,~)\ ?(?=\d{3}(?!\d))", ""),  # 12{,}345
-        (
-            r"\\q?quad|\\(?:begin|end)\{(?:align|equation|gather)(?:ed)?\*?\}|\\(?:left|right)\.",
-            " ",
-        ),
-        (r"^\s?\\approx(?![A-Za-z])|\\[,!;:> ]|~|\\[()\[\]]|\\?\$|\\%|`|" + BOLD, " "),
-        (r"\\operatorname\*?\ ?\{([a-zA-Z]+)\}", r"\\\1 "),
-        (r"<=", r"\\le "),
-        (r">=", r"\\ge "),
-        (r"!=|\\not\ ?=", r"\\ne "),
-        (r"\\\{\s?\\\}", r"\\emptyset "),
-        (r"\^\s?\{\s?\\circ\s?\}", r"^\\circ "),
-    )
-]
-
-_REALS = re.compile(
-    r"(?:ℝ|\\math(?:bb|bf|rm)\s?\{?\s?R\s?\}?+|\\(?:R|reals)(?![A-Za-z]))"
-    r"((?:\s?[\^_]\s?(?:\{[^{}]*\}|[-+*0])){0,2}+)(?!\s?[\^_])"
-)
 _PART_OF_REALS = {
     key: part
     for keys, part in {
         " all any": r"(-\infty ,\infty )",
         "^+ _>0 ^>0 positive": r"(0,\infty )",
         "^- _<0 ^<0 negative": r"(-\infty ,0)",
-        "_ge0 ^ge0 ^+_0 _0^+ nonnegative": r"[0,\infty )",
-        "_le0 ^le0 ^-_0 _0^- nonpositive": r"(-\infty ,0]",
+        "_+ _ge0 ^ge0 ^+_0 _0^+ nonnegative": r"[0,\infty )",
+        "_- _le0 ^le0 ^-_0 _0^- nonpositive": r"(-\infty ,0]",
         "^* _ne0 nonzero": r"((-\infty ,0)\cup (0,\infty ))",
     }.items()
     for key in keys.split(" ")
 }
-_ROOT_OF_NUMBER = re.compile(r"√ ?(\d+(?:\.\d+)?)")
-# ℝ - \{0\}, and ℝ\{0}, in which the backslash is the difference
-_LESS_A_SET = re.compile(r"(?<=\\infty \)) ?(?:(?:-|\\) ?(?=\\?\{)|\\(?=\{[^{}\\]*\}))")
-# What names the integer of a family of solutions: ", n \\in \\mathbb{Z}", "for integer n".
-_INTEGERS = re.compile(
-    r"[\s,;.(]{0,9}(?:\\(?:quad|text\w*\s?\{\s?(?:where|for|with|and)?\s?\}|[,;! ])\s?)*"
-    r"(?:\b(?:where|for|with)\s)?\$?\\?\(?(?<![A-Za-z\\])[a-s]\s?\$?"
-    r"(?:(?:\\in|∈)\s?(?:\\mathbb\s?\{?\s?[ZN]\s?\}?|ℤ|ℕ|\\?Z|\\text\w*\{\s?integers?\s?\})"
-    r"|\s?(?:\\text\w*\{\s?)?(?:is|are)\s(?:an(?:y)?\s)?integers?)[})\s.$]*$"
-    r"|[\s,;.(]{0,9}(?:\\text\w*\s?\{\s*)?\b(?:for|where|with)\s(?:all|any|some|every|an|each)?"
-    r"\s?integers?\s?\}?\s?[\\($]{0,2}\s?[a-z]\s?[\\)$.}]*$"
-)
-_SCALE = re.compile(
-    r"(?<=[\d}.)])[\s~]*(?:\\[,;: ]\s*)*(?:\\(?:text\w*|mathrm|mbox)\s?\{[\s~]*)?"
-    rf"({'|'.join(SCALES)})s?(?![A-Za-z])\s*(?:[A-Za-z ]*\}})?",
-    re.IGNORECASE,
-)
-_DEGREES = re.compile(r"(?<=[\d}])\s?(?:\\text\w*\s?\{\s?)?degrees?(?![A-Za-z])\s?\}?")
-_QUOTED = re.compile(r"""(['"`]{1,3})(?!['"`])(.*)\1""", re.DOTALL)
-_WITHIN = re.compile(r"^\| ?([a-z]) ?\| ?(<|\\le) ?([^|,]+)$")  # |x| < 3
-_BEYOND = re.compile(r"^\| ?([a-z]) ?\| ?(>|\\ge) ?([^|,]+)$")
-_FRENCH = re.compile(r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])")  # ]2, 5[
-_TEXT = re.compile(
-    r"\\(?:text(?:bf|it|rm|normal|sf|up)?|mbox|hbox|mathrm) ?\{([^{}]*)\}( ?\^ ?\{?[23]\}?)?"
-)
-_JOINER = re.compile(r"(?<![A-Za-z\\])(?:and/or|and|or)(?![A-Za-z])")
 _ENDS_JOINING = re.compile(r"^[A-Za-z ]{0,40}(?:\b(?:and|or)|,)$")
 _NOT_A_UNIT = re.compile(r"\d|\b(?:or|and|if|when)\b")
-_UNIT = re.compile(
-    r"""(?<=[\d)}\].])
-    (?:\ [mglshLV]                     # 5 m, but 5m has a variable
-      |\ ?(?:(?:sq(?:uare|\.)?|cubic|cu\.?)\ ?)?
-       (?:degrees?|rad(?:ians?)?|dollars?|cents?|euros?|pounds?|lbs?|ounces?|oz|pct
-         |(?:centi|milli|kilo)?(?:met(?:er|re)s?|lit(?:er|re)s?|grams?)|[ckm]m|[km]g|ml
-         |mi(?:les?)?|mph|feet|foot|ft|in(?:ch(?:es)?)?|yards?|yd|tons?|gallons?
-         |sec(?:onds?)?|min(?:utes?)?|(?:hou|h)rs?|days?|weeks?|months?|years?
-         |units?|ways?|square|[ap]\.?m\.?|[A-Za-z]{4,30}))
-    (?:\ ?(?:\^\ ?\{?\ ?[23]\ ?\}?|squared|cubed|(?:per|/)\ ?[A-Za-z]{1,30})){0,3}
-    (?=\ ?(?:,|$))""",
-    re.VERBOSE,
-)
-# A comma before three digits is a thousands separator, but in brackets it may be a list's.
-_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
-_ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z]{2}|[(){}\[\]])")
-_OUTER = " ,;:=_" + ROW
+_FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
+
+
+def _as_written_here(command: re.Match[str]) -> str:
+    return " " if _LOOKS.fullmatch(command[1]) else _COMMANDS.get(command[1], command[0])
 
 
 def _words(match: re.Match[str]) -> str:
@@ -175,43 +112,115 @@ def _reals_in_words(match: re.Match[str]) -> str:
     return rf"{part} \setminus \{{{points}\}}"
 
 
-def _half_open(match: re.Match[str]) -> str:
-    """]2, 5[ as (2, 5)."""
-    return f"{'[' if match[1] == '[' else '('}{match[2]}{']' if match[3] == ']' else ')'}"
+def _absolute(match: re.Match[str]) -> str:
+    """|x - 1| < 3 as -(3) + (1) < x < (3) + (1), |x| > 3 as x > 3, x < -3."""
+    name, sign, by, relation, limit = match.groups()
+    shift = f"{'-' if sign == '+' else '+'}({by})" if sign else ""
+    low, high = f"-({limit}){shift}", f"({limit}){shift}"
+    if relation in ("<", r"\le"):
+        return f"{low} {relation} {name} {relation} {high}"
+    return f"{name} {relation} {high} , {name} {_FLIPPED[relation]} {low}"
 
 
-def _as_written_here(command: re.Match[str]) -> str:
-    return " " if _LOOKS.fullmatch(command[1]) else _COMMANDS.get(command[1], command[0])
+def _rules(*rules: tuple) -> list[tuple]:
+    return [(re.compile(pattern, *flags), plain) for pattern, plain, *flags in rules]
+
+
+_TEXT_OPENS = r"\\(?:text\w*|mathrm|mbox)\s?\{"
+_AS_WRITTEN = _rules(
+    # What names the integer of a family of solutions: ", n \\in \\mathbb{Z}", "for integer n".
+    (
+        r"[\s,;.(]{0,9}(?:\\(?:quad|text\w*\s?\{\s?(?:where|for|with|and)?\s?\}|[,;! ])\s?)*"
+        r"(?:\b(?:where|for|with)\s)?\$?\\?\(?(?<![A-Za-z\\])[a-s]\s?\$?"
+        r"(?:(?:\\in|∈)\s?(?:\\mathbb\s?\{?\s?[ZN]\s?\}?|ℤ|ℕ|\\?Z|\\text\w*\{\s?integers?\s?\})"
+        r"|\s?(?:\\text\w*\{\s?)?(?:is|are)\s(?:an(?:y)?\s)?integers?)[})\s.$]*$"
+        r"|[\s,;.(]{0,9}(?:\\text\w*\s?\{\s*)?\b(?:for|where|with)\s(?:all|any|some|every|an|each)?"
+        r"\s?integers?\s?\}?\s?[\\($]{0,2}\s?[a-z]\s?[\\)$.}]*$",
+        "",
+    ),
+    (r"√ ?(\d+(?:\.\d+)?)", r"\\sqrt{\1}"),
+    (rf"^(?:\\text|\W)*+{ALL_REALS.pattern}\W*$", _reals_in_words, re.IGNORECASE),
+    (
+        r"(?:ℝ|\\math(?:bb|bf|rm)\s?\{?\s?R\s?\}?+|\\(?:R|reals)(?![A-Za-z]))"
+        r"((?:\s?[\^_]\s?(?:\{[^{}]*\}|[-+*0])){0,2}+)(?!\s?[\^_])",
+        _part_of_reals,
+    ),
+    # ℝ - \{0\}, and ℝ\{0}, in which the backslash is the difference
+    (r"(?<=\\infty \)) ?(?:(?:-|\\) ?(?=\\?\{)|\\(?=\{[^{}\\]*\}))", r" \\setminus "),
+)
+_QUANTITIES = _rules(
+    (
+        rf"(?<=[\d}}.)])[\s~]*(?:\\[,;: ]\s*)*(?:{_TEXT_OPENS}[\s~]*)?"
+        rf"({'|'.join(SCALES)})s?(?![A-Za-z])\s*(?:[A-Za-z ]*\}})?",
+        lambda match: f" * 10^{{{SCALES[match[1].lower()]}}}",
+        re.IGNORECASE,
+    ),
+    (rf"(?<=[\d}}])\s?(?:{_TEXT_OPENS}\s?)?degrees?(?![A-Za-z])\s?\}}?", r"^\\circ "),
+    (r"""(?s)^[ .]*(['"`]{1,3})(?!['"`])(.*)\1[ .]*$""", r"\2"),
+)
+_ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z]{2}|[(){}\[\]])")
+_SPELLINGS = _rules(
+    (r"(?<=\d)(?:'|\{,\}|,?\\[,!;: ]{1,4}|\{,\\!\}|,~)\ ?(?=\d{3}(?!\d))", ""),  # 12{,}345
+    (r"\\q?quad|\\(?:begin|end)\{(?:align|equation|gather)(?:ed)?\*?\}|\\(?:left|right)\.", " "),
+    (r"^\s?\\approx(?![A-Za-z])|\\[,!;:> ]|~|\\[()\[\]]|\\?\$|\\%|`|" + BOLD, " "),
+    (r"\\operatorname\*?\ ?\{([a-zA-Z]+)\}", r"\\\1 "),
+    (r"<=", r"\\le "),
+    (r">=", r"\\ge "),
+    (r"!=|\\not\ ?=", r"\\ne "),
+    (r"\\\{\s?\\\}", r"\\emptyset "),
+    (r"\^\s?\{\s?\\circ\s?\}", r"^\\circ "),
+    (_COMMAND.pattern, _as_written_here),
+    (
+        r"\\(?:text(?:bf|it|rm|normal|sf|up)?|mbox|hbox|mathrm) ?\{([^{}]*)\}( ?\^ ?\{?[23]\}?)?",
+        _words,
+    ),
+    (r"(?<![A-Za-z\\])(?:and/or|and|or)(?![A-Za-z])", ","),
+    (r"\s+", " "),
+)
+# A comma before three digits is a thousands separator, but in brackets it may be a list's.
+_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+_UNIT = re.compile(
+    r"""(?<=[\d)}\].])
+    (?:\ [mglshLV]                     # 5 m, but 5m has a variable
+      |\ ?(?:(?:sq(?:uare|\.)?|cubic|cu\.?)\ ?)?
+       (?:degrees?|rad(?:ians?)?|dollars?|cents?|euros?|pounds?|lbs?|ounces?|oz|pct
+         |(?:centi|milli|kilo)?(?:met(?:er|re)s?|lit(?:er|re)s?|grams?)|[ckm]m|[km]g|ml
+         |mi(?:les?)?|mph|feet|foot|ft|in(?:ch(?:es)?)?|yards?|yd|tons?|gallons?
+         |sec(?:onds?)?|min(?:utes?)?|(?:hou|h)rs?|days?|weeks?|months?|years?
+         |units?|ways?|square|[ap]\.?m\.?|[A-Za-z]{4,30}))
+    (?:\ ?(?:\^\ ?\{?\ ?[23]\ ?\}?|squared|cubed|(?:per|/)\ ?[A-Za-z]{1,30})){0,3}
+    (?=\ ?(?:,|$))""",
+    re.VERBOSE,
+)
+_OUTER = " ,;:=_" + ROW
+_AT_LAST = _rules(
+    # ]2, 5[ is (2, 5)
+    (
+        r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])",
+        lambda m: f"{'[' if m[1] == '[' else '('}{m[2]}{']' if m[3] == ']' else ')'}",
+    ),
+    (r"^\| ?([a-z]) ?(?:([-+]) ?([^|]+?))? ?\| ?([<>]|\\[lg]e(?![a-z])) ?([^|,]+)$", _absolute),
+)
 
 
 @lru_cache(maxsize=16384)
 def one_spelling(latex: str) -> str:
     """The answer in the one spelling that `read_answer` reads."""
-    text = plain_characters(latex.strip())
-    if "\\in" in text or "∈" in text or "nteger" in text:
-        text = _INTEGERS.sub("", text)
-    text = _ROOT_OF_NUMBER.sub(r"\\sqrt{\1}", text)
-    if (words := ALL_REALS.search(text)) and not re.search(
-        r"\w", text[: words.start()].replace("\\text", "")
-    ):
-        text = _reals_in_words(words)
-    text = _LESS_A_SET.sub(r" \\setminus ", _REALS.sub(_part_of_reals, text)).translate(_UNICODE)
-    text = _SCALE.sub(lambda m: f" * 10^{{{SCALES[m[1].lower()]}}}", text)
-    text = _DEGREES.sub(r"^\\circ ", text)
-    if quoted := _QUOTED.fullmatch(text.strip(" .")):
-        text = quoted[2]
+    text = _spelled(_AS_WRITTEN, plain_characters(latex.strip())).translate(_UNICODE)
+    text = _spelled(_QUANTITIES, text)
     if "\\begin" not in text:
         text = _ESCAPED_TWICE.sub(r"\\", text).replace("\\&", ",").replace("&", ",")
-    text = " ".join(text.replace("\\\\", ROW).split())
-    for pattern, plain in _SPELLINGS:
-        text = pattern.sub(plain, text)
-    text = _COMMAND.sub(_as_written_here, text)
-    text = " ".join(_JOINER.sub(",", _TEXT.sub(_words, text)).split())
+    text = _spelled(_SPELLINGS, " ".join(text.replace("\\\\", ROW).split())).strip()
     if not any(bracket in text for bracket in "([{"):
         text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
     text = _UNIT.sub(" ", text).strip(_OUTER).rstrip(".\\").strip(_OUTER)
-    text = _FRENCH.sub(_half_open, text)
-    return _WITHIN.sub(r"-(\3) \2 \1 \2 \3", _BEYOND.sub(r"\1 \2 \3 , -(\3) \2 \1", text))
+    return _spelled(_AT_LAST, text)
+
+
+def _spelled(rules: list[tuple], text: str) -> str:
+    for pattern, plain in rules:
+        text = pattern.sub(plain, text)
+    return text
 
 
 # --- comparing ----------------------------------------------------------------------------------
@@ -221,8 +230,6 @@ _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
 _PROSE = re.compile(r"[A-Za-z][A-Za-z\s.,;:!?'-]*")
 _INTEGER_NAME = re.compile(r"(?<![A-Za-z\\])[k-n](?![A-Za-z])|(?<=\\pi)\s?[k-n]\b")
 _COMES_TO = re.compile(r"=|\\(?:approx|(?:Long)?[Rr]ightarrow|implies|to)(?![a-z])")
-_FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
-_BRACKETS = {"<": "()", r"\le": "[]"}
 
 
 def same_math(mine: str, gold: str) -> bool | None:
@@ -303,18 +310,12 @@ def same_answer(mine: Node, gold: Node) -> bool | None:
     if isinstance(mine, Value) and isinstance(gold, Value):
         return _same_but_for_base(mine, gold) or same_value(mine, gold)
     for one, other in ((mine, gold), (gold, mine)):
-        is_single = isinstance(other, Sequence) and len(other.items) == 1
-        if is_single and (
-            isinstance(one, Value) or (other.open == "{" != getattr(one, "open", ""))
-        ):
-            return same_answer(one, other.items[0])
-        if isinstance(one, Value) and isinstance(other, Sequence | Union | Without):
+        if isinstance(other, Sequence) and len(other.items) == 1:
+            if isinstance(one, Value) or (other.open == "{" != one.open):
+                return same_answer(one, other.items[0])
+        elif isinstance(one, Value):
             return False
-    if isinstance(mine, Sequence) and isinstance(gold, Sequence):
-        return _same_sequence(mine, gold)
-    if isinstance(mine, Union) and isinstance(gold, Union):
-        return _unordered(mine.parts, gold.parts) or None
-    return None
+    return _same_sequence(mine, gold)
 
 
 def _same_but_for_base(a: Value, b: Value) -> bool:
@@ -325,9 +326,7 @@ def _same_but_for_base(a: Value, b: Value) -> bool:
 
 def _all(verdicts: Iterable[bool | None]) -> bool | None:
     verdicts = list(verdicts)
-    if False in verdicts:
-        return False
-    return None if None in verdicts else True
+    return False if False in verdicts else None if None in verdicts else True
 
 
 def _ordered(mine: tuple[Node, ...], gold: tuple[Node, ...]) -> bool | None:
@@ -347,15 +346,18 @@ def _same_sequence(mine: Sequence, gold: Sequence) -> bool | None:
     if (mine.open == "matrix") != (gold.open == "matrix"):
         mine, gold = _as_tuple(mine, gold), _as_tuple(gold, mine)
     kinds = {mine.open, gold.open}
+    if kinds == {"\\cup"}:
+        return _unordered(mine.items, gold.items) or None
+    if kinds & {"\\cup", "\\setminus"}:
+        return None
     if kinds <= {"", "{"}:
         return _unordered(mine.items, gold.items)
     if not mine.open and gold.open == "[" and len(gold.items) == 2:
         return False  # 2, 7 is no interval
-    solved = [_is_equation(item) and _solved(item) for item in mine.items]
-    names = [getattr(pair and pair[0], "literal", "") for pair in solved]
-    if not mine.open and all(names):  # y = 2, x = 1
-        order = sorted(range(len(names)), key=names.__getitem__)
-        mine = replace(mine, items=tuple(mine.items[i] for i in order))
+    solved = [_solved(item) if _is_equation(item) else None for item in mine.items]
+    if not mine.open and all(pair and isinstance(pair[0], Value) for pair in solved):
+        order = sorted(zip(solved, mine.items, strict=True), key=lambda pair: pair[0][0].literal)
+        mine = replace(mine, items=tuple(item for _, item in order))  # y = 2, x = 1
     same_brackets = (mine.open, mine.close) == (gold.open, gold.close)
     if same_brackets or "" in kinds or (len(gold.items) > 2 and kinds == {"(", "["}):
         return _ordered(mine.items, gold.items)
@@ -364,13 +366,13 @@ def _same_sequence(mine: Sequence, gold: Sequence) -> bool | None:
 
 def _as_tuple(node: Sequence, other: Sequence) -> Sequence:
     """A vector without its direction, in the brackets of the other one."""
-    rows = node.items if node.open == "matrix" else ()
+    rows = [row for row in node.items if isinstance(row, Sequence)] if node.open == "matrix" else []
     if len(rows) == 1 or (rows and all(len(row.items) == 1 for row in rows)):
         return replace(other, items=tuple(cell for row in rows for cell in row.items))
     return node
 
 
-# --- equations, inequalities, intervals ---------------------------------------------------------
+# --- equations and inequalities -----------------------------------------------------------------
 
 
 def _is_name(node: Node) -> bool:
@@ -407,16 +409,14 @@ def _same_relation(mine: Node, gold: Node) -> bool | None:
         return True
     if _is_equation(mine) and _is_equation(gold):
         a, b = _solved(mine), _solved(gold)
-        if a and b and (same_answer(a[0], b[0]) or _is_formula(a[1], b[1])):
+        if a and b and (same_answer(a[0], b[0]) or (_is_formula(a[1]) and _is_formula(b[1]))):
             return same_answer(a[1], b[1])
     return None
 
 
-def _is_formula(*nodes: Node) -> bool:
+def _is_formula(node: Node) -> bool:
     """Whether a right side is a formula with variables, so that y = 2x may be f(x) = 2x."""
-    return all(
-        isinstance(node, Value) and not node.is_constant and not node.literal for node in nodes
-    )
+    return isinstance(node, Value) and not node.is_constant and not node.literal
 
 
 def _ascending(relation: Relation) -> Relation:
@@ -430,127 +430,101 @@ def _ascending(relation: Relation) -> Relation:
 # --- parts of the real line ---------------------------------------------------------------------
 
 
-@dataclass(frozen=True, order=True)
-class Cut:
-    """An end of an interval: a number, and whether just before it (-1) or just behind it (1)."""
+class _Line:
+    """The real line as far as two answers tell it apart: 1, 3, 5, … are their ends, and 0, 2, 4, …
+    the gaps between. A part of the line is a set of these."""
 
-    number: Number
-    side: int
-    value: Value = field(compare=False)
+    def __init__(self, mine: Node, gold: Node):
+        theirs = [*_ends(gold), constant(-math.inf), constant(math.inf)]
+        ends = {end: end.points[0] for end in theirs}
+        for end in _ends(mine):
+            ends[end] = next((t.points[0] for t in theirs if same_value(end, t)), end.points[0])
+        order = sorted(set(ends.values()))
+        self.places = {end: 2 * order.index(number) + 1 for end, number in ends.items()}
+        self.whole = frozenset(range(2, 2 * len(order) - 1))
 
+    def interval(self, low: Node, high: Node, brackets: str = "[]") -> frozenset[int]:
+        """Empty where an end is no real number, or the low one is not below the high one."""
+        if low not in self.places or high not in self.places:
+            return frozenset()
+        start = self.places[low] + (brackets[0] != "[")
+        return frozenset(range(start, self.places[high] + (brackets[1] == "]")))
 
-Region = frozenset[Cut]  # in their order, they lead into the region and out of it by turns
+    def part(self, node: Node) -> tuple[frozenset[int], str] | None:
+        """The part that a node means, and the name by which inequalities say so, or ""."""
+        part = None
+        if isinstance(node, Relation):
+            return self.where_it_holds(node)
+        if isinstance(node, Value):
+            part = self.interval(node, node)
+        elif node.open == "\\setminus":
+            base, removed = map(self.part, node.items)
+            part = base and removed and base[0] - removed[0]
+        elif node.open == "\\cup" or (
+            node.open == "{" and all(isinstance(item, Value) for item in node.items)
+        ):
+            return self.of_parts(node.items)
+        elif node.open in ("(", "[") and len(node.items) == 2:
+            part = self.interval(*node.items, node.open + node.close)
+        elif not node.open:
+            return self.of_list(node)
+        return (part, "") if part else None
 
-
-def _interval(low: Node, high: Node, brackets: str = "[]") -> Region | None:
-    """None where an end is no real number, or the low one is not below the high one."""
-    if not all(isinstance(end, Value) and end.is_constant for end in (low, high)):
-        return None
-    ends = low.points[0], high.points[0]
-    if complex in map(type, ends):
-        return None
-    start = Cut(ends[0], -1 if brackets[0] == "[" else 1, low)
-    end = Cut(ends[1], 1 if brackets[1] == "]" else -1, high)
-    return frozenset((start, end)) if start < end else None
-
-
-_LOW, _HIGH = constant(-math.inf), constant(math.inf)
-_LINE = _interval(_LOW, _HIGH, "()")
-
-
-def _joined(regions: Iterable[Region]) -> Region:
-    """A walk along the line: where it enters a first region or leaves the last one, a cut stays."""
-    steps = [(cut, i % 2) for region in regions for i, cut in enumerate(sorted(region))]
-    inside, cuts = 0, set()
-    for cut, leaves in sorted(steps):
-        before, inside = inside, inside - 1 if leaves else inside + 1
-        if not before or not inside:
-            cuts ^= {cut}
-    return frozenset(cuts)
-
-
-def _common(regions: Iterable[Region]) -> Region:
-    return _LINE ^ _joined(_LINE ^ region for region in regions)
-
-
-def _region(node: Node) -> tuple[Region, str] | None:
-    """The part of the line that a node means, and the name by which inequalities say so, or ""."""
-    if isinstance(node, Relation):
-        return _where_it_holds(_ascending(node))
-    if isinstance(node, Value):
-        region = _interval(node, node)
-    elif isinstance(node, Without):
-        base, removed = _region(node.base), _region(node.removed)
-        region = _common([base[0], _LINE ^ removed[0]]) if base and removed else None
-    elif isinstance(node, Union):
-        return _of_parts(node.parts)
-    elif node.open == "{" and all(isinstance(item, Value) for item in node.items):
-        return _of_parts(node.items)
-    elif node.open in ("(", "[") and len(node.items) == 2:
-        region = _interval(*node.items, node.open + node.close)
-    else:
-        return _of_list(node) if not node.open else None
-    return region and (region, "")
-
-
-def _of_list(node: Sequence) -> tuple[Region, str] | None:
-    """Of x > 2, x < 5, of x ≠ 1, 2 and of (-∞, 1), (2, ∞); 2, 7 and (1, 2), (3, 4) are none."""
-    items, first = node.items, node.items[0]
-    if isinstance(first, Relation) and first.signs == (r"\ne",):
-        items = [
-            replace(first, sides=(first.sides[0], i)) if isinstance(i, Value) else i for i in items
-        ]
-    if any(isinstance(item, Value) for item in items):
-        return None
-    result = _of_parts(items)
-    infinite = result and any(math.isinf(cut.number) for cut in result[0])
-    return result if result and (result[1] or infinite) else None
-
-
-def _of_parts(nodes: Iterable[Node]) -> tuple[Region, str] | None:
-    """x > 2, x < 5 have a part in common, which is meant; x < 2, x > 5 and intervals are joined."""
-    results = [_region(node) for node in nodes]
-    if not all(results) or len(names := {name for _, name in results} - {""}) > 1:
-        return None
-    regions, name = [region for region, _ in results], "".join(names)
-    return (name and _common(regions)) or _joined(regions), name
-
-
-def _where_it_holds(chain: Relation) -> tuple[Region, str] | None:
-    """a < x ≤ b is (a, b], x < b is (-∞, b), x ≠ b is all but b."""
-    sides, signs = chain.sides, chain.signs
-    if len(signs) == 1 and signs[0] in ("=", r"\ne"):
-        name, point = sides[0], _interval(sides[1], sides[1])
-        region = point and (point if signs[0] == "=" else _LINE ^ point)
-    else:
-        if len(signs) == 1:
-            below = _is_name(sides[0])
-            sides = (_LOW, *sides) if below else (*sides, _HIGH)
-            signs = ("<", *signs) if below else (*signs, "<")
-        if len(signs) != 2 or not _BRACKETS.keys() >= set(signs):
+    def of_list(self, node: Sequence) -> tuple[frozenset[int], str] | None:
+        """Of x > 2, x < 5, of x ≠ 1, 2 and of (-∞, 1), (2, ∞); 2, 7 and (1, 2), (3, 4) are none."""
+        items, first = node.items, node.items[0]
+        if isinstance(first, Relation) and first.signs == (r"\ne",):
+            name = first.sides[0]
+            items = [Relation((name, i), first.signs) if isinstance(i, Value) else i for i in items]
+        if any(isinstance(item, Value) for item in items):
             return None
-        name, brackets = sides[1], _BRACKETS[signs[0]][0] + _BRACKETS[signs[1]][1]
-        region = _interval(sides[0], sides[2], brackets)
-    if not region or not isinstance(name, Value) or not _is_name(name):
-        return None
-    return region, name.literal.replace("?", "")
+        result = self.of_parts(items)
+        infinite = result and (2 in result[0] or max(self.whole) in result[0])
+        return result if result and (result[1] or infinite) else None
+
+    def of_parts(self, nodes: Iterable[Node]) -> tuple[frozenset[int], str] | None:
+        """x > 2, x < 5 have a part in common, which is meant; x < 2, x > 5 and intervals join."""
+        results = [self.part(node) for node in nodes]
+        if not all(results) or len(names := {name for _, name in results} - {""}) > 1:
+            return None
+        parts, name = [part for part, _ in results], "".join(names)
+        return (name and frozenset.intersection(*parts)) or frozenset.union(*parts), name
+
+    def where_it_holds(self, chain: Relation) -> tuple[frozenset[int], str] | None:
+        """a < x ≤ b is (a, b], x < b is (-∞, b), x ≠ b is all but b."""
+        part, names = self.whole, {side for side in chain.sides if _is_name(side)}
+        for left, sign, right in zip(chain.sides, chain.signs, chain.sides[1:], strict=False):
+            if left in self.places:
+                left, sign, right = right, _FLIPPED.get(sign, sign), left
+            if right not in self.places or names != {left} or not isinstance(left, Value):
+                return None
+            at = {self.places[right]}
+            below = {place for place in self.whole if place < self.places[right]}
+            above = self.whole - below - at
+            part &= {
+                "<": below, r"\le": below | at, "=": at, r"\ne": below | above,
+                ">": above, r"\ge": above | at,
+            }[sign]  # fmt: skip
+        return (part, left.literal.replace("?", "")) if part else None
+
+
+def _ends(node: Node) -> list[Value]:
+    """The real constants within a node."""
+    if isinstance(node, Value):
+        return [node] if node.is_constant and not isinstance(node.points[0], complex) else []
+    nodes = node.sides if isinstance(node, Relation) else node.items
+    return [end for each in nodes for end in _ends(each)]
 
 
 def _same_region(mine: Node, gold: Node) -> bool | None:
     """Whether both mean the same part of the line; None where one means none, or only points."""
-    results = _region(mine), _region(gold)
+    if isinstance(mine, Value) and isinstance(gold, Value):
+        return None
+    line = _Line(mine, gold)
+    results = line.part(mine), line.part(gold)
     if not all(results):
         return None
     (a, name), (b, other) = results
-    if name and other and name != other:
-        return None
-    are_points = all(2 * len({cut.number for cut in region}) == len(region) for region in (a, b))
-    if (
-        are_points
-        and not isinstance(mine, Union | Without)
-        and not isinstance(gold, Union | Without)
-    ):
-        return None
-    if [cut.side for cut in sorted(a)] != [cut.side for cut in sorted(b)]:
-        return False
-    return _all(same_value(p.value, q.value) for p, q in zip(sorted(a), sorted(b), strict=True))
+    sets = any(getattr(node, "open", "") in ("\\cup", "\\setminus") for node in (mine, gold))
+    only_points = all(place % 2 for place in a | b) and not sets
+    return None if (name and other and name != other) or only_points else a == b

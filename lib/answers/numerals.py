@@ -1,9 +1,8 @@
 """Numbers as people and models write them, read exactly.
 
-``read_number`` takes a text that *is* a number, with whatever stands around it (currency, unit,
-percent sign, LaTeX, bold), and gives a Fraction; ``find_numbers`` finds those in running text.
-Nothing here is a float, so 0.1 + 0.2 is 0.3, and every pattern's repeats are bounded or
-possessive, so that the time is linear in the text.
+``read_number`` takes a text that *is* a number, with currency, unit, percent sign, LaTeX or bold
+around it, and gives a Fraction; ``find_numbers`` finds those in running text. Every pattern's
+repeats are bounded or possessive, so that the time is linear in the text.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from functools import lru_cache
 
 LONGEST_NUMBER = 400  # characters; a longer text is no number (Python refuses to read 4300 digits)
 MAX_EXPONENT = 400  # 1e999999999 would fill the memory
-
-# --- characters, LaTeX and markdown around a number ---------------------------------------------
 
 _VULGAR = "↉½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻"
@@ -60,25 +57,27 @@ def plain_characters(text: str) -> str:
 
 BOLD = r"(?<![\w)])\*\*(?=\S)|(?<=\S)\*\*(?![\w(])"  # and not the power in 9**9
 
+# LaTeX and markdown around and inside a number.
 _UNWRAP = [
-    (re.compile(r"(?<=\d)(?:\{,\}|,?\\[,!;: ]|\{,\\!\}|~) ?(?=\d{3}(?!\d))"), ","),
-    (re.compile(r"\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|\\[,!;:> ]|~"), " "),
-    (re.compile(rf"\\[()\[\]]|{BOLD}|__|`"), ""),
-    (re.compile(r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox|f?box(?:ed)?) ?\{([^{}]*)\}"),
-     r" \1 "),
-    (re.compile(r"\^ ?\{? ?\\(?:circ|degree) ?\}?|\\degree(?![A-Za-z])|°"), ""),
-    (re.compile(r"(?<=\d)(?=\\[dtc]?frac)"), " "),  # 2\\frac12 is 2 1/2
-    (re.compile(r"\\[dtc]?frac ?\{ ?([\d.,]{1,40}) ?\} ?\{ ?([\d.,]{1,40}) ?\}"), r"\1/\2"),
-    (re.compile(r"\\[dtc]?frac ?(\d) ?\{?(\d{1,40})\}?"), r"\1/\2"),
-    (re.compile(r" ?(?:\\times|\\cdot|[*xX]) ?10 ?(?:\^|\*\*) ?"
-                r"(?:\{ ?([+-]?\d{1,5}) ?\}|([+-]?\d{1,5}))"), r"e\1\2"),
-    (re.compile(r"\\(?:times|cdot)(?![A-Za-z])"), "*"),
-    (re.compile(r"\\div(?![A-Za-z])"), "/"),
-    (re.compile(r"\\([%$#&])"), r"\1"),
-    (re.compile(r" {2,}"), " "),
+    (re.compile(pattern), plain)
+    for pattern, plain in (
+        (r"(?<=\d)(?:\{,\}|,?\\[,!;: ]|\{,\\!\}|~) ?(?=\d{3}(?!\d))", ","),
+        (r"\\(?:left|right|displaystyle|quad|qquad)(?![A-Za-z])|\\[,!;:> ]|~", " "),
+        (rf"\\[()\[\]]|{BOLD}|__|`", ""),
+        (r"\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox|f?box(?:ed)?) ?\{([^{}]*)\}",
+         r" \1 "),
+        (r"\^ ?\{? ?\\(?:circ|degree) ?\}?|\\degree(?![A-Za-z])|°", ""),
+        (r"(?<=\d)(?=\\[dtc]?frac)", " "),  # 2\\frac12 is 2 1/2
+        (r"\\[dtc]?frac ?\{ ?([\d.,]{1,40}) ?\} ?\{ ?([\d.,]{1,40}) ?\}", r"\1/\2"),
+        (r"\\[dtc]?frac ?(\d) ?\{?(\d{1,40})\}?", r"\1/\2"),
+        (r" ?(?:\\times|\\cdot|[*xX]) ?10 ?(?:\^|\*\*) ?(?:\{ ?([+-]?\d{1,5}) ?\}|([+-]?\d{1,5}))",
+         r"e\1\2"),
+        (r"\\(?:times|cdot)(?![A-Za-z])", "*"),
+        (r"\\div(?![A-Za-z])", "/"),
+        (r"\\([%$#&])", r"\1"),
+        (r" {2,}", " "),
+    )
 ]  # fmt: skip
-
-
 # A minus that stands apart ("is − ¾", "Total: - 5", not "Tom - 5"), and the word for it.
 _MINUS = re.compile(
     r"(?:((?:\b(?:is|are|was|be|equals?|gets?|gives?|makes|becomes)|[=:])[ $(*]{1,4})- *"
@@ -89,13 +88,11 @@ _INLINE = re.compile(r"(?<!\\)\$(-?\d[\d.,]*+)\$(?!\d)")
 
 def unwrap(text: str) -> str:
     """The text without the LaTeX and markdown around and inside its numbers, spaces made single."""
-    text = _MINUS.sub(lambda m: f"{m[1] or ''}-", plain_characters(text))
-    text = " ".join(text.split())
+    text = " ".join(_MINUS.sub(lambda m: f"{m[1] or ''}-", plain_characters(text)).split())
     if text.count("$") > 1:
         text = _INLINE.sub(r"\1", text)
-    if any(mark in text for mark in "\\*{~`°^"):
-        for pattern, plain in _UNWRAP:
-            text = pattern.sub(plain, text)
+    for pattern, plain in _UNWRAP if any(mark in text for mark in "\\*{~`°^") else ():
+        text = pattern.sub(plain, text)
     return text
 
 
@@ -150,7 +147,7 @@ _SIMPLE = re.compile(r"-?\d{1,40}(?:\.\d{1,40})?")
 def _separators(text: str) -> str:
     """1 234, 1'234 and the European 1.234,5 in the form 1,234.5, and 2:00 as 2."""
     text = _ON_THE_HOUR.sub(r"\1", text)
-    text = _SPACED.sub(lambda m: m[0].replace(" ", ",").replace("'", ","), text)
+    text = _SPACED.sub(lambda m: m[0].replace(m[1], ","), text)
     return _EUROPEAN.sub(lambda m: m[0].replace(".", "").replace(",", "."), text)
 
 
@@ -161,29 +158,25 @@ def _value(match: re.Match[str]) -> Fraction | None:
     exponent = int(match["exponent"] or 0)
     if not below or abs(exponent) > MAX_EXPONENT:
         return None
-    if match["below"]:
-        value /= below
-    elif match["top"]:
-        value += int(match["top"]) / below
+    value = value / below if match["below"] else value + int(match["top"] or 0) / below
     words = re.findall("|".join(SCALES), match["scale"].lower())
     value *= Fraction(10) ** (exponent + sum(map(SCALES.get, words)))
     return -value if (match["sign"] == "-") != (match["inner"] == "-") else value
 
 
 @lru_cache(maxsize=16384)
-def _read(text: str, units: bool) -> tuple[Fraction, bool] | None:
+def _read(text: str, units: bool) -> tuple[Fraction | None, bool]:
     """The value of a text that is one number, and whether it is written as a fraction."""
     if _SIMPLE.fullmatch(text):
         return Fraction(text), False
     if len(text) > LONGEST_NUMBER:
-        return None
+        return None, False
     text = unwrap(text)
     text = _separators(text.strip(_ADORNMENT)) if units else text
     match = _NUMBER.match(text)
     if match is None or not (_UNIT if units else _NO_UNIT).fullmatch(text, match.end()):
-        return None
-    value = _value(match)
-    return None if value is None else (value, bool(match["below"] or match["top"]))
+        return None, False
+    return _value(match), bool(match["below"] or match["top"])
 
 
 def read_number(text: str, units: bool = True) -> Fraction | None:
@@ -192,8 +185,7 @@ def read_number(text: str, units: bool = True) -> Fraction | None:
     ``units`` lets words follow it ("18 eggs a day") and reads the European decimal comma. A
     percent sign does not change the value.
     """
-    number = _read(text, units)
-    return number and number[0]
+    return _read(text, units)[0]
 
 
 def normalize_number(text: str | None) -> str | None:
@@ -202,15 +194,9 @@ def normalize_number(text: str | None) -> str | None:
     Currency, separators, units, percent signs, LaTeX and bold are dropped. A fraction stays one,
     reduced; anything else is a decimal without trailing zeros. None for what is not one number.
     """
-    number = _read(text, True) if isinstance(text, str) else None
-    if number is None:
-        return None
-    value, is_fraction = number
-    return str(value) if is_fraction else _decimal(value)
-
-
-def _decimal(value: Fraction) -> str:
-    """A fraction whose denominator divides a power of ten, written out."""
+    value, is_fraction = _read(text, True) if isinstance(text, str) else (None, False)
+    if value is None or is_fraction:
+        return None if value is None else str(value)
     with localcontext(prec=2 * (LONGEST_NUMBER + MAX_EXPONENT)):
         return f"{Decimal(value.numerator) / value.denominator:f}"
 
@@ -232,7 +218,8 @@ def rounds_to(exact: Fraction | float, gold: str, value: Fraction) -> bool:
     (True, False)
     """
     digits = re.search(r"\d[\d,]*(?:\.(\d+))?|\.(\d+)", gold)
-    if not digits or not (digits[1] or digits[2] or has_percent(gold)) or "/" in gold:
+    decimals = digits and (digits[1] or digits[2])
+    if not digits or not (decimals or has_percent(gold)) or "/" in gold:
         return False
     if len(re.sub(r"\D", "", digits[0]).lstrip("0")) < 2:
         return False
@@ -240,7 +227,7 @@ def rounds_to(exact: Fraction | float, gold: str, value: Fraction) -> bool:
         below = Fraction(exact).denominator
         if pow(10, below.bit_length(), below) == 0:
             return False
-    return abs(exact - value) <= Fraction(1, 2 * 10 ** len(digits[1] or digits[2] or ""))
+    return abs(exact - value) <= Fraction(1, 2 * 10 ** len(decimals or ""))
 
 
 def has_percent(text: str) -> bool:

@@ -488,3 +488,11 @@ def last_formula(text: str) -> str | None:
         return several[0] if several else last_number(text)
     later = find_numbers(tail[formulas[-1][0] :])
     return later[-1] if later else formulas[-1][1]
+
+
+READERS = {
+    "number": (number_in, last_number),
+    "math": (formula_in, last_formula),
+    "choice": (letter_in, last_letter),
+    "text": (words_in, last_words),
+}

@@ -2,9 +2,8 @@
 
 math_verify's own limits are alarms, which only a main thread can set and which a long step of
 big-number arithmetic does not heed. So one child process does its work: started when the first
-pair needs it, asked through its stdin and stdout from any thread, stopped by the kernel after
-``CPU_SECONDS`` of its own computing (a busy machine does not change a verdict) and started
-afresh for the next pair. It ends with its parent.
+pair needs it, asked from any thread, stopped by the kernel after ``CPU_SECONDS`` of its own
+computing (a busy machine does not change a verdict) and started afresh for the next pair.
 """
 
 from __future__ import annotations
@@ -41,6 +40,10 @@ class Worker:
 
     def __init__(self) -> None:
         self.pairs = 0  # how many it was asked, which tests count
+        self._after_fork()
+
+    def _after_fork(self) -> None:
+        """The process is the parent's, so a forked child starts its own."""
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -50,23 +53,19 @@ class Worker:
             self.pairs += 1
             if self._process is None or self._process.poll() is not None:
                 self._start()
+            reply = b""
             try:
                 self._process.stdin.write(json.dumps([mine, gold]).encode() + b"\n")
                 self._process.stdin.flush()
                 reply = self._read(WALL_SECONDS)
-            except OSError:  # it was killed after the last look at it
-                self.stop()
-                return None
-            except BaseException:  # a Ctrl-C in here would leave an old reply in the pipe
-                self.stop()
-                raise
-            if not reply:  # its time was up
-                self.stop()
-                return None
-            return json.loads(reply)
+            except OSError:
+                pass  # it was killed after the last look at it
+            finally:
+                if not reply:  # its time was up, or a Ctrl-C would leave an old reply in the pipe
+                    self.stop()
+            return json.loads(reply) if reply else None
 
     def stop(self) -> None:
-        """Ends the process; the next question starts another."""
         process, self._process = self._process, None
         if process:
             process.kill()
@@ -97,15 +96,10 @@ class Worker:
         poll.register(self._process.stdout, select.POLLIN)
         return self._process.stdout.readline() if poll.poll(seconds * 1000) else b""
 
-    def _forget(self) -> None:
-        """After a fork: the process is the parent's, so the child starts its own."""
-        self._lock = threading.Lock()
-        self._process = None
-
 
 WORKER = Worker()
 atexit.register(WORKER.stop)
-os.register_at_fork(after_in_child=WORKER._forget)
+os.register_at_fork(after_in_child=WORKER._after_fork)
 
 
 @lru_cache(maxsize=8192)
@@ -116,16 +110,14 @@ def symbolically_equal(mine: str, gold: str) -> bool | None:
     """
     if not _is_formula(mine) or not _is_formula(gold):
         return False
-    if _HUGE.search(mine) or _HUGE.search(gold):
-        return None
-    return WORKER.ask(mine, gold)
+    return None if _HUGE.search(mine) or _HUGE.search(gold) else WORKER.ask(mine, gold)
 
 
 def _is_formula(text: str) -> bool:
     """Whether a text is short, no code, and its brackets close and nest no deeper than usual."""
     if len(text) > LONGEST_SIDE or _CODE.search(text):
         return False
-    depths = [*accumulate((c in "([{") - (c in ")]}") for c in text)] or [0]
+    depths = [0, *accumulate((c in "([{") - (c in ")]}") for c in text)]
     return depths[-1] == 0 and max(depths) <= DEEPEST_SIDE
 
 

@@ -24,8 +24,7 @@ from lib.evaluation.compare import compare, is_judged, summarize
 from lib.files import read_json, read_jsonl, write_json, write_jsonl
 from lib.process import Progress
 from lib.runs import Run, append_jsonl, installed_versions
-from lib.tasks import Problem, Task, fitting_rows, get_format, load_problems, make_rows
-from lib.tasks.judging import judge
+from lib.tasks import Problem, Task, fitting_rows, get_format, judge, load_problems, make_rows
 
 TAKEN = ("base", "validation", "comparison", "side_comparison", "side_by_side")  # in `evals/`
 

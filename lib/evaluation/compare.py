@@ -20,7 +20,8 @@ from lib.config import Config
 from lib.errors import BadInput
 from lib.runs import Run, read_json, read_jsonl, write_json
 from lib.stats import MARGIN, points
-from lib.tasks.judging import HARNESS_SCORES, asks_for_hashes
+from lib.tasks import HARNESS_SCORES
+from lib.tasks.prompts import asks_for_hashes
 
 Rows = dict[str, dict[str, Any]]  # score → before, after, difference, interval_95, …
 

@@ -19,8 +19,7 @@ from lib.config import ROOT
 from lib.errors import BadInput
 from lib.evaluation.compare import compare_records, digest, summarize
 from lib.runs import read_json, read_jsonl
-from lib.tasks import Problem, ReasoningGym, Task, get_format, get_task
-from lib.tasks.judging import judge
+from lib.tasks import Problem, ReasoningGym, Task, get_format, get_task, judge
 
 COMPARISONS = ("comparison", "side_comparison")
 NUMBERS = ("before", "after", "difference", "stderr", "interval_95", "p_value", "problems")

@@ -35,8 +35,7 @@ from lib.export.ollama import DIALOGUES
 from lib.files import read_json, write_json
 from lib.models import load_tokenizer
 from lib.runs import Run
-from lib.tasks import Problem, Task, fitting_rows, load_problems, make_rows
-from lib.tasks.judging import judge
+from lib.tasks import Problem, Task, fitting_rows, judge, load_problems, make_rows
 from lib.tasks.prompts import get_format
 
 # Nats a token that rounding may change: of weights to fp16, and of all that is computed in 16 bit.

@@ -23,8 +23,7 @@ from lib.files import read_json, write_json, write_jsonl
 from lib.models import load_tokenizer, model_folder
 from lib.rewards import recipe_rewards, score
 from lib.runs import Run
-from lib.tasks import fitting_rows, get_format, load_problems, make_rows
-from lib.tasks.judging import judge
+from lib.tasks import fitting_rows, get_format, judge, load_problems, make_rows
 
 # (model's name, conversation) → the answer so far, again and again
 Ask = Callable[[str, Messages], Iterator[str]]

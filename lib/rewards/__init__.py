@@ -15,7 +15,7 @@ Each function has TRL's signature, `f(prompts, completions, **columns)`, and ret
 completion, or None where it cannot judge. Each keeps the numbers of the project that it comes
 from (`correctness` pays 2.0), and the recipe's weight multiplies them; weight 0 logs a reward
 without paying it. A reward of one's own is a function in a file beside the recipe, or one that
-`@reward("name")` registers. The rules themselves stand in `lib.rewards.rules` and `reasoning`.
+`@reward("name")` registers. The rules themselves stand in `lib.rewards.rules`.
 """
 
 import asyncio
@@ -38,11 +38,9 @@ from typing import Any
 
 from lib.config import Config
 from lib.errors import BadInput, first_line, nearest
-from lib.rewards.reasoning import REASONING
 from lib.rewards.rules import RULES, per_answer
 from lib.runs import run_folder
-from lib.tasks import find_file, get_format, message_text
-from lib.tasks.prompts import PromptFormat
+from lib.tasks import PromptFormat, find_file, get_format, message_text
 
 # Every value is ready to be called with TRL's signature, a class with its defaults.
 REWARDS: dict[str, Callable] = {}
@@ -52,13 +50,12 @@ LEARNED = {
     "gold_reward": "lib.learned.GoldReward",
 }
 _BUILT: dict[str, tuple[list[Callable], list[float]]] = {}
+_OF_A_FILE = "reward_file_"  # begins the name of a file's module
 
 
 def recipe_rewards(config: Config) -> tuple[list[Callable], list[float]]:
-    """The rewards of a recipe and their weights, with its prompt's tags and its run's folder.
-
-    They are built once, however often a notebook wants them.
-    """
+    """The rewards of a recipe and their weights, with its prompt's tags and its run's folder; built
+    once, however often a notebook wants them."""
     form = get_format(config.prompt_format)
     shared = dict(
         tags=form.answer_tag,
@@ -67,9 +64,9 @@ def recipe_rewards(config: Config) -> tuple[list[Callable], list[float]]:
         run_folder=str(run_folder(config)),
     )
     files = {name: find_file(name.partition(":")[0], config) for name in config.rewards}
-    made_of = [(file, os.path.isfile(file) and os.stat(file).st_mtime_ns, id(REWARDS.get(name)))
-               for name, file in files.items()]  # fmt: skip
-    key = json.dumps([config.rewards, shared, made_of])
+    stamps = [os.path.isfile(file) and os.stat(file).st_mtime_ns for file in files.values()]
+    registered = [id(REWARDS.get(name)) for name in files]
+    key = json.dumps([config.rewards, shared, files, stamps, registered])
     if key not in _BUILT:
         _BUILT[key] = build_rewards(config.rewards, **shared, files=files)
     functions, weights = _BUILT[key]
@@ -89,21 +86,16 @@ def build_rewards(
     run_folder: str | None = None,
     files: Mapping[str, str] | None = None,
 ) -> tuple[list[Callable], list[float]]:
-    """The reward functions of a recipe and their weights, for `GRPOTrainer` and `GRPOConfig`.
+    """The reward functions of a recipe and their weights, in the order of `spec`.
 
     Args:
         spec: name → weight, or name → {"weight": 1.0, and the reward's own parameters}. A name
             is one of `REWARDS`, a function of a file ("my_rewards.py:short"), or the import path
             of a function, class or object.
-        tags: the tag that the answer must stand in, or None to search free text for it.
-        think_tag: the tag of the reasoning; None leaves each reward the one of its project.
-        max_completion_length: in tokens, for the rewards that measure against the limit.
-        run_folder: where a learned reward finds the model that this run trained.
-            These four reach every reward that has such a parameter and is not given it in spec.
+        tags, think_tag, max_completion_length, run_folder: for every reward that has such a
+            parameter and is not given it in spec. tags None searches free text for the answer;
+            of the others, None leaves each reward its own default.
         files: where the file of a name is, if not in the working folder.
-
-    Returns:
-        (functions, weights), as long as `spec` and in its order.
 
     Raises:
         BadInput: an unknown name or parameter (the nearest one is named), a weight that is no
@@ -111,10 +103,9 @@ def build_rewards(
     """
     if not isinstance(spec, Mapping) or not spec:
         raise BadInput(f'rewards is {spec!r}: write names and weights, {{"correctness": 1.0}}.')
-    shared = {"tags": tags, "answer_tag": tags, "think_tag": think_tag}
-    shared |= {"max_completion_length": max_completion_length, "run_folder": run_folder}
-    # tags=None says something (search free text); the others then keep their defaults.
-    shared = {key: value for key, value in shared.items() if key == "tags" or value is not None}
+    shared = {"answer_tag": tags, "think_tag": think_tag, "run_folder": run_folder}
+    shared |= {"max_completion_length": max_completion_length}
+    shared = {"tags": tags} | {k: value for k, value in shared.items() if value is not None}
     functions, weights = [], []
     for name, entry in spec.items():
         parameters = dict(entry) if isinstance(entry, Mapping) else {"weight": entry}
@@ -130,10 +121,9 @@ def build_rewards(
     return functions, weights
 
 
-def _build(name: str, parameters: dict, shared: dict, file: str | None) -> Callable:
-    rule = RULES.get(name) or REASONING.get(name)
-    if rule:
-        return _rule(name, *rule, parameters, shared)
+def _build(name: str, parameters: dict, shared: dict, file: str | None = None) -> Callable:
+    if name in RULES:
+        return _rule(name, parameters, shared)
     target, title = _find(name, file), str(name).rpartition(":" if ":" in str(name) else ".")[2]
     known = dict(inspect.signature(target).parameters)
     is_class = inspect.isclass(target)
@@ -158,8 +148,9 @@ def _with_parameters(function: Callable, parameters: Mapping, /, **columns):
     return function(**columns | parameters)
 
 
-def _rule(name: str, apply: Callable, score: Callable, parameters: dict, shared: dict) -> Callable:
-    """A rule with its parameters, tried once so that wrong values are refused at once."""
+def _rule(name: str, parameters: dict, shared: dict) -> Callable:
+    """A rule with its parameters, called once so that wrong values are refused at once."""
+    apply, score = RULES[name]
     known = dict(inspect.signature(score).parameters)
     known.pop(next(iter(known)))
     if apply is per_answer:
@@ -177,10 +168,13 @@ def _check_parameters(name: str, parameters: dict, known: dict[str, inspect.Para
         if key not in known:
             hint = nearest(key, ["weight", *known])
             raise BadInput(f'Reward "{name}" has no parameter "{key}": {hint}')
-        if _is_number(known[key].default) and not _is_number(value):
-            raise BadInput(f'{key} of reward "{name}" is {value!r}: give a number.')
-        if isinstance(known[key].default, str) and not isinstance(value, str | None):
-            raise BadInput(f'{key} of reward "{name}" is {value!r}: give a text.')
+        default, wanted = known[key].default, ""
+        if _is_number(default) and not _is_number(value):
+            wanted = "number"
+        if isinstance(default, str) and not isinstance(value, str | None):
+            wanted = "text"
+        if wanted:
+            raise BadInput(f'{key} of reward "{name}" is {value!r}: give a {wanted}.')
 
 
 def _is_number(value: Any) -> bool:
@@ -196,8 +190,8 @@ def _find(name: str, file: str | None) -> Callable:
     if colon or path.endswith(".py"):
         place = Path(file or path).expanduser()
         if not place.is_file():
-            hint = "put it beside the recipe"
-            raise BadInput(f'Reward "{name}": there is no file {place}: {hint}.', "reward")
+            said = f'Reward "{name}": there is no file {place}'
+            raise BadInput(f"{said}: put it beside the recipe.", "reward")
         module = _run(place.resolve(), place.stat().st_mtime_ns)
     else:
         path, _, attribute = LEARNED.get(name, str(name)).rpartition(".")
@@ -239,9 +233,6 @@ def _run(file: Path, stamp: int) -> Any:
     return module
 
 
-_OF_A_FILE = "reward_file_"  # begins the name of its module
-
-
 # --- the registry ------------------------------------------------------------------------------
 
 
@@ -252,19 +243,15 @@ def reward(name: str) -> Callable:
         def ends_politely(prompts, completions, **columns):
             return [float("thank" in text[-80:]) for text in completion_texts(completions)]
 
-    A function takes `prompts, completions, **columns` (the data set's columns, and TRL's
-    `completion_ids`, `trainer_state`, …) and returns one float a completion, or None where the
-    completion cannot be judged; other parameters of its own may be set in a recipe. A class has
-    such a `__call__`; the arguments of its constructor are the reward's parameters, and each
-    needs a default. What is decorated comes back unchanged, but for a function's `__name__`,
-    under which TRL logs it.
-
-    Running a notebook cell again replaces what it registered before. A name that another
-    module has taken stays with it. A recipe, which every notebook reads anew, names a function
-    by its file: "my_rewards.py:ends_politely".
+    `columns` are the data set's, and TRL's `completion_ids`, `trainer_state`, …; other parameters
+    may be set in a recipe. A class has such a `__call__`, and a constructor whose arguments are the
+    reward's parameters, each with a default. What is decorated comes back unchanged, but for a
+    function's `__name__`, under which TRL logs it. Running a notebook cell again replaces what it
+    registered. A recipe names a function by its file: "my_rewards.py:ends_politely".
 
     Raises:
-        BadInput: a name that is none, is taken, or a class that its defaults cannot build.
+        BadInput: a name that is none or another module's, or a class that its defaults cannot
+            build.
     """
     if not isinstance(name, str) or not name or "." in name or ":" in name:
         raise BadInput(f'@reward needs a name without dots, @reward("my_reward"), not {name!r}.')
@@ -300,7 +287,7 @@ def completion_texts(completions: Sequence) -> list[str]:
     return [message_text(completion) for completion in completions]
 
 
-REWARDS.update({name: _build(name, {}, {}, None) for name in (*RULES, *REASONING)})
+REWARDS.update({name: _rule(name, {}, {}) for name in RULES})
 
 
 # --- calling them ------------------------------------------------------------------------------
@@ -325,9 +312,8 @@ class Checked:
         if not inspect.isfunction(self.reward):
             columns.pop("self", None)  # a column of this name would take an object's own place
         given = {"completions": completions} | columns
-        given = {name: _copied(name, value) for name, value in given.items()}
         try:
-            values = self.reward(**given)
+            values = self.reward(**{key: _copied(key, value) for key, value in given.items()})
             if inspect.isawaitable(values):
                 with ThreadPoolExecutor(1) as pool:  # a notebook's own thread has a loop already
                     values = pool.submit(asyncio.run, _wait(values)).result()
@@ -338,18 +324,15 @@ class Checked:
             raise
         except BaseException as error:  # whatever a user's function may raise, sys.exit() included
             said = f"{type(error).__name__} ({first_line(error)}) in {_place(error, self.reward)}"
-            raise BadInput(
-                f'The reward "{name}" failed with {said}: fix it.', "reward-failed"
-            ) from error
+            said = f'The reward "{name}" failed with {said}'
+            raise BadInput(f"{said}: fix it.", "reward-failed") from error
         if len(values) != count:
             few = str(len(values)) if len(values) < count else "more"
             said = f'The reward "{name}" returned {few} values for {count} completions'
             raise BadInput(f"{said}: let it return one for each, in their order.", "reward-count")
-        return [self._number(value) for value in values]
+        return [value if value is None else self._number(value) for value in values]
 
-    def _number(self, value: Any) -> float | None:
-        if value is None:
-            return None
+    def _number(self, value: Any) -> float:
         try:
             number = math.nan if isinstance(value, str) else float(value)
         except (TypeError, ValueError, OverflowError):
@@ -371,7 +354,7 @@ async def _wait(values: Any) -> Any:
     return await values
 
 
-def _place(error: Exception, reward: Callable) -> str:
+def _place(error: BaseException, reward: Callable) -> str:
     """The line of the reward that raised it, or called what did: "rewards.py, line 12"."""
     frames = traceback.extract_tb(error.__traceback__)
     passing = ("/asyncio/", "/concurrent/", Path(__file__).as_posix())
@@ -386,17 +369,12 @@ def score(
     rewards: Sequence[Callable], rows: Sequence[dict], answers: Sequence[Any]
 ) -> dict[str, list[float]]:
     """Each reward's value for each completion, called as TRL calls it; None becomes NaN."""
-    columns = {key: [row[key] for row in rows] for key in rows[0] if key != "prompt"}
-    scores = {}
-    for function in map(Checked, rewards):
-        values = function(
-            prompts=[row["prompt"] for row in rows],
-            completions=[[{"role": "assistant", "content": a.text}] for a in answers],
-            completion_ids=[list(a.token_ids) for a in answers],
-            **columns,
-        )
-        scores[function.__name__] = [math.nan if value is None else value for value in values]
-    return scores
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    columns["prompts"] = columns.pop("prompt")
+    columns["completions"] = [[{"role": "assistant", "content": a.text}] for a in answers]
+    columns["completion_ids"] = [list(a.token_ids) for a in answers]
+    paid = {function.__name__: Checked(function)(**columns) for function in rewards}
+    return {k: [math.nan if v is None else v for v in values] for k, values in paid.items()}
 
 
 def temptations(row: Mapping[str, Any], form: PromptFormat) -> dict[str, str]:

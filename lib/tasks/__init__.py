@@ -4,16 +4,15 @@
     >>> get_task("small_sums", {"largest": 20}).load("test")[0].question
     'What is 0 + 0?'
 
-What a task is, and how to add one, stands in `lib.tasks.problems`; tasks whose problems are
-rows of a data set in `lib.tasks.datasets`, or are generated in `lib.tasks.generated`; how a
-problem becomes a prompt in `lib.tasks.prompts`. Their public names can be imported from here.
+What a task is, how to add one, and how an answer is judged stands in `lib.tasks.problems`; tasks
+whose problems are rows of a data set in `lib.tasks.datasets`, or are generated in
+`lib.tasks.generated`; how a problem becomes a prompt in `lib.tasks.prompts`.
 """
 
 import inspect
 import random
 import typing
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from lib.errors import BadInput, nearest
 from lib.tasks.datasets import OwnRows, StoredTask, message_text
 from lib.tasks.generated import ReasoningGym, SmallSums
 from lib.tasks.problems import (
+    HARNESS_SCORES,
     KINDS,
     OPEN,
     TASKS,
@@ -29,15 +29,17 @@ from lib.tasks.problems import (
     Task,
     check_ids,
     gold_text,
+    judge,
+    summary_scores,
     task,
 )
 from lib.tasks.prompts import PROMPT_FORMATS, PromptFormat, fitting_rows, get_format, make_rows
 
 __all__ = [
-    "KINDS", "OPEN", "PROMPT_FORMATS", "TASKS", "OwnRows", "Problem", "PromptFormat",
-    "ReasoningGym", "SmallSums", "StoredTask", "Task", "few_shot_examples", "fitting_rows",
-    "get_format", "get_task", "gold_text", "load_problems", "make_rows", "message_text",
-    "problem_notes", "sample_problems", "summary_scores", "task",
+    "HARNESS_SCORES", "KINDS", "OPEN", "PROMPT_FORMATS", "TASKS", "OwnRows", "Problem",
+    "PromptFormat", "ReasoningGym", "SmallSums", "StoredTask", "Task", "few_shot_examples",
+    "fitting_rows", "get_format", "get_task", "gold_text", "judge", "load_problems", "make_rows",
+    "message_text", "problem_notes", "sample_problems", "summary_scores", "task",
 ]  # fmt: skip
 
 
@@ -52,19 +54,19 @@ def get_task(name: str, config: dict | None = None) -> Task:
         raise BadInput(f"There is no task {name!r}: {nearest(name, TASKS)}")
     cls, config = TASKS[name], config or {}
     parameters = inspect.signature(cls).parameters.values()
-    known = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
+    known = {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD}
     unknown = [key for key in config if key not in known]
     if unknown and len(known) == len(parameters):
         hint = nearest(unknown[0], known)
         raise BadInput(f"Task {name!r} has no parameter {unknown[0]!r}: {hint}", "parameter")
     types = typing.get_type_hints(cls.__init__)
-    for p in parameters:
-        if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in config:
-            raise BadInput(f"Task {name!r} needs the parameter {p.name!r}: add it to its config.")
-        if p.name in config and not _is_a(config[p.name], types.get(p.name, Any)):
-            value, wanted = config[p.name], getattr(p.annotation, "__name__", p.annotation)
+    for key, parameter in known.items():
+        if parameter.default is parameter.empty and key not in config:
+            raise BadInput(f"Task {name!r} needs the parameter {key!r}: add it to its config.")
+        if key in config and key in types and not _is_a(config[key], types[key]):
+            value, wanted = config[key], getattr(parameter.annotation, "__name__", types[key])
             hint = ", without quotes" if wanted in ("int", "float", "bool") else ""
-            said = f"{p.name} of task {name!r} is {value!r}, a {type(value).__name__}"
+            said = f"{key} of task {name!r} is {value!r}, a {type(value).__name__}"
             raise BadInput(f"{said}: give a {wanted}{hint}.", "type")
     return cls(**config)
 
@@ -93,16 +95,15 @@ def sample_problems(problems: Sequence[Problem], n: int | None, seed: int) -> li
     return [problems[index] for index in sorted(chosen)]
 
 
-def few_shot_examples(task: Task, n: int, data_dir: str | Path | None = None) -> list[Problem]:
-    """`n` worked examples, always the same, from the train split.
-
-    They come from the task itself, or from the task named in its `examples_from` where it has
-    no train split of its own. `make_rows` keeps the ones it shows out of its rows.
-    """
-    if n == 0:
-        return []
+def _train_rows(task: Task, data_dir: str | Path | None) -> list[Problem]:
+    """The task's train split, or that of its `examples_from` where it has none of its own."""
     source = get_task(task.examples_from) if task.examples_from else task
-    return sample_problems(source.load("train", data_dir), n, seed=0)
+    return source.load("train", data_dir)
+
+
+def few_shot_examples(task: Task, n: int, data_dir: str | Path | None = None) -> list[Problem]:
+    """`n` worked examples, always the same, from the train split (`make_rows` leaves them out)."""
+    return sample_problems(_train_rows(task, data_dir), n, seed=0) if n else []
 
 
 def load_problems(config: Config) -> tuple[Task, list[Problem], list[Problem], list[Problem]]:
@@ -123,18 +124,21 @@ def problem_notes(config: Config) -> list[str]:
 
 
 def _load(config: Config) -> tuple[tuple, list[str]]:
-    task = get_task(config.task, _with_paths(config))
-    data_dir = find_data_dir(config)
+    files = ("path", "test_path")
+    given = {
+        key: find_file(value, config) if key in files and isinstance(value, str) else value
+        for key, value in config.task_config.items()
+    }
+    task, data_dir = get_task(config.task, given), find_data_dir(config)
     examples = few_shot_examples(task, config.shots, data_dir)
-    shown = {example.key for example in examples}
-    test = [p for p in task.load("test", data_dir) if p.key not in shown]
-    unique = _once(test)
-    notes: list[str] = []
+    shown, notes = {example.key for example in examples}, []
+    test = [problem for problem in task.load("test", data_dir) if problem.key not in shown]
+    firsts: dict[str, Problem] = {}  # of those that ask the same, but for a cluster's
+    unique = [p for p in test if p.meta.get("cluster") or firsts.setdefault(p.key, p) is p]
     held_out = _at_most("eval_problems", unique, config.eval_problems, 0, notes)
     held_keys = shown | {problem.key for problem in held_out}
-    source = get_task(task.examples_from) if task.examples_from else task
-    rows = source.load("train", data_dir)
-    unseen = [p for p in rows if p.key not in held_keys]
+    rows = _train_rows(task, data_dir)
+    unseen = [problem for problem in rows if problem.key not in held_keys]
     if rows and not unseen:
         said = f"All {len(held_out)} problems of task {config.task!r} are held out, none is left"
         hint = "give task_config a test_share (0.2 holds out a fifth) or a test_path"
@@ -143,19 +147,17 @@ def _load(config: Config) -> tuple[tuple, list[str]]:
     training = _at_most("train_problems", unseen, config.train_problems, config.seed, notes)
     check_ids(training)
     check_ids(held_out)
-    if len(unique) < len(test):
+    if repeated := len(test) - len(unique):
         first_ones = set(map(id, unique))
-        again = next(p for p in test if id(p) not in first_ones)
-        notes.append(
-            f"{len(test) - len(unique)} held-out problems repeat a question (the first is "
-            f"{again.id}): each is asked once."
-        )
-    if len(unseen) < len(rows) - len(examples):
-        notes.append(
-            f"{len(rows) - len(examples) - len(unseen)} training problems ask what a held-out one "
-            f"asks, and are left out."
-        )
-    return (task, training, held_out, examples), notes + _gold_notes(training, held_out)
+        again = next(problem for problem in test if id(problem) not in first_ones)
+        said = f"{repeated} held-out problems repeat a question (the first is {again.id})"
+        notes.append(f"{said}: each is asked once.")
+    if (left_out := len(rows) - len(examples) - len(unseen)) > 0:
+        said = f"{left_out} training problems ask what a held-out one asks"
+        notes.append(f"{said}, and are left out.")
+    for name, problems in (("training", training), ("held-out", held_out)):
+        notes += _gold_notes(name, problems)
+    return (task, training, held_out, examples), notes
 
 
 def _at_most(
@@ -167,43 +169,19 @@ def _at_most(
     return sample_problems(problems, min(n, len(problems)), seed)
 
 
-def _once(problems: Sequence[Problem]) -> list[Problem]:
-    """Each question once, its first problem; those of a cluster may repeat it."""
-    firsts: dict[str, Problem] = {}
-    return [p for p in problems if p.meta.get("cluster") or firsts.setdefault(p.key, p) is p]
-
-
-def _gold_notes(training: Sequence[Problem], held_out: Sequence[Problem]) -> list[str]:
-    """Whose gold answers cannot be read.
-
-    Raises:
-        BadInput: nobody's can.
-    """
-    notes = []
-    for name, problems in (("training", training), ("held-out", held_out)):
-        unreadable = [problem for problem in problems if not problem.readable]
-        if not unreadable:
-            continue
-        first = unreadable[0]
-        problem = (
-            f"{len(unreadable)} of {len(problems)} {name} problems have a gold answer that "
-            f"cannot be read as kind {first.kind!r}; the first is {first.id}: "
-            f"{first.answer[:60]!r}"
-        )
-        if len(unreadable) == len(problems):
-            raise BadInput(f"{problem}. Fix the answers, or choose another kind.", "unreadable")
-        notes.append(f"{problem}. No answer to them can be right, and no reward judges them.")
-    return notes
-
-
-def _with_paths(config: Config) -> dict[str, Any]:
-    """task_config with its files found where the recipe means them."""
-    paths = {
-        key: find_file(value, config)
-        for key, value in config.task_config.items()
-        if key in ("path", "test_path") and isinstance(value, str)
-    }
-    return config.task_config | paths
+def _gold_notes(name: str, problems: Sequence[Problem]) -> list[str]:
+    """Whose gold answers cannot be read. Raises BadInput where nobody's can."""
+    unreadable = [problem for problem in problems if not problem.readable]
+    if not unreadable:
+        return []
+    first = unreadable[0]
+    said = (
+        f"{len(unreadable)} of {len(problems)} {name} problems have a gold answer that cannot be "
+        f"read as kind {first.kind!r}; the first is {first.id}: {first.answer[:60]!r}."
+    )
+    if len(unreadable) == len(problems):
+        raise BadInput(f"{said} Fix the answers, or choose another kind.", "unreadable")
+    return [f"{said} No answer to them can be right, and no reward judges them."]
 
 
 def find_file(path: str, config: Config) -> str:
@@ -225,28 +203,3 @@ def find_data_dir(config: Config) -> Path | None:
         return folder
     hint = "fix data_dir, or leave it empty to load the data from the Hub"
     raise BadInput(f"There is no data folder {config.data_dir}: {hint}.", "data-dir")
-
-
-def summary_scores(text: str, gold: str) -> dict[str, float]:
-    """How long a summary is, and how much of a written one it shares.
-
-    Returns: characters and words of the text and of the gold, their length ratio (in words),
-    and the F1 of rouge1, rouge2 and rougeL (Lin 2004, with stemming, by rouge_score), 0 to 1.
-    """
-    words, gold_words = len(text.split()), len(gold.split())
-    lengths = {
-        "characters": len(text),
-        "words": words,
-        "gold_characters": len(gold),
-        "gold_words": gold_words,
-        "length_ratio": words / gold_words if gold_words else 0.0,
-    }
-    rouge = _rouge_scorer().score(target=gold, prediction=text)
-    return lengths | {name: score.fmeasure for name, score in rouge.items()}
-
-
-@cache
-def _rouge_scorer():
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)

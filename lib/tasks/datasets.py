@@ -13,6 +13,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +62,7 @@ class StoredTask(Task):
 
     def load(self, split: str, data_dir: str | Path | None = None) -> list[Problem]:
         check_split(split)
-        stored = "train" if self.held_out else self.splits.get(split, split)
-        rows = self._rows(split, stored, data_dir or os.environ.get("GRPO_DATA_DIR"))
+        rows = self._rows(split, data_dir or os.environ.get("GRPO_DATA_DIR"))
         problems = [self.problem(row, f"{self.name}/{split}/{i}") for i, row in enumerate(rows)]
         problems = [problem for problem in problems if problem]
         if self.held_out:
@@ -72,13 +72,14 @@ class StoredTask(Task):
             problems = [problem for problem in problems if problem.key not in tested]
         return problems
 
-    def _rows(self, split: str, stored: str, data_dir: str | Path | None) -> list[dict]:
+    def _rows(self, split: str, data_dir: str | Path | None) -> list[dict]:
+        stored = "train" if self.held_out else self.splits.get(split, split)
         file = Path(data_dir or "<folder>") / self.folder / f"{stored}.jsonl"
         put = f"put the rows into {file}"
         if not data_dir:
             way_out = f"{put} and give that folder as data_dir or in GRPO_DATA_DIR"
-            split = self.hub_splits.get(split, stored)
-            return hub_rows(*self.hub, split=split, columns=self.columns, way_out=way_out)
+            return hub_rows(*self.hub, split=self.hub_splits.get(split, stored),
+                            columns=self.columns, way_out=way_out)  # fmt: skip
         for place in (file.parents[1], file.parent, file):
             if not place.exists():
                 there = ", ".join(sorted(f.name for f in place.parent.glob("*"))[:9]) or "nothing"
@@ -120,7 +121,9 @@ class NuminaMath(StoredTask):
             gold = row["solution"][slice(*boxes[-1])] if boxes else None
         if is_missing(gold):
             return None
-        meta = {"solution": row["solution"], "subject": row.get("subject"), "level": _level(row)}
+        level = re.search(r"\d+", str(row.get("level", "")))  # 5 or "Level 5"
+        meta = {"solution": row["solution"], "subject": row.get("subject")}
+        meta["level"] = int(level[0]) if level else None
         return Problem(row_id(row, id, "unique_id"), row["problem"], gold, meta, self.kind)
 
 
@@ -136,12 +139,6 @@ class Math500(NuminaMath):
         if split == "train":
             raise BadInput('Task "math500" has no train split: train on "numina", test on this.')
         return super().load(split, data_dir)
-
-
-def _level(row: dict) -> int | None:
-    """MATH's difficulty 1 to 5, written 5 or "Level 5"; None where it is unknown."""
-    digits = re.search(r"\d+", str(row.get("level", "")))
-    return int(digits[0]) if digits else None
 
 
 @task("aqua")
@@ -193,24 +190,27 @@ class PreferencePairs(StoredTask):
         self.longest = longest
 
     def problem(self, row, id):
+        sides = {side: unpacked(row[side]) for side in ("chosen", "rejected")}
         content = unpacked(row.get("question") or row.get("prompt"))
-        row = row | {side: unpacked(row[side]) for side in ("chosen", "rejected")}
-        if content is None and isinstance(row["chosen"], list):  # the question is in both dialogues
-            content = row["chosen"][:-1]
+        if content is None and isinstance(sides["chosen"], list):  # it is in both dialogues
+            content = sides["chosen"][:-1]
         question, meta = conversation(content, id)
         meta["system"] = row.get("system") or meta.get("system") or ""
         if self.longest and len(meta["system"]) + len(question) > self.longest:
             return None
-        for side in ("chosen", "rejected"):
-            meta[side] = message_text(row[side][-1:] if isinstance(row[side], list) else row[side])
+        for side, said in sides.items():
+            meta[side] = message_text(said[-1:] if isinstance(said, list) else said)
         meta["cluster"] = hashlib.sha256(question.encode()).hexdigest()[:12]
         return Problem(id, question, meta["chosen"], meta, self.kind)
 
 
+@dataclass(eq=False)
 class OwnColumns(Task):
     """Rows whose columns are named; the columns that are neither become meta.
 
-    Args:
+    Attributes:
+        path: a file from the working folder, beside the recipe, or in the repository; or a
+            repository on the Hub, or a folder that `datasets` loads.
         question: the column of the question: text, or chat messages that end with the user's.
         answer: the column of the gold answer; a dot leads into a column that holds a table
             ("reward_model.ground_truth").
@@ -219,23 +219,23 @@ class OwnColumns(Task):
         test_share: the share of questions held out as the test split, chosen by their text.
     """
 
-    def __init__(self, question: str, answer: str, kind: str, test_share: float):
-        if kind not in KINDS:
-            raise BadInput(f"There is no kind of answer {kind!r}: {nearest(kind, KINDS)}")
-        if not 0 <= test_share < 1:
-            raise BadInput(f"test_share is {test_share}: give a share from 0 to below 1.")
-        self.question, self.answer = question, answer
-        self.kind, self.test_share = kind, test_share
+    path: str | Path
+    question: str = "question"
+    answer: str = "answer"
+    kind: str = "number"
+    test_share: float = 0.0
 
-    @property
-    def columns(self) -> tuple[str, str]:
-        return self.question, self.answer
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise BadInput(f"There is no kind of answer {self.kind!r}: {nearest(self.kind, KINDS)}")
+        if not 0 <= self.test_share < 1:
+            raise BadInput(f"test_share is {self.test_share}: give a share from 0 to below 1.")
 
     def problems(self, rows: list[dict], source: str) -> list[Problem]:
         return [self._problem(row, f"{source}/{i}") for i, row in enumerate(rows)]
 
     def _problem(self, row: dict, id: str) -> Problem:
-        used = {column.partition(".")[0] for column in (*self.columns, "id")}
+        used = {column.partition(".")[0] for column in (self.question, self.answer, "id")}
         question, meta = conversation(cell(row, self.question), id)
         meta |= {key: row[key] for key in row if key not in used}
         gold = gold_text(cell(row, self.answer), id)
@@ -243,71 +243,52 @@ class OwnColumns(Task):
 
 
 @task("file", "jsonl", "csv", "parquet")
+@dataclass(eq=False)
 class OwnRows(OwnColumns):
     """Problems in a file of one's own: JSON Lines, JSON, CSV, TSV or Parquet, by its ending.
 
-    Args:
-        path: the file, from the working folder, beside the recipe, or in the repository.
-        question, answer, kind, test_share: as of `OwnColumns`. With neither test_share nor
-            test_path, both splits are the whole file.
-        test_path: a second file, which is then the test split.
+    `test_path` is a second file, which is then the test split. With neither that nor test_share,
+    both splits are the whole file.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        question: str = "question",
-        answer: str = "answer",
-        kind: str = "number",
-        test_path: str | Path | None = None,
-        test_share: float = 0.0,
-    ):
-        super().__init__(question, answer, kind, test_share)
-        self.path, self.test_path = path, test_path
+    test_path: str | Path | None = None
 
     def load(self, split, data_dir=None):
         check_split(split)
         path = self.test_path if split == "test" and self.test_path else self.path
         source = Path(path).stem + (f"/{split}" if self.test_path else "")
-        problems = self.problems(read_rows(path, self.columns, filled=True), source)
+        rows = read_rows(path, (self.question, self.answer), filled=True)
+        problems = self.problems(rows, source)
         if not self.test_share or self.test_path:
             return problems
         return split_rows(problems, split, self.test_share)
 
 
 @task("hub")
+@dataclass(eq=False)
 class HubRows(OwnColumns):
     """Any data set on the Hugging Face Hub, or saved in a folder as `datasets` loads it.
 
-    Args:
-        path: the repository, such as "openai/gsm8k", or a folder.
-        subset: its configuration, if it has several.
-        question, answer, kind, test_share: as of `OwnColumns`.
-        train, test: the names of its splits; with test_share both come from `train`.
+    `subset` is its configuration, if it has several; `train` and `test` name its splits. With
+    test_share both come from `train`.
     """
 
-    def __init__(
-        self,
-        path: str,
-        question: str = "question",
-        answer: str = "answer",
-        kind: str = "number",
-        subset: str = "",
-        train: str = "train",
-        test: str = "test",
-        test_share: float = 0.0,
-    ):
-        super().__init__(question, answer, kind, test_share)
-        self.path, self.subset = path, subset
-        self.splits = {"train": train, "test": train if test_share else test}
+    subset: str = ""
+    train: str = "train"
+    test: str = "test"
 
     def load(self, split, data_dir=None):
         check_split(split)
-        name, way_out = self.splits[split], "download it to a file and use the task file"
-        where = [self.path, *([self.subset] if self.subset else [])]
-        rows = hub_rows(*where, split=name, columns=self.columns, way_out=way_out)
+        name = self.test if split == "test" and not self.test_share else self.train
+        where = [str(self.path), *([self.subset] if self.subset else [])]
+        way_out = "download it to a file and use the task file"
+        columns = (self.question, self.answer)
+        rows = hub_rows(*where, split=name, columns=columns, way_out=way_out)
         problems = self.problems(rows, f"{self.path}/{name}")
         return split_rows(problems, split, self.test_share) if self.test_share else problems
+
+
+# --- rows ---------------------------------------------------------------------------------------
 
 
 def read_rows(path: str | Path, columns: Iterable[str] = (), filled: bool = False) -> list[dict]:
@@ -333,14 +314,14 @@ def _read_json(path: Path) -> list[tuple[str, dict]]:
     """JSON Lines (blank lines are skipped), or one JSON list; rows by where they stand."""
     data = path.read_bytes()
     if path.suffix.lower() == ".json" and data.lstrip()[:1] == b"[":
-        lines = [(f"{path}, row {i}", row) for i, row in enumerate(_json(data, str(path)))]
+        rows = [(f"{path}, row {i}", row) for i, row in enumerate(_json(data, str(path)))]
     else:
-        numbered = [(f"{path}, line {i}", line) for i, line in enumerate(data.split(b"\n"), 1)]
-        lines = [(where, _json(line, where)) for where, line in numbered if line.strip()]
-    for where, row in lines:
+        lines = [(f"{path}, line {i}", line) for i, line in enumerate(data.split(b"\n"), 1)]
+        rows = [(where, _json(line, where)) for where, line in lines if line.strip()]
+    for where, row in rows:
         if not isinstance(row, dict):
             raise BadInput(f'{where} is not a JSON object: write {{"column": value, …}}.')
-    return lines
+    return rows
 
 
 def _json(data: bytes, where: str) -> Any:
@@ -400,8 +381,7 @@ def hub_rows(
         import datasets
 
         rows = datasets.load_dataset(*hub, split=split).to_list()
-    # Whatever goes wrong on the way to the Hub (name service, proxy, log-in, rate limit,
-    # a renamed data set) has the same way out.
+    # Whatever goes wrong (name service, log-in, rate limit, another name) has the same way out.
     except Exception as error:
         known = f"{type(error).__name__}: {error}" if isinstance(error, ValueError) else ""
         said = " ".join(known.split())[:200] or type(error).__name__
@@ -439,25 +419,29 @@ def row_id(row: dict, id: str, column: str = "id") -> str:
     return id if is_missing(own) else str(own)
 
 
+# --- chat messages ------------------------------------------------------------------------------
+
+
 def conversation(content: Any, id: str) -> tuple[str, dict[str, Any]]:
     """The question that a text or chat messages end with; and as meta what comes before it.
 
     Raises:
         BadInput: messages that do not end with a user's, or something else altogether.
     """
+    if isinstance(content, list) and len(content) == 1 and isinstance(content[0], str):
+        content = content[0]
     if isinstance(content, str | int | float) and not PACKED.match(str(content)):
         return str(content), {}
     if isinstance(content, dict) and "messages" in content:
         content = content["messages"]
-    messages = content if isinstance(content, list) else [content]
-    turns = [_turn(message) for message in messages]
+    turns = [_turn(message) for message in (content if isinstance(content, list) else [content])]
     system = turns.pop(0)["content"] if turns and turns[0].get("role") == "system" else ""
     last = turns[-1] if turns and all(turns) else {}
     if last.get("role") != "user" or not last["content"].strip():
         hint = "a text, or chat messages {role, content} that end with the user's"
         raise BadInput(f"{id}: the question must be {hint}: fix that row.", "question")
     meta = {"system": system} if system else {}
-    return turns[-1]["content"], meta | ({"earlier_turns": turns[:-1]} if turns[1:] else {})
+    return last["content"], meta | ({"earlier_turns": turns[:-1]} if turns[1:] else {})
 
 
 def _turn(message: Any) -> dict[str, str]:
@@ -475,15 +459,11 @@ def message_text(message: Any) -> str:
     Of several messages (a dialogue with tools) the last one counts, since it holds the answer.
     None is an empty text.
     """
-    if isinstance(message, str):
-        return message
-    if message is None:
-        return ""
     if isinstance(message, dict):  # a message, or one typed part of a message
         keys = (key for key in ("content", "text", "value") if key in message)
         return message_text(message.get(next(keys, "")))
     if not isinstance(message, list | tuple):
-        return str(message)
-    if all(isinstance(turn, dict) and "content" in turn for turn in message):
-        return message_text(message[-1]) if message else ""
+        return "" if message is None else str(message)
+    if message and all(isinstance(turn, dict) and "content" in turn for turn in message):
+        return message_text(message[-1])
     return "".join(map(message_text, message))  # a message's content in typed parts

@@ -32,9 +32,8 @@ class SmallSums(Task):
     def __init__(self, largest: int = 20, operators: str = "+", test_share: float = TEST_SHARE):
         if not isinstance(largest, int) or largest < 1 or operators not in ("+", "-", "+-"):
             said = f"small_sums cannot be made with largest={largest!r}, operators={operators!r}"
-            raise BadInput(
-                f'{said}: give a whole number from 1, and "+", "-" or "+-".', "parameter"
-            )
+            hint = 'give a whole number from 1, and "+", "-" or "+-"'
+            raise BadInput(f"{said}: {hint}.", "parameter")
         self.largest, self.operators, self.test_share = largest, operators, test_share
 
     def load(self, split, data_dir=None):
@@ -54,23 +53,15 @@ class SmallSums(Task):
 
 # Their scorers hand the completion to Python's or sympy's evaluator, letters and all.
 _EXECUTE_ANSWERS = {
-    "composite",
-    "intermediate_integration",
-    "polynomial_multiplication",
-    "simple_integration",
+    *("composite", "intermediate_integration"),
+    *("polynomial_multiplication", "simple_integration"),
 }
 # These evaluate it too, but a right answer needs no more than these characters, with which
 # nothing can be called and no power be taken.
 _ARITHMETIC = re.compile(r"(?!.*\*\*)[\d\s+\-*/().]{1,200}", re.DOTALL)
-_WORDS = re.compile(r"[\w\s-]*")
-_SAFE_ANSWERS = {
-    "countdown": _ARITHMETIC,
-    "puzzle24": _ARITHMETIC,
-    "binary_matrix": _WORDS,
-    "n_queens": _WORDS,
-    "spiral_matrix": _WORDS,
-    "string_insertion": _WORDS,
-}
+_SAFE_ANSWERS = dict.fromkeys(("countdown", "puzzle24"), _ARITHMETIC) | dict.fromkeys(
+    ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion"), re.compile(r"[\w\s-]*")
+)
 # "1e999999999" as an exact fraction would fill the memory (coin_flip's scorer makes one).
 _HUGE_EXPONENT = re.compile(r"(?<![\w.,])[\d.,]+[eE][+-]?\d{3}")
 _LONGEST_ANSWER = 10_000  # characters
@@ -105,16 +96,16 @@ class ReasoningGym(Task):
     @cached_property
     def pool(self) -> list[dict]:
         """reasoning-gym's entries (question, answer, metadata), each question once."""
+        most = float("inf") if self.numbers_at_most is None else self.numbers_at_most
         entries = {}
         for index in range(len(self.generator)):
             entry = self.generator[index]
-            if self.numbers_at_most is None or self._numbers_are_small(entry["question"]):
+            numbers = re.findall(r"\d+(?:\.\d+)?", entry["question"])
+            if all(float(number) <= most for number in numbers):
                 entries.setdefault(entry["question"], entry)
         if not entries:
-            said = f"No question of reasoning_gym's {self.dataset!r} has all numbers at most"
-            raise BadInput(
-                f"{said} {self.numbers_at_most}: raise numbers_at_most or size.", "empty"
-            )
+            said = f"No question of reasoning_gym's {self.dataset!r} has all numbers at most {most}"
+            raise BadInput(f"{said}: raise numbers_at_most or size.", "empty")
         return list(entries.values())
 
     @cached_property
@@ -149,16 +140,12 @@ class ReasoningGym(Task):
         except Exception:  # a scorer that stumbles over an answer does not call it right
             return 0.0
 
-    def _numbers_are_small(self, question: str) -> bool:
-        numbers = re.findall(r"\d+(?:\.\d+)?", question)
-        return all(float(number) <= self.numbers_at_most for number in numbers)
-
     def _problem(self, entry: dict) -> Problem:
         # The id is the question's own, so that it stays when the pool's size or seed changes.
         digest = hashlib.sha256(entry["question"].encode()).hexdigest()[:12]
-        id = f"{self.dataset}/{digest}"
         gold = entry["answer"] or ""  # none where many answers are right, as in graph_color
-        return Problem(id, entry["question"], gold, {"entry": entry}, self.kind)
+        meta = {"entry": entry}
+        return Problem(f"{self.dataset}/{digest}", entry["question"], gold, meta, self.kind)
 
 
 def _make_generator(dataset: str, parameters: dict):
@@ -167,8 +154,7 @@ def _make_generator(dataset: str, parameters: dict):
         import reasoning_gym
         from reasoning_gym.factory import DATASETS
     if dataset not in DATASETS:
-        hint = nearest(dataset, DATASETS)
-        raise BadInput(f"reasoning_gym has no data set {dataset!r}: {hint}")
+        raise BadInput(f"reasoning_gym has no data set {dataset!r}: {nearest(dataset, DATASETS)}")
     if dataset in _EXECUTE_ANSWERS:
         said = f"reasoning_gym's {dataset!r} is not offered: its scorer runs the model's answer"
         raise BadInput(f"{said} as a program; choose another data set.", "unsafe")

@@ -1,4 +1,4 @@
-"""What a task is: it turns a data set into problems, each a question with its gold answer.
+r"""What a task is: it turns a data set into problems, and grades their answers.
 
 A task of your own is one small class (for a file of your own, or a data set on the Hub whose
 columns only need naming, none is needed: see `lib.tasks.datasets.OwnRows`):
@@ -10,6 +10,10 @@ columns only need naming, none is needed: see `lib.tasks.datasets.OwnRows`):
 
         def problem(self, row, id):
             return Problem(id, row["question_concat"], row["Answer"], {}, self.kind)
+
+Beside the suite's own grades stand those of lm-evaluation-harness' task `gsm8k` (version 3), to
+compare with published figures: the number after the first "####" (strict-match) or the last one
+(flexible-extract), compared as strings. Its prompt is format "hashes" with 5 shots.
 """
 
 import ast
@@ -21,16 +25,15 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
 from lib import answers
-from lib.answers import Grade
-from lib.answers.extraction import inside_tags
+from lib.answers import Grade, inside_tags
 from lib.answers.numerals import plain_characters
 from lib.errors import BadInput
 
-SPLITS = ("train", "test")
 OPEN = "open"  # the kind of answers of which none is right or wrong
 KINDS = (*get_args(answers.Kind), OPEN)
 
@@ -41,12 +44,11 @@ class Problem:
 
     Attributes:
         id: stable between runs, such as "gsm8k/test/17".
-        answer: the gold as `lib.answers` reads it ("18", not the whole solution); whatever type
-            the data set has it in, it is text here (`gold_text`).
-        meta: what else the data set knows (solution, level, subject, options …). An entry
-            named "cluster" marks problems that belong together (`lib.stats` widens errors
-            for them); "system" is a system message of the data set's own, and "earlier_turns" the
-            chat messages that come before the question.
+        answer: the gold as `lib.answers` reads it ("18", not the whole solution), of any type
+            that `gold_text` takes.
+        meta: what else the data set knows (solution, level, options …). "cluster" marks problems
+            that belong together (`lib.stats` widens errors for them), "system" is a system
+            message, and "earlier_turns" the chat messages before the question.
         kind: how answers are compared: "number", "math", "choice", "text" (words), or "open" (no
             answer is right or wrong: a summary).
     """
@@ -80,15 +82,14 @@ PACKED = re.compile(
     r"""\s*(?:array\()?\[?\s*\{\s*(['"])(?:role|from|content|ground_truth|style)\1\s*:"""
     r"""|\s*\[\s*(['"])[^'"]+\2\s*\]\s*$"""
 )
-_ARRAY = re.compile(r"array\((.*?)(?:,\s*dtype=\w+)?\)", re.DOTALL)
-_BETWEEN_DICTS = re.compile(r"\}\s*\n\s*\{")
 
 
 def unpacked(content: Any) -> Any:
     """What a table keeps as text."""
     if not isinstance(content, str) or not PACKED.match(content):
         return content
-    plain = _ARRAY.sub(r"\1", _BETWEEN_DICTS.sub("}, {", content))
+    plain = re.sub(r"\}\s*\n\s*\{", "}, {", content)
+    plain = re.sub(r"(?s)array\((.*?)(?:,\s*dtype=\w+)?\)", r"\1", plain)
     for read, text in ((json.loads, content), (ast.literal_eval, plain)):  # executes nothing
         try:
             return read(text)
@@ -104,12 +105,9 @@ def gold_text(value: Any, where: str) -> str:
     ['18', '18', '18', '18', '18']
 
     Raises:
-        BadInput: there is none (None, NaN, "" or []), there are several, or it is no answer;
-            `where` says in which row.
+        BadInput: there is none (None, NaN, "" or []), there are several, or it is no answer.
     """
-    if hasattr(value, "tolist"):  # numpy's numbers and arrays
-        value = value.tolist()
-    value = unpacked(value)
+    value = unpacked(value.tolist() if hasattr(value, "tolist") else value)  # numpy's
     if isinstance(value, Mapping) and "ground_truth" in value:  # verl's `reward_model` column
         return gold_text(value["ground_truth"], where)
     if isinstance(value, list | tuple) and len(value) == 1:
@@ -122,9 +120,8 @@ def gold_text(value: Any, where: str) -> str:
         return f"{Decimal(str(value)):f}".removesuffix(".0")
     if isinstance(value, str | int):
         return str(value)
-    shape = f"a {type(value).__name__}"
-    if isinstance(value, list | tuple):
-        shape = f"a list of {len(value)}"
+    count = f" of {len(value)}" if isinstance(value, list | tuple) else ""
+    shape = f"a {type(value).__name__}{count}"
     said = f"{where} has {shape} as its gold answer ({str(value)[:60]})"
     hint = 'give one text or number ("2, 3" for several that all belong in the answer), or name the'
     raise BadInput(f'{said}: {hint} column inside it with a dot ("answer.value").', "gold")
@@ -156,24 +153,19 @@ class Task:
     def grade(self, problem: Problem, text: str, tags: str | None = None) -> Grade:
         """Whether the completion `text` answers the problem; strict where a tag is given.
 
-        Problems of kind "open" have no right answer: `correct` is None, and `extracted` is what
-        a reward or `summary_scores` would judge.
+        Of kind "open", `correct` is None, and `extracted` is what stands in the tags, or without
+        tags all after the thinking.
         """
-        if self.kind == OPEN:
-            return _grade_open(text, tags)
-        return answers.grade(text, problem.answer, self.kind, tags)
-
-
-def _grade_open(text: str, tags: str | None) -> Grade:
-    """Finds the text of the answer: between the tags, or without tags all after the thinking."""
-    inside = inside_tags(text, tags or "answer")
-    if inside is None and tags:
-        return Grade(None, why="no tags")
-    where = "text" if inside is None else "tags"
-    answer = (text.rpartition("</think>")[2] if inside is None else inside).strip()
-    if not answer:
-        return Grade(None, None, where, "empty tags" if where == "tags" else "no answer found")
-    return Grade(None, answer, where, "no right or wrong")
+        if self.kind != OPEN:
+            return answers.grade(text, problem.answer, self.kind, tags)
+        inside = inside_tags(text, tags or "answer")
+        if inside is None and tags:
+            return Grade(None, why="no tags")
+        where = "text" if inside is None else "tags"
+        answer = (text.rpartition("</think>")[2] if inside is None else inside).strip()
+        if not answer:
+            return Grade(None, None, where, "empty tags" if where == "tags" else "no answer found")
+        return Grade(None, answer, where, "no right or wrong")
 
 
 TASKS: dict[str, type[Task]] = {}
@@ -201,7 +193,7 @@ def task(*names: str) -> Callable[[type[Task]], type[Task]]:
 
 
 def check_split(split: str) -> None:
-    if split not in SPLITS:
+    if split not in ("train", "test"):
         raise BadInput(f'There is no split {split!r}: choose "train" or "test".')
 
 
@@ -211,7 +203,6 @@ def only_split(problems: list[Problem], split: str, test_share: float) -> list[P
     So no question stands in both splits, however and with whatever seed the problems were made;
     of a question that occurs in several spellings, all go to test where one does.
     """
-
     limit = test_share * 2**64
     tested = {problem.key for problem in problems if _hash(problem.question) < limit}
     return [problem for problem in problems if (problem.key in tested) is (split == "test")]
@@ -238,3 +229,81 @@ def check_ids(problems: Iterable[Problem]) -> None:
             said = f"({other.question[:40]!r} and {problem.question[:40]!r})"
             hint = "give each row an id of its own, or leave the column out"
             raise BadInput(f'Two problems have the id "{problem.id}" {said}: {hint}.', "equal-ids")
+
+
+# --- grades -------------------------------------------------------------------------------------
+
+
+def judge(
+    task: Task, problem: Problem, text: str, truncated: bool, tag: str | None
+) -> dict[str, Any]:
+    """How one completion is graded: strict (only inside the tag) and lenient, and why.
+
+    outcome is right, truncated, unparseable or wrong, by the lenient rule: an answer that was
+    cut off is not a wrong one. A summary has `summary_scores` instead of right or wrong; a number
+    has the harness' two scores as well.
+    """
+    strict = task.grade(problem, text, tags=tag)
+    if strict.correct is None:
+        outcome = "truncated" if truncated else "finished"
+        return summary_scores(text, problem.answer) | {"outcome": outcome}
+    lenient = task.grade(problem, text) if tag else strict
+    wrong = "wrong" if lenient.extracted is not None else "unparseable"
+    grades = {
+        "extracted": lenient.extracted,
+        "strict": strict.correct,
+        "lenient": lenient.correct,
+        "format": strict.extracted is not None,
+        "outcome": "right" if lenient.correct else "truncated" if truncated else wrong,
+        "why": strict.why,
+    }
+    return grades | harness_scores(text, problem.answer) if problem.kind == "number" else grades
+
+
+HARNESS_SCORES = ("strict_match", "flexible_extract")
+
+
+def harness_scores(text: str, gold: str) -> dict[str, bool]:
+    """Whether each filter finds the gold answer in a completion, as the harness decides it.
+
+    >>> harness_scores("That makes $18.\\n#### 18.00", "18")
+    {'strict_match': False, 'flexible_extract': False}
+    """
+    strict = re.findall(r"#### (-?[0-9.,]+)", text)[:1]
+    flexible = re.findall(r"-?[$0-9.,]{2,}|-?[0-9]+", text)[-1:]
+    golds = [_bare(gold)]
+    scores = ([*map(_bare, numbers)] == golds for numbers in (strict, flexible))
+    return dict(zip(HARNESS_SCORES, scores, strict=True))
+
+
+def _bare(answer: str) -> str:
+    """What the harness compares of an answer."""
+    answer = answer.strip()
+    for ignored in (",", r"\$", r"(?s).*#### ", r"\.$"):
+        answer = re.sub(ignored, "", answer)
+    return answer.lower()
+
+
+def summary_scores(text: str, gold: str) -> dict[str, float]:
+    """How long a summary is, and how much of a written one it shares.
+
+    Returns: characters and words of the text and of the gold, their length ratio (in words),
+    and the F1 of rouge1, rouge2 and rougeL (Lin 2004, with stemming, by rouge_score), 0 to 1.
+    """
+    words, gold_words = len(text.split()), len(gold.split())
+    lengths = {
+        "characters": len(text),
+        "words": words,
+        "gold_characters": len(gold),
+        "gold_words": gold_words,
+        "length_ratio": words / gold_words if gold_words else 0.0,
+    }
+    rouge = _rouge_scorer().score(target=gold, prediction=text)
+    return lengths | {name: score.fmeasure for name, score in rouge.items()}
+
+
+@cache
+def _rouge_scorer():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)

@@ -12,17 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lib.answers.extraction import closing_brace
+from lib.answers import closing_brace
 from lib.config import Config
 from lib.errors import BadInput, nearest
 from lib.tasks.problems import Problem
 
 ROW_COLUMNS = ("prompt", "answer", "id", "question", "kind")
-# Names that TRL's trainer gives a meaning of its own; meta entries so called stay out of the rows.
-_TRAINER_COLUMNS = {
+# Meta entries that become no column: TRL's trainer gives these names a meaning of its own.
+_NO_COLUMNS = {
     *("prompts", "completion", "completions", "completion_ids", "image", "images"),
     *("tools", "environments", "trainer_state", "log_extra", "log_metric"),
-}
+    *ROW_COLUMNS, "earlier_turns",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,12 @@ def get_format(prompt_format: str | PromptFormat) -> PromptFormat:
     return PROMPT_FORMATS[prompt_format]
 
 
+def asks_for_hashes(prompt_format: str) -> bool:
+    """Whether the prompt asks for "#### 18": without it, strict_match can only be wrong."""
+    form = get_format(prompt_format)
+    return "####" in f"{form.system} {form.template} {form.example}"
+
+
 def make_rows(
     problems: Sequence[Problem],
     prompt_format: str | PromptFormat,
@@ -119,33 +126,32 @@ def make_rows(
     dicts that differ in what they hold as JSON.
 
     Args:
-        shots: how many of `examples` stand before the question, as earlier turns.
-        examples: worked examples (`lib.tasks.few_shot_examples`). A problem that asks the same
-            as one of the examples shown is left out, so that no answer stands in its own prompt.
+        shots: how many of `examples` (`lib.tasks.few_shot_examples`) stand before the question, as
+            earlier turns. A problem that asks the same as one that is shown is left out.
 
     Raises:
         BadInput: fewer examples than shots, or an example without a solution in a format
             that shows one.
     """
-    prompt_format = get_format(prompt_format)
+    form = get_format(prompt_format)
     if not 0 <= shots <= len(examples):
         said = f"shots is {shots} and {len(examples)} examples are given"
         raise BadInput(f"{said} (lib.tasks.few_shot_examples makes them): ask for fewer.", "shots")
     turns, shown = [], {example.key for example in examples[:shots]}
     for example in examples[:shots]:
-        turns += [_says("user", prompt_format.ask(example.question))]
-        turns += [_says("assistant", prompt_format.show(example))]
+        turns += [_says("user", form.ask(example.question)), _says("assistant", form.show(example))]
     problems = [problem for problem in problems if problem.key not in shown]
     rows = []
     for problem in problems:
-        system = prompt_format.system or problem.meta.get("system")
+        system = form.system or problem.meta.get("system")
         prompt = [_says("system", str(system))] if system else []
         prompt += [*turns, *problem.meta.get("earlier_turns", ())]
-        prompt += [_says("user", prompt_format.ask(problem.question))]
+        prompt += [_says("user", form.ask(problem.question))]
         values = (prompt, problem.answer, problem.id, problem.question, problem.kind)
         rows.append(dict(zip(ROW_COLUMNS, values, strict=True)))
-    for name, values in _meta_columns(problems).items():
-        for row, value in zip(rows, values, strict=True):
+    given = [(k, v) for problem in problems for k, v in problem.meta.items() if v is not None]
+    for name in dict.fromkeys(k for k, _ in given if k not in _NO_COLUMNS):
+        for row, value in zip(rows, _meta_column(name, problems), strict=True):
             row[name] = value
     return rows
 
@@ -154,25 +160,14 @@ def _says(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def _meta_columns(problems: Sequence[Problem]) -> dict[str, list]:
-    """Each meta entry as a column, of one type that Arrow can store and gives back unchanged."""
-    names = dict.fromkeys(name for problem in problems for name in problem.meta)
-    columns = {}
-    for name in names:
-        if name in _TRAINER_COLUMNS or name in ROW_COLUMNS or name == "earlier_turns":
-            continue
-        values = [problem.meta.get(name) for problem in problems]
-        types = {type(value) for value in values if value is not None}
-        if types:
-            columns[name] = _of_one_type(values, types)
-    return columns
-
-
-def _of_one_type(values: list, types: set[type]) -> list:
-    if types <= {int, float} and len(types) == 2:
+def _meta_column(name: str, problems: Sequence[Problem]) -> list:
+    """A meta entry of one type that Arrow can store and gives back unchanged."""
+    values = [problem.meta.get(name) for problem in problems]
+    types = {type(value) for value in values if value is not None}
+    if types == {int, float}:
         return [None if value is None else float(value) for value in values]
     if types <= {str, int, float, bool}:
-        return values if len(types) == 1 else [v if v is None else str(v) for v in values]
+        return values if len(types) < 2 else [v if v is None else str(v) for v in values]
     from datasets import Dataset
 
     try:

@@ -25,8 +25,7 @@ from lib.runs import (
     write_json,
     written_whole,
 )
-from lib.tasks import Problem, Task, sample_problems
-from lib.tasks.judging import judge
+from lib.tasks import Problem, Task, judge, sample_problems
 from lib.tasks.prompts import fitting_rows, get_format
 from lib.training.callbacks import StepLog
 
