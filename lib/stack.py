@@ -8,11 +8,13 @@ within one process: card, driver and installed packages decide before anything i
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 from packaging.requirements import Requirement
 
@@ -182,10 +184,23 @@ def choose_backend(config: Config, hardware: Hardware | None = None) -> tuple[st
     elif config.profile != "cpu" and hardware.capability < 7.0:
         reason = f"{hardware.gpu} has compute capability {hardware.capability} and it needs 7.0"
     if not reason:
+        leave_kernels_to_vllm()
         return "unsloth", ""
     if config.backend == "unsloth":
         raise BadInput(f"Unsloth cannot be used ({reason}): set backend to auto.", key="no-unsloth")
     return "transformers", f"Unsloth is not used ({reason}): transformers and peft train."
+
+
+def leave_kernels_to_vllm() -> None:
+    """Have `import unsloth` load none of vLLM's kernels on a CPU that needs another build of them.
+
+    vLLM has three builds for x86 and loads the one that suits the CPU. Unsloth, to see whether vLLM
+    is whole, always loads `vllm._C`, which needs AVX512-BF16; a second build then ends the process.
+    """
+    import torch
+
+    if not torch.cuda.is_available() and not torch.cpu._is_avx512_bf16_supported():
+        sys.modules.setdefault("vllm._C", ModuleType("vllm._C"))
 
 
 # What torch and vLLM say where memory is short.

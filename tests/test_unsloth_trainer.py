@@ -3,8 +3,10 @@ as well, once its GPU code is imported, so that all but its kernels and its vLLM
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +21,8 @@ given |= dict(max_steps=2, micro_batch=4)
 config = resolve("ci", given)
 run = open_run(config)
 with hushed(run):
+    from lib.stack import choose_backend
+    choose_backend(config)
     import unsloth, unsloth.models.rl
     from lib.models import load_policy
     from lib.tasks import load_problems, make_rows
@@ -42,6 +46,28 @@ with hushed(run):
 print(json.dumps(dict(unsloths=unsloths, notes=notes, log=log, again=again,
                       rollouts=rollouts, kept=[p.name for p in run.checkpoints.iterdir()])))
 """
+
+KERNELS = """
+import sys, torch
+torch.cpu._is_avx512_bf16_supported = lambda: False
+torch.cpu._is_avx512_supported = lambda: sys.argv[1] == "avx512"
+from lib.config import resolve
+from lib.stack import choose_backend
+assert choose_backend(resolve("ci", {"profile": "cpu"}))[0] == "unsloth"
+import unsloth, vllm._custom_ops
+print(*(line for line in open("/proc/self/maps") if "vllm/_C" in line))
+"""
+
+
+@pytest.mark.parametrize("cpu", ["avx2", "avx512"])
+def test_one_build_of_vllms_kernels_is_loaded(cpu):
+    """Two of them end the process, and on most laptops Unsloth would load another one than vLLM."""
+    if cpu not in Path("/proc/cpuinfo").read_text():
+        pytest.skip(f"this CPU has no {cpu}")
+    command = [sys.executable, "-c", KERNELS, cpu]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert set(re.findall(r"vllm/(_C\w*)", done.stdout)) == {f"_C_{cpu.upper()}"}
 
 
 @pytest.fixture(scope="module")
