@@ -18,10 +18,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from lib.adapters import block_layers
 from lib.config import ROOT, Config, side_config
 from lib.errors import BadInput, Finding, first_line, nearest
-from lib.files import read_json, read_jsonl
+from lib.files import existing, read_json, read_jsonl
 from lib.hardware import GIB, Hardware, detect_hardware
 from lib.memory import EVALUATION_SHARE, SHAPES, ModelShape, check_fit, evaluation_gib, read_shape
 from lib.models import (
@@ -46,6 +48,7 @@ PROBED = 16  # completions to see how long they are
 SLOW_HOURS = 10
 USUAL = {"learning_rate": 1e-3, "beta": 0.5, "temperature": 1.5}  # at most, of adapters
 WEAK = 0.1  # a gain that can be expected of a run; fewer problems than show it are too few
+note = partial(Finding, stops=False)  # of what a run can live with
 
 
 # --- the plan ---------------------------------------------------------------------------------
@@ -103,12 +106,11 @@ def evaluation_fits(config: Config, hardware: Hardware) -> Iterator[Finding]:
     shape = find_shape(config)
     gib = evaluation_gib(config, shape) if shape else 0
     if config.profile != "cpu" and gib > EVALUATION_SHARE * hardware.gpu_memory:
-        yield Finding(
+        yield note(
             "memory-evaluation",
             f"{config.model} in 16 bit needs about {gib:.1f} GiB to evaluate and merge and "
             f"{hardware.gpu} has {hardware.gpu_memory:.1f} GiB: run 04 and 05 on a larger card, or "
             f"choose a smaller model.",
-            stops=False,
         )
 
 
@@ -116,20 +118,24 @@ def unusual(config: Config) -> Iterator[Finding]:
     """Settings that no run that learned has had."""
     for key, most in USUAL.items():
         if getattr(config, key) > most:
-            yield Finding(
-                "unusual", f"{key} is {getattr(config, key)}: {most} is a lot.", stops=False
-            )
+            yield note("unusual", f"{key} is {getattr(config, key)}: {most} is a lot.")
     rise = config.warmup_steps * (config.max_steps if config.warmup_steps < 1 else 1)
     if rise > config.max_steps / 2:
-        yield Finding(
+        yield note(
             "warm-up",
             f"The learning rate rises for {rise:.0f} of {config.max_steps} steps, so that most of "
             f"the run learns little: lower warmup_steps, or raise max_steps.",
-            stops=False,
         )
 
 
-# --- prompts and rewards ----------------------------------------------------------------------
+def power(held_out: int) -> Iterator[Finding]:
+    """How small a gain today's held-out problems can show."""
+    least = detectable_difference(held_out)
+    if least is None or least > WEAK:
+        yield note("power", power_sentence(held_out) + " Raise eval_problems.")
+
+
+# --- prompts, rewards, completions ------------------------------------------------------------
 
 
 def dialogue(tokenizer: Any, folder: Path) -> Iterator[Finding]:
@@ -202,33 +208,25 @@ def rewards_hold(
             f"beside other groups: let it judge each by itself, or GRPO learns from chance.",
         )
         return
-    terms = [
-        [w * v if v == v else 0.0 for v in there[n]] for n, w in zip(there, weights, strict=True)
-    ]
-    totals = [sum(each) for each in zip(*terms, strict=True)]
-    paid = {name: sum(t for t, n in zip(totals, names, strict=True) if n == name) for name in names}
+    totals = np.nansum(
+        [np.array(there[n], float) * w for n, w in zip(there, weights, strict=True)], 0
+    )
     if len(set(totals)) <= 1:
         yield Finding(
             "reward-constant",
-            f"Every made-up completion earns {totals[0] if totals else 'nothing'}, the right "
+            f"Every made-up completion earns {totals[0] if len(totals) else 'nothing'}, the right "
             f"answer and an empty one alike, so that no group would differ: look at the rewards in "
             f"02_reward_design.",
         )
-    elif paid["right"] < max(paid["wrong"], paid["nothing"]):
-        better = max(("wrong", "nothing"), key=paid.get)
-        yield Finding(
+        return
+    paid = {name: totals[[n == name for n in names]].sum() for name in names}
+    better = max(("wrong", "nothing"), key=paid.get)
+    if paid["right"] < paid[better]:
+        yield note(
             "reward-upside-down",
             f"A completion that is {better} earns more than the right answer, so that a run would "
             f"learn to write that: look at the rewards in 02_reward_design.",
-            stops=False,
         )
-
-
-def power(held_out: int) -> Iterator[Finding]:
-    """How small a gain today's held-out problems can show."""
-    least = detectable_difference(held_out)
-    if least is None or least > WEAK:
-        yield Finding("power", power_sentence(held_out) + " Raise eval_problems.", stops=False)
 
 
 def length(lengths: Sequence[int], config: Config) -> Iterator[Finding]:
@@ -254,12 +252,10 @@ def length(lengths: Sequence[int], config: Config) -> Iterator[Finding]:
 def duration_of_run(seconds: float, config: Config) -> Iterator[Finding]:
     """What training takes at the speed of its first steps."""
     whole = seconds * config.max_steps
-    sentence = f"At {seconds:.1f} s a step, {config.max_steps} steps take {duration(whole)}"
-    key, advice = "time", "."
-    if whole / 3600 > SLOW_HOURS:
-        key = "slow"
-        advice = ": lower max_steps, max_completion_length or prompts_per_step for a first run."
-    yield Finding(key, sentence + advice, stops=False)
+    slow = whole / 3600 > SLOW_HOURS
+    less = ": lower max_steps, max_completion_length or prompts_per_step for a first run."
+    takes = f"At {seconds:.1f} s a step, {config.max_steps} steps take {duration(whole)}"
+    yield note("slow" if slow else "time", takes + (less if slow else "."))
 
 
 def cost(config: Config) -> str:
@@ -287,25 +283,25 @@ def examine(config: Config, deep: bool = True) -> Iterator[Stage]:
     Args:
         deep: whether to load the model: prompts, a few completions, two steps with the proof.
     """
-    hardware = detect_hardware(config.gpu_memory_cap)
-    stages = [
-        ("stack", lambda: installation(config, hardware, read_stack())),
-        ("rewards, data, model, memory, disk", lambda: _inputs(config)),
-        ("what the rewards pay", lambda: _rewards(config)),
-        ("power", lambda: power(len(load_problems(config)[2]))),
-    ]
+    stages = {
+        "stack": _stack,
+        "rewards, data, model, memory, disk": _inputs,
+        "what the rewards pay": _rewards,
+        "power": _power,
+    }
     with TemporaryDirectory() as folder:
+        run = Run(Path(folder))
         if deep:
-            run = Run(Path(folder))
             quiet_process(run)  # before torch, Unsloth and vLLM are imported
-            stages += [
-                ("template and ends", lambda: _dialogue(config)),
-                ("signal and length", lambda: _completions(config)),
-                ("proof of the policy, time", lambda: _two_steps(config, run)),
-            ]
-        for title, stage in stages:
+            stages |= {"template and ends": _dialogue, "signal and length": _completions}
+            stages["proof of the policy, time"] = partial(_two_steps, run=run)
+        for title, stage in stages.items():
+            findings = []
             with hushed(run) if deep else nullcontext():
-                findings = _caught(stage)
+                try:
+                    findings.extend(stage(config))
+                except BadInput as error:
+                    findings.append(Finding(error.key or "input", str(error)))
             yield title, findings
             if any(finding.stops for finding in findings):
                 return
@@ -313,35 +309,24 @@ def examine(config: Config, deep: bool = True) -> Iterator[Stage]:
 
 def findings_table(stages: Sequence[Stage]) -> list[dict[str, str]]:
     """A row a stage: what was looked at, and what was found."""
-    return [
-        {"stage": title, "found": "\n".join(map(str, findings)) or "ok"}
-        for title, findings in stages
-    ]
+    return [{"stage": name, "found": "\n".join(map(str, of)) or "ok"} for name, of in stages]
 
 
 def require_none(stages: Sequence[Stage]) -> None:
     """Raises BadInput for the first finding that would stop the run."""
-    for _, findings in stages:
-        for finding in findings:
-            if finding.stops:
-                raise BadInput(finding.sentence, finding.key)
+    for finding in (finding for _, findings in stages for finding in findings):
+        if finding.stops:
+            raise BadInput(finding.sentence, finding.key)
 
 
-def _caught(stage: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """The stage's findings; a BadInput on its way is one of them."""
-    findings = []
-    try:
-        findings.extend(stage())
-    except BadInput as error:
-        findings.append(Finding(error.key or "input", str(error)))
-    return findings
+def _stack(config: Config) -> Iterator[Finding]:
+    return installation(config, detect_hardware(config.gpu_memory_cap), read_stack())
 
 
 def _inputs(config: Config) -> Iterator[Finding]:
     check_place(config)
-    folder = run_folder(config)
     # Nothing is made yet: the disk is asked where the folder will be.
-    check_inputs(config, Run(next(p for p in (folder, *folder.parents) if p.is_dir())))
+    check_inputs(config, Run(existing(run_folder(config))))
     yield from evaluation_fits(config, detect_hardware(config.gpu_memory_cap))
     yield from unusual(config)
 
@@ -350,6 +335,10 @@ def _rewards(config: Config) -> Iterator[Finding]:
     if not learned_rewards(config):  # which 06_reward_model trains first
         form = get_format(config.prompt_format)
         yield from rewards_hold(*recipe_rewards(config), _rows(config), form)
+
+
+def _power(config: Config) -> Iterator[Finding]:
+    return power(len(load_problems(config)[2]))
 
 
 def _rows(config: Config) -> list[dict]:
@@ -369,7 +358,6 @@ def _completions(config: Config) -> Iterator[Finding]:
     from lib.engines import make_engine, training_sampling
     from lib.preflight import preflight
 
-    limit = 2 * config.max_completion_length
     probed = dict(
         max_seq_length=config.max_seq_length + config.max_completion_length,
         preflight_prompts=PROBED,
@@ -379,7 +367,7 @@ def _completions(config: Config) -> Iterator[Finding]:
     task, training, _, _ = load_problems(probe)
     rows = _rows(probe)
     engine = make_engine(probe, model_folder(probe))
-    longer = replace(training_sampling(probe), max_tokens=limit)
+    longer = replace(training_sampling(probe), max_tokens=2 * config.max_completion_length)
     answers = engine.generate([row["prompt"] for row in rows[:PROBED]], longer)
     yield from length([len(answer.token_ids) for [answer] in answers], probe)
     if not learned_rewards(probe):

@@ -5,33 +5,32 @@ memory it may take); what is learned and how stands in the recipe.
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 GIB = 2**30
 
-# fmt: off
+_GPU = dict(precision="bf16", rollout_engine="vllm", vllm_gpu_memory_utilization=0.5,
+            optim="adamw_8bit")  # fmt: skip
 PROFILES = {
     # No GPU: Unsloth trains, vLLM for the CPU generates and evaluates.
-    "cpu":  dict(precision="bf16", load_in_4bit=False, rollout_engine="vllm",
-                 optim="adamw_torch", per_device_train_batch_size=16),
+    "cpu": dict(precision="bf16", load_in_4bit=False, rollout_engine="vllm", optim="adamw_torch")
+    | dict(per_device_train_batch_size=16),
     # 14.6 GiB usable and no bf16. vLLM's attention runs by Triton there, without FlashInfer.
-    "t4":   dict(precision="fp16", rollout_engine="vllm", vllm_gpu_memory_utilization=0.5,
-                 optim="adamw_8bit", per_device_train_batch_size=4),
+    "t4": _GPU | dict(precision="fp16", per_device_train_batch_size=4),
     # 16 GB with bf16: RTX 4060 Ti, 4080, 5070 Ti, A4000 and the like.
-    "rtx16": dict(precision="bf16", rollout_engine="vllm", vllm_gpu_memory_utilization=0.5,
-                  optim="adamw_8bit", per_device_train_batch_size=4),
-    "l4":   dict(precision="bf16", rollout_engine="vllm", vllm_gpu_memory_utilization=0.5,
-                 optim="adamw_8bit", per_device_train_batch_size=8),
-    "a100": dict(precision="bf16", rollout_engine="vllm", vllm_gpu_memory_utilization=0.6,
-                 optim="adamw_8bit", per_device_train_batch_size=16),
-    "h100": dict(precision="bf16", rollout_engine="vllm", vllm_gpu_memory_utilization=0.6,
-                 optim="adamw_torch", per_device_train_batch_size=32),
+    "rtx16": _GPU | dict(per_device_train_batch_size=4),
+    "l4": _GPU | dict(per_device_train_batch_size=8),
+    "a100": _GPU | dict(vllm_gpu_memory_utilization=0.6, per_device_train_batch_size=16),
+    "h100": _GPU
+    | dict(vllm_gpu_memory_utilization=0.6, optim="adamw_torch", per_device_train_batch_size=32),
 }
-# fmt: on
-
-# What a profile's GPU has to give, in GiB: a T4 shows 14.6 of its 16 GB.
+# A profile is chosen from this many GiB on; what its GPU has to give: a T4 shows 14.6 of its 16 GB.
+PROFILE_FROM = {"h100": 70, "a100": 36, "l4": 21, "rtx16": 0}
 PROFILE_MEMORY = {"t4": 14.6, "rtx16": 15.5, "l4": 22.0, "a100": 39.0, "h100": 79.0}
 
 
@@ -68,8 +67,8 @@ def detect_hardware(cap: float = 0.0) -> Hardware:
     gpu, gpu_memory, capability = _query_gpu()
     gpu_memory = min(gpu_memory, cap or gpu_memory)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    return Hardware(gpu, gpu_memory, capability, cores or 1, min(memory, _container_memory()))
+    memory = min(psutil.virtual_memory().total / GIB, _container_memory())
+    return Hardware(gpu, gpu_memory, capability, cores or 1, memory)
 
 
 def _container_memory(file: Path = Path("/sys/fs/cgroup/memory.max")) -> float:
@@ -78,15 +77,22 @@ def _container_memory(file: Path = Path("/sys/fs/cgroup/memory.max")) -> float:
     return float("inf") if limit == "max" else int(limit) / GIB
 
 
+def choose_profile(hardware: Hardware) -> str:
+    """The profile for this machine: the largest whose GPU is not larger than what is here."""
+    if not hardware.gpu:
+        return "cpu"
+    if hardware.capability < 8.0:
+        return "t4"
+    return next(name for name, least in PROFILE_FROM.items() if hardware.gpu_memory >= least)
+
+
 def free_memory(hardware: Hardware) -> float:
     """GiB that can be had now: of the GPU where there is one, else of main memory."""
-    if hardware.gpu:
-        import torch
+    if not hardware.gpu:
+        return psutil.virtual_memory().available / GIB
+    import torch
 
-        return torch.cuda.mem_get_info()[0] / GIB
-    import psutil
-
-    return psutil.virtual_memory().available / GIB
+    return torch.cuda.mem_get_info()[0] / GIB
 
 
 def gpu_memory_taken() -> float:
@@ -95,19 +101,6 @@ def gpu_memory_taken() -> float:
     import torch
 
     return torch.cuda.max_memory_reserved() / GIB
-
-
-def gpu_energy() -> float | None:
-    """Watt-hours that the visible GPUs have taken since the driver was loaded; None where one does
-    not tell, as those before Volta."""
-    nvml, visible = _nvml(), visible_gpus()
-    if not (nvml and visible):
-        return None
-    try:  # in millijoules
-        cards = [_card(nvml, name) for name in visible]
-        return sum(map(nvml.nvmlDeviceGetTotalEnergyConsumption, cards)) / 3.6e6
-    except nvml.NVMLError:
-        return None
 
 
 def cap_gpu_memory(cap: float, utilization: float) -> float:
@@ -122,6 +115,24 @@ def cap_gpu_memory(cap: float, utilization: float) -> float:
 
     torch.cuda.set_per_process_memory_fraction(cap / whole)
     return utilization * cap / whole
+
+
+def gpu_environment(capability: float) -> dict[str, str]:
+    """Environment variables that a card wants, to be set before Unsloth loads a model.
+
+    Below 8.0 FlashInfer has no kernels, and Unsloth asks for its sampler where it can be compiled.
+    """
+    if not 0 < capability < 8.0:
+        return {}
+    return {"UNSLOTH_VLLM_NO_FLASHINFER": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
+
+
+def is_main_process() -> bool:
+    """Whether this is the only or the first of the processes that train a run together."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+# --- the driver -------------------------------------------------------------------------------
 
 
 def _nvml() -> Any:
@@ -150,49 +161,32 @@ def visible_gpus() -> list[str]:
     return [str(index) for index in range(nvml.nvmlDeviceGetCount())] if nvml else []
 
 
-def _card(nvml: Any, name: str) -> Any:
-    """The card that CUDA_VISIBLE_DEVICES names, by index or UUID."""
-    if name.isdecimal():
-        return nvml.nvmlDeviceGetHandleByIndex(int(name))
-    return nvml.nvmlDeviceGetHandleByUUID(name)
+def _ask(question: Callable[[Any, list[Any]], Any]) -> Any:
+    """What it makes of NVML and the visible cards; None without any, or where one does not tell."""
+    nvml, visible = _nvml(), visible_gpus()
+    if not (nvml and visible):
+        return None
+    by_index, by_uuid = nvml.nvmlDeviceGetHandleByIndex, nvml.nvmlDeviceGetHandleByUUID
+    try:
+        cards = [by_index(int(name)) if name.isdecimal() else by_uuid(name) for name in visible]
+        return question(nvml, cards)
+    except nvml.NVMLError:
+        return None
+
+
+def gpu_energy() -> float | None:
+    """Watt-hours that the visible GPUs have taken since the driver was loaded; None where one does
+    not tell, as those before Volta."""
+    taken = _ask(lambda nvml, cards: sum(map(nvml.nvmlDeviceGetTotalEnergyConsumption, cards)))
+    return taken and taken / 3.6e6  # millijoules
 
 
 def _query_gpu() -> tuple[str, float, float]:
     """Name, GiB and compute capability of the first GPU that is visible."""
-    nvml, visible = _nvml(), visible_gpus()
-    if not (nvml and visible):
-        return "", 0.0, 0.0
-    try:
-        handle = _card(nvml, visible[0])
-        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-        memory = nvml.nvmlDeviceGetMemoryInfo(handle).total / GIB
-        return nvml.nvmlDeviceGetName(handle), memory, major + minor / 10
-    except nvml.NVMLError:
-        return "", 0.0, 0.0
 
+    def question(nvml: Any, cards: list[Any]) -> tuple[str, float, float]:
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(cards[0])
+        memory = nvml.nvmlDeviceGetMemoryInfo(cards[0]).total / GIB
+        return nvml.nvmlDeviceGetName(cards[0]), memory, major + minor / 10
 
-def is_main_process() -> bool:
-    """Whether this is the only or the first of the processes that train a run together."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def gpu_environment(capability: float) -> dict[str, str]:
-    """Environment variables that a card wants, to be set before Unsloth loads a model.
-
-    Below 8.0 FlashInfer has no kernels, and Unsloth asks for its sampler where it can be compiled.
-    """
-    if not 0 < capability < 8.0:
-        return {}
-    return {"UNSLOTH_VLLM_NO_FLASHINFER": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}
-
-
-def choose_profile(hardware: Hardware) -> str:
-    """The profile for this machine: the largest whose GPU is not larger than what is here."""
-    if not hardware.gpu:
-        return "cpu"
-    if hardware.capability < 8.0:
-        return "t4"
-    for profile, at_least in (("h100", 70), ("a100", 36), ("l4", 21)):
-        if hardware.gpu_memory >= at_least:
-            return profile
-    return "rtx16"
+    return _ask(question) or ("", 0.0, 0.0)

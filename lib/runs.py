@@ -21,7 +21,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +32,7 @@ from lib.errors import BadInput
 from lib.files import (
     append_jsonl,
     discard,
+    existing,
     hold,
     put_back,
     read_json,
@@ -44,6 +45,7 @@ from lib.files import (
 from lib.hardware import GIB, detect_hardware, is_main_process
 from lib.process import commit, installed_versions, quiet_process
 
+STAMP = "%Y%m%d-%H%M%S"
 # What a training leaves, and what is made from that; figures but those of 01, 02 and 06, too.
 OF_TRAINING = (
     *("train_log.jsonl", "rollouts", "checkpoints", "best", "adapter", "alarms.json"),
@@ -54,10 +56,10 @@ BEFORE_TRAINING = ("memory", "preflight", "reward_model")
 # Keys that do not make another training: where it lies, what it runs on, how it is measured.
 UNNAMED = (
     *("name", "run", "output_dir", "data_dir", "profile", "resume", "report_to", "backend"),
-    *("rollout_engine", "gpu_memory", "micro_batch", "gradient_checkpointing", "save_"),
-    *("preflight_prompts", "ignore_preflight", "eval_", "side_task", "candidate", "variants"),
-    *("seeds", "push_to_hub", "certificate_", "logging_", "stop_at", "num_processes"),
-    *("accelerate_config",),
+    *("rollout_engine", "gpu_memory", "vllm_gpu_memory", "per_device_train_batch_size", "save_"),
+    *("gradient_checkpointing", "preflight_prompts", "ignore_preflight", "eval_", "side_task"),
+    *("candidate", "variants", "seeds", "push_to_hub", "certificate_", "logging_", "stop_at"),
+    *("num_processes", "accelerate_config"),
 )
 STALE = (
     '<p role="alert" style="padding:.6rem 1rem;border:2px solid #c60">This page is of an earlier '
@@ -75,7 +77,7 @@ class Run:
         self.checkpoints, self.best = folder / "checkpoints", folder / "best"
         self.adapter, self.merged = folder / "adapter", folder / "merged"
         self.evals, self.report = folder / "evals", folder / "report.html"
-        self.progress = folder / ".progress.json"
+        self.progress, self._begun = folder / ".progress.json", folder / "previous" / ".begun"
 
     def __repr__(self) -> str:
         return f"Run({self.shown(self.folder)})"
@@ -109,11 +111,8 @@ class Run:
     def stale(self) -> list[str]:
         """What was made from another adapter than the one that is there now."""
         now, made = self.model_id(), self.recorded().get("made", {})
-        return [
-            what
-            for what, of in made.items()
-            if of != now and getattr(self, what, self.folder / what).exists()
-        ]
+        old = [what for what, of in made.items() if of != now]
+        return [what for what in old if getattr(self, what, self.folder / what).exists()]
 
     def mark_stale(self) -> None:
         """Say so at the top of the page, where it no longer fits."""
@@ -132,8 +131,9 @@ class Run:
         trained = self._begun.is_dir() or self.train_log.exists() or self.adapter.exists()
         if not (trained and is_main_process()):
             return None
+        pictures = self.figures.glob("*.png")
         left = [path for path in map(self.folder.joinpath, OF_TRAINING) if path.exists()]
-        left += [p for p in self.figures.glob("*.png") if not p.name.startswith(BEFORE_TRAINING)]
+        left += [path for path in pictures if not path.name.startswith(BEFORE_TRAINING)]
         left += self.notebooks.glob("*.html")
         return self._move_to_previous(left, still_good=("01", "02"))
 
@@ -152,29 +152,28 @@ class Run:
         if path.exists():
             self._move_to_previous([path], still_good=("0",))
 
-    @property
-    def _begun(self) -> Path:
-        return self.folder / "previous" / ".begun"
-
-    def _move_to_previous(self, paths: Iterable[Path], still_good: Sequence[str]) -> Path:
-        begun = self._begun
-        begun.mkdir(parents=True, exist_ok=True)
-        if self.record.is_file() and not (begun / "run.json").exists():
-            shutil.copy2(self.record, begun)
+    def _move_to_previous(self, paths: Iterable[Path], still_good: tuple[str, ...]) -> Path:
+        """
+        Args:
+            still_good: how the names of notebooks begin that remain finished.
+        """
+        self._begun.mkdir(parents=True, exist_ok=True)
+        if self.record.is_file() and not (self._begun / "run.json").exists():
+            shutil.copy2(self.record, self._begun)
         finished = self.recorded().get("finished", {})
-        self.note(finished={k: v for k, v in finished.items() if k.startswith(tuple(still_good))})
+        self.note(finished={k: v for k, v in finished.items() if k.startswith(still_good)})
         for path in paths:
-            place = begun / path.relative_to(self.folder)
+            place = self._begun / path.relative_to(self.folder)
             place.parent.mkdir(parents=True, exist_ok=True)
             path.rename(place)
-        return begun.rename(_unused(begun.with_name(time.strftime("%Y%m%d-%H%M%S"))))
+        return self._begun.rename(_unused(self._begun.with_name(time.strftime(STAMP))))
 
     def rewind(self, step: int) -> list[dict]:
         """The training log up to a step. What was written of later ones goes: a run that is
         resumed there does them again."""
-        for path in self.rollouts.glob("step_*.jsonl"):
-            if int(path.stem.removeprefix("step_")) > step and is_main_process():
-                path.unlink()
+        for later in rollout_steps(self):
+            if later > step and is_main_process():
+                _rollouts(self, later).unlink()
         for log in (self.train_log, self.evals / "validation.jsonl"):
             if log.is_file():
                 write_jsonl(log, [row for row in read_jsonl(log) if row["step"] <= step])
@@ -193,8 +192,7 @@ class Run:
 
     def need_disk(self, gibibytes: float, what: str) -> None:
         """Raises BadInput where the disk has no room for what is about to be written."""
-        there = next(path for path in (self.folder, *self.folder.parents) if path.exists())
-        free = shutil.disk_usage(there).free / GIB
+        free = shutil.disk_usage(existing(self.folder)).free / GIB
         if free < gibibytes:
             raise BadInput(
                 f"{what} needs {gibibytes:.1f} GiB and {self.shown(self.folder)} has {free:.1f} "
@@ -228,12 +226,11 @@ def named_config(recipe: str | Path | None, given: Mapping[str, Any]) -> Config:
     if config.run or not changes:
         return config
     own = config.model_copy(update={"run": f"{config.name}{name_ending(changes)}"})
-    record = run_folder(config) / "run.json"
-    if run_folder(own).exists() or not record.is_file():
+    plain_run = Run(run_folder(config))
+    if run_folder(own).exists() or not plain_run.record.is_file():
         return own
-    made = read_json(record).get("config", {})
-    same = all(key in made and made[key] == value for key, value in changes.items())
-    return config if config.resume or same else own
+    made = plain_run.recorded().get("config", {})
+    return config if config.resume or changes.items() <= made.items() else own
 
 
 def name_ending(changes: Mapping[str, Any]) -> str:
@@ -246,7 +243,7 @@ def name_ending(changes: Mapping[str, Any]) -> str:
 
 def check_place(config: Config) -> None:
     """Raises BadInput where no run can be written under that name, before anything is."""
-    name, folder = config.run_name, run_folder(config)
+    name, there = config.run_name, existing(run_folder(config))
     parts = [part for part in name.split("/") if part.strip(". ") and len(part.encode()) <= 200]
     if name.startswith("~") or "/".join(parts) != name or not name.isprintable():
         raise BadInput(
@@ -254,11 +251,10 @@ def check_place(config: Config) -> None:
             f"digits, up to 200.",
             key="run-name",
         )
-    there = next(path for path in (folder, *folder.parents) if path.exists())
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         what = "cannot be written to" if there.is_dir() else "is a file"
         raise BadInput(
-            f"output_dir: {Run.shown(there)} {what}, so that no run can lie in it: set output_dir "
+            f"output_dir: {shown(there)} {what}, so that no run can lie in it: set output_dir "
             f"to a folder of yours.",
             key="output-dir",
         )
@@ -268,7 +264,7 @@ def put_aside(run: Run) -> Path | None:
     """Keep a run under the time it was last touched, and make its name free; its new folder."""
     if not run.record.is_file():
         return None
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(run.folder.stat().st_mtime))
+    stamp = time.strftime(STAMP, time.localtime(run.folder.stat().st_mtime))
     return run.folder.rename(_unused(run.folder.with_name(f"{run.folder.name}.{stamp}")))
 
 
@@ -287,11 +283,10 @@ def open_run(config: Config) -> Run:
         BadInput: the run is written by another process, or its place cannot be written to.
     """
     check_place(config)
-    folder = run_folder(config)
-    hold(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    hold(folder)
-    run = Run(folder)
+    run = Run(run_folder(config))
+    hold(run.folder)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    hold(run.folder)
     for place in (run.best, run.adapter, run.merged):
         put_back(place)
     quiet_process(run)
@@ -327,12 +322,13 @@ def begin_training(config: Config, run: Run) -> None:
 @contextmanager
 def hushed(run: Run) -> Iterator[None]:
     """What libraries print inside goes to the run's `libraries.log`, not over the page."""
-    with (
-        (run.folder / "libraries.log").open("a", encoding="utf-8") as log,
-        redirect_stdout(log),
-        redirect_stderr(log),
-    ):
+    file = run.folder / "libraries.log"
+    with file.open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         yield
+
+
+def _rollouts(run: Run, step: int) -> Path:
+    return run.rollouts / f"step_{step:05d}.jsonl"
 
 
 def rollout_steps(run: Run) -> list[int]:
@@ -346,7 +342,7 @@ def read_rollouts(run: Run, step: int) -> list[dict]:
     Each has id, question, answer, completion, rewards (by name, unweighted), total (weighted),
     advantage, tokens and truncated; in a run that did not note the total, the plain sum.
     """
-    rows = read_jsonl(run.rollouts / f"step_{step:05d}.jsonl")
+    rows = read_jsonl(_rollouts(run, step))
     for row in rows:
         total = sum(value or 0.0 for value in row["rewards"].values())
         old = {"question": row["id"], "total": total, "tokens": None, "truncated": None}

@@ -64,10 +64,6 @@ def conflicts(versions: Mapping[str, str]) -> Iterator[str]:
                 yield f"{package} {version} takes {need.name} {need.specifier}, and {other} is here"
 
 
-def _major(version: str) -> int:
-    return int(version.split(".")[0]) if version else 0
-
-
 def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[Finding]:
     """Driver × CUDA × torch × vLLM × plug-ins × attention × card."""
     c, by_vllm = config, "vllm" in (config.rollout_engine, config.eval_engine)
@@ -83,7 +79,7 @@ def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[F
             )
         return
     gpu, below_8 = hardware.gpu, hardware.capability < 8.0
-    oldest = DRIVERS.get(_major(stack.cuda), 0)
+    cuda, driver = (int((version or "0").split(".")[0]) for version in (stack.cuda, stack.driver))
     bnb = "load_in_4bit" if c.load_in_4bit else f"optim {c.optim}"
     bundled = stack.versions.get("vllm", "").startswith("0.19.")  # the older lock's
     model, most = c.model.lower(), LORA_RANKS[-1]
@@ -95,9 +91,9 @@ def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[F
             f"install requirements.txt, or set profile to cpu.",
         ),
         "driver": (
-            stack.driver and _major(stack.driver) < oldest,
+            0 < driver < DRIVERS.get(cuda, 0),
             f"torch is built for CUDA {stack.cuda}, which needs an NVIDIA driver of at least "
-            f"{oldest}, and this one is {stack.driver}: update the driver, or install "
+            f"{DRIVERS.get(cuda)}, and this one is {stack.driver}: update the driver, or install "
             f"requirements-cu128.txt.",
         ),
         "old-card": (
@@ -166,8 +162,8 @@ def which_way(config: Config, stack: Stack) -> str:
 def choose_backend(config: Config, hardware: Hardware | None = None) -> tuple[str, str]:
     """How the policy is to be loaded, and the sentence to show where that is not Unsloth's way.
 
-    There are two reasons to fall back, a package that is not there and a card that Unsloth's
-    kernels do not run on, and `backend: auto` allows them.
+    `backend: auto` falls back where a package is not there, or Unsloth's kernels do not run on the
+    card.
 
     Raises:
         BadInput: what is asked for cannot run in this installation or on this card.
@@ -178,12 +174,11 @@ def choose_backend(config: Config, hardware: Hardware | None = None) -> tuple[st
             raise BadInput(finding.sentence, key=finding.key)
     if config.backend == "transformers" or config.num_processes > 1:
         return "transformers", ""
-    reason = ""
     if find_spec("unsloth") is None:
         reason = "it is not installed"
     elif config.profile != "cpu" and hardware.capability < 7.0:
         reason = f"{hardware.gpu} has compute capability {hardware.capability} and it needs 7.0"
-    if not reason:
+    else:
         leave_kernels_to_vllm()
         return "unsloth", ""
     if config.backend == "unsloth":

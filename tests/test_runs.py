@@ -197,6 +197,7 @@ def test_parameters_that_make_another_training_give_a_name_of_their_own(tmp_path
         return configure(tmp_path, *words, **given).run_name
 
     assert name() == name(seed=0) == name(eval_problems=4, micro_batch=4) == "ci"
+    assert name(per_device_train_batch_size=4, vllm_gpu_memory_utilization=0.4) == "ci"
     assert name(seed=1) == "ci-seed1" and name(seed=2, max_steps=3) == "ci-max_steps3-seed2"
     assert name(seed=1, run="mine") == "mine"
     rewards = [name(rewards={"correctness": weight}) for weight in (1.0, 2.0)]
