@@ -6,9 +6,9 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 import unicodedata
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,13 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.answers import (
-    Grade,
-    gold_parses,
-    grade,
-    normalize_number,
-    symbolic,
-)
+from lib.answers import Grade, gold_parses, grade, normalize_number, symbolic
 from lib.answers.formulas import read_answer
 from lib.answers.math import one_spelling, same_answer
 from lib.errors import BadInput
@@ -40,46 +34,37 @@ def answers_match(predicted: str | None, gold: str | None, kind: str) -> bool:
     return grade(f"<answer>{predicted}</answer>", gold, kind, "answer").correct
 
 
-# --- the corpus ---------------------------------------------------------------------------------
-
-
-def test_corpus_is_large_and_has_no_repeats():
-    without_reason = [
-        json.dumps({key: case[key] for key in case if key != "reason"}) for case in CORPUS
-    ]
-    assert len(set(without_reason)) == len(CORPUS) >= 300
-    assert {case["kind"] for case in CORPUS} == set(KINDS)
-    assert 0.2 < sum(not case["correct"] for case in CORPUS) / len(CORPUS) < 0.6
+def test_corpus_has_no_repeats():
+    inputs = [{key: case[key] for key in case if key != "reason"} for case in CORPUS]
+    assert len(set(map(json.dumps, inputs))) == len(CORPUS) >= 2000
 
 
 @pytest.mark.parametrize("case", CORPUS, ids=lambda case: case["reason"])
 def test_corpus(case):
-    if "text" in case:
-        found = grade(case["text"], case["gold"], case["kind"], case["tags"])
-        assert found.correct is case["correct"], found
-        assert (found.why is None) is found.correct
-    else:
-        same = answers_match(case["predicted"], case["gold"], case["kind"])
-        assert same is case["correct"]
+    text, tags = case.get("text"), case.get("tags")
+    if text is None:
+        text, tags = f"<answer>{case['predicted']}</answer>", "answer"
+    found = grade(text, case["gold"], case["kind"], tags)
+    assert found.correct is case["correct"], found
+    assert (found.why is None) is found.correct
 
 
-def _examples():
-    """The pairs of the table in docs/grading.md: answer, gold, kind, equal."""
-    kinds = set()
-    table = (ROOT / "docs" / "grading.md").read_text(encoding="utf-8")
-    for line in table.splitlines():
-        cells = line.split(" | ")
-        if len(cells) == 4 and cells[1] in KINDS:
-            kinds.add(cells[1])
-            for mine, sign, gold in re.findall(r"`([^`]+)` ([=≠]) `([^`]+)`", cells[2]):
-                yield mine, gold, cells[1], sign == "="
-    assert kinds == set(KINDS)
+TABLE = re.findall(
+    r"^\|[^|]*\| (\w+) \|(.*)\|",
+    (ROOT / "docs/grading.md").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
 
 
-@pytest.mark.parametrize(("mine", "gold", "kind", "equal"), list(_examples()))
-def test_the_table_of_what_counts_as_equal_holds(mine, gold, kind, equal):
-    for tags in ("answer", None):
-        assert grade(f"<answer>{mine}</answer>", gold, kind, tags).correct is equal
+def test_the_table_of_what_counts_as_equal_holds():
+    """Of docs/grading.md, with or without the tags."""
+    rows = [(kind, re.findall(r"`([^`]+)` ([=≠]) `([^`]+)`", cells)) for kind, cells in TABLE]
+    cases = [(*pair, kind) for kind, pairs in rows if kind in KINDS for pair in pairs]
+    assert {kind for *_, kind in cases} == {*KINDS} and len(cases) > 90
+    for mine, sign, gold, kind in cases:
+        for tags in ("answer", None):
+            found = grade(f"<answer>{mine}</answer>", gold, kind, tags)
+            assert found.correct is (sign == "="), (mine, gold, kind, found)
 
 
 # --- the public functions -----------------------------------------------------------------------
@@ -280,8 +265,7 @@ def test_no_unicode_number_or_symbol_raises(monkeypatch):
         for form in (r"\boxed{\frac@2, x^@ = 1@}", "<answer>1.@/@,@</answer>"):
             text = form.replace("@", character)
             for kind in KINDS:
-                grade(text, "B" if kind == "choice" else "5", kind)
-                answers_match(text, text, kind)
+                grade(text, text, kind)
 
 
 @pytest.mark.parametrize(
@@ -292,12 +276,25 @@ def test_no_unicode_number_or_symbol_raises(monkeypatch):
         "A and ", "option ", "\\boxed{5} and ", "$5$, ", "**5** ", " ", "\n", "x=", "5e", "not ",
     ],
 )  # fmt: skip
-def test_a_megabyte_takes_no_time_worth_measuring(unit):
-    """Whatever were quadratic in the length would take hours."""
-    filling = unit * (1_000_000 // len(unit))
+def test_a_long_text_takes_no_time_worth_measuring(unit):
+    """Whatever were quadratic in the length would take many minutes."""
+    filling = unit * (250_000 // len(unit))
     for text in (filling, f"The answer is {filling} 5."):
         for kind in KINDS:
             assert not grade(text, "C" if kind == "choice" else "57", kind).correct
+
+
+@pytest.mark.parametrize(
+    ("mine", "gold"),
+    [
+        ("2^{4950}", r"\sqrt2"),  # beyond what a float holds
+        ("1" + 350 * "0" + ".1234567", r"\sqrt2"),
+        (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", "(1, 2), (3, 4)"),
+        ("|x-1|<2", r"\mathbb{R}_+"),
+    ],
+)
+def test_what_does_not_compare_is_different(mine, gold):
+    assert not answers_match(mine, gold, "math") and not answers_match(gold, mine, "math")
 
 
 def test_nothing_in_an_answer_is_executed(tmp_path):
@@ -317,8 +314,6 @@ def test_nothing_in_an_answer_is_executed(tmp_path):
 
 # --- math_verify in its process -----------------------------------------------------------------
 
-HARD = (r"x^2 < 4", r"(-2, 2)")  # outside of the grammar's own comparisons
-
 
 def test_what_is_left_goes_to_math_verify():
     before = symbolic.WORKER.pairs
@@ -328,24 +323,14 @@ def test_what_is_left_goes_to_math_verify():
 
 
 def test_math_verify_answers_from_any_thread():
-    verdicts = {}
-    threads = [
-        threading.Thread(
-            target=lambda n=n: verdicts.update({n: symbolic.WORKER.ask(f"{n}x", f"x*{n}")})
-        )
-        for n in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert verdicts == dict.fromkeys(range(8), True)
+    with ThreadPoolExecutor(8) as pool:
+        verdicts = pool.map(lambda n: symbolic.WORKER.ask(f"{n}x", f"x*{n}"), range(8))
+    assert [*verdicts] == [True] * 8
 
 
 def test_after_a_pair_that_takes_too_long_or_a_kill_the_next_one_is_answered():
     assert symbolic.WORKER.ask("10000000!", "3") is None
     assert symbolic.WORKER.ask("x + 1", "1 + x") is True
-
     symbolic.WORKER._process.kill()
     symbolic.WORKER._process.wait()
     assert symbolic.WORKER.ask("x + 3", "3 + x") is True

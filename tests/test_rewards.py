@@ -60,7 +60,7 @@ def tagged(text) -> str:
 LINES = (Path(__file__).parent / "data" / "reward_values.jsonl").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("case", map(json.loads, LINES.splitlines()), ids=lambda c: c["reward"])
+@pytest.mark.parametrize("case", [*map(json.loads, LINES.splitlines())], ids=lambda c: c["reward"])
 def test_what_a_reward_pays(case):
     """For the gold answer 18 of kind number, where the case does not say otherwise."""
     pays = case["pays"]

@@ -1,9 +1,8 @@
-"""Reading the answer at a place in a completion: the number, the letter or the formula there.
+"""Reading the answer at a place in a completion: the number, letter, formula or words there.
 
-A place is what stands inside tags or a box, or what follows "####" or "the answer is"; ``where``
-names which ("tags", "boxed", "hashes", "phrase"). A reader gives None for a place that holds
-nothing it can read, and NO_ANSWER for one that settles the matter without an answer: two numbers,
-or one that is only denied. The ``last_…`` functions have no place to go by.
+``where`` says what the place is ("tags", "boxed", "hashes", "phrase"). A reader gives None for a
+place that holds nothing it can read, and NO_ANSWER for one that settles the matter without an
+answer: two numbers, or one that is only denied. The ``last_…`` functions have no place to go by.
 """
 
 from __future__ import annotations
@@ -12,13 +11,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from lib.answers.numerals import (
-    after_number,
-    find_numbers,
-    plain_characters,
-    read_number,
-    unwrap,
-)
+from lib.answers.numerals import after_number, find_numbers, plain_characters, read_number, unwrap
 
 MAX_ANSWER = 1000  # characters: what is longer is no answer
 NO_ANSWER = ""
@@ -28,13 +21,11 @@ _WORDS_IN_LATEX = re.compile(r"\\(?:text\w{0,6}|mbox|mathrm)\s?\{[^{}]*+\}")
 _TEXT_END = re.compile(
     r"(?<!\b[A-Z])(?<!\bMr)(?<!\bDr)(?<!\bSt)(?<!\bMs)(?<!\bMrs)[.!?](?=\s|$|\*|<)|</|\n"
 )
-_NO_LETTERS = re.compile(r"[^A-Za-z]*")
 _FORMULA_END = re.compile(r"\n|(?<!\\)[.!?](?=\s{1,3}[A-Z*\\<]|\s{0,9}$|\*|<)|</")
 
 
 def _clause(text: str, end: re.Pattern[str] = _SENTENCE_END) -> str:
-    match = end.search(text)
-    return text[: match.start()] if match else text
+    return end.split(text, 1)[0]
 
 
 # --- numbers ------------------------------------------------------------------------------------
@@ -98,20 +89,13 @@ def arithmetic(text: str) -> str | None:
     return text if _SUM.fullmatch(text) else None
 
 
-def _are_two(match: re.Match[str] | None) -> bool:
-    """While Y = 6/3 or Y = 2 is one number."""
-    values = [read_number(number) for number in find_numbers(match[0])] if match else []
-    return match is not None and not (len(values) > 1 and len(set(values)) == 1)
-
-
 def _sum_at_the_end(text: str) -> str | None:
     """The arithmetic that a text ends with, NO_ANSWER for a range (18-20)."""
     match = _SUM_AT_THE_END.search(text)
     if not match or read_number(match[1]) is not None or not arithmetic(match[1]):
         return None
-    span = _SPAN.fullmatch(match[1])
-    low, high = (read_number(end) or 0 for end in span.groups()) if span else (0, 0)
-    return NO_ANSWER if low < high else match[1]
+    low, high = map(read_number, span.groups()) if (span := _SPAN.fullmatch(match[1])) else (0, 0)
+    return NO_ANSWER if (low or 0) < (high or 0) else match[1]
 
 
 def number_in(place: str, where: str) -> str | None:
@@ -146,13 +130,13 @@ def number_in(place: str, where: str) -> str | None:
     again = len(numbers) > 1 and not two  # 1/2 or 0.5
     if where in ("tags", "boxed") and (two or (not again and _JOINED.match(rest or ""))):
         return NO_ANSWER
-    if "=" not in clause and (total := _sum_at_the_end(outside.strip())) is not None:
-        return total  # 18-20 eggs
-    if "=" not in clause and (_TERM.match(rest) if leads else _SPAN.search(outside)):
-        return NO_ANSWER
-    if not again and (_TWO.match(rest or "") if leads else _TWO_AT_THE_END.search(clause)):
-        return NO_ANSWER
-    if not two and _NOT.match(clause):
+    if "=" not in clause:
+        if (total := _sum_at_the_end(outside.strip())) is not None:
+            return total  # 18-20 eggs
+        if _TERM.match(rest) if leads else _SPAN.search(outside):
+            return NO_ANSWER
+    more = _TWO.match(rest or "") if leads else _TWO_AT_THE_END.search(clause)
+    if (more and not again) or (not two and _NOT.match(clause)):
         return NO_ANSWER
     return numbers[0] if leads else numbers[-1]
 
@@ -162,13 +146,7 @@ _WORD = re.compile(
     r"(?<![A-Za-z\\])(?!(?:and|or|pi|sqrt|sin|cos|tan|log|ln|inf|infinity|oo)(?![A-Za-z]))"
     r"(?:[A-Za-z]{3,}|(?:am|an|as|at|be|by|he|if|in|is|it|me|my|no|of|on|so|to|up|us|we)(?![A-Za-z]))"
 )
-_NAMED = re.compile(
-    r"(?<![\w)}])(?:\([a-z], ?[a-z]\)|\\[a-z]{2,8}|[A-Za-z])(?:_\{?\w\}?|\([a-z]\))?'?\s?="
-)
-
-
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s?\{[a-z]+\*?\}")
-_ONE_WORD = re.compile(r"\W{0,3}[A-Za-z]{2,}\W{0,3}")
 
 
 def _is_bare(text: str) -> bool:
@@ -185,7 +163,7 @@ def nothing_else(text: str, kind: str) -> str | None:
     if kind == "number":
         plain = _BRACKETED.sub("", text)
         return plain if arithmetic(text) or read_number(plain) is not None else None
-    if _ONE_WORD.fullmatch(text):
+    if re.fullmatch(r"\W{0,3}[A-Za-z]{2,}\W{0,3}", text):
         return text
     if not _is_bare(text) or not re.search(r"[\w\\ℝ∞]", text):
         return None
@@ -205,15 +183,17 @@ def last_number(text: str) -> str | None:
     text, tail = _AND_NOT.sub("", text), _AND_NOT.sub("", tail)
     last_line = tail.rstrip().rpartition("\n")[2]
     last_line = plain_characters(_TAG.sub(" ", last_line[-200:]))
-    if _are_two(_TWO_AT_THE_END.search(last_line)) or _COMPARED.search(last_line):
+    two = _TWO_AT_THE_END.search(last_line)
+    values = [read_number(number) for number in find_numbers(two[0])] if two else []
+    again = len(values) > 1 and len(set(values)) == 1  # Y = 6/3 or Y = 2 is one number
+    if (two and not again) or _COMPARED.search(last_line):
         return NO_ANSWER
     total = _sum_at_the_end(last_line)
     if total is not None and (not total or "(" in total):  # while "leaves 12-5" ends in a 5
         return total
     for size in (MAX_ANSWER, 16 * MAX_ANSWER):  # further back there is no answer
         part = text if len(text) <= size else text[-size:].partition(" ")[2]
-        numbers = find_numbers(part)
-        if numbers:
+        if numbers := find_numbers(part):
             return numbers[-1]
     return None
 
@@ -240,9 +220,9 @@ _CHOSEN = re.compile(
 _ARTICLE = re.compile(r"\s(?!because|since|as\b|is\b|and\b|or\b|for\b|with\b|by\b|which\b)[a-z]")
 # An option with what it says: b 4, (c) 12 m. An article has words behind its number: a 7 m wall.
 _WITH_VALUE = re.compile(
+    r"(?!\W{0,4}[AaI]\s\W?\d[\d.,/]*+\s?[A-Za-z])"
     r"\W{0,4}([A-Ja-j])[)\]}.:*]{0,3}\s\W?\d[\d.,/]*+(?:\s?[A-Za-z°%/]{1,12}){0,2}\W*$"
 )
-_A_QUANTITY = re.compile(r"\W{0,4}[AaI]\s\W?\d[\d.,/]*+\s?[A-Za-z]")
 # What follows the first of two options: "B or C", "B. 4 or C. 5", "(A) 3, (B) 4".
 _AND_ANOTHER = re.compile(
     r"""[).:*_}\]]{0,4}
@@ -263,16 +243,10 @@ _PRAISED = re.compile(
 )
 
 
-def _has_value(option: str) -> bool:
-    return bool(_WITH_VALUE.match(option)) and not _A_QUANTITY.match(option)
-
-
 def letter_in(place: str, where: str) -> str | None:
-    """The option letter that a place gives."""
     place = _NEGATED.sub("", unicodedata.normalize("NFKC", place.strip()))
     clause = place if where in ("tags", "boxed") else _clause(place)
-    first = _FIRST_LETTER.match(clause)
-    if first:
+    if first := _FIRST_LETTER.match(clause):
         if _AND_ANOTHER.match(place, first.end(1)):
             return NO_ANSWER
         free = first["closed"] is None
@@ -280,7 +254,7 @@ def letter_in(place: str, where: str) -> str | None:
         equals = clause[first.end(1) :].lstrip(" *_)}").startswith("=")
         if _FORMULA.match(clause, first.end(1)) or (equals and where == "boxed"):
             return None
-        if _has_value(clause) or not (article or (free and first[1].islower())):
+        if _WITH_VALUE.match(clause) or not (article or (free and first[1].islower())):
             return first[1].upper()
         chosen = set(_CHOSEN.findall(clause))
         if article and chosen:
@@ -295,21 +269,18 @@ def letter_in(place: str, where: str) -> str | None:
 def last_letter(text: str) -> str | None:
     """The letter called correct, alone on the last line, the only one to lead a line, or last."""
     tail = _NEGATED.sub("", unicodedata.normalize("NFKC", text[-MAX_ANSWER:]))
-    praised = _PRAISED.findall(tail)
-    if praised:
+    if praised := _PRAISED.findall(tail):
         return praised[-1]
-    alone = _FIRST_LETTER.fullmatch(tail.strip().rpartition("\n")[2].rstrip("*_)]}.$ "))
-    if alone:
+    if alone := _FIRST_LETTER.fullmatch(tail.strip().rpartition("\n")[2].rstrip("*_)]}.$ ")):
         return alone[1].upper()
-    first = (
-        _FIRST_LETTER.match(tail) if "\n" not in text.strip() and len(text) <= MAX_ANSWER else None
-    )
-    two = first and _AND_ANOTHER.match(tail, first.end(1))
-    if two and not _FREE_LETTER.search(tail, two.end(1)):
-        return NO_ANSWER
-    marked = first and (first["closed"] or _has_value(tail))  # b. 4
-    if marked and not re.search(r"\b[A-J][).:\]]", tail[first.end() :]):
-        return first[1].upper()
+    is_line = "\n" not in text.strip() and len(text) <= MAX_ANSWER
+    if is_line and (first := _FIRST_LETTER.match(tail)):
+        two = _AND_ANOTHER.match(tail, first.end(1))
+        if two and not _FREE_LETTER.search(tail, two.end(1)):
+            return NO_ANSWER
+        marked = first["closed"] or _WITH_VALUE.match(tail)  # b. 4
+        if marked and not re.search(r"\b[A-J][).:\]]", tail[first.end() :]):
+            return first[1].upper()
     leading = set(_LINE_LETTER.findall(tail))
     if len(leading) == 1:
         return leading.pop()
@@ -353,18 +324,15 @@ _DENIED = re.compile(
     r"|unless|second|third|next|other|opposite)\b|n['’]t\b",
     re.IGNORECASE,
 )
-_ARTICLES = re.compile(r"\b(?:a|an|the)\s+(?=\w)")
-_IN_A_YEAR = re.compile(r"in (?=\d{3,4}$)")
+_NOT_COUNTED = re.compile(r"\b(?:a|an|the)\s+(?=\w)|^in (?:the )?(?=\d{3,4}$)")
 _SIGNS = re.compile(
     r"(?<![^\W_])-(?=\d)|(?<=\d)[.:/](?=\d)|(?<=\d)%|\^|(?<=[^\W\d_])[+#♭♯]+|(?<=\b[a-z])-$"
 )
 
 
 def words_in(place: str, where: str) -> str | None:
-    """The name or phrase that a place gives, as it is written there."""
     text = _LATEX_TEXT.sub(r" \1 ", _TAG.sub(" ", place)).strip()
     if where not in ("tags", "boxed"):
-        text = text.partition("\n")[0]
         text = _REASON.sub("", _TEXT_END.split(text)[0])
     text = _LEADING.sub("", text.strip(" \t*_:$"), count=1).strip(" \t\n*_:$")
     return text if plain_words(text) else None
@@ -383,23 +351,19 @@ def last_words(text: str) -> str | None:
 def same_words(mine: str, gold: str) -> bool:
     """Whether a phrase is the gold one, or a sentence says it: "Jane Austen wrote it"."""
     sentence = None if _DENIED.search(mine) else _SENTENCE.fullmatch(mine)
-    said = [mine, *filter(None, sentence.groups())] if sentence else [mine]
+    said = [mine, *(filter(None, sentence.groups()) if sentence else ())]
     return plain_words(gold) in map(plain_words, said)
 
 
 @lru_cache(maxsize=16384)
 def plain_words(text: str) -> str:
-    """A phrase without what does not count: case, articles, punctuation, spaces.
-
-    >>> plain_words("The  New-York Times.") == plain_words("new york times")
-    True
-    """
+    """A phrase without what does not count: case, articles, punctuation, spaces."""
     text = unicodedata.normalize("NFKC", plain_characters(text)).casefold().replace("&", " and ")
     text = " ".join(_LATEX_TEXT.sub(r" \1 ", _TAG.sub(" ", text)).replace("'s", "s").split())
-    number = None if "%" in text else read_number(text)
-    if number is not None and _NO_LETTERS.fullmatch(text):
+    number = None if re.search("[a-z%]", text) else read_number(text)
+    if number is not None:
         return str(number)
-    text = _IN_A_YEAR.sub("", _ARTICLES.sub(" ", text.strip(" .,;:!?")).strip())
+    text = _NOT_COUNTED.sub("", text.strip(" .,;:!?")).strip()
     signs = {i for match in _SIGNS.finditer(text) for i in range(*match.span())}
     # Letters with their marks (the vowels of Hindi), digits, and the signs of -5, 3.14, C++ and A-.
     counts = {c for c in text if unicodedata.category(c)[0] in "LNM"} - {"\ufe0f"}
@@ -443,7 +407,6 @@ def _formulas(text: str) -> list[tuple[int, str]]:
 
 
 def formula_in(place: str, where: str) -> str | None:
-    """The formula that a marked place gives."""
     if where == "boxed":
         return place.strip()
     if where == "hashes" and _PROSE.search(place):
@@ -455,8 +418,7 @@ def formula_in(place: str, where: str) -> str | None:
         verb = _LAST_VERB.match(place)
         if verb and not _WORDS_IN_LATEX.search(place):
             place = place[verb.end() :] or place
-    formulas = _formulas(place)
-    if formulas:
+    if formulas := _formulas(place):
         return formulas[0][1]
     if "\\" not in place and _PROSE.search(place):
         return next(iter(find_numbers(place)), place)
@@ -478,18 +440,18 @@ def last_formula(text: str) -> str | None:
     tail = text[-MAX_ANSWER:]
     if reals := ALL_REALS.search(tail):
         return reals[0]
-    formulas = _formulas(tail)
-    if not formulas:
-        last_line = plain_characters(tail.rstrip().rpartition("\n")[2])
-        stated = _STATED.match(last_line)
-        if stated and re.search(r"[A-Za-z\\(\[{]", stated[1]) and _is_bare(stated[1]):
-            return stated[1]
-        several = _LIST_AT_THE_END.search(last_line)
-        return several[0] if several else last_number(text)
-    later = find_numbers(tail[formulas[-1][0] :])
-    return later[-1] if later else formulas[-1][1]
+    if formulas := _formulas(tail):
+        later = find_numbers(tail[formulas[-1][0] :])
+        return later[-1] if later else formulas[-1][1]
+    last_line = plain_characters(tail.rstrip().rpartition("\n")[2])
+    stated = _STATED.match(last_line)
+    if stated and re.search(r"[A-Za-z\\(\[{]", stated[1]) and _is_bare(stated[1]):
+        return stated[1]
+    several = _LIST_AT_THE_END.search(last_line)
+    return several[0] if several else last_number(text)
 
 
+# For each kind, what reads a place, and what reads a text without one.
 READERS = {
     "number": (number_in, last_number),
     "math": (formula_in, last_formula),
