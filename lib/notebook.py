@@ -48,18 +48,13 @@ def config_table(config: Config) -> Any:
     """The effective configuration: what was set and where; the defaults, folded away, below."""
     from IPython.display import HTML
 
-    values = config.model_dump().items()
-    rows = [(key, str(value), config.origin(key)) for key, value in values]
-    chosen = table(
-        [
-            (*row, origin.replace(" ", "\N{NO-BREAK SPACE}"))
-            for *row, origin in rows
-            if origin != "default"
-        ],
-        ("key", "value", "from"),
-    )
-    left = table([row[:2] for row in rows if row[2] == "default"], ("key", "default"))
+    chosen, left = [], []
+    for key, value in config.model_dump().items():
+        origin = config.origin(key).replace(" ", "\N{NO-BREAK SPACE}")
+        kept = left if origin == "default" else chosen
+        kept.append((key, str(value), origin))
+    columns = ("key", "value", "from")
     return HTML(
-        f"{chosen.to_html()}<details><summary>Keys left at their defaults</summary>"
-        f"{left.to_html()}</details>"
+        f"{table(chosen, columns).to_html()}<details><summary>Keys left at their defaults</summary>"
+        f"{table(left, columns).to_html()}</details>"
     )

@@ -13,8 +13,7 @@ import pandas as pd
 
 from lib.adapters import public_name
 from lib.config import Config
-from lib.evaluation.breakdowns import side_by_side
-from lib.evaluation.compare import HEADER, comparison_rows, greedy_records, verdict
+from lib.evaluation.compare import HEADER, comparison_rows, greedy_records, side_by_side, verdict
 from lib.evaluation.runs import accuracy_rows, cost_rows, sentences
 from lib.process import duration
 from lib.runs import Run, read_json, read_jsonl
@@ -40,10 +39,8 @@ CHANGES = {
 
 def write_report(run: Run, config: Config) -> str:
     """Write `report.html` from what the notebooks left; what to print at the end of the run."""
-    table = read_json(run.evals / "comparison.json")
-    pairs = _pairs(run)
-    pages = [_export(path) for path in sorted(run.notebooks.glob("*.ipynb"))]
-    warned = _json(run.folder / "alarms.json", [])
+    table, pairs = read_json(run.evals / "comparison.json"), _pairs(run)
+    warned = [alarm["sentence"] for alarm in _json(run.folder / "alarms.json", [])]
     certificate = _json(run.evals / "certificate.json", None)
     record, log = run.recorded(), read_jsonl(run.train_log)
     settings = Config.model_construct(**config.model_dump() | record.get("config", {}))
@@ -52,7 +49,7 @@ def write_report(run: Run, config: Config) -> str:
         config=settings,
         stale=[what for what in run.stale() if what != "report"],
         verdict=verdict(table),
-        alarms=[alarm["sentence"] for alarm in warned],
+        alarms=warned,
         figures={p.stem: _figure(p) for p in sorted(run.figures.glob("*.png"))},
         curve_sentence=_about_curve(log),
         header=HEADER,
@@ -66,7 +63,7 @@ def write_report(run: Run, config: Config) -> str:
         cost=_cost(run, record, log),
         stages=record.get("finished", {}),
         duration=duration,
-        pages=[page.name for page in pages],
+        pages=[_export(path) for path in sorted(run.notebooks.glob("*.ipynb"))],
         origins=record.get("origins", {}),
         record=record,
         evaluation=_json(run.evals / "base.json", {}).get("protocol", {}),
@@ -75,18 +72,14 @@ def write_report(run: Run, config: Config) -> str:
     run.made("report")
     curve = run.figures / "training.png"
     said = [pd.DataFrame(comparison_rows(table), columns=HEADER).to_string(index=False), ""]
-    said += [verdict(table), *(f"While it trained: {alarm['sentence']}" for alarm in warned), ""]
-    if curve.is_file():
-        said.append(f"Training curve: {run.shown(curve)}")
+    said += [verdict(table), *(f"While it trained: {sentence}" for sentence in warned), ""]
+    said += [f"Training curve: {run.shown(curve)}"] if curve.is_file() else []
     return "\n".join([*said, f"Report (open it in a browser): {run.shown(run.report)}"])
 
 
 def write_answers(run: Run, rows: Sequence[dict[str, Any]]) -> Path:
-    """Every problem with both models' greedy answers beside each other: `side_by_side.html`.
-
-    Args:
-        rows: of `lib.evaluation.breakdowns.side_by_side`.
-    """
+    """Every problem with both models' greedy answers (`lib.evaluation.compare.side_by_side`) beside
+    each other: `side_by_side.html`."""
     page = run.evals / "side_by_side.html"
     page.parent.mkdir(exist_ok=True)
     counts = Counter(row["change"] for row in rows)
@@ -97,31 +90,24 @@ def write_answers(run: Run, rows: Sequence[dict[str, Any]]) -> Path:
 
 
 def write_comparison(run: Run, compared: Sequence[dict[str, Any]]) -> Path:
-    """`comparison.html`: claims, figures, and tables that a click on a column sorts; no network.
-
-    Args:
-        compared: of `lib.evaluation.runs.compare_arms`.
-    """
+    """`comparison.html` of `lib.evaluation.runs.compare_arms`: claims, figures, and tables that a
+    click on a column sorts; no network."""
 
     def table(rows: Sequence[dict[str, Any]]) -> str:
-        frame = pd.DataFrame(rows, dtype=object)
-        form = "{:.1f}".format
+        frame, form = pd.DataFrame(rows, dtype=object), "{:.1f}".format
         return frame.to_html(index=False, border=0, na_rep="", float_format=form)
 
     figures = {
         "learning_curves": "Reward while each arm trains: mean and range over seeds.",
         "differences": "Differences with 95 % intervals: what crosses zero may be chance.",
     }
+    files = {run.figures / f"{name}.png": sentence for name, sentence in figures.items()}
     page = run.folder / "comparison.html"
     text = _template("comparison").render(
         title=f"{run.folder.name}: runs side by side",
         claims=sentences(compared),
         accuracy=table(accuracy_rows(compared)),
-        figures=[
-            (_figure(path), sentence)
-            for name, sentence in figures.items()
-            if (path := run.figures / f"{name}.png").is_file()
-        ],
+        figures=[(_figure(file), files[file]) for file in files if file.is_file()],
         cost=table(cost_rows(compared)),
     )
     page.write_text(text, encoding="utf-8")
@@ -130,9 +116,8 @@ def write_comparison(run: Run, compared: Sequence[dict[str, Any]]) -> Path:
 
 def _template(name: str = "report") -> jinja2.Template:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True)
-    environment.undefined = jinja2.StrictUndefined
-    return environment.get_template(f"{name}.html.jinja")
+    given = dict(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    return jinja2.Environment(loader=loader, **given).get_template(f"{name}.html.jinja")
 
 
 def _json(path: Path, missing: Any) -> Any:
@@ -141,13 +126,9 @@ def _json(path: Path, missing: Any) -> Any:
 
 def _pairs(run: Run) -> list[dict[str, Any]]:
     """The answers side by side; none where the answers compared are not the two of 04."""
-    logs = [run.evals / f"{name}.jsonl" for name in ("base", "trained")]
-    if not all(log.is_file() for log in logs):
-        return []
-    before, after = map(read_jsonl, logs)
-    if greedy_records(before).keys() != greedy_records(after).keys():
-        return []
-    return side_by_side(before, after)
+    before, after = (read_jsonl(run.evals / f"{name}.jsonl") for name in ("base", "trained"))
+    same = greedy_records(before).keys() == greedy_records(after).keys()
+    return side_by_side(before, after) if before and same else []
 
 
 def _about_curve(log: Sequence[dict]) -> str:
@@ -171,41 +152,36 @@ def _figure(path: Path) -> str:
 
 def _cost(run: Run, record: dict[str, Any], log: Sequence[dict]) -> list[tuple[str, str]]:
     """What the run took, as far as it is known."""
-    stages = record.get("finished", {}).values()
-    rows = [("time", duration(sum(stage["seconds"] for stage in stages)))] if stages else []
-    if log:
-        rows.append(("training steps", f"{log[-1]['step']}"))
-        rows.append(("time of training", duration(log[-1]["seconds"])))
-        if "num_tokens" in log[-1]:
-            rows.append(("tokens trained on", f"{log[-1]['num_tokens']:,.0f}"))
+    stages, last = record.get("finished", {}).values(), log[-1] if log else {}
     asked = [_json(run.evals / f"{name}.json", {}) for name in ("base", "trained")]
-    if tokens := sum(summary.get("tokens", 0) for summary in asked):
-        rows.append(("tokens generated in evaluation", f"{tokens:,}"))
-    if stages:
-        rows.append(("main memory", f"{max(stage['peak_gib'] for stage in stages):.1f} GiB"))
-    if "training_gpu_gib" in record:
-        rows.append(("GPU memory in training", f"{record['training_gpu_gib']:.1f} GiB"))
-    if "energy_wh" in record:
-        rows.append(("energy of the GPU", f"{record['energy_wh']:.0f} Wh"))
-    return rows
+    gigabytes, whole = "{:.1f} GiB".format, "{:,.0f}".format
+    rows = (
+        ("time", sum(stage["seconds"] for stage in stages), duration),
+        ("training steps", last.get("step"), str),
+        ("time of training", last.get("seconds"), duration),
+        ("tokens trained on", last.get("num_tokens"), whole),
+        ("tokens generated in evaluation", sum(each.get("tokens", 0) for each in asked), whole),
+        ("main memory", max((stage["peak_gib"] for stage in stages), default=None), gigabytes),
+        ("GPU memory in training", record.get("training_gpu_gib"), gigabytes),
+        ("energy of the GPU", record.get("energy_wh"), "{:.0f} Wh".format),
+    )
+    return [(what, form(value)) for what, value, form in rows if value]
 
 
 def _certificate_table(certificate: dict[str, Any]) -> pd.DataFrame:
-    """As 05 shows it, with all that is equal or differs in one column."""
+    """As 05 shows it, the verdict first, with all that is equal or differs in one column."""
     from lib.export.certificate import readable
 
+    checks = ("template", "tokens", "stops", "weights")
     frame = pd.DataFrame(readable(certificate))
-    checks = ["template", "tokens", "stops", "weights"]
-    differ = [[name for name in checks if row[name] == "DIFFERS"] for _, row in frame.iterrows()]
-    frame.insert(
-        6, ", ".join(checks), [f"DIFFER: {', '.join(d)}" if d else "equal" for d in differ]
-    )
+    differ = frame[[*checks]].eq("DIFFERS").apply(lambda row: [n for n in checks if row[n]], axis=1)
+    frame[", ".join(checks)] = [f"DIFFER: {', '.join(d)}" if d else "equal" for d in differ]
     frame.insert(1, "verdict", frame.pop("verdict"))
     return frame.drop(columns=[*checks, "computed by"])
 
 
-def _export(notebook: Path) -> Path:
-    """The executed notebook as a page beside it."""
+def _export(notebook: Path) -> str:
+    """The executed notebook as a page beside it; the page's name."""
     from nbconvert import HTMLExporter
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
@@ -213,7 +189,6 @@ def _export(notebook: Path) -> Path:
     exporter = HTMLExporter(preprocessors=[CoalesceStreamsPreprocessor])
     page, _ = exporter.from_filename(str(notebook))
     target = notebook.with_suffix(".html")
-    target.write_text(
-        page.replace("</head>", f"<style>{PAGES}</style></head>", 1), encoding="utf-8"
-    )
-    return target
+    page = page.replace("</head>", f"<style>{PAGES}</style></head>", 1)
+    target.write_text(page, encoding="utf-8")
+    return target.name

@@ -4,21 +4,18 @@
     >>> scores.mean, scores.stderr
     (0.75, 0.25)
 
-The unit is the problem: with several samples a problem, give each problem's mean (or its
-pass@k), never the single samples. Problems that come in families (variants of one template,
-questions on one text) are not independent: give `clusters`, one label a problem.
-
-In simulation the 95 % intervals hold the truth 93 to 97 times in 100 (tests/test_stats.py),
-rates and paired differences from 64 problems on, clustered means from 8 clusters on. No interval
-has a width of zero: where no problem changed, it is what that many problems can exclude.
-
-"Miller" is Miller 2024, "Adding error bars to evals", arXiv 2411.00640.
+The unit is the problem: with several samples a problem, give each problem's mean or pass@k. For
+problems that come in families (variants of one template) give `clusters`, one label a problem.
+Formulas, sources and what simulation says of them stand in docs/statistics.md; "Miller" is Miller
+2024, arXiv 2411.00640.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from random import Random
 
 import numpy as np
 from scipy.optimize import bisect
@@ -29,7 +26,9 @@ from lib.errors import BadInput
 LEVEL, ALPHA, POWER = 0.95, 0.05, 0.8
 Z = float(ndtri((1 + LEVEL) / 2))
 MARGIN = 0.05  # a smaller difference between shares counts as none
+CHOICES = 200  # of samples for a vote, at most
 CHANGED = 4 / 9  # of the problems; Miller's example: chances spread evenly, correlated by 1/3
+Interval = tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -38,25 +37,19 @@ class Estimate:
 
     mean: float
     stderr: float | None
-    interval: tuple[float, float] | None
+    interval: Interval
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better b is than a: mean of b − a over the same problems.
-
-    Attributes:
-        p_value: two-sided, of no difference, by `test`: "exact McNemar", "paired t", "two-way t".
-        fixed, broken: how many problems a has wrong and b right, and the other way round;
-            None where scores are not all 0 or 1.
-    """
+    """How much better b is than a: mean of b − a over the same problems."""
 
     difference: float
     stderr: float | None
-    interval: tuple[float, float] | None
-    p_value: float | None
-    test: str
-    fixed: int | None = None
+    interval: Interval
+    p_value: float | None  # two-sided
+    test: str  # "exact McNemar", "paired t" or "two-way t"
+    fixed: int | None = None  # problems that a has wrong and b right; None of other scores
     broken: int | None = None
 
 
@@ -64,10 +57,8 @@ class Difference:
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that at least one of k samples is right, from c right ones among n.
-
-    1 − C(n−c, k) / C(n, k), unbiased (Chen et al. 2021, arXiv 2107.03374, eq. 1), in whole
-    numbers, so exact to the last digit.
+    """The chance that at least one of k samples is right, from c right ones among n:
+    1 − C(n−c, k) / C(n, k), unbiased (Chen et al. 2021, arXiv 2107.03374, eq. 1).
 
     >>> pass_at_k(n=10, c=3, k=5)
     0.9166666666666666
@@ -79,51 +70,32 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def majority_at_k(answers: Sequence[Hashable], correct: Sequence, k: int) -> float:
-    """The chance that the majority vote among k of one problem's n samples is right.
-
-    Exact: the mean over all C(n, k) choices of k samples without replacement ("self-consistency",
-    Wang et al. 2022, arXiv 2203.11171, with pass@k's way of averaging). Ties are broken at random.
+    """The chance that the majority vote among k of one problem's n samples is right
+    ("self-consistency", Wang et al. 2022, arXiv 2203.11171), ties broken at random: the mean over
+    all C(n, k) choices, or over 200 drawn ones where there are more.
 
     Args:
         answers: each sample's extracted answer, equal ones written the same; None gives no vote.
         correct: whether each is right (0/1). An answer counted right in some samples only
             (strictly graded, say) is worth its share.
     """
-    groups: dict[Hashable, list[float]] = defaultdict(list)
     n = len(answers)
     if len(correct) != n or not 1 <= k <= n:
         raise BadInput(f"{n} samples, {len(correct)} grades, and k is {k}.", "stats")
+    graded = defaultdict(list)
     for answer, right in zip(answers, correct, strict=True):
-        groups[answer].append(float(right))
-    silent = len(groups.pop(None, []))
-    sizes = [len(rights) for rights in groups.values()]
-    chance = 0.0
-    for index, rights in enumerate(groups.values()):
-        if any(rights):
-            others = sizes[:index] + sizes[index + 1 :]
-            ways = _ways_to_win(len(rights), others, silent, k)
-            chance += ways * sum(rights) / len(rights)
-    return chance / math.comb(n, k)
-
-
-def _ways_to_win(size: int, others: list[int], silent: int, k: int) -> float:
-    """How many choices of k samples a group of `size` equal answers wins; a tie of t counts 1/t.
-
-    For each number of its votes, `ways[used, ties]` counts the choices of `used` samples from
-    the others in which none has more votes and `ties` have as many.
-    """
-    won = 0.0
-    for votes in range(1, min(size, k) + 1):
-        left = k - votes
-        ways = np.array([[math.comb(silent, used)] for used in range(left + 1)], dtype=float)
-        for other in others:
-            before, ways = ways, np.pad(ways, ((0, 0), (0, 1)))  # no vote from this group
-            for taken in range(1, min(other, votes, left) + 1):
-                more = math.comb(other, taken) * before[: left + 1 - taken]
-                tied = int(taken == votes)
-                ways[taken:, tied : tied + more.shape[1]] += more
-        won += math.comb(size, votes) * float(ways[left] @ (1 / np.arange(1, ways.shape[1] + 1)))
-    return won
+        graded[answer].append(float(right))
+    worth = {answer: sum(rights) / len(rights) for answer, rights in graded.items()}
+    choices, draw = combinations(answers, k), Random(0)
+    if math.comb(n, k) > CHOICES:
+        choices = (draw.sample(answers, k) for _ in range(CHOICES))
+    chances = []
+    for chosen in choices:
+        votes = Counter(answer for answer in chosen if answer is not None)
+        most = max(votes.values(), default=0)
+        winners = [worth[answer] for answer, count in votes.items() if count == most]
+        chances.append(sum(winners) / len(winners) if winners else 0.0)
+    return sum(chances) / len(chances)
 
 
 # Means and differences
@@ -135,18 +107,16 @@ def mean_with_error(
     within: tuple[float, float] | None = None,
     level: float = LEVEL,
 ) -> Estimate:
-    """The mean over problems with its standard error and its interval, of 95 % by default.
+    """The mean over problems with its standard error and Student's interval, of 95 % by default.
 
-    SE² = s²/n with n − 1 in s² (Miller eq. 1), or clustered
-    SE² = C/(C−1) · Σ_c (Σ_{i in c} (x_i − x̄))² / n² (Miller eq. 4 with the finite-sample factor
-    of inspect_ai and Stata). Student's t has n − 1 or C − 1 degrees of freedom.
+    SE² = s²/n (Miller eq. 1), or clustered C/(C−1) · Σ_c (Σ_{i in c} (x_i − x̄))² / n² (eq. 4 with
+    the finite-sample factor of inspect_ai and Stata).
 
     Args:
         values: one a problem, any finite numbers.
-        clusters: one label a problem, or None.
         within: the lowest and the highest value there can be. Values that are all equal then
             have the interval that this many problems can exclude: at most a share
-            u = 1 − 0.05^(1/n), about 3/n, of all problems has others. Without it they have none.
+            1 − 0.05^(1/n), about 3/n, of all problems has others. Without it they have none.
     """
     values = _numbers(values, "values")
     equal = not np.ptp(values)  # rounding must not give equal values a spread
@@ -160,7 +130,8 @@ def mean_with_error(
         bounds = within and tuple((1 - rest) * mean + rest * bound for bound in within)
         return Estimate(mean, 0.0, bounds)
     stderr = math.sqrt(units / (units - 1) * float(sums @ sums)) / len(values)
-    return Estimate(mean, stderr, _student(mean, stderr, units - 1, within, level))
+    half = float(stdtrit(units - 1, (1 + level) / 2)) * stderr
+    return Estimate(mean, stderr, _bounded(mean, half, within))
 
 
 def paired_difference(
@@ -169,16 +140,11 @@ def paired_difference(
     clusters: Sequence[Hashable] | None = None,
     level: float = LEVEL,
 ) -> Difference:
-    """How much better model b is than model a on the same problems: mean(b − a).
+    """How much better model b is than model a, scored on the same problems in the same order.
 
-    Scores of 0 and 1 without clusters: p_value of McNemar's exact test, i.e. a sign test of
-    fixed against broken (McNemar 1947), and the interval of Bonett & Price 2012 (10.3102/
-    1076998611411915): Wald's, with one problem more fixed and one more broken. All else: Student's
-    t on the differences (Miller eq. 7), clustered as in `mean_with_error`.
-
-    Args:
-        a, b: one score a problem, in the same order: before and after.
-        level: of the interval.
+    Scores of 0 and 1 without clusters: p_value of McNemar's exact test (1947), and the interval of
+    Bonett & Price 2012 (10.3102/1076998611411915): Wald's, with one problem more fixed and one
+    more broken. All else: Student's t on the differences (Miller eq. 7).
     """
     a, b = _numbers(a, "a"), _numbers(b, "b")
     if len(a) != len(b):
@@ -191,39 +157,35 @@ def paired_difference(
         fixed, broken = int(np.sum(b > a)), int(np.sum(b < a))
     if fixed is None or clusters is not None:
         units = len(a if clusters is None else set(clusters))
-        p_value, test = _t_test(mean, stderr, units - 1), "paired t"
-    else:
-        p_value, test = mcnemar(fixed, broken), "exact McNemar"
-        n = len(a) + 2
-        p, q = (fixed + 1) / n, (broken + 1) / n
-        half = float(ndtri((1 + level) / 2)) * math.sqrt((p + q - (p - q) ** 2) / n)
-        interval = interval and (max(-1.0, p - q - half), min(1.0, p - q + half))
-    return Difference(mean, stderr, interval, p_value, test, fixed, broken)
-
-
-def mcnemar(fixed: int, broken: int) -> float:
-    """The chance that as many or more of the changes are of one kind if both are equally likely."""
-    return min(1.0, 2 * float(bdtr(min(fixed, broken), fixed + broken, 0.5)))
+        p_value = _t_test(mean, stderr, units - 1)
+        return Difference(mean, stderr, interval, p_value, "paired t", fixed, broken)
+    n = len(a) + 2
+    p, q = (fixed + 1) / n, (broken + 1) / n
+    half = float(ndtri((1 + level) / 2)) * math.sqrt((p + q - (p - q) ** 2) / n)
+    interval = interval and _bounded(p - q, half, (-1.0, 1.0))
+    p_value = min(1.0, 2 * float(bdtr(min(fixed, broken), fixed + broken, 0.5)))
+    return Difference(mean, stderr, interval, p_value, "exact McNemar", fixed, broken)
 
 
 def _t_test(mean: float, stderr: float | None, degrees: float) -> float | None:
-    if stderr is None:
-        return None
-    if stderr == 0:
-        return 1.0 if mean == 0 else 0.5**degrees  # a sign test's
+    if not stderr:  # without any, a sign test's
+        return None if stderr is None else 0.5**degrees if mean else 1.0
     return float(2 * stdtr(degrees, -abs(mean) / stderr))
 
 
-def crossed_difference(differences_SP: np.ndarray) -> Difference:
-    """The mean of b − a over S seeds (rows) and P problems (columns), with its interval.
+def _bounded(middle: float, half: float, within: tuple[float, float] | None) -> tuple[float, float]:
+    lowest, highest = within or (-math.inf, math.inf)
+    return max(lowest, middle - half), min(highest, middle + half)
 
-    Seeds and problems are both drawn from many: what one seed shows on all problems, or one
-    problem with all seeds, counts once and not as often as it was seen. In the two-way random
-    model Var(mean) = ((MS_seeds − MS_rest) + MS_problems) / (S·P), the mean squares of an analysis
-    of variance, the first part never below zero. Each part has the t of its own degrees of freedom,
-    and the squares of their half intervals add up (Zou & Donner 2008): few seeds that differ make
-    a wide interval, seeds that agree do not. With one seed it is the paired difference over
-    problems, which says nothing of other seeds.
+
+def crossed_difference(differences_SP: np.ndarray) -> Difference:
+    """The mean of b − a over S seeds (rows) and P problems (columns), both drawn from many.
+
+    In the two-way random model Var(mean) = ((MS_seeds − MS_rest) + MS_problems) / (S·P), the mean
+    squares of an analysis of variance, the first part never below zero. Each part has the t of its
+    own degrees of freedom, and the squares of their half intervals add up (Zou & Donner 2008): few
+    seeds that differ make a wide interval, seeds that agree do not. With one seed it is the paired
+    difference over problems, which says nothing of other seeds.
     """
     values = np.asarray(differences_SP, dtype=float)
     seeds, problems = values.shape
@@ -249,29 +211,17 @@ def crossed_difference(differences_SP: np.ndarray) -> Difference:
     if mean:  # the level at which the interval ends at zero
         beyond = half(least) <= abs(mean)
         p_value = least if beyond else bisect(lambda p: half(p) - abs(mean), least, 1.0)
-    lowest, highest = within or (-math.inf, math.inf)
-    interval = max(lowest, mean - half(ALPHA)), min(highest, mean + half(ALPHA))
+    interval = _bounded(mean, half(ALPHA), within)
     return Difference(mean, math.sqrt(parts.sum()), interval, p_value, "two-way t")
 
 
-def _student(
-    mean: float, stderr: float, degrees: float, within: tuple[float, float] | None, level: float
-) -> tuple[float, float]:
-    half = float(stdtrit(degrees, (1 + level) / 2)) * stderr
-    lowest, highest = within or (-math.inf, math.inf)
-    return max(lowest, mean - half), min(highest, mean + half)
-
-
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a plain rate, such as format or truncation; sound near 0 and 1 too.
-
-    Wilson 1927; Brown, Cai & DasGupta 2001, eq. 4.
-    """
+    """The 95 % interval of a plain rate, sound near 0 and 1 too (Wilson 1927)."""
     if not 0 <= successes <= n or n < 1:
         raise BadInput(f"{successes} of {n} is no rate: give 0 ≤ successes ≤ n ≥ 1.", "stats")
     middle = (successes + Z**2 / 2) / (n + Z**2)
     half = Z / (n + Z**2) * math.sqrt(successes * (n - successes) / n + Z**2 / 4)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return _bounded(middle, half, (0.0, 1.0))
 
 
 def rate(rights: Sequence[bool]) -> dict[str, float] | None:
@@ -282,12 +232,12 @@ def rate(rights: Sequence[bool]) -> dict[str, float] | None:
     return {"rate": sum(rights) / len(rights), "low": low, "high": high, "answers": len(rights)}
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float]) -> np.ndarray:
     """Holm's step-down p-values (1979): the i-th smallest of m counts (m − i + 1) times."""
-    order, adjusted, highest = np.argsort(p_values), [0.0] * len(p_values), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
-        adjusted[i] = highest
+    order = np.argsort(p_values)
+    scaled = np.sort(p_values) * np.arange(len(order), 0, -1)
+    adjusted = np.empty(len(order))
+    adjusted[order] = np.maximum.accumulate(scaled).clip(max=1)
     return adjusted
 
 
@@ -300,11 +250,9 @@ def verdict_word(
     """The rule by which a paired difference is put into words; all verdicts follow it.
 
     "better", "worse": the interval excludes zero and the test agrees (p < 0.05).
-    "no difference larger than 3.1 points": neither, and the interval lies within ± `margin`.
+    "no difference larger than 3.1 points": neither, and the interval lies within ± `margin` (None
+    for scores that are no shares).
     "cannot be told": neither of these, with this many problems.
-
-    Args:
-        margin: None for scores that are no shares.
     """
     low, high = interval or (-math.inf, math.inf)
     if p_value is not None and p_value < ALPHA and (low > 0 or high < 0):
@@ -320,7 +268,7 @@ def points(share: float, sign: str = "+") -> str:
     return f"{100 * share:{sign}.1f} points"
 
 
-def problems_needed(gain: float = 0.05, changed: float = CHANGED) -> int:
+def problems_needed(gain: float = MARGIN, changed: float = CHANGED) -> int:
     """How many held-out problems show a true gain in accuracy in 80 of 100 evaluations.
 
     n = (z_{α/2} √ψ + z_β √(ψ − δ²))² / δ² + 1/δ for gain δ and share ψ of problems that change,
@@ -334,10 +282,8 @@ def problems_needed(gain: float = 0.05, changed: float = CHANGED) -> int:
 
 
 def detectable_difference(problems: int, changed: float = CHANGED) -> float | None:
-    """The smallest true gain that this many problems show in 80 of 100 evaluations.
-
-    `problems_needed` turned around; None where not even a gain on every problem would show.
-    """
+    """The smallest true gain that this many problems show in 80 of 100 evaluations; None where
+    not even a gain on every problem would show."""
     if problems_needed(1.0) > problems:
         return None
     if problems_needed(1e-3, changed) <= problems:
@@ -358,7 +304,6 @@ def power_sentence(problems: int, changed: float = CHANGED, gain: float = MARGIN
 
 
 def _numbers(values: Sequence[float], name: str) -> np.ndarray:
-    """A non-empty row of finite numbers."""
     try:
         array = np.asarray(values, dtype=float)
     except (TypeError, ValueError):
@@ -372,9 +317,9 @@ def _cluster_sums(values: np.ndarray, clusters: Sequence[Hashable] | None) -> np
     """The sum of the values in each cluster; without clusters the values themselves."""
     if clusters is None:
         return values
-    labels = list(clusters)
-    if len(labels) != len(values):
-        raise BadInput(f"{len(labels)} cluster labels for {len(values)} problems.", "stats")
-    # A dictionary and not numpy's unique, so that labels may be of mixed types.
-    index = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-    return np.bincount([index[label] for label in labels], weights=values)
+    if len(clusters) != len(values):
+        raise BadInput(f"{len(clusters)} cluster labels for {len(values)} problems.", "stats")
+    sums: dict[Hashable, float] = defaultdict(float)
+    for label, value in zip(clusters, values, strict=True):
+        sums[label] += value
+    return np.array(list(sums.values()))

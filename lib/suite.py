@@ -54,7 +54,7 @@ REWARD_MODEL = "06_reward_model"  # in the chain where a recipe's reward is lear
 FURTHER = (REWARD_MODEL, "07_grpo_from_scratch", "08_serving", "09_compare_runs")
 COMMANDS = {  # what else there is, by its first word
     "doctor": "lib.suite:doctor",
-    "regrade": "lib.evaluation.regrade:main",
+    "regrade": "lib.evaluation:main",
     "sweep": "lib.sweep:sweep",
     "race": "lib.sweep:race",
     "notebook": "lib.suite:notebook",  # what `accelerate launch` starts

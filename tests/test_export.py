@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -10,26 +11,25 @@ from pathlib import Path
 
 import pytest
 
+from lib import export
 from lib.adapters import make_portable
 from lib.config import ROOT, resolve
 from lib.engines import chat_text
 from lib.export import certificate as c
-from lib.export import load_merged, load_policy_as_trained, save_merged, weight_faults
-from lib.export.__main__ import main
-from lib.export.gguf import LlamaCpp, gguf_faults, write_gguf
-from lib.export.ollama import DIALOGUES, go_template, plain_jinja, write_modelfile
+from lib.export import gguf as g
 from lib.export.page import example_eval
 from lib.export.serve import serve_gguf
 from lib.files import read_json, write_json
 from lib.models import load_policy, load_tokenizer
 from lib.runs import open_run
-from tests.conftest import CPU
+from tests.conftest import CPU, SMALL
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory):
-    given = {"output_dir": str(tmp_path_factory.mktemp("runs")), "profile": "cpu"}
-    return resolve("ci", given | {"backend": "transformers", "precision": "fp32"}, CPU)
+def config(tmp_path_factory, first_layers):
+    """Two layers of the embedded model, which are exported as all thirty are."""
+    given = {"output_dir": str(tmp_path_factory.mktemp("runs")), "model": str(first_layers)}
+    return resolve("ci", given | SMALL | {"precision": "fp32", "max_completion_length": 32}, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def moved_adapter(config, folder, seed):
     with torch.no_grad():
         for name, weight in policy.model.named_parameters():
             if "lora_B" in name:
-                weight.normal_(std=0.02)
+                weight.normal_(std=0.1)
     policy.model.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
     return folder
@@ -55,7 +55,7 @@ def moved_adapter(config, folder, seed):
 def merge(base, adapter, folder):
     import torch
 
-    save_merged(load_merged(base, adapter, torch.float32), base, folder)
+    export.save_merged(export.load_merged(base, adapter, torch.float32), base, folder)
     return folder
 
 
@@ -65,31 +65,31 @@ def adapter(config, run):
 
 
 @pytest.fixture(scope="module")
-def merged(run, embedded, adapter):
-    return merge(embedded, adapter, run.merged)
+def merged(run, first_layers, adapter):
+    return merge(first_layers, adapter, run.merged)
 
 
 @pytest.fixture(scope="module")
 def files(run, merged):
-    return write_gguf(merged, run.folder / "gguf")
+    return g.write_gguf(merged, run.folder / "gguf", ("f16", "q8_0", "q4_k_m"))
 
 
 @pytest.fixture(scope="module")
-def ask(config, embedded, adapter):
+def ask(config, first_layers, adapter):
     """`measure` with six problems, compared with the policy as trained."""
-    reader = load_tokenizer(embedded)
+    reader = load_tokenizer(first_layers)
     six = config.model_copy(update={"certificate_problems": 6})
     task, problems, rows = c.questions(six, reader)
     given = dict(problems=problems, rows=rows, task=task, config=config, reader=reader)
-    model = load_policy_as_trained(config, embedded, adapter)
-    policy = c.measure(c.transformers_form("policy", model, embedded, config), **given)
+    model = export.load_policy_as_trained(config, first_layers, adapter)
+    policy = c.measure(c.transformers_form("policy", model, first_layers, config), **given)
     return partial(c.measure, **given, policy=policy)
 
 
 @pytest.fixture(scope="module")
-def base_row(ask, config, embedded):
-    model = load_policy_as_trained(config, embedded, None)
-    return ask(c.transformers_form("base", model, embedded, config))
+def base_row(ask, config, first_layers):
+    model = export.load_policy_as_trained(config, first_layers, None)
+    return ask(c.transformers_form("base", model, first_layers, config))
 
 
 def changed(measured, **values):
@@ -97,12 +97,12 @@ def changed(measured, **values):
 
 
 @pytest.fixture
-def certified(ask, config, embedded, adapter, base_row):
+def certified(ask, config, first_layers, adapter, base_row):
     """`certified(folder)`: the row of a merged folder that has been changed, and the verdict."""
 
     def certify(folder, **facts):
-        facts = {"weights": weight_faults(embedded, adapter, folder)} | facts
-        model = load_policy_as_trained(config, folder, None)
+        facts = {"weights": export.weight_faults(first_layers, adapter, folder)} | facts
+        model = export.load_policy_as_trained(config, folder, None)
         form = c.transformers_form("merged", model, folder, config, **facts)
         certificate = c.certify([ask.keywords["policy"], ask(form), base_row])
         with pytest.raises(ValueError) as error:
@@ -117,12 +117,12 @@ def certified(ask, config, embedded, adapter, base_row):
 
 
 def test_the_unchanged_model_passes_in_every_form(
-    ask, config, run, embedded, adapter, merged, files, base_row
+    ask, config, run, first_layers, adapter, merged, files, base_row
 ):
-    model, faults = (
-        load_policy_as_trained(config, merged, None),
-        weight_faults(embedded, adapter, merged),
-    )
+    inline = read_json(merged / "tokenizer_config.json")["chat_template"]
+    assert inline == (merged / "chat_template.jinja").read_text()
+    faults = export.weight_faults(first_layers, adapter, merged)
+    model = export.load_policy_as_trained(config, merged, None)
     form = c.transformers_form("merged", model, merged, config, weights=faults)
     measured = [ask.keywords["policy"], ask(form), base_row]
     for kind, file in files.items():
@@ -150,7 +150,7 @@ def test_ids_are_equal_before_after_and_in_llama_cpp(embedded, merged, files, da
     texts += [json.loads(line)["answer"] for line in lines]
     texts += [*c.OTHER_TEXTS, "<|im_start|>user\nhi<|im_end|>\n", "  7  77", "'s 't I'll 2/5"]
     before, after = load_tokenizer(embedded), load_tokenizer(merged)
-    llama = LlamaCpp(files["q8_0"], 64)
+    llama = g.LlamaCpp(files["q8_0"], 64)
     for text in texts:
         ids = before(text)["input_ids"]
         assert ids == after(text)["input_ids"]
@@ -159,17 +159,23 @@ def test_ids_are_equal_before_after_and_in_llama_cpp(embedded, merged, files, da
     llama.close()
 
 
+def main(*arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["lib.export", *arguments])
+        runpy.run_module("lib.export", run_name="__main__")
+
+
 def test_a_trained_folder_shows_samples_and_answers(config, merged, capsys):
     make_portable(merged, config.model_copy(update={"shots": 0}), [])
     rows = example_eval(merged, n=3)
     assert len(rows) == 3 and all({"question", "answer", "correctness"} <= set(r) for r in rows)
     assert {row["right"] for row in rows} <= {True, False}
     capsys.readouterr()
-    main([str(merged), "What is 1 + 2?"])
+    main(str(merged), "What is 1 + 2?")
     said = capsys.readouterr()
     assert said.out.strip() and not said.err
     with pytest.raises(SystemExit, match="no folder"):
-        main(["nowhere", "What is 1 + 2?"])
+        main("nowhere", "What is 1 + 2?")
 
 
 # --- mutations --------------------------------------------------------------------------------
@@ -181,12 +187,12 @@ def copy(merged, tmp_path):
     return tmp_path / "copy"
 
 
+GENERATION = "generation_config.json"
+ONE, EMBEDDINGS = "model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight"
+
+
 def rewrite(file, **changes):
-    values = read_json(file) | changes
-    write_json(file, values)
-
-
-ONE = "model.layers.7.mlp.up_proj.weight"
+    write_json(file, read_json(file) | changes)
 
 
 def change_tensors(folder, change):
@@ -198,12 +204,17 @@ def change_tensors(folder, change):
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def swap_end(folder):
-    rewrite(folder / "generation_config.json", eos_token_id=1)
+def times(factor):
+    """One tensor times a number."""
+    return lambda folder: change_tensors(folder, lambda t: t | {ONE: t[ONE] * factor})
 
 
-def drop_generation_config(folder):
-    (folder / "generation_config.json").unlink()
+def setting(file, **changes):
+    return lambda folder: rewrite(folder / file, **changes)
+
+
+def without(file):
+    return lambda folder: (folder / file).unlink()
 
 
 def drop_template(folder):
@@ -233,40 +244,31 @@ def change_rope(folder):
 
 def untie_head(folder):
     rewrite(folder / "config.json", tie_word_embeddings=False)
-    embeddings = "model.embed_tokens.weight"
-    change_tensors(folder, lambda t: t | {"lm_head.weight": t[embeddings].flip(0)})
-
-
-def zero_a_tensor(folder):
-    change_tensors(folder, lambda tensors: tensors | {ONE: tensors[ONE] * 0})
-
-
-def overflow(folder):
-    change_tensors(folder, lambda tensors: tensors | {ONE: tensors[ONE] * float("inf")})
+    change_tensors(folder, lambda t: t | {"lm_head.weight": t[EMBEDDINGS].flip(0)})
 
 
 @pytest.mark.parametrize(
-    ("change", "columns", "named"),
+    ("change", "column", "named", "moved"),
     [
-        (swap_end, ["stops"], "token 2 does not end"),
-        (drop_generation_config, ["weights"], "generation_config.json is missing"),
-        (drop_template, ["template"], "template is missing"),
-        (drop_merge, ["tokens"], "its tokenizer reads"),
-        (add_bos, ["tokens"], "its tokenizer reads 1 where"),
-        (change_rope, ["weights"], "config.json has rope_parameters"),
-        (untie_head, ["weights"], "config.json has tie_word_embeddings False, the base True"),
-        (zero_a_tensor, ["weights"], f"{ONE} is off by"),
-        (overflow, ["weights"], f"{ONE} is not finite"),
+        (setting(GENERATION, eos_token_id=1), "stops", "token 2 does not end", False),
+        (without(GENERATION), "weights", "generation_config.json is missing", False),
+        (drop_template, "template", "template is missing", False),
+        (drop_merge, "tokens", "its tokenizer reads", False),
+        (add_bos, "tokens", "its tokenizer reads 1 where", False),
+        (change_rope, "weights", "config.json has rope_parameters", True),
+        (untie_head, "weights", "config.json has tie_word_embeddings False, the base True", True),
+        (times(0), "weights", f"{ONE} is off by", True),
+        (times(float("inf")), "weights", f"{ONE} is not finite", True),
     ],
 )
-def test_a_change_of_the_merged_folder_fails_its_column(certified, copy, change, columns, named):
+def test_a_change_of_the_merged_folder_fails_its_column(
+    certified, copy, change, column, named, moved
+):
     change(copy)
     row, verdict = certified(copy)
     equal = {key.removesuffix("_equal"): row[key] for key in row if key.endswith("_equal")}
-    assert [name for name, same in equal.items() if not same] == columns, verdict
-    assert named in verdict
-    moved = change in (change_rope, untie_head, zero_a_tensor, overflow)
-    assert ("nats a token" in verdict) == moved
+    assert [name for name, same in equal.items() if not same] == [column], verdict
+    assert named in verdict and ("nats a token" in verdict) == moved
 
 
 @pytest.mark.parametrize("kind", ["f16", "q4_k_m"])
@@ -274,47 +276,47 @@ def test_a_zeroed_tensor_of_a_gguf_file_is_named(merged, files, tmp_path, kind):
     from gguf import GGUFReader
 
     file = shutil.copy(files[kind], tmp_path)
-    [tensor] = [t for t in GGUFReader(file, "r+").tensors if t.name == "blk.7.ffn_up.weight"]
+    [tensor] = [t for t in GGUFReader(file, "r+").tensors if t.name == "blk.1.ffn_up.weight"]
     tensor.data[:] = 0
     tensor.data.flush()
-    assert [fault.split()[0] for fault in gguf_faults(Path(file), merged)] == [ONE]
+    assert [fault.split()[0] for fault in g.gguf_faults(Path(file), merged)] == [ONE]
 
 
 def without_a_layer(tensors):
-    return {name: w for name, w in tensors.items() if ".layers.3." not in name}
+    return {name: w for name, w in tensors.items() if ".layers.1." not in name}
 
 
 def shorter(tensors):
     return {name: (w[:8] if "lora_A" in name else w[:, :8]) for name, w in tensors.items()}
 
 
-@pytest.mark.parametrize(("change", "number"), [(without_a_layer, 7), (shorter, 210)])
+@pytest.mark.parametrize(("change", "number"), [(without_a_layer, 7), (shorter, 14)])
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys")
-def test_an_adapter_cut_short_is_named(embedded, adapter, tmp_path, change, number):
+def test_an_adapter_cut_short_is_named(first_layers, adapter, tmp_path, change, number):
     other = shutil.copytree(adapter, tmp_path / "adapter")
     change_tensors(other, lambda tensors: {k: v.contiguous() for k, v in change(tensors).items()})
     if change is shorter:
         rewrite(other / "adapter_config.json", r=8, lora_alpha=16)
-    folder = merge(embedded, other, tmp_path / "merged")
-    assert len(weight_faults(embedded, adapter, folder)) == number
+    folder = merge(first_layers, other, tmp_path / "merged")
+    assert len(export.weight_faults(first_layers, adapter, folder)) == number
 
 
-def test_another_runs_adapter_fails(certified, config, embedded, adapter, tmp_path):
+def test_another_runs_adapter_fails(certified, config, first_layers, adapter, tmp_path):
     other = moved_adapter(config, tmp_path / "adapter", seed=1)
-    folder = merge(embedded, other, tmp_path / "merged")
+    folder = merge(first_layers, other, tmp_path / "merged")
     row, verdict = certified(folder, weights=[])  # by what it says alone
     assert row["logprob_gap"] > c.ROUNDING and "nats a token" in verdict
-    assert len(weight_faults(embedded, adapter, folder)) == 210
+    assert len(export.weight_faults(first_layers, adapter, folder)) == 14
 
 
-def test_weights_too_large_for_fp16_are_not_written(embedded, tmp_path):
+def test_weights_too_large_for_fp16_are_not_written(first_layers, tmp_path):
     import torch
 
-    model = load_merged(embedded, embedded, torch.float32)
+    model = export.load_merged(first_layers, first_layers, torch.float32)
     with torch.no_grad():
         model.get_parameter(ONE)[0, 0] = 1e5
     with pytest.raises(ValueError) as error:
-        save_merged(model, embedded, tmp_path / "merged")
+        export.save_merged(model, first_layers, tmp_path / "merged")
     assert error.value.key == "fp16" and not (tmp_path / "merged").exists()
 
 
@@ -324,13 +326,13 @@ def another_pre_tokenizer(file):
     file.write_bytes(data[:at] + b"falcon" + data[at + 6 :])
 
 
-def setting(key, value):
+def field(key, value):
     def change(file):
         from gguf import GGUFReader
 
         reader = GGUFReader(file, "r+")
-        field = reader.get_field(key)
-        field.parts[field.data[0]][0] = value
+        there = reader.get_field(key)
+        there.parts[there.data[0]][0] = value
         reader.data.flush()
 
     return change
@@ -340,8 +342,8 @@ def setting(key, value):
     ("change", "column", "named"),
     [
         (another_pre_tokenizer, "tokens", "its tokenizer reads"),
-        (setting("tokenizer.ggml.add_bos_token", True), "tokens", "its tokenizer reads 1 where"),
-        (setting("llama.rope.freq_base", 500.0), "weights", "freq_base is 500 where rope_theta is"),
+        (field("tokenizer.ggml.add_bos_token", True), "tokens", "its tokenizer reads 1 where"),
+        (field("llama.rope.freq_base", 500.0), "weights", "freq_base is 500 where rope_theta is"),
     ],
 )
 def test_a_change_of_a_gguf_file_fails_its_column(
@@ -349,11 +351,11 @@ def test_a_change_of_a_gguf_file_fails_its_column(
 ):
     file = Path(shutil.copy(files["q8_0"], tmp_path))
     change(file)
-    llama, policy = LlamaCpp(file, 64), ask.keywords["policy"]
+    llama, policy = g.LlamaCpp(file, 64), ask.keywords["policy"]
     fault = c.token_fault(
         lambda t: [*map(llama.tokens, t)], ask.keywords["reader"], ask.keywords["problems"]
     )
-    facts = dict(token_fault=fault, stops=sorted(llama.stops), weights=gguf_faults(file, merged))
+    facts = dict(token_fault=fault, stops=sorted(llama.stops), weights=g.gguf_faults(file, merged))
     certificate = c.certify([policy, changed(policy, name="gguf", **facts)])
     assert certificate["rows"][1][f"{column}_equal"] is False
     assert named in certificate["verdict"] and len(certificate["failed"]) == 1
@@ -432,15 +434,15 @@ def test_go_renders_the_dialogues_byte_for_byte(tmp_path):
     for file in [file for file in trl_templates() if file.stem in names]:
         tokenizer = Jinja(file.read_text())
         for without_bos in (False, True):
-            template = go_template(tokenizer, without_bos)
-            for messages in DIALOGUES.values():
+            template = g.go_template(tokenizer, without_bos)
+            for messages in g.DIALOGUES.values():
                 if file.stem == "gemma" and messages[0]["role"] == "system":  # which it refuses
                     messages = messages[1:]
                 system = messages[0]["content"] if messages[0]["role"] == "system" else ""
                 cases.append({"Template": template, "Messages": messages, "System": system})
                 text = chat_text(tokenizer, messages)
                 wanted.append(text.removeprefix("<s>") if without_bos else text)
-    assert len(cases) == 2 * len(names) * len(DIALOGUES)
+    assert len(cases) == 2 * len(names) * len(g.DIALOGUES)
     if not shutil.which("go"):
         pytest.skip("Go is not installed")
     (tmp_path / "main.go").write_text(_RENDER)
@@ -456,24 +458,23 @@ def test_go_renders_the_dialogues_byte_for_byte(tmp_path):
 def test_a_template_that_go_cannot_have_is_refused():
     picky = "{% for m in messages %}{{ loop.length }}{{ m.content }}{% endfor %}"
     with pytest.raises(ValueError) as error:
-        go_template(Jinja(picky))
+        g.go_template(Jinja(picky))
     assert error.value.key == "go-template"
 
 
 def test_generation_tags_go_and_the_text_stays():
     [file] = [file for file in trl_templates() if file.stem == "qwen3_training"]
     template = file.read_text()
-    assert "generation %}" in template and "generation %}" not in plain_jinja(template)
-    for messages in DIALOGUES.values():
-        assert chat_text(Jinja(plain_jinja(template)), messages) == chat_text(
-            Jinja(template), messages
-        )
+    assert "generation %}" in template and "generation %}" not in export.plain_jinja(template)
+    for messages in g.DIALOGUES.values():
+        plain = chat_text(Jinja(export.plain_jinja(template)), messages)
+        assert plain == chat_text(Jinja(template), messages)
 
 
 def test_a_modelfile_has_every_stop(merged, files):
     before = [{"role": "system", "content": 'Say "hi"'}, {"role": "user", "content": "a\nb"}]
-    text = write_modelfile(merged, files["q8_0"], {"num_ctx": 8}, before).read_text()
-    template = go_template(load_tokenizer(merged))
+    text = g.write_modelfile(merged, files["q8_0"], {"num_ctx": 8}, before).read_text()
+    template = g.go_template(load_tokenizer(merged))
     assert text == (
         f'FROM ./model-q8_0.gguf\nTEMPLATE """{template}"""\nSYSTEM """Say "hi""""\n'
         'MESSAGE user """a\nb"""\nPARAMETER stop "<|im_end|>"\nPARAMETER num_ctx 8\n'

@@ -10,8 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from lib.adapters import conversation, make_portable
-from lib.export.hub import push, write_card
-from lib.export.ollama import write_templates
+from lib.export.page import push, write_card
 from lib.files import read_json, write_json, write_jsonl
 from tests.conftest import JsonHandler
 
@@ -116,12 +115,3 @@ def test_a_push_that_cannot_be_says_why(adapter, hub, monkeypatch, change, key):
         push(adapter, "owner/name")
     assert error.value.key == key and "hf_secret" not in str(error.value)
     assert not hub.files
-
-
-def test_the_template_stands_in_both_places(tmp_path):
-    (tmp_path / "chat_template.jinja").write_text("{%- generation -%}a{%- endgeneration -%}")
-    write_json(tmp_path / "tokenizer_config.json", {"eos_token": "</s>"})
-    write_templates(tmp_path)
-    inline = read_json(tmp_path / "tokenizer_config.json")["chat_template"]
-    assert inline == (tmp_path / "chat_template.jinja").read_text()
-    assert "generation" not in inline

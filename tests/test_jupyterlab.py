@@ -15,9 +15,10 @@ import urllib.request
 
 import psutil
 import pytest
+import yaml
 
 from lib.adapters import make_portable
-from lib.config import ROOT, resolve
+from lib.config import ROOT, find_recipe, read_recipe, resolve
 from lib.export import load_merged, save_merged
 from lib.export.serve import free_port
 from lib.files import release
@@ -40,8 +41,18 @@ SETTINGS = {
 
 
 @pytest.fixture
-def lab(tmp_path):
-    """JupyterLab with copies of the notebooks and the suite's `ci` recipe: name → its address."""
+def small(tmp_path, first_layers):
+    """The `ci` recipe with two layers of its model, which transformers computes in no time."""
+    small = {"model": str(first_layers), "backend": "transformers", "profile": "cpu"}
+    small |= {"rollout_engine": "transformers", "eval_engine": "transformers"}
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(yaml.safe_dump(read_recipe(find_recipe("ci")) | small | {"name": "small"}))
+    return recipe
+
+
+@pytest.fixture
+def lab(tmp_path, small):
+    """JupyterLab with copies of the notebooks and a small recipe: name → its address."""
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         shutil.copy(notebook, tmp_path)
     for name, values in SETTINGS.items():
@@ -58,7 +69,7 @@ def lab(tmp_path):
         "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
         "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
         "PYTHONPATH": str(ROOT),
-        "GRPO_RECIPE": "ci",
+        "GRPO_RECIPE": str(small),
         "GRPO_OUTPUT_DIR": str(tmp_path / "outputs"),
     }
     log = tmp_path / "lab.log"
@@ -153,13 +164,13 @@ def test_the_notebooks_in_jupyterlab(lab, browser):
 
 
 @pytest.fixture
-def exported(tmp_path, embedded):
-    """The `ci` run with an adapter and a merged model, as 03 and 05 leave them."""
-    config = resolve("ci", {"output_dir": str(tmp_path / "outputs"), "profile": "cpu"}, CPU)
+def exported(tmp_path, small, first_layers):
+    """The run with an adapter and a merged model, as 03 and 05 leave them."""
+    config = resolve(small, {"output_dir": str(tmp_path / "outputs")}, CPU)
     run, policy = open_run(config), load_policy(config)
     policy.model.save_pretrained(run.adapter)
     policy.tokenizer.save_pretrained(run.adapter)
-    save_merged(load_merged(embedded, run.adapter), embedded, run.merged)
+    save_merged(load_merged(first_layers, run.adapter), first_layers, run.merged)
     for folder in (run.adapter, run.merged):
         make_portable(folder, config.model_copy(update={"shots": 0}), [])
     release()  # for the kernel

@@ -8,9 +8,8 @@ import pytest
 from lib.config import resolve
 from lib.engines import Sampling, chat_text, draw
 from lib.errors import BadInput
-from lib.evaluation import evaluate
+from lib.evaluation import evaluate, regrade
 from lib.evaluation.compare import compare, verdict
-from lib.evaluation.regrade import regrade
 from lib.models import Policy, embedded_folder, load_policy, model_folder
 from lib.runs import open_run, read_json, read_jsonl, write_json
 from lib.tasks import get_task, make_rows, sample_problems

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import suppress
 
 import pytest
 
@@ -65,37 +66,29 @@ def test_the_page_in_a_browser(ci_config, samples, tmp_path, browser):
     assert shared is None and address.startswith("http://127.0.0.1:")
 
 
-def test_a_space_is_whole_and_starts(ci_config, run, embedded, tmp_path):
+def test_a_space_is_whole_and_starts(ci_config, run, first_layers, tmp_path):
     from lib.models import load_policy
 
-    config = ci_config.model_copy(update={"backend": "transformers"})
+    changes = {"backend": "transformers", "model": str(first_layers)}
+    config = ci_config.model_copy(update=changes)
     load_policy(config).model.save_pretrained(run.adapter)
     make_portable(run.adapter, config.model_copy(update={"shots": 0}), [])
-    from transformers import AutoTokenizer
-
-    AutoTokenizer.from_pretrained(embedded).save_pretrained(run.adapter)
     space = write_space(run, config, tmp_path / "space")
     assert {"app.py", "README.md", "requirements.txt"} <= {p.name for p in space.iterdir()}
     assert "sdk: gradio" in (space / "README.md").read_text()
     assert len(read_jsonl(space / "sample_prompts.jsonl")) > 4
 
-    port = free_port()
-    environment = {"BASE_MODEL": str(embedded), "GRADIO_SERVER_PORT": str(port), "PYTHONPATH": ""}
-    environment |= {"GRADIO_ANALYTICS_ENABLED": "False"}
-    log = (tmp_path / "log").open("w")
-    app = subprocess.Popen(
-        [sys.executable, "app.py"], cwd=space, env=os.environ | environment, stdout=log, stderr=log
-    )
-    try:
+    port, log = free_port(), (tmp_path / "log").open("w")
+    environment = {"BASE_MODEL": str(first_layers), "GRADIO_SERVER_PORT": str(port)}
+    environment |= {"GRADIO_ANALYTICS_ENABLED": "False", "PYTHONPATH": ""}
+    command, given = [sys.executable, "app.py"], dict(cwd=space, stdout=log, stderr=log)
+    with subprocess.Popen(command, env=os.environ | environment, **given) as app:
         end = time.monotonic() + 120
         while time.monotonic() < end and app.poll() is None:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as reply:
-                    assert b"gradio" in reply.read()
-                    return
-            except OSError:
-                time.sleep(0.5)
-        pytest.fail((tmp_path / "log").read_text()[-2000:])
-    finally:
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/") as reply:
+                assert b"gradio" in reply.read()
+                break
+            time.sleep(0.5)
+        else:
+            pytest.fail((tmp_path / "log").read_text()[-2000:])
         app.kill()
-        app.wait()

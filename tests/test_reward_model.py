@@ -23,7 +23,7 @@ from lib.learned import (
     train_reward_model,
     untrained,
 )
-from lib.plots.curves import from_start, repeated
+from lib.plots.curves import from_start
 from lib.rewards import build_rewards, recipe_rewards
 from lib.runs import Run, read_json
 from lib.suite import CHAIN, REWARD_MODEL, choose_notebooks
@@ -223,7 +223,7 @@ def test_the_switch_decides_what_is_trained(full, config, run):
 
 
 def test_watched_rewards_are_told_apart_from_paid_ones(trained, config):
-    from lib.evaluation.breakdowns import add_rewards
+    from lib.evaluation import add_rewards
     from lib.evaluation.compare import score_names
 
     run, held_out, *_ = trained
@@ -239,16 +239,20 @@ def test_watched_rewards_are_told_apart_from_paid_ones(trained, config):
 
 
 def test_the_figure_counts_from_where_each_reward_began():
+    given = {"tokens": 5, "completion": "a b c a b c"}
     rollouts = [
-        [{"rewards": {"reward_model": step + i, "gold_reward": None if i else 0.5}} for i in (0, 1)]
-        for step in (1, 2, 3)
+        [
+            given | {"step": n, "rewards": {"model": n + i, "gold": None if i else 0.5}}
+            for i in (0, 1)
+        ]
+        for n in (1, 2, 3)
     ]
-    [first, *_, last] = from_start(rollouts, "reward_model")
-    assert first.tolist() == [-1, 1] and last.tolist() == [3, 5]
+    table = from_start(rollouts)
+    assert table["model"].tolist() == [0, 2, 4] and table["gold"].tolist() == [0, 0, 0]
+    assert table["repeated word triples"].tolist() == [0.25] * 3
     # Equal rewards have no spread, though their mean is rounded.
-    equal = [[{"rewards": {"format": 0.1}}] * 3] * 2
-    assert np.abs(from_start(equal, "format")).max() < 1e-9
-    assert repeated("a b c a b c") == pytest.approx(0.25)
+    equal = [[given | {"step": n, "rewards": {"format": 0.1}}] * 3 for n in (1, 2)]
+    assert from_start(equal)["format"].tolist() == [0, 0]
 
 
 def test_a_side_task_has_its_own_settings_and_the_same_run():

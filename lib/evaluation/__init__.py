@@ -1,32 +1,49 @@
-"""Ask a model the held-out problems, keep every answer, and count.
+"""Ask a model the held-out problems, keep every answer, count; and grade again without the model.
 
     records = evaluate(engine, problems, rows, task, config, run, "base")
+    python -m lib.suite regrade RUN     # a run's name, its folder, or a folder's http(s) address
 
 An evaluation has a greedy pass and, where `eval_samples` asks for it, samples for pass@k. Each
 answer is graded as it comes and is a line of `evals/<name>.jsonl`. What the answers of two models
-add up to stands in `lib.evaluation.compare`; how a log is graded again without the model in
-`lib.evaluation.regrade`.
+add up to stands in `lib.evaluation.compare`.
 """
 
 import json
 import re
+import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from lib.config import Config, side_config
+import numpy as np
+import pandas as pd
+
+from lib.config import ROOT, Config, side_config
 from lib.engines import Completion, Engine, Sampling, prompt_hash
 from lib.errors import BadInput
-from lib.evaluation.breakdowns import add_rewards
-from lib.evaluation.compare import compare, is_judged, summarize
+from lib.evaluation.compare import compare, compare_records, digest, is_judged, summarize
 from lib.files import read_json, read_jsonl, write_json, write_jsonl
 from lib.process import Progress
+from lib.rewards import recipe_rewards, score
 from lib.runs import Run, append_jsonl, installed_versions
-from lib.tasks import Problem, Task, fitting_rows, get_format, judge, load_problems, make_rows
+from lib.tasks import (
+    Problem,
+    ReasoningGym,
+    Task,
+    fitting_rows,
+    get_format,
+    get_task,
+    judge,
+    load_problems,
+    make_rows,
+)
 
-TAKEN = ("base", "validation", "comparison", "side_comparison", "side_by_side")  # in `evals/`
+TAKEN = ("base", "trained", "validation", "comparison", "side_by_side")  # in `evals/`
 
 
 def samplings(config: Config) -> dict[str, Sampling]:
@@ -45,17 +62,13 @@ def samplings(config: Config) -> dict[str, Sampling]:
 
 
 def candidate_name(candidate: Path, run: Run) -> str:
-    """What the answers of a model other than the base are called in `evals/`.
-
-    "trained" is the run's own adapter. A folder that has the name of another file there, as
-    "base" or "comparison", becomes "candidate_base".
-    """
+    """What the answers of a model other than the base are called in `evals/`: "trained" is the
+    run's own adapter. A folder named as another file there, as "base", is "candidate_base"."""
     if candidate == run.adapter:
         return "trained"
     name = candidate.stem if candidate.is_file() else candidate.name
-    taken = {*TAKEN, "trained"}
-    safe = "".join(c if c.isalnum() or c in "._-" else "_" for c in name).lstrip(".")
-    free = safe and safe.casefold() not in taken and not safe.casefold().startswith("side_")
+    safe = re.sub(r"[^\w.-]", "_", name).lstrip(".")
+    free = safe and safe.casefold() not in TAKEN and not safe.casefold().startswith("side_")
     return safe if free else f"candidate_{safe}"
 
 
@@ -69,7 +82,7 @@ def evaluate(
     name: str,
     model: Path | None = None,
 ) -> list[dict[str, Any]]:
-    """Every answer of the model in the engine, as records; writes the log and its summary.
+    """Every answer of the model in the engine, as records; writes `evals/<name>.jsonl` and `.json`.
 
     An interrupted evaluation with the same prompts, protocol and weights is resumed: missing
     answers are generated.
@@ -77,32 +90,32 @@ def evaluate(
     Args:
         problems, rows: the held-out problems and their prompts; what the context cannot hold is
             left out, and the engine's notes say so.
-        name: of the evaluation: `evals/<name>.jsonl` and `.json`.
         model: the files of the model measured.
     """
     if not rows:
         raise BadInput("No problem is held out: give task_config a test_share.", "no-problems")
     rows, note = fitting_rows(rows, engine.tokenizer, config, config.completion_tokens)
     engine.notes += [note] if note and note not in engine.notes else []
-    protocol = _protocol(config, prompt_hash([row["prompt"] for row in rows]))
-    records = _resume(run, name, {**protocol, "model": _fingerprint(model)})
+    passes, protocol = samplings(config), _protocol(config, rows)
+    # Name, size and time of each weight file: whether a model is still the one begun with.
+    files = sorted(model.glob("*.safetensors")) or [model] if model else []
+    weights = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    records = _resume(run, name, {**protocol, "model": weights})
     log, tag = run.evals / f"{name}.jsonl", get_format(config.prompt_format).answer_tag
-    by_id, passes = {problem.id: problem for problem in problems}, samplings(config)
+    by_id = {problem.id: problem for problem in problems}
     total = sum(sampling.n for sampling in passes.values()) * len(rows)
     progress = Progress(total, f"evaluating {name}", run.progress)
     progress.update(len(records))
-    started, judging = time.perf_counter(), 0.0
+    started = time.perf_counter()
     for kind, sampling in passes.items():
         done = {record["id"] for record in records if record["pass"] == kind}
         left = [row for row in rows if row["id"] not in done]
         for index, answers in engine.stream([row["prompt"] for row in left], sampling):
-            began = time.perf_counter()
             problem = by_id[left[index]["id"]]
             graded = [_record(task, problem, kind, i, a, tag) for i, a in enumerate(answers)]
             append_jsonl(log, graded)
             records += graded
             progress.update(len(records))
-            judging += time.perf_counter() - began
     if not is_judged(records):  # what it earns is then all that can be said
         records = add_rewards(records, rows, config)
     place = {row["id"]: i for i, row in enumerate(rows)}
@@ -114,12 +127,20 @@ def evaluate(
         "model": run.shown(model) if model else None,
         "engine": engine.name,
         "seconds": round(time.perf_counter() - started, 1),
-        "seconds_judging": round(judging, 3),
         "protocol": protocol,
         "versions": installed_versions(),
     }
     write_json(run.evals / f"{name}.json", summary)
     return records
+
+
+def _protocol(config: Config, rows: Sequence[dict]) -> dict[str, Any]:
+    """All that decides an answer besides the weights."""
+    keys = ("task", "task_config", "prompt_format", "shots", "seed")
+    return {key: getattr(config, key) for key in keys} | {
+        "prompt_hash": prompt_hash([row["prompt"] for row in rows]),
+        "passes": {kind: vars(sampling) for kind, sampling in samplings(config).items()},
+    }
 
 
 def _record(
@@ -142,25 +163,6 @@ def _record(
     }
 
 
-def _protocol(config: Config, digest: str) -> dict[str, Any]:
-    """All that decides an answer besides the weights."""
-    return {
-        "task": config.task,
-        "task_config": config.task_config,
-        "prompt_format": config.prompt_format,
-        "shots": config.shots,
-        "prompt_hash": digest,
-        "seed": config.seed,
-        "passes": {kind: vars(sampling) for kind, sampling in samplings(config).items()},
-    }
-
-
-def _fingerprint(model: Path | None) -> list:
-    """Name, size and time of each weight file: whether a model is still the one begun with."""
-    files = sorted(model.glob("*.safetensors")) or [model] if model else []
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-
-
 def _resume(run: Run, name: str, begun: dict) -> list[dict]:
     """Records that an interrupted evaluation, begun in the same way, left; else none."""
     log, beginning = run.evals / f"{name}.jsonl", run.evals / f".{name}.begun.json"
@@ -177,6 +179,23 @@ def _resume(run: Run, name: str, begun: dict) -> list[dict]:
     (run.evals / f"{name}.json").unlink(missing_ok=True)
     write_json(beginning, begun)
     return records
+
+
+def add_rewards(records: Sequence[dict], rows: Sequence[dict], config: Config) -> list[dict]:
+    """The records with "reward", what the recipe's weighted rewards pay for the answer, and by its
+    own name ("rewards/gold_reward") each reward of weight 0, which is only watched."""
+    by_id = {row["id"]: row for row in rows}
+    rewards, weights = recipe_rewards(config)
+    # Rewards of length count tokens; which ones they were, the log does not keep.
+    answers = [Completion(r["completion"], (0,) * r["tokens"], r["finish_reason"]) for r in records]
+    scores = score(rewards, [by_id[record["id"]] for record in records], answers)
+    weight_of = dict(zip(scores, weights, strict=True))
+    paid = np.nansum([w * np.array(scores[name], float) for name, w in weight_of.items()], axis=0)
+    watched = [name for name, weight in weight_of.items() if not weight]
+    return [
+        record | {"reward": float(paid[i])} | {f"rewards/{n}": float(scores[n][i]) for n in watched}
+        for i, record in enumerate(records)
+    ]
 
 
 # What training for one thing does to another: `side_task` is never trained on, and asked before and
@@ -204,7 +223,176 @@ def tracked(summary: dict[str, Any]) -> dict[str, float]:
     "eval/pass@1_lenient" leniently. All else goes by its own name, as "eval/format".
     """
     values = {"eval/truncated": summary["truncated"]["greedy"]["mean"]}
-    for name, score in summary["scores"].items():
+    for name, each in summary["scores"].items():
         name = re.sub("^greedy_(?=strict$|lenient$)", "pass@1_", name).removesuffix("_strict")
-        values[f"eval/{name.removeprefix('greedy_')}"] = score["mean"]
+        values[f"eval/{name.removeprefix('greedy_')}"] = each["mean"]
     return values
+
+
+# Graded again, by today's rules: no model, no torch
+
+SUMMARIES = ("scores", "outcomes", "truncated", "tokens")  # of one evaluation
+NUMBERS = ("before", "after", "difference", "stderr", "interval_95", "p_value", "problems")
+
+
+def regrade(
+    records: Sequence[dict], problems: Sequence[Problem], task: Task, tag: str | None
+) -> list[dict]:
+    """The same answers graded by today's rules, or by those of another task, without the model.
+
+    Args:
+        problems: those that were asked (and may be more), with the gold answers to grade by.
+        tag: what strict looks into; None lets it search free text, as lenient does.
+    """
+    by_id = {problem.id: problem for problem in problems}
+    return [
+        r | judge(task, by_id[r["id"]], r["completion"], r["finish_reason"] == "length", tag)
+        for r in records
+    ]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints what was recomputed, and all that differs; 1 where something does, else 0."""
+    if len(arguments) != 1:
+        print("Give one run: its name, its folder, or the http(s) address of its folder.")
+        return 2
+    complaints = []
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            evals = _evals_of(arguments[0], Path(folder))
+            for name in ("comparison", "side_comparison"):
+                if (evals / f"{name}.json").is_file():
+                    differ, sentence = check(evals, name)
+                    complaints += differ
+                    print(sentence)
+    except BadInput as error:
+        print(error)
+        return 2
+    print(*complaints, sep="\n", end="\n" if complaints else "")
+    return int(bool(complaints))
+
+
+def check(evals: Path, name: str = "comparison") -> tuple[list[str], str]:
+    """What of `<name>.json` is not what the stored answers give, and what was looked at.
+
+    Raises:
+        BadInput: a file is missing, or its task cannot be made here.
+    """
+    stored = read_json(evals / f"{name}.json")
+    complaints, logs, protocol, summed = [], [], {}, 0
+    for file, written in next(iter(stored.values()))["answers"].items():
+        log = evals / file
+        if not log.is_file():
+            raise BadInput(f"There is no {file} in {evals}: its answers are needed.", "no-answers")
+        if digest(log) != written:
+            complaints.append(
+                f"{file} is not the file that {name}.json was made of (its SHA-256 differs): it "
+                f"was changed or exchanged afterwards."
+            )
+        summary, records = read_json(log.with_suffix(".json")), read_jsonl(log)
+        protocol = summary["protocol"]
+        logs.append(_graded_again(records, protocol))
+        complaints += _other_grades(file, records, logs[-1])
+        rules = SimpleNamespace(**protocol, eval_k=_ks(summary.get("scores", {})))
+        summary = {key: summary[key] for key in SUMMARIES if key in summary}
+        again = {k: v for k, v in summarize(logs[-1], rules).items() if k in summary}
+        complaints += _other_numbers(f"{log.stem}.json", summary, again)
+        summed += len(_numbers(again))
+    rows = compare_records(*logs, _ks(stored), protocol["prompt_format"])
+    stored, rows = (
+        {row: {k: v for k, v in some[row].items() if k in NUMBERS} for row in some if row in stored}
+        for some in (stored, rows)
+    )
+    complaints += _other_numbers(f"{name}.json", stored, rows)
+    return complaints, (
+        f"{name}.json: {len(_numbers(rows))} numbers in {len(rows)} scores computed from "
+        f"{sum(map(len, logs)):,} stored answers, and {summed} of their summaries"
+        f"{'' if complaints else ', each as it is written'}."
+    )
+
+
+def _graded_again(records: Sequence[dict], protocol: dict[str, Any]) -> list[dict]:
+    """By the evaluation's own task; its problems are what the records hold of them."""
+    task = get_task(protocol["task"], protocol["task_config"])
+    if isinstance(task, ReasoningGym):  # its scorers look into the generated entry
+        problems = task.load("test")
+    else:
+        problems = [
+            Problem(r["id"], r["question"], r["expected"], {}, r.get("kind", task.kind))
+            for r in records
+        ]
+    return regrade(records, problems, task, get_format(protocol["prompt_format"]).answer_tag)
+
+
+def _other_grades(file: str, stored: Sequence[dict], again: Sequence[dict]) -> list[str]:
+    for name in ("strict", "lenient", "format", "rouge1", "rougeL"):
+        both = zip(stored, again, strict=True)
+        if changed := [a for a, b in both if name in b and not _same(a.get(name), b[name])]:
+            first = f"{changed[0]['id']}, sample {changed[0]['sample']}"
+            return [
+                f"{file}: {len(changed)} answers are graded differently now ({name}; the first "
+                f"is {first})."
+            ]
+    return []
+
+
+def _ks(rows: dict) -> list[int]:
+    """The k of `pass@k_strict` and the like."""
+    return [*dict.fromkeys(int(row[5:].split("_")[0]) for row in rows if row.startswith("pass@"))]
+
+
+def _numbers(rows: dict) -> dict[str, Any]:
+    """Each number or interval of nested rows, by where it stands ("format, mean")."""
+    return pd.json_normalize(rows, sep=", ").to_dict("records")[0]
+
+
+def _other_numbers(file: str, stored: dict, again: dict) -> list[str]:
+    written, computed = _numbers(stored), _numbers(again)
+    extra = sorted(written.keys() - computed)
+    return [f"{file}: {place} does not come from the answers." for place in extra] + [
+        f"{file}: {place}: {written.get(place)} is written, the answers give {value}."
+        for place, value in computed.items()
+        if not _same(written.get(place), value)
+    ]
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Of numbers, intervals, or None."""
+    if a is None or b is None:
+        return a is b
+    return np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=0, atol=1e-9)
+
+
+def _evals_of(source: str, download: Path) -> Path:
+    """The evaluations of a run by its name, folder or address (then fetched into `download`)."""
+    if source.startswith(("http://", "https://")):
+        return _fetched(source, download)
+    for folder in (Path(source).expanduser(), ROOT / "outputs" / source, ROOT / source):
+        for evals in (folder / "evals", folder):
+            if (evals / "comparison.json").is_file():
+                return evals
+    raise BadInput(
+        f"There is no evals/comparison.json in {source}: run 04_pass_at_k_eval for it first.",
+        "no-comparison",
+    )
+
+
+def _fetched(address: str, folder: Path) -> Path:
+    """comparison.json and the files it names, by their names under <address>/evals/."""
+
+    def fetch(name: str) -> Path:
+        if Path(name).name != name:
+            raise BadInput(f"{address} names a file outside its folder: {name}.", "outside")
+        try:
+            with urllib.request.urlopen(f"{base}/{name}", timeout=30) as answer:
+                (folder / name).write_bytes(answer.read())
+        except (urllib.error.URLError, TimeoutError) as error:
+            raise BadInput(f"{base}/{name} cannot be fetched: {error}.", "fetch") from error
+        return folder / name
+
+    base = f"{address.rstrip('/').removesuffix('/evals')}/evals"
+    rows = read_json(fetch("comparison.json"))
+    for name in next(iter(rows.values()))["answers"]:
+        fetch(name)
+        fetch(f"{name.removesuffix('.jsonl')}.json")
+    return folder

@@ -1,4 +1,5 @@
-"""What the answers of two evaluations add up to: scores, paired differences, a verdict.
+"""What the answers of two evaluations add up to: scores, paired differences, a verdict, and the
+same taken apart by k, by difficulty, problem by problem.
 
     comparison = compare(run, config, "base", "trained")
     verdict(comparison)     # "The trained model is better (greedy strict): …"
@@ -9,33 +10,41 @@ words stands in one place, `lib.stats.verdict_word`.
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from lib import stats
+from lib.answers import normalize_number
 from lib.config import Config
 from lib.errors import BadInput
 from lib.runs import Run, read_json, read_jsonl, write_json
-from lib.stats import MARGIN, points
+from lib.stats import MARGIN, points, rate
 from lib.tasks import HARNESS_SCORES
 from lib.tasks.prompts import asks_for_hashes
 
+Records = Sequence[dict[str, Any]]
 Rows = dict[str, dict[str, Any]]  # score → before, after, difference, interval_95, …
 
 GRADES = ("strict", "lenient", "format")
 TEXT_SCORES = ("rouge1", "rougeL", "words", "characters")
 COUNTS = ("words", "characters")  # no shares of anything
+MAJORITY = 3  # samples a problem from which a vote says something
 
 
-def is_judged(records: Sequence[dict]) -> bool:
+def is_judged(records: Records) -> bool:
     """Whether the answers are right or wrong; a summary is neither."""
     return "strict" in records[0]
 
 
-def score_names(records: Sequence[dict], prompt_format: str = "plain") -> tuple[str, ...]:
+def is_reward(score: str) -> bool:
+    return score == "reward" or score.startswith("rewards/")
+
+
+def score_names(records: Records, prompt_format: str = "plain") -> tuple[str, ...]:
     """What is scored: grades (and, for numbers, the harness' two), or a text's measures.
 
     A text's are "reward", what it earns, "rewards/…" for each reward that is only watched, and
@@ -48,39 +57,12 @@ def score_names(records: Sequence[dict], prompt_format: str = "plain") -> tuple[
     return GRADES + tuple(name for name in harness if name in records[0])
 
 
-def is_reward(score: str) -> bool:
-    return score == "reward" or score.startswith("rewards/")
-
-
-def greedy_records(records: Sequence[dict]) -> dict[str, dict]:
+def greedy_records(records: Records) -> dict[str, dict]:
     """The record of each problem's greedy answer, by the problem's id."""
     return {record["id"]: record for record in records if record["pass"] == "greedy"}
 
 
-def clusters_of(records: Sequence[dict]) -> list[str] | None:
-    """One label a problem, in the order of the greedy pass; None where there are no families."""
-    labels = [record["cluster"] for record in greedy_records(records).values()]
-    return None if None in labels else labels
-
-
-def columns(
-    records: Sequence[dict], eval_k: Sequence[int], prompt_format: str
-) -> Iterator[tuple[str, str, list[float]]]:
-    """Each column of an evaluation's table: its name, what is scored, and a value a problem.
-
-    "greedy_strict" is the greedy answer's score, "pass@5_strict" comes from the samples.
-    """
-    ids, samples = greedy_records(records), samples_of(records)
-    for score in score_names(records, prompt_format):
-        yield f"greedy_{score}", score, [float(record[score]) for record in ids.values()]
-        if samples and score in GRADES[:2]:
-            rights = [[record[score] for record in answers] for answers in samples.values()]
-            for k in eval_k:
-                values = [stats.pass_at_k(len(each), sum(each), k) for each in rights]
-                yield f"pass@{k}_{score}", score, values
-
-
-def samples_of(records: Sequence[dict]) -> dict[str, list[dict]]:
+def samples_of(records: Records) -> dict[str, list[dict]]:
     """The sampled answers of each problem, by its id, in the problems' order."""
     samples: dict[str, list[dict]] = {}
     for record in records:
@@ -89,25 +71,52 @@ def samples_of(records: Sequence[dict]) -> dict[str, list[dict]]:
     return samples
 
 
-def summarize(records: Sequence[dict], config: Config) -> dict[str, Any]:
+def clusters_of(records: Records) -> list[str] | None:
+    """One label a problem, in the order of the greedy pass; None where there are no families."""
+    labels = [record["cluster"] for record in greedy_records(records).values()]
+    return None if None in labels else labels
+
+
+def score_table(records: Records, eval_k: Sequence[int], prompt_format: str) -> pd.DataFrame:
+    """A row a problem, by its id, and a column a score: "greedy_strict" is the greedy answer's,
+    "pass@5_strict" comes from the samples."""
+    greedy, samples = greedy_records(records), samples_of(records)
+    columns: dict[str, list[float]] = {}
+    for score in score_names(records, prompt_format):
+        columns[f"greedy_{score}"] = [float(record[score]) for record in greedy.values()]
+        if samples and score in GRADES[:2]:
+            rights = [[record[score] for record in samples[id]] for id in greedy]
+            for k in eval_k:
+                values = [stats.pass_at_k(len(each), sum(each), k) for each in rights]
+                columns[f"pass@{k}_{score}"] = values
+    return pd.DataFrame(columns, index=list(greedy))
+
+
+def _is_share(column: str) -> bool:
+    score = column.removeprefix("greedy_")
+    return not is_reward(score) and score not in COUNTS
+
+
+def summarize(records: Records, config: Config) -> dict[str, Any]:
     """Mean, error and interval of each score, outcomes counted apart, and pass@k.
 
     A rate that stands alone (right or wrong, once a problem) has its Wilson interval; families
     of problems and other scores have Student's t.
     """
-    clusters = clusters_of(records)
-    summary: dict[str, Any] = {"scores": {}, "outcomes": {}, "truncated": {}}
-    for name, score, values in columns(records, config.eval_k, config.prompt_format):
-        within = (0.0, 1.0) if _is_share(score) else None
-        estimate, interval = stats.mean_with_error(values, clusters, within), None
-        if clusters is None and name.startswith("greedy_") and set(values) <= {0.0, 1.0}:
-            interval = stats.wilson_interval(int(sum(values)), len(values))
-        summary["scores"][name] = {
+    clusters, scores = clusters_of(records), {}
+    table = score_table(records, config.eval_k, config.prompt_format)
+    for name, values in table.items():
+        estimate = stats.mean_with_error(values, clusters, (0, 1) if _is_share(name) else None)
+        interval = estimate.interval
+        if clusters is None and name.startswith("greedy_") and values.isin((0, 1)).all():
+            interval = stats.wilson_interval(int(values.sum()), len(values))
+        scores[name] = {
             "mean": estimate.mean,
             "stderr": estimate.stderr,
-            "interval_95": interval or estimate.interval,
+            "interval_95": interval,
             "problems": len(values),
         }
+    summary = {"scores": scores, "outcomes": {}, "truncated": {}}
     for kind in dict.fromkeys(record["pass"] for record in records):
         answers = [record for record in records if record["pass"] == kind]
         summary["outcomes"][kind] = dict(Counter(record["outcome"] for record in answers))
@@ -117,15 +126,14 @@ def summarize(records: Sequence[dict], config: Config) -> dict[str, Any]:
             "interval_95": stats.wilson_interval(sum(cut), len(cut)),
             "answers": len(cut),
         }
-    summary["tokens"] = sum(record["tokens"] for record in records)
-    return summary
+    return summary | {"tokens": sum(record["tokens"] for record in records)}
 
 
 def compare(run: Run, config: Config, before: str, after: str, to: str = "comparison") -> Rows:
     """Paired differences between two evaluations of the same problems; `evals/<to>.json`.
 
     Each row names the files of answers that it is made of, with their digests (SHA-256), by which
-    `lib.evaluation.regrade` tells files that have been changed since.
+    `lib.evaluation.check` tells files that have been changed since.
 
     Raises:
         BadInput: the two were not asked the same prompts in the same way.
@@ -138,8 +146,7 @@ def compare(run: Run, config: Config, before: str, after: str, to: str = "compar
             key="protocol",
         )
     logs = [run.evals / f"{name}.jsonl" for name in (before, after)]
-    a, b = (read_jsonl(log) for log in logs)
-    rows = compare_records(a, b, config.eval_k, config.prompt_format)
+    rows = compare_records(*map(read_jsonl, logs), config.eval_k, config.prompt_format)
     files = {log.name: digest(log) for log in logs}
     write_json(run.evals / f"{to}.json", {k: row | {"answers": files} for k, row in rows.items()})
     run.made("evals")
@@ -151,19 +158,17 @@ def digest(file: Path) -> str:
 
 
 def compare_records(
-    before: Sequence[dict], after: Sequence[dict], eval_k: Sequence[int], prompt_format: str
+    before: Records, after: Records, eval_k: Sequence[int], prompt_format: str
 ) -> Rows:
     """The rows of a comparison, from the answers alone."""
-    place = {id: i for i, id in enumerate(greedy_records(before))}
-    after = sorted(after, key=lambda record: place[record["id"]])
-    clusters, rows = clusters_of(before), {}
-    both = (columns(records, eval_k, prompt_format) for records in (before, after))
-    for (name, score, a), (_, _, b) in zip(*both, strict=True):
-        paired, share = stats.paired_difference(a, b, clusters), _is_share(score)
+    a, b = (score_table(records, eval_k, prompt_format) for records in (before, after))
+    b, clusters, rows = b.loc[a.index], clusters_of(before), {}
+    for name in a:
+        paired, share = stats.paired_difference(a[name], b[name], clusters), _is_share(name)
         word = stats.verdict_word(paired.interval, paired.p_value, MARGIN if share else None)
         rows[name] = {
-            "before": float(np.mean(a)),
-            "after": float(np.mean(b)),
+            "before": float(a[name].mean()),
+            "after": float(b[name].mean()),
             "difference": paired.difference,
             "stderr": paired.stderr,
             "interval_95": paired.interval,
@@ -176,25 +181,6 @@ def compare_records(
         if paired.fixed is not None:
             rows[name] |= {"fixed": paired.fixed, "broken": paired.broken}
     return rows
-
-
-def _is_share(score: str) -> bool:
-    return not is_reward(score) and score not in COUNTS
-
-
-def changes(before: Sequence[dict], after: Sequence[dict]) -> dict[str, list[str]]:
-    """Problems by what happened to their greedy strict answer: fixed, broken, both, neither.
-
-    A text counts as right where it shares more than half of the gold's words (ROUGE-1).
-    """
-    score = "strict" if is_judged(before) else "rouge1"
-    a, b = greedy_records(before), greedy_records(after)
-    groups: dict[str, list[str]] = {"fixed": [], "broken": [], "both": [], "neither": []}
-    for id in a:
-        was, is_now = a[id][score] > 0.5, b[id][score] > 0.5
-        name = ("both" if is_now else "broken") if was else ("fixed" if is_now else "neither")
-        groups[name].append(id)
-    return groups
 
 
 # In words
@@ -219,14 +205,24 @@ def verdict(rows: Rows, metric: str = "greedy_strict") -> str:
         NONE: f"There is {row.get('verdict', word)} ({name})",
         CANNOT: f"It cannot be told whether the trained model is better ({name})",
     }[word]
-    count = f"{row['problems']:,} held-out problem{'s' if row['problems'] > 1 else ''}"
-    sentences = [
-        f"{claim}: {_change(row)} on {count}, {_difference(row)}.",
-        *_about_format(rows, metric, word),
-        *_about_watched(rows, metric),
-        *_about_size(row, word),
-        "This is one training run on one task with one prompt; it says nothing about others.",
-    ]
+    change, difference = _change(row).split(", ", 1)
+    problems = f"{row['problems']:,} held-out problem{'s' if row['problems'] > 1 else ''}"
+    sentences = [f"{claim}: {change} on {problems}, {difference}."]
+    if metric == "greedy_strict" and "greedy_lenient" in rows:
+        sentences += _about_format(row, rows["greedy_lenient"])
+    if metric == "greedy_reward":  # a reward can rise while nothing gets better
+        watched = [name for name in rows if name.startswith("greedy_rewards/")]
+        moved = ", ".join(
+            f"{name.removeprefix('greedy_')} {difference_text(rows[name])} "
+            f"({interval_text(rows[name])})"
+            for name in [*watched, "greedy_rougeL", "greedy_words"]
+        )
+        sentences.append(f"That is what it was trained on; what it was not: {moved}.")
+    if word == CANNOT:
+        sentences.append(_what_would_show(row))
+    sentences.append(
+        "This is one training run on one task with one prompt; it says nothing about others."
+    )
     return " ".join(sentences)
 
 
@@ -237,14 +233,12 @@ def _word(row: dict[str, Any]) -> str:
     return NONE if word.startswith(NONE) else word
 
 
-def _about_format(rows: Rows, metric: str, word: str) -> list[str]:
+def _about_format(strict: dict[str, Any], lenient: dict[str, Any]) -> list[str]:
     """Whether what is said strictly holds for the answers, wherever they stand."""
-    strict, lenient = rows[metric], rows.get("greedy_lenient")
-    keys = ("before", "after", "stderr")
-    if metric != "greedy_strict" or lenient is None or all(strict[k] == lenient[k] for k in keys):
+    if all(strict[key] == lenient[key] for key in ("before", "after", "stderr")):
         return []
-    leniently = _word(lenient)
-    sentences = [f"{LENIENTLY[leniently]}: {_change(lenient)}, {_difference(lenient)}."]
+    word, leniently = _word(strict), _word(lenient)
+    sentences = [f"{LENIENTLY[leniently]}: {_change(lenient)}."]
     if word in (BETTER, WORSE) and leniently != word:
         may = "may be" if leniently == CANNOT else "is"
         sentences.append(f"The {'gain' if word == BETTER else 'loss'} {may} in the format only.")
@@ -253,42 +247,22 @@ def _about_format(rows: Rows, metric: str, word: str) -> list[str]:
     return sentences
 
 
-def _about_watched(rows: Rows, metric: str) -> list[str]:
-    """What moved that was not trained on: a reward can rise while nothing gets better."""
-    if metric != "greedy_reward":
-        return []
-    watched = [name for name in rows if name.startswith("greedy_rewards/")]
-    moved = [
-        f"{name.removeprefix('greedy_')} {difference_text(rows[name])} "
-        f"({interval_text(rows[name])})"
-        for name in [*watched, "greedy_rougeL", "greedy_words"]
-    ]
-    return [f"That is what it was trained on; what it was not: {', '.join(moved)}."]
-
-
-def _about_size(row: dict[str, Any], word: str) -> list[str]:
-    """What a comparison of this size would have shown, where it cannot tell."""
-    if word != CANNOT:
-        return []
+def _what_would_show(row: dict[str, Any]) -> str:
     if row["stderr"] is None:
-        return ["A single problem, or a single family of problems, gives no interval: ask more."]
+        return "A single problem, or a single family of problems, gives no interval: ask more."
     if not row.get("share", True):
         seen = 2.8 * row["stderr"]  # Miller eq. 10 at 95 % and a power of 80 %
-        return [f"A true difference below about {seen:.2f} would often be missed."]
+        return f"A true difference below about {seen:.2f} would often be missed."
     if not row["stderr"]:
-        return [stats.power_sentence(row["problems"])]
+        return stats.power_sentence(row["problems"])
     # ψ − δ² is the variance of a problem's difference; families of problems widen it.
     changed = row["problems"] * row["stderr"] ** 2 + row["difference"] ** 2
-    return [stats.power_sentence(row["problems"], changed)]
+    return stats.power_sentence(row["problems"], changed)
 
 
 def figure(value: float, row: dict[str, Any]) -> str:
     """A value of a row: "33.2%" where it is of shares, else a number."""
     return f"{value:.1%}" if row.get("share", True) else f"{value:.2f}"
-
-
-def _change(row: dict[str, Any]) -> str:
-    return f"{figure(row['before'], row)} → {figure(row['after'], row)}"
 
 
 def difference_text(row: dict[str, Any]) -> str:
@@ -306,11 +280,12 @@ def interval_text(row: dict[str, Any]) -> str:
     return f"{100 * low:+.1f} to {points(high)}" if share else f"{low:+.2f} to {high:+.2f}"
 
 
-def _difference(row: dict[str, Any]) -> str:
-    """The difference with its interval, for a sentence."""
+def _change(row: dict[str, Any]) -> str:
+    """ "15.0% → 22.5%, difference +7.5 points (95 % interval +1.2 to +13.8 points)"."""
     interval = interval_text(row)
     name = "" if interval.startswith("none") else "95 % interval "
-    return f"difference {difference_text(row)} ({name}{interval})"
+    values = f"{figure(row['before'], row)} → {figure(row['after'], row)}"
+    return f"{values}, difference {difference_text(row)} ({name}{interval})"
 
 
 HEADER = ["metric", "before", "after", "difference", "95 % interval", "problems"]
@@ -339,7 +314,102 @@ def trade_off_rows(comparison: Rows, side: Rows) -> list[list[str]]:
     paid = [name for name in comparison if is_reward(name.removeprefix("greedy_"))]
     rows = {f"adherence: {name}": comparison[name] for name in paid or ["greedy_strict"]}
     rows |= {f"capability: {name}": row for name, row in side.items() if name.endswith(GRADES[:2])}
+    texts = zip(comparison_rows(rows), rows.values(), strict=True)
+    return [[*text, row["verdict"]] for text, row in texts]
+
+
+# Taken apart
+
+# How often the base model's samples are right, as a measure of difficulty.
+PASS_RATES = ("never", "less than half", "half or more", "always")
+
+
+def curves_of_k(records: Records) -> dict[str, list[stats.Estimate]]:
+    """For k = 1 … n samples: pass@k and (of three samples or more) majority@k, all strict: a
+    sample that has the answer outside its tags votes for it, and counts as wrong."""
+    problems, clusters = list(samples_of(records).values()), clusters_of(records)
+    ks = range(1, len(problems[0]) + 1)
+    rights = [[record["strict"] for record in samples] for samples in problems]
+    by_k = {"pass@k": [[stats.pass_at_k(len(r), sum(r), k) for r in rights] for k in ks]}
+    if len(ks) >= MAJORITY:
+        votes = [[_vote(record["extracted"]) for record in samples] for samples in problems]
+        both = list(zip(votes, rights, strict=True))
+        by_k["majority@k"] = [[stats.majority_at_k(v, r, k) for v, r in both] for k in ks]
+    return {
+        name: [stats.mean_with_error(values, clusters, (0, 1)) for values in rows]
+        for name, rows in by_k.items()
+    }
+
+
+def _vote(answer: str | None) -> str | None:
+    """Equal numbers are written the same."""
+    return None if answer is None else normalize_number(answer) or answer.strip()
+
+
+def by_difficulty(before: Records, after: Records) -> list[dict[str, Any]]:
+    """Greedy strict accuracy by level, or by how often the base model's *samples* are right, so
+    that a problem does not come into its group by the very answer that is then counted.
+
+    Returns: a row a group: group, before, after (each as `rate`); none without levels or samples.
+    """
+    a, b, names = greedy_records(before), greedy_records(after), PASS_RATES
+    if all(record["level"] is not None for record in a.values()):
+        group_of = {id: f"level {record['level']}" for id, record in a.items()}
+        names = sorted(set(group_of.values()))
+    else:
+        samples = samples_of(before).items()
+        shares = {id: sum(r["lenient"] for r in each) / len(each) for id, each in samples}
+        group_of = {id: PASS_RATES[(s > 0) + (s >= 0.5) + (s == 1)] for id, s in shares.items()}
+    rows = []
+    for name in names:
+        if ids := [id for id in a if group_of.get(id) == name]:
+            sides = [rate([answers[id]["strict"] for id in ids]) for answers in (a, b)]
+            rows.append({"group": name, "before": sides[0], "after": sides[1]})
+    return rows
+
+
+def changes(before: Records, after: Records) -> dict[str, list[str]]:
+    """Problems by what happened to their greedy strict answer: fixed, broken, both, neither.
+
+    A text counts as right where it shares more than half of the gold's words (ROUGE-1).
+    """
+    score = "strict" if is_judged(before) else "rouge1"
+    a, b = greedy_records(before), greedy_records(after)
+    names = {(0, 1): "fixed", (1, 0): "broken", (1, 1): "both", (0, 0): "neither"}
+    groups: dict[str, list[str]] = {name: [] for name in names.values()}
+    for id in a:
+        groups[names[a[id][score] > 0.5, b[id][score] > 0.5]].append(id)
+    return groups
+
+
+def side_by_side(before: Records, after: Records) -> list[dict[str, Any]]:
+    """Each problem's greedy answers of both models, and what changed: fixed, broken first."""
+    a, b = greedy_records(before), greedy_records(after)
+
+    def graded(record: dict) -> str:
+        outcome, strict = record["outcome"], record.get("strict", True)
+        return outcome if strict or outcome != "right" else "right, but not in the form asked for"
+
+    pairs = [(change, id) for change, ids in changes(before, after).items() for id in ids]
     return [
-        [*texts, row["verdict"]]
-        for texts, row in zip(comparison_rows(rows), rows.values(), strict=True)
+        {
+            "number": number,
+            "change": change,
+            "question": a[id]["question"],
+            "gold": a[id]["expected"],
+            "before": a[id]["completion"],
+            "graded before": graded(a[id]),
+            "after": b[id]["completion"],
+            "graded after": graded(b[id]),
+        }
+        for number, (change, id) in enumerate(pairs, 1)
     ]
+
+
+def outcomes(before: Records, after: Records) -> list[tuple[str, int, int]]:
+    """How many greedy answers ended in which way, before and after."""
+    was, is_now = (
+        Counter(record["outcome"] for record in greedy_records(records).values())
+        for records in (before, after)
+    )
+    return [(name, was[name], is_now[name]) for name in sorted({*was, *is_now})]

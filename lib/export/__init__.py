@@ -1,12 +1,13 @@
 """Out of the notebook: from an adapter to a model of its own (merge, save, check the weights).
 
-GGUF, Ollama, the certificate, the Hub, servers and a page are modules beside this one.
+GGUF and Ollama, the certificate, servers and what a person sees are modules beside this one.
 
 state = merged_weights(folder, adapter)         # name → tensor, for `Engine.hand_over`
 save_merged(model, folder, run.merged)          # 16-bit safetensors with tokenizer
 weight_faults(folder, adapter, run.merged)      # tensors that are not W + s·B·A
 """
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,22 +17,15 @@ from lib.adapters import check_adapter, is_adapter
 from lib.config import ROOT, Config
 from lib.engines import Engine
 from lib.errors import BadInput
-from lib.export.ollama import write_templates
-from lib.files import read_json, written_whole
+from lib.files import read_json, write_json, written_whole
 from lib.models import in_4_bit, load_tokenizer, model_folder, torch_dtype
 from lib.runs import Run
 
-MADE_BY = "05_merge_export"
-GENERATION = "generation_config.json"
-
 
 def find_candidate(named: str, config: Config, run: Run) -> Path:
-    """The model to measure against the base: an adapter, a whole model's folder, or a GGUF file.
-
-    Args:
-        named: "" for the run's adapter; "base", "merged" or a kind of GGUF ("q8_0") for the run's
-            own; else the path of an adapter, a folder with safetensors or a .gguf file, or a Hub
-            name.
+    """The model to measure against the base: "" is the run's adapter; "base", "merged" or a kind of
+    GGUF ("q8_0") are the run's own; else the path of an adapter, of a folder with safetensors or of
+    a .gguf file, or a Hub name.
 
     Raises:
         BadInput: there is none.
@@ -39,7 +33,8 @@ def find_candidate(named: str, config: Config, run: Run) -> Path:
     own = {"": run.adapter, "adapter": run.adapter, "merged": run.merged}
     own |= {kind: run.folder / "gguf" / f"model-{kind}.gguf" for kind in config.gguf}
     if named in own:
-        return run.need(own[named], "03_training" if own[named] == run.adapter else MADE_BY)
+        made_by = "03_training" if own[named] == run.adapter else "05_merge_export"
+        return run.need(own[named], made_by)
     if named == "base":
         return model_folder(config)
     for path in (Path(named).expanduser(), ROOT / named):
@@ -53,34 +48,37 @@ def find_candidate(named: str, config: Config, run: Run) -> Path:
     return model_folder(config.model_copy(update={"model": named}))
 
 
-def load_trained(base: Path, trained: Path, **settings: Any) -> Any:
-    """The trained model, nothing merged.
+# The trained model: `trained` is an adapter that belongs to 16-bit weights in `base`, or a whole
+# model, in a folder or a GGUF file (which is dequantised).
 
-    Args:
-        base: 16-bit weights that an adapter belongs to.
-        trained: the adapter, or a whole model: a folder, or a GGUF file, which is dequantised.
-        settings: of `from_pretrained`.
-    """
+
+def load_trained(base: Path, trained: Path, **settings: Any) -> Any:
+    """Nothing merged; `settings` are those of `from_pretrained`."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    if is_adapter(trained):
+        model = AutoModelForCausalLM.from_pretrained(base, **settings)
+        return PeftModel.from_pretrained(model, trained)
     if trained.suffix == ".gguf":
-        base, settings = trained.parent, settings | {"gguf_file": trained.name}
-    elif not is_adapter(trained):
-        base = trained
-    model = AutoModelForCausalLM.from_pretrained(base, **settings)
-    return PeftModel.from_pretrained(model, trained) if is_adapter(trained) else model
+        trained, settings = trained.parent, settings | {"gguf_file": trained.name}
+    return AutoModelForCausalLM.from_pretrained(trained, **settings)
 
 
 def load_merged(base: Path, trained: Path, dtype: Any = None) -> Any:
-    """The trained model as one: W + (alpha/r)·B·A in each adapted layer (Hu et al. 2021, eq. 3).
-
-    Args:
-        base, trained: as of `load_trained`.
-        dtype: of the weights; bf16 by default.
-    """
+    """As one: W + (alpha/r)·B·A in each adapted layer (Hu et al. 2021, eq. 3); bf16 by default."""
     model = load_trained(base, trained, dtype=dtype or "bfloat16")
     return model.merge_and_unload() if is_adapter(trained) else model
+
+
+def load_policy_as_trained(config: Config, base: Path, trained: Path | None) -> Any:
+    """As training saw it, nothing merged, on its 4-bit base where it had one; of None the base."""
+    settings: dict[str, Any] = dict(dtype="float32")  # on a CPU, for a closer look
+    if config.profile != "cpu":
+        settings = dict(dtype=torch_dtype(config), device_map={"": 0})
+    if config.load_in_4bit:
+        settings["quantization_config"] = in_4_bit(config)
+    return load_trained(base, trained or base, **settings).eval()
 
 
 def merged_weights(base: Path, trained: Path, dtype: Any = None) -> dict[str, Any]:
@@ -100,8 +98,8 @@ def merged_weights(base: Path, trained: Path, dtype: Any = None) -> dict[str, An
                 f"its own, as `model`."
             )
     weights = dict(model.state_dict())
-    for tied in getattr(model, "_tied_weights_keys", None) or ():
-        if model.config.tie_word_embeddings:
+    if model.config.tie_word_embeddings:
+        for tied in getattr(model, "_tied_weights_keys", None) or ():
             weights.pop(tied, None)
     return weights
 
@@ -136,19 +134,24 @@ def save_merged(model: Any, base: Path, folder: Path) -> None:
         write_templates(beside)
 
 
-def load_policy_as_trained(config: Config, base: Path, trained: Path | None) -> Any:
-    """The policy as training saw it, nothing merged: on its 4-bit base where it had one.
+def write_templates(folder: Path) -> None:
+    """The chat template in both places where tools look, without `{% generation %}`."""
+    file, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    values = read_json(settings)
+    template = plain_jinja(file.read_text("utf-8") if file.is_file() else values["chat_template"])
+    file.write_text(template, encoding="utf-8")
+    write_json(settings, values | {"chat_template": template})
 
-    Args:
-        trained: the adapter or, after full fine-tuning, the model; None for the base alone.
-    """
-    settings: dict[str, Any] = dict(dtype="float32")  # on a CPU, for a closer look
-    if config.profile != "cpu":
-        settings = dict(dtype=torch_dtype(config), device_map={"": 0})
-    if config.load_in_4bit:
-        settings["quantization_config"] = in_4_bit(config)
-    return load_trained(base, trained or base, **settings).eval()
 
+def plain_jinja(template: str) -> str:
+    """The chat template without `{% generation %}`, which only transformers knows and llama.cpp
+    fails on (llama-cpp-python#2225). An `if true` keeps what its dashes do to white space."""
+    for tag, plain in (("generation", "if true"), ("endgeneration", "endif")):
+        template = re.sub(rf"(\{{%[-+]?\s*){tag}(\s*[-+]?%\}})", rf"\1{plain}\2", template)
+    return template
+
+
+# Is what was written what merging gives?
 
 # of a config.json, what says nothing of the model's answers
 NO_SETTINGS = ("_name_or_path", "transformers_version", "dtype", "architectures", "use_cache")
@@ -161,18 +164,20 @@ def weight_faults(base: Path, trained: Path, merged: Path) -> list[str]:
     Rounding to the file's precision is allowed for, and a tenth of what the adapter adds.
     """
     import torch
+    from transformers import AutoConfig
 
-    deltas, faults = _deltas(trained) if is_adapter(trained) else {}, []
-    source = base if is_adapter(trained) else trained
-    if (source / GENERATION).is_file() and not (merged / GENERATION).is_file():
-        faults.append(f"{GENERATION} is missing")
-    theirs, ours = _settings(merged), _settings(source)
-    for key in sorted(ours.keys() | theirs.keys()):
+    source, faults = base if is_adapter(trained) else trained, []
+    generation = "generation_config.json"
+    if (source / generation).is_file() and not (merged / generation).is_file():
+        faults.append(f"{generation} is missing")
+    ours, theirs = (AutoConfig.from_pretrained(folder).to_dict() for folder in (source, merged))
+    for key in sorted((ours.keys() | theirs.keys()) - set(NO_SETTINGS)):
         if theirs.get(key) != ours.get(key):
             faults.append(f"config.json has {key} {theirs.get(key)}, the base {ours.get(key)}")
-    written, tensors = read_tensors(merged), read_tensors(source)
+    deltas = _deltas(trained) if is_adapter(trained) else {}
+    tensors, written = read_tensors(source), read_tensors(merged)
     if theirs.get("tie_word_embeddings"):  # a head that stands there is read by nobody
-        for each in (written, tensors):
+        for each in (tensors, written):
             each.pop("lm_head.weight", None)
     for name, read in tensors.items():
         if name not in written:
@@ -180,24 +185,16 @@ def weight_faults(base: Path, trained: Path, merged: Path) -> list[str]:
             continue
         weight, there = read().float(), written.pop(name)()
         delta = deltas.pop(name)() if name in deltas else torch.zeros(())
+        error = (there.float() - (weight + delta).to(there.dtype).float()).norm()
         if not there.isfinite().all():
             faults.append(f"{name} is not finite")
-            continue
-        error = (there.float() - (weight + delta).to(there.dtype).float()).norm()
-        if error > 0.1 * delta.norm() + 1e-4 * weight.norm():
+        elif error > 0.1 * delta.norm() + 1e-4 * weight.norm():
             size, of = delta.norm(), "what the adapter adds"
             if not size:
                 size, of = weight.norm(), "its size"
             faults.append(f"{name} is off by {error / size:.0%} of {of}")
     faults += [f"{name} is not in the base model" for name in written]
     return faults + [f"{name} of the adapter has no place in the model" for name in deltas]
-
-
-def _settings(folder: Path) -> dict[str, Any]:
-    from transformers import AutoConfig
-
-    values = AutoConfig.from_pretrained(folder).to_dict().items()
-    return {key: value for key, value in values if key not in NO_SETTINGS}
 
 
 def _deltas(folder: Path) -> dict[str, Callable[[], Any]]:
@@ -223,25 +220,23 @@ def read_tensors(folder: Path) -> dict[str, Callable[[], Any]]:
     return {name: partial(file.get_tensor, name) for file in files for name in file.keys()}  # noqa: SIM118
 
 
-def size_gib(folder: Path) -> float:
-    """What the files of a folder take on the disk."""
-    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 2**30
+def size_gib(path: Path) -> float:
+    """What a folder's files, or a file, take on the disk."""
+    files = [path] if path.is_file() else path.rglob("*")
+    return sum(file.stat().st_size for file in files if file.is_file()) / 2**30
 
 
 def adapter_report(adapter: Path) -> dict[str, Any]:
-    """How far an adapter has moved: rank, and the norm of B, which begins at zero.
-
-    A norm of 0 means that nothing was learned (on a T4, fp16's loss scaling can skip steps).
-    """
-    from safetensors.torch import load_file
-
+    """How far an adapter has moved: rank, and the norm of B, which begins at zero and stays there
+    where nothing was learned (on a T4, fp16's loss scaling can skip steps)."""
     config = read_json(adapter / "adapter_config.json")
-    weights = load_file(adapter / "adapter_model.safetensors")
-    moved = sum(w.float().square().sum().item() for k, w in weights.items() if "lora_B" in k)
+    norms = [
+        read().float().norm() for name, read in read_tensors(adapter).items() if "lora_B" in name
+    ]
     return {
         "rank": config["r"],
         "alpha": config["lora_alpha"],
-        "layers": sum("lora_B" in name for name in weights),
-        "norm of B": moved**0.5,
+        "layers": len(norms),
+        "norm of B": sum(float(norm) ** 2 for norm in norms) ** 0.5,
         "size_gib": size_gib(adapter),
     }

@@ -5,15 +5,10 @@ import sys
 from lib.errors import BadInput
 from lib.export.page import answer
 
-
-def main(arguments: list[str]) -> None:
-    if len(arguments) < 2:
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
         raise SystemExit('usage: python -m lib.export FOLDER "QUESTION" …')
     try:
-        print(*answer(arguments[0], arguments[1:]), sep="\n")
+        print(*answer(sys.argv[1], sys.argv[2:]), sep="\n")
     except BadInput as error:
         raise SystemExit(str(error)) from error
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

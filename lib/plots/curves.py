@@ -5,21 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lib.plots import (
-    BLUE,
-    COLORS,
-    GREEN,
-    GREY,
-    ORANGE,
-    POINTS,
-    bounds,
-    grid_of_axes,
-    styled,
-)
+from lib.plots import BLUE, COLORS, GREEN, GREY, ORANGE, POINTS, bounds, grid_of_axes, styled
 from lib.process import duration
 
 
@@ -65,7 +56,7 @@ def training_curves(log: Sequence[dict], title: str = "") -> Figure:
     for axis, panel in zip(axes, shown, strict=True):
         _draw(axis, panel, log)
     axes[max(0, len(shown) - 2)].tick_params(labelbottom=True)  # none beneath it, where odd
-    whole_steps(axes[0])  # and those that share its steps
+    _whole_numbers(axes[0].xaxis)  # and those that share its steps
     figure.supxlabel("optimizer step", fontsize=12)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12)
     return figure
@@ -79,7 +70,7 @@ def _draw(axis: Axes, panel: Panel, log: Sequence[dict]) -> None:
         steps, values = zip(*points, strict=True)
         color = COLORS[i % len(COLORS)]
         if len(points) > len(log) / 2:
-            smoothed(axis, steps, values, color, label)
+            _smoothed(axis, steps, values, color, label)
         else:  # measured now and then: each point counts, also beneath another
             axis.plot(steps, values, color=color, lw=1)
             axis.plot(steps, values, "o", ms=4 + 2 * i, zorder=3 - i, color=color, label=label)
@@ -90,21 +81,19 @@ def _draw(axis: Axes, panel: Panel, log: Sequence[dict]) -> None:
         axis.legend()
 
 
-def smoothed(axis: Axes, steps, values, color, label: str = "", window: int = 5) -> None:
+def _smoothed(axis: Axes, steps, values, color, label: str = "", window: int = 5) -> None:
     """Each step's value pale, and the mean of the latest ones in colour."""
     axis.plot(steps, values, color=color, lw=1, alpha=0.3)
     axis.plot(steps, smooth(values, window), color=color, lw=2, label=label)
 
 
-def whole_steps(axis: Axes) -> None:
-    """No tick between two steps, as a run of few would have."""
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
 def smooth(values: Sequence[float], window: int = 5) -> np.ndarray:
     """The mean of each value with those up to `window` − 1 before it."""
-    values = np.asarray(values, dtype=float)
-    return np.array([values[max(0, i - window + 1) : i + 1].mean() for i in range(len(values))])
+    return pd.Series(values, dtype=float).rolling(window, min_periods=1).mean().to_numpy()
+
+
+def _whole_numbers(axis: Any) -> None:
+    axis.set_major_locator(MaxNLocator(integer=True))
 
 
 def pace(log: Sequence[dict], steps: int) -> str:
@@ -129,13 +118,11 @@ def pace(log: Sequence[dict], steps: int) -> str:
 
 @styled
 def learning_curves(arms: Mapping[str, Sequence[Sequence[dict]]], key: str = "reward") -> Figure:
-    """A panel an arm by share of its budget: mean over seeds, band from lowest to highest.
-
-    The first trained arm is drawn in grey behind the others.
+    """A panel an arm by share of its budget: mean over seeds, band from lowest to highest. The
+    first trained arm is drawn in grey behind the others.
 
     Args:
-        arms: name → the log of each seed, a row a batch of rollouts (`batches_log`); an arm whose
-            logs are empty was not trained, and is left out.
+        arms: of `lib.evaluation.runs.logs_of`; an arm whose logs are empty is left out.
     """
     curves = {}
     for name, logs in arms.items():
@@ -148,8 +135,7 @@ def learning_curves(arms: Mapping[str, Sequence[Sequence[dict]]], key: str = "re
             values_SU = curves[shown]
             done = np.arange(1, values_SU.shape[1] + 1) / values_SU.shape[1]
             axis.plot(done, values_SU.mean(0), color=color, lw=2)
-            band = values_SU.min(0), values_SU.max(0)
-            axis.fill_between(done, *band, color=color, alpha=0.2, lw=0)
+            axis.fill_between(done, values_SU.min(0), values_SU.max(0), color=color, alpha=0.2)
     figure.supxlabel("share of the completions drawn", fontsize=11)
     figure.supylabel(key, fontsize=11)
     return figure
@@ -182,10 +168,10 @@ def training_figure(log: Sequence[dict]) -> Figure:
     names = {"loss": np.log(2), "accuracy": 0.5}
     figure, axes = grid_of_axes(*(f"{name} on training pairs" for name in names), height=3)
     for axis, (name, chance) in zip(axes, names.items(), strict=True):
-        smoothed(axis, [row["step"] for row in log], [row[name] for row in log], BLUE, window=10)
+        _smoothed(axis, [row["step"] for row in log], [row[name] for row in log], BLUE, window=10)
         axis.axhline(chance, color="black", lw=1, ls=":", label="a coin")
         axis.set_xlabel("optimizer step")
-        whole_steps(axis)
+        _whole_numbers(axis.xaxis)
     axes[0].legend()
     return figure
 
@@ -205,7 +191,7 @@ def scores_figure(chosen: Sequence[float], rejected: Sequence[float]) -> Figure:
     right.axvline(0, color="black", lw=0.8)
     right.set_xlabel("score of preferred − score of rejected")
     for axis in (left, right):
-        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+        _whole_numbers(axis.yaxis)
     return figure
 
 
@@ -220,32 +206,33 @@ def pays_figure(rollouts: Sequence[Sequence[dict]], paid: Sequence[str]) -> Figu
         rollouts: each step's rows (`lib.runs.read_rollouts`).
         paid: the names of the rewards that the policy earns.
     """
+    table = from_start(rollouts)
     titles = "rewards, in σ from the start", "tokens", "repeated word triples"
     figure, axes = grid_of_axes(*titles, height=3.2)
-    lines = [
-        (axes[0], from_start(rollouts, name), f"{name}, {'paid' if name in paid else 'watched'}")
-        for name in rollouts[0][0]["rewards"]
-    ]
-    colors = [*COLORS[: len(lines)], GREY, GREY]
-    lines.append((axes[1], [[row["tokens"] for row in rows] for rows in rollouts], ""))
-    repeats = [[repeated(row["completion"]) for row in rows] for rows in rollouts]
-    lines.append((axes[2], repeats, ""))
-    steps = [rows[0]["step"] for rows in rollouts]
-    for (axis, values, label), color in zip(lines, colors, strict=True):
-        # Rounded, since rounding is no slope.
-        smoothed(axis, steps, np.round([np.nanmean(part) for part in values], 6), color, label)
-        whole_steps(axis)
+    for name, color in zip(table.drop(columns=[*titles[1:]]), COLORS, strict=False):
+        label = f"{name}, {'paid' if name in paid else 'watched'}"
+        _smoothed(axes[0], table.index, table[name], color, label)
+    for axis, name in zip(axes[1:], titles[1:], strict=True):
+        _smoothed(axis, table.index, table[name], GREY)
+    for axis in axes:
+        _whole_numbers(axis.xaxis)
     axes[0].legend()
     figure.supxlabel("optimizer step", fontsize=11)
     return figure
 
 
-def from_start(rollouts: Sequence[Sequence[dict]], name: str) -> list[np.ndarray]:
-    """A reward's values step by step, in standard deviations from those of the first fifth."""
-    values = [np.array([row["rewards"][name] for row in rows], dtype=float) for rows in rollouts]
-    start = np.concatenate(values[: max(1, len(values) // 5)])
-    spread = np.nanstd(start).round(9) or 1.0  # rounded, as equal rewards spread by rounding alone
-    return [(v - np.nanmean(start)) / spread for v in values]
+def from_start(rollouts: Sequence[Sequence[dict]]) -> pd.DataFrame:
+    """By step: each reward's mean, in standard deviations from those of the first fifth, and the
+    completions' "tokens" and "repeated word triples"."""
+    rows = [row for step in rollouts for row in step]
+    values = pd.DataFrame([row["rewards"] for row in rows], dtype=float)
+    start = values[: sum(map(len, rollouts[: max(1, len(rollouts) // 5)]))]
+    # Rounded, as equal rewards spread by rounding alone, and rounding is no slope.
+    spread = start.std(ddof=0).round(9).replace(0, 1)
+    table = (values - start.mean()) / spread
+    table["tokens"] = [row["tokens"] for row in rows]
+    table["repeated word triples"] = [repeated(row["completion"]) for row in rows]
+    return table.astype(float).groupby([row["step"] for row in rows]).mean().round(6)
 
 
 def repeated(text: str) -> float:

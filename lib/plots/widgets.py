@@ -25,12 +25,8 @@ SORTS = ("advantage", "total", "tokens")  # of the rollout browser; besides, any
 
 @dataclass
 class Playable:
-    """A widget, and in an executed page (or where widgets do not work) its first state as HTML.
-
-    Attributes:
-        box: the ipywidgets widget.
-        static: what it shows first, a table as `lib.notebook.table` makes it.
-    """
+    """An ipywidgets widget, and in an executed page (or where widgets do not work) what it shows
+    first, a table as `lib.notebook.table` makes it."""
 
     box: Any
     static: Any
@@ -45,20 +41,14 @@ class Playable:
 def playable(
     controls: Sequence[Any], choose: Callable[[], Any], show: Callable[[Any], Any], box: Any
 ) -> Playable:
-    """Redraws beneath `box` whenever one of its controls changes.
-
-    Args:
-        choose: rows by the state of the controls.
-        show: makes what is displayed of the rows (a table).
-    """
-    out = widgets.Output()
+    """Shows what is chosen beneath `box`, and anew whenever one of its controls changes."""
+    out, first = widgets.Output(), show(choose())
+    out.append_display_data(first)
 
     def render(*_: Any) -> None:
         out.outputs = ()
         out.append_display_data(show(choose()))
 
-    first = show(choose())
-    out.append_display_data(first)
     for control in controls:
         control.observe(render, "value")
     return Playable(widgets.VBox([*box, out]), first)
@@ -74,39 +64,26 @@ def component_rows(
     weights: Sequence[float],
     scale: bool = True,
 ) -> list[dict[str, Any]]:
-    """What each completion of one group earns: each reward times its weight, their total, and
-    the advantage. A reward of weight 0 stands by itself, as "name (not paid)".
-
-    Args:
-        texts: the completions of one prompt.
-        row: the prompt's row (`lib.tasks.make_rows`).
-        scale: as in `lib.plots.advantages`.
-    """
+    """What each completion of one prompt's group earns: each reward times its weight, their total,
+    and the advantage (`lib.plots.advantages`)."""
     answers = [Completion(text, tuple(text.encode()), "stop") for text in texts]
     scores = score(rewards, [row] * len(texts), answers)
     weight_of = dict(zip(scores, weights, strict=True))
     paid = [w * np.array(scores[name], dtype=float) for name, w in weight_of.items()]
     totals_G = np.nansum(paid, axis=0)
-    advantages_G = advantages(totals_G, scale)
-    return [
-        {
-            "completion": text,
-            **paid_parts({name: values[i] for name, values in scores.items()}, weight_of),
-            "total": round(float(totals_G[i]), 4),
-            "advantage": round(float(advantages_G[i]), 3),
-        }
-        for i, text in enumerate(texts)
-    ]
+    advantages_G, rows = advantages(totals_G, scale), []
+    for i, text in enumerate(texts):
+        parts = paid_parts({name: values[i] for name, values in scores.items()}, weight_of)
+        sums = {"total": round(float(totals_G[i]), 4), "advantage": round(advantages_G[i], 3)}
+        rows.append({"completion": text, **parts, **sums})
+    return rows
 
 
 def paid_parts(
     rewards: Mapping[str, float | None], weights: Mapping[str, float]
 ) -> dict[str, float | None]:
-    """The parts that add up to a completion's total: each reward times its weight.
-
-    Args:
-        weights: by name; a reward without one counts once, and one of weight 0 is only shown.
-    """
+    """The parts that add up to a completion's total: each reward times its weight. One without a
+    weight counts once; one of weight 0 is only shown, as "name (not paid)"."""
     parts = {}
     for name, value in rewards.items():
         weight = weights.get(name, 1.0)
@@ -123,21 +100,16 @@ def playground(
     weights: Sequence[float],
     show: Callable[[list[dict]], Any],
 ) -> Playable:
-    """Sliders for the weights and a box for a completion of one's own, over a live table.
-
-    Args:
-        texts: the group; the first stands in the box.
-        show: makes what is displayed of the rows (a table).
-    """
+    """Sliders for the weights and a box for a completion of one's own (at first `texts[0]`), over
+    what `show` makes of the group's rows (a table)."""
     wide, full = widgets.Layout(width="95%"), {"description_width": "initial"}
     box = widgets.Textarea(value=texts[0], description="completion", layout=wide)
     pick = widgets.Dropdown(options=list(texts), description="or pick", layout=wide)
-    sliders = [
-        widgets.FloatSlider(
-            weight, min=0, max=max(2.0, 2 * weight), step=0.05, description=f.__name__, style=full
-        )
-        for f, weight in zip(rewards, weights, strict=True)
-    ]
+    sliders = []
+    for reward, weight in zip(rewards, weights, strict=True):
+        name, most = reward.__name__, max(2.0, 2 * weight)
+        given = dict(max=most, step=0.05, description=name, style=full)
+        sliders.append(widgets.FloatSlider(weight, **given))
     scale = widgets.Checkbox(value=True, description="divide by the group's std")
     pick.observe(lambda change: setattr(box, "value", change["new"]), "value")
 
@@ -152,12 +124,8 @@ def playground(
 
 
 def answer_viewer(rows: Sequence[dict], show: Callable[[list[tuple[str, Any]]], Any]) -> Playable:
-    """Two models' answers to a problem, chosen by what changed and by a slider.
-
-    Args:
-        rows: of `lib.evaluation.breakdowns.side_by_side`.
-        show: makes what is displayed of one problem's (what, text) rows (a table).
-    """
+    """Two models' answers to a problem (`lib.evaluation.compare.side_by_side`), chosen by what
+    changed and by a slider; `show` displays its (what, text) rows (as a table)."""
     counts = Counter(row["change"] for row in rows)
     options = [(f"all ({len(rows)})", None), *((f"{k} ({n})", k) for k, n in counts.items())]
     change = widgets.Dropdown(options=options, description="changed")
@@ -181,23 +149,16 @@ def browse(
     descending: bool = True,
     weights: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
-    """One step's completions as rows of a table.
+    """One step's completions (`lib.runs.read_rollouts`) as rows of a table.
 
     Args:
-        rollouts: of `lib.runs.read_rollouts`.
         prompt: the id of one prompt; None: all.
         sort: advantage, total, tokens, or a reward's name; rows without it come last.
         weights: of the rewards by name, so that the parts shown add up to the total.
     """
-
-    def value(row: Mapping) -> float:
-        number = row[sort] if sort in SORTS else row["rewards"].get(sort)
-        return np.nan if number is None else number
-
-    def order(row: Mapping) -> tuple[bool, float]:
-        return np.isnan(value(row)), -value(row) if descending else value(row)
-
     chosen = [row for row in rollouts if prompt in (None, row["id"])]
+    keys = [row[sort] if sort in SORTS else row["rewards"].get(sort) for row in chosen]
+    order = pd.Series(keys, dtype=float).sort_values(ascending=not descending, kind="stable")
     return [
         {
             "question": row["question"],
@@ -206,7 +167,7 @@ def browse(
             **paid_parts(row["rewards"], weights or {}),
             **{name: row[name] for name in ("total", "advantage", "tokens")},
         }
-        for row in sorted(chosen, key=order)
+        for row in map(chosen.__getitem__, order.index)
     ]
 
 
@@ -228,11 +189,8 @@ def two_steps(
 
 
 def browser(run: Run, show: Callable[[list[dict]], Any]) -> Playable:
-    """Menus for step, prompt and order over a table; a second step stands beside the first.
-
-    Args:
-        show: makes what is displayed of the rows (a table).
-    """
+    """Menus for step, prompt and order over what `show` makes of the rows (a table); a second step
+    stands beside the first."""
     steps = rollout_steps(run)
     entries = run.recorded().get("config", {}).get("rewards", {})
     weights = {
