@@ -14,12 +14,20 @@ import psutil
 
 GIB = 2**30
 
+
+def cpu_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """bf16 where the processor multiplies in it (AMX, AVX512-BF16). Others emulate it, five times
+    slower than fp32."""
+    words = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
+    return "bf16" if words & {"amx_bf16", "avx512_bf16"} else "fp32"
+
+
 _GPU = dict(precision="bf16", rollout_engine="vllm", vllm_gpu_memory_utilization=0.5,
             optim="adamw_8bit")  # fmt: skip
 PROFILES = {
     # No GPU: Unsloth trains, vLLM for the CPU generates and evaluates.
-    "cpu": dict(precision="bf16", load_in_4bit=False, rollout_engine="vllm", optim="adamw_torch")
-    | dict(per_device_train_batch_size=16),
+    "cpu": dict(precision=cpu_precision(), load_in_4bit=False, rollout_engine="vllm")
+    | dict(optim="adamw_torch", per_device_train_batch_size=16),
     # 14.6 GiB usable and no bf16. vLLM's attention runs by Triton there, without FlashInfer.
     "t4": _GPU | dict(precision="fp16", per_device_train_batch_size=4),
     # 16 GB with bf16: RTX 4060 Ti, 4080, 5070 Ti, A4000 and the like.

@@ -24,6 +24,7 @@ import numpy as np
 
 from lib.config import ROOT, Config
 from lib.errors import BadInput
+from lib.hardware import cpu_precision
 from lib.models import load_tokenizer, lora_arguments, model_folder
 from lib.process import Progress
 from lib.rewards import completion_texts
@@ -171,7 +172,11 @@ class RewardModel:
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         device = self.model.eval().device
         half = device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
-        in_16_bit = torch.autocast(device.type, torch.bfloat16 if half else torch.float16)
+        in_16_bit = torch.autocast(
+            device.type,
+            torch.bfloat16 if half else torch.float16,
+            enabled=device.type != "cpu" or cpu_precision() == "bf16",
+        )
         states = torch.empty(len(ids), self.model.config.hidden_size, device=device)
         line = Progress(len(ids), "answers read", self.run.progress) if self.run else None
         for start in range(0, len(order), BATCH):

@@ -4,7 +4,7 @@ import pytest
 
 from lib.config import RECIPES, Config, notebook_parameters, resolve, with_changes
 from lib.errors import BadInput
-from lib.hardware import PROFILES, Hardware, choose_profile
+from lib.hardware import PROFILES, Hardware, choose_profile, cpu_precision
 from lib.keys import ALIASES, translate
 from tests.conftest import CPU, L4, T4
 
@@ -246,6 +246,17 @@ def test_profile_is_chosen_by_the_gpu(gpu, memory, capability, profile):
 def test_a_capped_card_has_the_profile_of_one_that_size(monkeypatch, cap, profile):
     monkeypatch.setattr("lib.hardware._query_gpu", lambda: ("NVIDIA H200", 139.8, 9.0))
     assert resolve("ci", {"gpu_memory_cap": cap}).profile == profile
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [("fma avx2 avx512f avx512_vnni", "fp32"), ("avx512_bf16 amx_bf16", "bf16"), (None, "fp32")],
+)
+def test_a_cpu_without_bf16_computes_in_32_bit(tmp_path, flags, precision):
+    file = tmp_path / "cpuinfo"
+    if flags:
+        file.write_text(f"processor : 0\nflags : fpu {flags}\n")
+    assert cpu_precision(file) == precision
 
 
 def test_profiles_set_only_known_keys():
