@@ -22,7 +22,7 @@ import numpy as np
 
 from lib.adapters import block_layers
 from lib.config import ROOT, Config, side_config
-from lib.errors import BadInput, Finding, first_line, nearest
+from lib.errors import BadInput, first_line, nearest
 from lib.files import existing, read_json, read_jsonl
 from lib.hardware import GIB, Hardware, detect_hardware
 from lib.memory import EVALUATION_SHARE, SHAPES, ModelShape, check_fit, evaluation_gib, read_shape
@@ -48,7 +48,7 @@ PROBED = 16  # completions to see how long they are
 SLOW_HOURS = 10
 USUAL = {"learning_rate": 1e-3, "beta": 0.5, "temperature": 1.5}  # at most, of adapters
 WEAK = 0.1  # a gain that can be expected of a run; fewer problems than show it are too few
-note = partial(Finding, stops=False)  # of what a run can live with
+note = partial(BadInput, stops=False)  # of what a run can live with
 
 
 # --- the plan ---------------------------------------------------------------------------------
@@ -101,44 +101,44 @@ def disk_needed(config: Config, shape: ModelShape) -> float:
     return (3 * checkpoint + 2 * 2 * shape.parameters + converted) / GIB
 
 
-def evaluation_fits(config: Config, hardware: Hardware) -> Iterator[Finding]:
+def evaluation_fits(config: Config, hardware: Hardware) -> Iterator[BadInput]:
     """Evaluation and merge hold the model in 16 bit, alone on the card."""
     shape = find_shape(config)
     gib = evaluation_gib(config, shape) if shape else 0
     if config.profile != "cpu" and gib > EVALUATION_SHARE * hardware.gpu_memory:
         yield note(
-            "memory-evaluation",
             f"{config.model} in 16 bit needs about {gib:.1f} GiB to evaluate and merge and "
             f"{hardware.gpu} has {hardware.gpu_memory:.1f} GiB: run 04 and 05 on a larger card, or "
             f"choose a smaller model.",
+            "memory-evaluation",
         )
 
 
-def unusual(config: Config) -> Iterator[Finding]:
+def unusual(config: Config) -> Iterator[BadInput]:
     """Settings that no run that learned has had."""
     for key, most in USUAL.items():
         if getattr(config, key) > most:
-            yield note("unusual", f"{key} is {getattr(config, key)}: {most} is a lot.")
+            yield note(f"{key} is {getattr(config, key)}: {most} is a lot.", "unusual")
     rise = config.warmup_steps * (config.max_steps if config.warmup_steps < 1 else 1)
     if rise > config.max_steps / 2:
         yield note(
-            "warm-up",
             f"The learning rate rises for {rise:.0f} of {config.max_steps} steps, so that most of "
             f"the run learns little: lower warmup_steps, or raise max_steps.",
+            "warm-up",
         )
 
 
-def power(held_out: int) -> Iterator[Finding]:
+def power(held_out: int) -> Iterator[BadInput]:
     """How small a gain today's held-out problems can show."""
     least = detectable_difference(held_out)
     if least is None or least > WEAK:
-        yield note("power", power_sentence(held_out) + " Raise eval_problems.")
+        yield note(power_sentence(held_out) + " Raise eval_problems.", "power")
 
 
 # --- prompts, rewards, completions ------------------------------------------------------------
 
 
-def dialogue(tokenizer: Any, folder: Path) -> Iterator[Finding]:
+def dialogue(tokenizer: Any, folder: Path) -> Iterator[BadInput]:
     """That the chat template opens the model's turn, and that training, evaluation and export stop
     at the token that ends it."""
     words = {"user": "Name a Colour.", "assistant": "Blue, I think."}
@@ -149,19 +149,19 @@ def dialogue(tokenizer: Any, folder: Path) -> Iterator[Finding]:
         head, _, tail = render(turns).rpartition(words["assistant"])
     except Exception as error:  # what a template raises
         sentence = f"The chat template refuses an answer ({first_line(error)}): use another."
-        yield Finding("turn", sentence)
+        yield BadInput(sentence, "turn")
         return
     if opened == render(turns[:1]):
-        yield Finding(
-            "no-generation-prompt",
+        yield BadInput(
             "The chat template writes nothing for add_generation_prompt, so that the model would "
             "continue the user's turn: use a template that opens the assistant's turn.",
+            "no-generation-prompt",
         )
     elif words["user"] not in opened or not head.startswith(opened):
-        yield Finding(
-            "turn",
+        yield BadInput(
             f"The chat template asks by {opened[-60:]!r}, which is not how it writes the question "
             f"and the beginning of an answer ({head[-60:]!r}): use a template that does.",
+            "turn",
         )
     ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
     ends = {tokenizer.eos_token_id}
@@ -170,17 +170,17 @@ def dialogue(tokenizer: Any, folder: Path) -> Iterator[Finding]:
         ends |= set(given if isinstance(given, list) else [given])
     if not ends & set(ids):
         last = f"{tokenizer.convert_ids_to_tokens(ids[0])!r} (id {ids[0]})" if ids else "nothing"
-        yield Finding(
-            "eos",
+        yield BadInput(
             f"The chat template ends a turn with {last}, which is none of the ids that end "
             f"generation ({', '.join(map(str, sorted(ends - {None})))}): add it to eos_token_id "
             f"in generation_config.json.",
+            "eos",
         )
 
 
 def rewards_hold(
     rewards: Sequence[Callable], weights: Sequence[float], rows: Sequence[dict], form: Any
-) -> Iterator[Finding]:
+) -> Iterator[BadInput]:
     """Rewards on made-up completions: they run, pay a group the same in any order and company, and
     pay the right answer best."""
     from lib.engines import Completion
@@ -194,42 +194,42 @@ def rewards_hold(
         there = score(rewards, batch, answers)
         beside = score(rewards, batch[::-1], answers[first:][::-1] + others)
     except (Exception, SystemExit) as error:
-        yield Finding(
-            "reward-raises",
+        yield BadInput(
             f"A reward fails on {len(tries)} made-up completions ({type(error).__name__}: "
             f"{first_line(error)}): try it in 02_reward_design.",
+            "reward-raises",
         )
         return
     restless = [n for n, v in there.items() if repr(v[first:]) != repr(beside[n][::-1][first:])]
     if restless:
-        yield Finding(
-            "reward-order",
+        yield BadInput(
             f"Reward {restless[0]} pays the same completions differently in another order or "
             f"beside other groups: let it judge each by itself, or GRPO learns from chance.",
+            "reward-order",
         )
         return
     totals = np.nansum(
         [np.array(there[n], float) * w for n, w in zip(there, weights, strict=True)], 0
     )
     if len(set(totals)) <= 1:
-        yield Finding(
-            "reward-constant",
+        yield BadInput(
             f"Every made-up completion earns {totals[0] if len(totals) else 'nothing'}, the right "
             f"answer and an empty one alike, so that no group would differ: look at the rewards in "
             f"02_reward_design.",
+            "reward-constant",
         )
         return
     paid = {name: totals[[n == name for n in names]].sum() for name in names}
     better = max(("wrong", "nothing"), key=paid.get)
     if paid["right"] < paid[better]:
         yield note(
-            "reward-upside-down",
             f"A completion that is {better} earns more than the right answer, so that a run would "
             f"learn to write that: look at the rewards in 02_reward_design.",
+            "reward-upside-down",
         )
 
 
-def length(lengths: Sequence[int], config: Config) -> Iterator[Finding]:
+def length(lengths: Sequence[int], config: Config) -> Iterator[BadInput]:
     """How many completions are cut off at L = max_completion_length, 1.5 L and 2 L.
 
     Args:
@@ -241,21 +241,21 @@ def length(lengths: Sequence[int], config: Config) -> Iterator[Finding]:
         return
     enough = next((int(k * limit) for k in (1.5, 2) if shares[k] <= CUT), None)
     advice = f"set it to {enough}" if enough else "raise it, or ask for shorter answers"
-    yield Finding(
-        "truncation",
+    yield BadInput(
         f"{shares[1]:.0%} of the base model's completions are longer than max_completion_length "
         f"{limit} ({shares[1.5]:.0%} than {1.5 * limit:.0f}, {shares[2]:.0%} than {2 * limit}), so "
         f"that most earn nothing for being cut off: {advice}.",
+        "truncation",
     )
 
 
-def duration_of_run(seconds: float, config: Config) -> Iterator[Finding]:
+def duration_of_run(seconds: float, config: Config) -> Iterator[BadInput]:
     """What training takes at the speed of its first steps."""
     whole = seconds * config.max_steps
     slow = whole / 3600 > SLOW_HOURS
     less = ": lower max_steps, max_completion_length or prompts_per_step for a first run."
     takes = f"At {seconds:.1f} s a step, {config.max_steps} steps take {duration(whole)}"
-    yield note("slow" if slow else "time", takes + (less if slow else "."))
+    yield note(takes + (less if slow else "."), "slow" if slow else "time")
 
 
 def cost(config: Config) -> str:
@@ -274,7 +274,7 @@ def cost(config: Config) -> str:
 
 # --- all of it --------------------------------------------------------------------------------
 
-Stage = tuple[str, list[Finding]]
+Stage = tuple[str, list[BadInput]]
 
 
 def examine(config: Config, deep: bool = True) -> Iterator[Stage]:
@@ -301,7 +301,7 @@ def examine(config: Config, deep: bool = True) -> Iterator[Stage]:
                 try:
                     findings.extend(stage(config))
                 except BadInput as error:
-                    findings.append(Finding(error.key or "input", str(error)))
+                    findings.append(error)
             yield title, findings
             if any(finding.stops for finding in findings):
                 return
@@ -316,14 +316,14 @@ def require_none(stages: Sequence[Stage]) -> None:
     """Raises BadInput for the first finding that would stop the run."""
     for finding in (finding for _, findings in stages for finding in findings):
         if finding.stops:
-            raise BadInput(finding.sentence, finding.key)
+            raise finding
 
 
-def _stack(config: Config) -> Iterator[Finding]:
+def _stack(config: Config) -> Iterator[BadInput]:
     return installation(config, detect_hardware(config.gpu_memory_cap), read_stack())
 
 
-def _inputs(config: Config) -> Iterator[Finding]:
+def _inputs(config: Config) -> Iterator[BadInput]:
     check_place(config)
     # Nothing is made yet: the disk is asked where the folder will be.
     check_inputs(config, Run(existing(run_folder(config))))
@@ -331,13 +331,13 @@ def _inputs(config: Config) -> Iterator[Finding]:
     yield from unusual(config)
 
 
-def _rewards(config: Config) -> Iterator[Finding]:
+def _rewards(config: Config) -> Iterator[BadInput]:
     if not learned_rewards(config):  # which 06_reward_model trains first
         form = get_format(config.prompt_format)
         yield from rewards_hold(*recipe_rewards(config), _rows(config), form)
 
 
-def _power(config: Config) -> Iterator[Finding]:
+def _power(config: Config) -> Iterator[BadInput]:
     return power(len(load_problems(config)[2]))
 
 
@@ -346,14 +346,14 @@ def _rows(config: Config) -> list[dict]:
     return make_rows(training, config.prompt_format, config.shots, examples)
 
 
-def _dialogue(config: Config) -> Iterator[Finding]:
+def _dialogue(config: Config) -> Iterator[BadInput]:
     folder = model_folder(config)
     tokenizer = load_tokenizer(folder)
     yield from dialogue(tokenizer, folder)
     check_fills_a_step(fitting_rows(_rows(config), tokenizer, config)[0], config)
 
 
-def _completions(config: Config) -> Iterator[Finding]:
+def _completions(config: Config) -> Iterator[BadInput]:
     """A few of the base model: are they cut off, and do the rewards tell them apart?"""
     from lib.engines import make_engine, training_sampling
     from lib.preflight import preflight
@@ -373,11 +373,11 @@ def _completions(config: Config) -> Iterator[Finding]:
     if not learned_rewards(probe):
         result, _ = preflight(engine, rows, *recipe_rewards(probe), probe, task, training)
         if result.dead:
-            yield Finding("signal", result.verdict)
+            yield BadInput(result.verdict, "signal")
     engine.close()
 
 
-def _two_steps(config: Config, run: Run) -> Iterator[Finding]:
+def _two_steps(config: Config, run: Run) -> Iterator[BadInput]:
     """Of the training itself. Its engine proves at the first hand-over that it has the policy;
     Unsloth's, whose weights are the policy's, is asked here."""
     from lib.engines import chat_text

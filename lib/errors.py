@@ -2,36 +2,24 @@
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 
 class BadInput(ValueError):
     """Something the user gave does not work; one sentence says what and where, and what to do.
-    Notebooks and the runner show that sentence and no traceback.
+    Notebooks and the runner show that sentence and no traceback. The doctor notes it as a finding.
 
     Attributes:
         key: names the kind of error for programs and tests; it stays where the sentence changes.
+        stops: whether a run would fail or be worthless; else it is noted and never raised.
     """
 
-    def __init__(self, sentence: str, key: str = ""):
+    def __init__(self, sentence: str, key: str = "", stops: bool = True):
         super().__init__(sentence)
-        self.key = key
+        self.key, self.stops = key, stops
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows of it."""
         return [str(self)]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """As `BadInput`, but noted and not raised; `stops`: the run would fail or be worthless."""
-
-    key: str
-    sentence: str
-    stops: bool = True
-
-    def __str__(self) -> str:
-        return self.sentence
 
 
 class Stopped(BadInput):

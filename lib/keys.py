@@ -90,8 +90,6 @@ DECIDED: dict[str, str] = each_of({
 })
 # fmt: on
 
-# --- types and values -------------------------------------------------------------------------
-
 # A number is finite and at least 0 unless it says more here; a whole one fits into 31 bits.
 LIMITS: dict[str, dict[str, float]] = each_of({
     "learning_rate max_steps per_device_train_batch_size max_completion_length temperature "
@@ -143,8 +141,6 @@ def library_fields() -> dict[str, tuple[Any, Any]]:
         fields[name] = (hint, DEFAULTS.get(name, (default,))[0])
     return fields
 
-
-# --- other words ------------------------------------------------------------------------------
 
 # Old names of keys, and names of a library's for a key of the suite's.
 ALIASES = {
@@ -240,8 +236,6 @@ def _prompts_per_step(accumulation: int, layer: Mapping[str, Any]) -> dict[str, 
     return {"prompts_per_step": rows * accumulation // group}
 
 
-# --- contradictions ---------------------------------------------------------------------------
-
 NO_ADAPTER = {"lm_head", "embed_tokens", "embed_in", "wte", "embeddings"}
 OPTIMIZER_PACKAGES = each_of({  # part of the optimizer's name → package, the first that fits
     "torch_4bit torch_8bit": "torchao", "galore": "galore_torch", "apollo": "apollo_torch",
@@ -291,16 +285,10 @@ RULES: tuple[tuple[str, Callable[[Any, Any], Any], str], ...] = (
      "prompts_per_step × num_generations = {c.completions_per_step} completions do not divide into "
      "passes of per_device_train_batch_size {c.per_device_train_batch_size} in {c.num_processes} "
      "processes: change one of them."),
-    ("processes", lambda c, h: c.num_processes > 1 and c.resample,
-     "resample draws further prompts in one process, and num_processes is {c.num_processes}: set "
-     "one of them to its default."),
-    ("processes", lambda c, h: c.num_processes > 1 and c.backend == "unsloth",
-     "backend unsloth trains in one process, and num_processes is {c.num_processes}: set backend "
-     "to transformers."),
-    ("processes", lambda c, h: c.num_processes > 1 and c.profile == "cpu"
-     and c.rollout_engine == "vllm",
-     "rollout_engine vllm on a CPU is one engine in one process, and num_processes is "
-     "{c.num_processes}: set rollout_engine to transformers."),
+    ("processes", lambda c, h: c.num_processes > 1 and (c.resample or c.backend == "unsloth"
+     or (c.profile == "cpu" and c.rollout_engine == "vllm")),
+     "resample, backend unsloth and, on a CPU, rollout_engine vllm work in one process, and "
+     "num_processes is {c.num_processes}: set resample to 0 and the others to transformers."),
     ("processes", lambda c, h: not (c.working_folder / c.accelerate_config).exists(),
      "accelerate_config {c.accelerate_config}: there is no such file; without one, num_processes "
      "processes train by DDP."),
@@ -326,8 +314,8 @@ RULES: tuple[tuple[str, Callable[[Any, Any], Any], str], ...] = (
      "optim {c.optim} needs a package that is not installed: install it, or set optim to "
      "adamw_torch."),
     ("schedule", lambda c, h: c.lr_scheduler_type == "reduce_lr_on_plateau",
-     "lr_scheduler_type reduce_lr_on_plateau waits for an evaluation of TRL's, which the suite "
-     "does not run: set it to constant, linear or cosine."),
+     "lr_scheduler_type reduce_lr_on_plateau waits for an evaluation that the suite does not run: "
+     "set it to constant, linear or cosine."),
     ("schedule", lambda c, h: c.lr_scheduler_type == "warmup_stable_decay"
      and "num_decay_steps" not in (c.lr_scheduler_kwargs or {}),
      "lr_scheduler_type warmup_stable_decay wants the length of its end: set lr_scheduler_kwargs "
@@ -363,15 +351,11 @@ RULES: tuple[tuple[str, Callable[[Any, Any], Any], str], ...] = (
     ("delta", lambda c, h: c.delta and c.loss_type in ("cispo", "sapo", "vespo"),
      "delta bounds a clipped ratio, and loss_type {c.loss_type} does not clip: leave delta out."),
     ("delta", lambda c, h: c.delta and c.delta <= 1 + c.epsilon_high,
-     "delta {c.delta} lies within the clip range of epsilon_high {c.epsilon_high}: set it above 1 "
-     "+ epsilon_high."),
+     "delta {c.delta} is within the clip range: set it above 1 + epsilon_high {c.epsilon_high}."),
     ("gdpo", lambda c, h: c.multi_objective_aggregation == "normalize_then_sum"
-     and c.scale_rewards != "group",
-     "multi_objective_aggregation normalize_then_sum scales each reward within its group: leave "
-     "scale_rewards at group."),
-    ("gdpo", lambda c, h: c.multi_objective_aggregation == "normalize_then_sum" and c.resample,
-     "multi_objective_aggregation normalize_then_sum learns from groups whose totals are alike, "
-     "which resample replaces: leave resample at 0."),
+     and (c.scale_rewards != "group" or c.resample),
+     "multi_objective_aggregation normalize_then_sum scales each reward within its group, and "
+     "learns from groups whose totals are alike: leave scale_rewards at group and resample at 0."),
     ("reference", lambda c, h: c.sync_ref_model and not (c.beta and c.full_finetuning),
      "sync_ref_model moves a reference model of its own, which there is with full_finetuning and a "
      "beta above 0: set both, or leave sync_ref_model and ref_model_sync_steps out."),

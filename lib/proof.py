@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lib.errors import Finding
+from lib.errors import BadInput
 
 # Nats a token by which the engine's log-probs may lie from the trainer's: rounding in 16 bit makes
 # 0.03 to 0.05, and from 0.1 on an alarm rings (`lib.training.live`).
@@ -33,7 +33,7 @@ APART = (
 )
 
 
-def proof_of_policy(model: Any, sample: Callable[[], Sampled]) -> list[Finding]:
+def proof_of_policy(model: Any, sample: Callable[[], Sampled]) -> list[BadInput]:
     """What speaks against the engine's sampling from the policy that is trained; at most one.
 
     Args:
@@ -45,12 +45,12 @@ def proof_of_policy(model: Any, sample: Callable[[], Sampled]) -> list[Finding]:
             f"The policy's log-probs are not finite in {model.dtype}: its activations leave that "
             f"precision's range; set precision to bf16 or fp32, or choose another model."
         )
-        return [Finding("overflow", sentence)]
+        return [BadInput(sentence, "overflow")]
     if gaps[-1] <= GAP:
         return []
     key, sentence = APART[len(gaps) - 1]
     advice = "set backend and rollout_engine to transformers"
-    return [Finding(key, f"{sentence.format(gap=gaps[-1])}; {advice}.")]
+    return [BadInput(f"{sentence.format(gap=gaps[-1])}; {advice}.", key)]
 
 
 def measure_gaps(model: Any, sample: Callable[[], Sampled]) -> list[float]:

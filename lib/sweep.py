@@ -8,15 +8,11 @@ All is checked before the first run starts. The same command again does what is 
 finished with the same settings is left alone, and what was stopped goes on. Exit code 0: all done;
 1: a run failed; 2: something given does not work; 130: Ctrl-C, after which runs end their step.
 
-In a race, arms are trained in slices. At each rung (by default max_steps halved again and again)
-those in the race are compared by their answers to the same held-out problems. An arm leaves when it
-is behind the leader: the paired interval of the difference, one-sided, lies below `margin` (0 by
-default). Its level is 1 − delta / (arms × cuts): the chance that the best arm at a rung leaves
-there (or, with a margin, one that is better than the leader by more than that) is at most `delta`
-in the whole race, by Bonferroni over all leaders there can be. That is of these runs, and problems
-like these; an arm that would have overtaken the others later is not spoken of. What left comes back
-where the leader falls to within its reach. `delta: 1` is successive halving without a bound: the
-better half goes on. The ranking is computed from the folders alone.
+In a race, arms are trained in slices. At each rung they are compared by their answers to the same
+held-out problems, and an arm leaves when the paired interval of its difference to the leader,
+one-sided, lies below `margin`: the chance that the best arm at a rung leaves there is at most
+`delta` in the whole race. What left comes back where the leader falls to within its reach. The
+ranking is computed from the folders alone.
 """
 
 import argparse
