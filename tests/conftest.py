@@ -4,6 +4,8 @@ import gc
 import json
 import os
 import shutil
+import subprocess
+import sys
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -28,6 +30,17 @@ SMALL = dict(
     max_steps=1,
     max_completion_length=6,
 )
+
+
+def start_suite(*words, **options) -> subprocess.Popen:
+    """`python -m lib.suite` these words, from the repository unless it says otherwise."""
+    options = {"cwd": ROOT, "stdout": -1, "stderr": -1, "text": True} | options
+    return subprocess.Popen([sys.executable, "-m", "lib.suite", *map(str, words)], **options)
+
+
+def as_parameters(given: dict) -> list[str]:
+    """As the runner's arguments."""
+    return [word for key, value in given.items() for word in ("-p", key, json.dumps(value))]
 
 
 @pytest.fixture(autouse=True)

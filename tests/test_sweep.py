@@ -1,4 +1,5 @@
-"""Many runs from one file: checked first, resumed, and none takes another with it."""
+"""Many runs from one file: checked first, resumed, and none takes another with it; and races, in
+which the best arm stays, what is behind leaves, and no stop changes the ranking."""
 
 import os
 import re
@@ -10,6 +11,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import yaml
@@ -19,14 +21,23 @@ from lib.errors import BadInput
 from lib.evaluation.runs import find_arms
 from lib.runs import Run, open_run, read_json, read_jsonl, write_json
 from lib.suite import configure, main, read_arguments
-from lib.sweep import make_arms, plan, read_sweep
-from tests.conftest import CPU, SMALL
-
-RAISES = "def raises(completions, **columns):\n    raise ZeroDivisionError('no such luck')\n"
+from lib.sweep import (
+    DELTA,
+    compare,
+    contest,
+    find_rungs,
+    is_at,
+    make_arms,
+    plan,
+    read_sweep,
+    scores_at,
+)
+from tests.conftest import CPU, SMALL, start_suite
 
 
 def sweep_file(folder: Path, **keys) -> Path:
     """One of the smallest trainings, whose run folders lie in `folder`."""
+    folder.mkdir(exist_ok=True)
     parameters = {**SMALL, "output_dir": str(folder), "preflight_prompts": 0, "save_steps": 1}
     parameters |= keys.pop("parameters", {})
     keys = {"name": "small", "recipe": "ci", "only": ["03"], **keys, "parameters": parameters}
@@ -39,23 +50,28 @@ def arms_of(path: Path) -> dict[str, list[str]]:
     return make_arms(read_sweep(path))
 
 
+def configs_of(path: Path) -> list:
+    return [configure(*read_arguments(words)) for words in arms_of(path).values()]
+
+
+def finished(path: Path) -> list[bool]:
+    return [done for _, done in plan(arms_of(path)).values()]
+
+
 def test_the_example_of_the_docs_is_a_sweep():
     example = (ROOT / "docs" / "sweep.yaml").read_text()
     assert f"```yaml\n{example}```" in (ROOT / "docs" / "sweeps.md").read_text()
-    arms = arms_of(ROOT / "docs" / "sweep.yaml")
+    arms, configs = arms_of(ROOT / "docs" / "sweep.yaml"), configs_of(ROOT / "docs" / "sweep.yaml")
     assert len(arms) == 3 * 2 * 3 and next(iter(arms)).startswith("lr/demo-learning")
-    configs = [configure(*read_arguments(words)) for words in arms.values()]
     assert {c.learning_rate for c in configs} == {3e-5, 6e-5, 1.2e-4}
     assert [c.seed for c in configs[:4]] == [0, 1, 2, 0] and {c.max_steps for c in configs} == {20}
     assert [c.run_name for c in configs] == list(arms)
-    assert not any(finished for _, finished in plan(dict(list(arms.items())[:1])).values())
 
 
 def test_values_arrive_as_they_were_written(tmp_path):
     values = [1e-5, 3.0], {"correctness": 1.0}, "no", True, [], "a: b", "1e-5"
-    path = sweep_file(tmp_path, parameters={"eval_k": [list(each) for each in ([1], [1, 2])]})
-    for words, expected in zip(arms_of(path).values(), ([1], [1, 2]), strict=True):
-        assert configure(*read_arguments(words)).eval_k == expected
+    path = sweep_file(tmp_path, parameters={"eval_k": [[1], [1, 2]]})
+    assert [config.eval_k for config in configs_of(path)] == [[1], [1, 2]]
     path = sweep_file(tmp_path, parameters={"variants": [{"x": each} for each in values]})
     given = [read_arguments(words)[1]["variants"]["x"] for words in arms_of(path).values()]
     assert given == list(values)
@@ -87,7 +103,6 @@ def test_all_is_checked_before_anything_starts(tmp_path, keys, key, word):
 
 
 def test_a_sweep_is_not_put_into_a_run(tmp_path):
-    (tmp_path / "small").mkdir()
     write_json(tmp_path / "small" / "run.json", {})
     with pytest.raises(BadInput, match="another name"):
         plan(arms_of(sweep_file(tmp_path)))
@@ -95,15 +110,14 @@ def test_a_sweep_is_not_put_into_a_run(tmp_path):
 
 def test_what_is_finished_is_not_repeated(tmp_path, capsys):
     path = sweep_file(tmp_path, seeds=[0, 1])
-    for words in arms_of(path).values():
-        open_run(configure(*read_arguments(words))).note(finished={"03_training": {"seconds": 1}})
-    assert [finished for _, finished in plan(arms_of(path)).values()] == [True, True]
+    assert finished(path) == [False, False]
+    for config in configs_of(path):
+        open_run(config).note(finished={"03_training": {"seconds": 1}})
+    assert finished(path) == [True, True]
     assert main(["sweep", str(path)]) == 0
     assert "2 of them done before" in capsys.readouterr().out
-    changed = sweep_file(tmp_path, seeds=[0, 1], parameters={"max_steps": 2})
-    assert [finished for _, finished in plan(arms_of(changed)).values()] == [False, False]
-    more = sweep_file(tmp_path, seeds=[0, 1], only=["03", "04"])
-    assert [finished for _, finished in plan(arms_of(more)).values()] == [False, False]
+    for change in ({"parameters": {"max_steps": 2}}, {"only": ["03", "04"]}):
+        assert finished(sweep_file(tmp_path, seeds=[0, 1], **change)) == [False, False]
 
 
 def test_runs_follow_each_other_and_none_stops_another(tmp_path, capsys):
@@ -117,9 +131,7 @@ def test_runs_follow_each_other_and_none_stops_another(tmp_path, capsys):
 
 
 def test_ctrl_c_ends_the_run_and_starts_no_other(tmp_path):
-    path = sweep_file(tmp_path, seeds=[0, 1], only=["01"])
-    command = [sys.executable, "-m", "lib.suite", "sweep", str(path)]
-    sweep = subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True)
+    sweep = start_suite("sweep", sweep_file(tmp_path, seeds=[0, 1], only=["01"]))
     while len(runs := psutil.Process(sweep.pid).children(recursive=True)) < 2:  # with its kernel
         assert sweep.poll() is None, sweep.communicate()
         time.sleep(0.1)
@@ -142,17 +154,32 @@ def test_a_run_ends_with_its_sweep(tmp_path):
 
 
 def test_a_sweep_is_compared_by_its_folder(tmp_path):
-    for name in ("ci-beta0.0_0", "ci-beta0.0_1", "ci-beta0.1_0", "compared"):
-        folder = tmp_path / "small" / name
-        write_json(folder / "run.json", {})
-        if name != "compared":
-            write_json(folder / "evals" / "trained.json", {})
+    for name in ("ci-beta0.0_0", "ci-beta0.0_1", "ci-beta0.1_0"):
+        write_json(tmp_path / "small" / name / "run.json", {})
+        write_json(tmp_path / "small" / name / "evals" / "trained.json", {})
+    write_json(tmp_path / "small" / "compared" / "run.json", {})
     config = resolve("ci", {"output_dir": str(tmp_path), "runs": ["small"]}, CPU)
     arms = {arm: [run.folder.name for run in runs] for arm, runs in find_arms(config).items()}
     assert arms == {
         "ci-beta0.0": ["ci-beta0.0_0", "ci-beta0.0_1"],
         "ci-beta0.1": ["ci-beta0.1_0"],
     }
+
+
+def test_a_run_is_cloned_with_a_change(tmp_path):
+    origins = {"beta": "recipe ci", "epsilon": "default"}
+    origins |= dict.fromkeys(("max_steps", "run", "seed"), "parameter")
+    config = {"beta": 0.2, "max_steps": 3, "epsilon": 0.3, "run": "mine", "seed": 4}
+    record = {"name": "ci", "origins": origins, "config": config}
+    write_json(tmp_path / "small" / "mine" / "run.json", record)
+    parameters = {"beta": [0.0, 0.1], "max_steps": 7}
+    path = sweep_file(tmp_path, recipe=None, base="small/mine", parameters=parameters)
+    assert list(arms_of(path)) == ["small/ci-beta0.0_4", "small/ci-beta0.1_4"]
+    settings = [(c.beta, c.max_steps, c.epsilon, c.seed) for c in configs_of(path)]
+    assert settings == [(0.0, 7, 0.2, 4), (0.1, 7, 0.2, 4)]
+
+
+# --- a cluster --------------------------------------------------------------------------------
 
 
 def test_without_ray_it_is_one_sentence(tmp_path, monkeypatch, capsys):
@@ -201,12 +228,12 @@ def test_a_lost_worker_and_a_failing_run_take_no_other_with_them(tmp_path, clust
         rewards = {"rewards": {"raises.py:raises": 1.0}} if name == "broken" else {}
         text = yaml.safe_dump(recipe | rewards | {"name": name})
         (tmp_path / f"{name}.yaml").write_text(text)
-    (tmp_path / "raises.py").write_text(RAISES)
+    raises = "def raises(completions, **columns):\n    raise ZeroDivisionError('no such luck')\n"
+    (tmp_path / "raises.py").write_text(raises)
     recipes = ["one.yaml", "two.yaml", "broken.yaml"]
     small = {"model": str(first_layers)}
     path = sweep_file(tmp_path, recipe=None, recipes=recipes, seeds=[0], parameters=small)
-    command = [sys.executable, "-m", "lib.suite", "sweep", str(path), "--ray", cluster.address]
-    sweep = subprocess.Popen(command, cwd=ROOT, stdout=-1, stderr=-1, text=True)
+    sweep = start_suite("sweep", path, "--ray", cluster.address)
     raylet = cluster.lost.all_processes["raylet"][0].process.pid
 
     def run_of_lost_worker() -> str:
@@ -239,3 +266,115 @@ def test_a_lost_worker_and_a_failing_run_take_no_other_with_them(tmp_path, clust
         assert [row["step"] for row in read_jsonl(run.train_log)] == [1]
         starts = (run.folder / "sweep.log").read_text().count("--- ")
         assert starts == (2 if each == name else 1)
+
+
+# --- races ------------------------------------------------------------------------------------
+
+
+def scores_of(**right: int) -> dict[str, dict[str, float]]:
+    """Arm → how many of 48 problems it answers, the first ones."""
+    return {arm: {str(i): float(i < n) for i in range(48)} for arm, n in right.items()}
+
+
+def test_what_is_surely_behind_leaves_and_what_may_be_best_stays():
+    scores = scores_of(best=40, near=38, far=9)
+    rows = compare(scores, alpha=0.01)
+    assert [(r["arm"], r["stays"]) for r in rows] == [
+        ("best", True),
+        ("near", True),
+        ("far", False),
+    ]
+    assert rows[2]["difference"] == pytest.approx(-31 / 48) and rows[2]["at_most"] < -0.4
+    # With a margin goes what cannot be much better; without a bound the worse half.
+    assert [row["stays"] for row in compare(scores, 0.01, margin=0.1)] == [True, False, False]
+    assert [row["stays"] for row in compare(scores, 0.0)] == [True, True, False]
+    with pytest.raises(BadInput) as error:
+        compare(scores | {"other": {"0": 1.0}}, alpha=0.01)
+    assert error.value.key == "no-shared"
+
+
+@pytest.mark.parametrize(("rate", "apart"), [(0.5, 0.0), (0.2, 0.0), (0.5, 0.1)])
+def test_the_best_leaves_no_more_often_than_the_bound_allows(rate, apart):
+    """Eight arms, of which one is as good as the others, or a little better; four times."""
+    random, delta, races, lost = np.random.default_rng(0), DELTA, 150, 0
+    alpha = delta / (8 * 3)
+    for _ in range(races):
+        hard, lost_now = random.random(64), False
+        for _ in range(3):
+            draws = (0.5 * random.random((8, 64)) + 0.5 * hard) < rate
+            draws[0] |= random.random(64) < apart
+            scores = {str(arm): dict(enumerate(map(float, row))) for arm, row in enumerate(draws)}
+            lost_now |= not next(r for r in compare(scores, alpha) if r["arm"] == "0")["stays"]
+        lost += lost_now
+    assert lost / races <= delta
+
+
+def test_what_left_comes_back_where_the_leader_falls():
+    right = {"steady": (20, 25, 30), "slow": (9, 10, 12), "fast": (40, 44, 5)}
+    trained = []
+
+    def train(standing, rung):
+        trained.append((rung, *standing))
+        return scores_of(**{arm: right[arm][{1: 0, 2: 1, 4: 2}[rung]] for arm in standing})
+
+    *_, (_, rows, steps) = contest(right, [1, 2, 4], 0.02, 0.0, train)
+    assert trained == [(1, *right), (2, "fast"), (4, "fast"), (4, "steady")]
+    assert [row["arm"] for row in rows] == ["steady", "slow", "fast"]
+    assert steps == {"steady": 4, "slow": 1, "fast": 4}
+    # Without a bound what left stays away, and an arm that fails is out.
+    *_, (_, rows, _) = contest(right, [1, 4], 0.0, 0.0, train)
+    assert [row["arm"] for row in rows] == ["steady", "fast"]
+    *_, (_, rows, steps) = contest(right, [1], 0.1, 0.0, lambda arms, _: train(arms[1:], 1))
+    assert len(rows) == 2 and steps["steady"] == 0
+    assert [*contest(right, [1], 0.1, 0.0, lambda *_: {})] == []
+
+
+def test_rungs(tmp_path):
+    def rungs(arms: int, given: list | None = None, **changes):
+        parameters = {"max_steps": 12, "validation_steps": 12} | changes
+        configs = configs_of(sweep_file(tmp_path, parameters=parameters))
+        return find_rungs({"rungs": given} if given else {}, configs, arms)
+
+    assert rungs(8) == [2, 3, 6, 12] and rungs(2) == [6, 12] and rungs(1) == [6, 12]
+    assert rungs(8, [4]) == [4, 12]
+    assert rungs(8, num_iterations=2) == [2, 4, 6, 12]
+    for wrong in (
+        ([13], {}),
+        (["a"], {}),
+        ([], {"validation_steps": 0}),
+        ([], {"max_steps": [1, 2]}),
+    ):
+        with pytest.raises(BadInput) as error:
+            rungs(8, wrong[0], **wrong[1])
+        assert error.value.key == "race"
+
+
+def test_a_kill_leads_to_the_same_ranking(tmp_path, first_layers, capsys):
+    small = dict(max_steps=2, validation_steps=1, validation_problems=4, model=str(first_layers))
+    path = sweep_file(tmp_path / "raced", parameters=small | {"learning_rate": [1e-5, 1e-3]})
+    race = start_suite("race", path)
+    first, _ = arms_of(path).values()
+    folder, second = tmp_path / "raced" / "small", "ci-learning_rate0.001_0"
+    while not (folder / second / "train_log.jsonl").is_file():
+        assert race.poll() is None, race.communicate()
+        time.sleep(0.1)
+    runs = psutil.Process(race.pid).children(recursive=True)
+    race.send_signal(signal.SIGKILL)
+    psutil.wait_procs(runs, timeout=20)
+    assert is_at(first, 1) and not is_at(first, 2)
+    assert main(["race", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "Step 1 of 2:" in out and "Step 2 of 2:" in out and "is first" in out
+    raced = read_json(folder / "race.json")
+    assert [each["step"] for each in raced["rounds"]] == [1, 2]
+    assert main(["race", str(path)]) == 0  # nothing is trained again
+    assert "about" not in capsys.readouterr().out
+    assert read_json(folder / "race.json") == raced
+    # The slices are the run that was not stopped.
+    whole = sweep_file(tmp_path / "whole", parameters=small | {"learning_rate": [1e-3]})
+    assert main(["sweep", str(whole)]) == 0
+    pair = [Run(folder / second), Run(tmp_path / "whole" / "small" / second)]
+    for step in (1, 2):
+        assert scores_at(pair[0], step) == scores_at(pair[1], step) != {}
+    one, other = ((run.evals / "validation.jsonl").read_text() for run in pair)
+    assert one == other
