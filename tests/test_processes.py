@@ -21,7 +21,7 @@ from lib.runs import Run, quiet_process, read_jsonl, read_rollouts
 from lib.suite import launch_words
 from lib.training.run import grpo_arguments
 from tests import lives
-from tests.conftest import CPU, L4, SMALL
+from tests.conftest import CPU, L4, SMALL, as_parameters, start_suite
 
 CHANGES = dict(precision="fp32", num_generations=4, max_steps=2, keep="last")
 CHANGES |= dict(validation_steps=1)
@@ -111,15 +111,12 @@ def test_a_recipe_in_two_processes_is_killed_goes_on_and_is_interrupted(tmp_path
     """Neither leaves a process, and Ctrl-C, as a terminal sends it, keeps the step."""
     given = SMALL | dict(max_steps=500, save_steps=1, num_processes=2, model=str(first_layers))
     given |= dict(output_dir=str(tmp_path), run="two", preflight_prompts=0)
-    words = [word for key, value in given.items() for word in ("-p", key, str(value))]
     run = Run(tmp_path / "two")
 
     def ended_by(number: int, *more: str) -> tuple[int, str]:
         """The runner's exit code, sent this signal after a step, and what it said."""
-        command = [sys.executable, "-m", "lib.suite", "ci", "--only", "03", *words, *more]
-        runner = subprocess.Popen(
-            command, cwd=ROOT, stdout=-1, stderr=-2, text=True, start_new_session=True
-        )
+        words = ["ci", "--only", "03", *as_parameters(given), *more]
+        runner = start_suite(*words, stderr=subprocess.STDOUT, start_new_session=True)
         known = len(read_jsonl(run.train_log))
         while len(read_jsonl(run.train_log)) <= known:
             assert runner.poll() is None, runner.communicate()

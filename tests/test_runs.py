@@ -164,12 +164,10 @@ def test_a_second_run_of_a_process_keeps_to_its_own_folder(tmp_path, monkeypatch
     assert os.environ["WANDB_SILENT"] == "false", "what a user has set stays"
 
 
-def configure(tmp_path, *words: str, **given):
+def configure(tmp_path, resume: bool = False, **given):
     """The configuration as the runner makes it."""
-    return suite.configure(
-        argparse.Namespace(recipe="ci", resume="--resume" in words),
-        {"output_dir": str(tmp_path), "profile": "cpu"} | given,
-    )
+    options = argparse.Namespace(recipe="ci", resume=resume)
+    return suite.configure(options, {"output_dir": str(tmp_path), "profile": "cpu"} | given)
 
 
 def trained(config, weight: float = 1.0) -> Run:
@@ -193,8 +191,8 @@ def write_adapter(run: Run, weight: float) -> None:
 
 
 def test_parameters_that_make_another_training_give_a_name_of_their_own(tmp_path):
-    def name(*words, **given):
-        return configure(tmp_path, *words, **given).run_name
+    def name(**given):
+        return configure(tmp_path, **given).run_name
 
     assert name() == name(seed=0) == name(eval_problems=4, micro_batch=4) == "ci"
     assert name(per_device_train_batch_size=4, vllm_gpu_memory_utilization=0.4) == "ci"
@@ -204,9 +202,9 @@ def test_parameters_that_make_another_training_give_a_name_of_their_own(tmp_path
     assert len(set(rewards)) == 2 and all(re.fullmatch(r"ci-[0-9a-f]{8}", n) for n in rewards)
     # A run goes on in the folder that it has.
     open_run(configure(tmp_path))
-    assert name("--resume", max_steps=9) == "ci" and name(max_steps=9) == "ci-max_steps9"
+    assert name(resume=True, max_steps=9) == "ci" and name(max_steps=9) == "ci-max_steps9"
     open_run(configure(tmp_path, max_steps=9))
-    assert name("--resume", max_steps=9) == "ci-max_steps9"
+    assert name(resume=True, max_steps=9) == "ci-max_steps9"
 
 
 def test_a_run_made_with_these_values_before_they_had_a_name_is_kept_to(tmp_path):
@@ -320,3 +318,28 @@ def test_a_checkout_that_cannot_be_written_to_has_its_cache_elsewhere(monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("lib.files.os.access", lambda path, mode: False)
     assert files.cache_folder() == tmp_path / "grpo-notebooks"
+
+
+PROGRAM = """
+import importlib.util, os, sys
+from pathlib import Path
+from lib.process import keep_byte_code
+keep_byte_code(Path(sys.argv[1]))
+import lib.stack
+cached = Path(importlib.util.cache_from_source(lib.stack.__file__))
+print(cached.is_file() and cached.is_relative_to(sys.argv[1]))
+print(os.environ.get("PYTHONPYCACHEPREFIX"))
+"""
+
+
+def test_byte_code_is_kept_apart_where_it_may_not_lie_beside_its_source(tmp_path):
+    """And elsewhere Python keeps its own way."""
+    bare = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+    ours, elsewhere = str(tmp_path / "ours"), str(tmp_path / "elsewhere")
+    for given, says in (
+        ({"PYTHONDONTWRITEBYTECODE": "1"}, ["True", ours]),
+        ({"PYTHONPYCACHEPREFIX": elsewhere}, ["False", elsewhere]),
+    ):
+        command = [sys.executable, "-c", PROGRAM, ours]
+        options = dict(cwd=ROOT, env=bare | given, capture_output=True, text=True, check=True)
+        assert subprocess.run(command, **options).stdout.split() == says

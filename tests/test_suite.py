@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
-from pathlib import Path
 
 import nbformat
 import psutil
@@ -20,21 +19,12 @@ from lib.errors import BadInput
 from lib.hardware import Hardware
 from lib.models import LINEAR_LAYERS
 from lib.runs import Run, read_json, read_jsonl, run_folder
-from lib.suite import CHAIN, main, run_notebook
+from lib.suite import main, run_notebook
 from lib.training import check_resumable, fresh_checkpoints
-from tests.conftest import CPU, SMALL
+from tests.conftest import CPU, SMALL, as_parameters, start_suite
 from tests.test_lock import holder
 
-ONE_STEP = [
-    *("-p", "run", "ci", "-p", "max_steps", "1"),
-    *("-p", "eval_problems", "4", "-p", "eval_samples", "0", "-p", "eval_engine", "transformers"),
-]
-
-
-def suite(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "lib.suite", *arguments]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +61,7 @@ def test_a_run_in_use_is_refused_before_anything_else_is_checked(tmp_path, capsy
     first = holder(tmp_path / "ci")
     assert first.stdout.readline() == "has it\n"
     given = {"run": "ci", "task": "gms8k", "output_dir": str(tmp_path)}
-    assert main(["ci", *(word for pair in given.items() for word in ("-p", *pair))]) == 2
+    assert main(["ci", *as_parameters(given)]) == 2
     assert f"process {first.pid} since" in capsys.readouterr().err
     first.kill()
 
@@ -107,24 +97,28 @@ def test_a_gpu_too_small_is_told(tmp_path, run, monkeypatch):
 def test_a_failure_stops_the_run_and_resume_goes_on_there(tmp_path, first_layers):
     from lib.models import load_policy, save_adapter
 
-    given = ["ci", *ONE_STEP, "-p", "output_dir", str(tmp_path), "-p", "model", str(first_layers)]
-    first = suite(*given, "--only", "01", "04")
-    assert first.returncode == 2
-    assert "04_pass_at_k_eval stopped:" in first.stderr
-    assert "adapter is not there: run 03_training for this run first." in first.stderr
-    assert "--resume" in first.stdout
+    model = {"model": str(first_layers)}
+    given = dict(run="ci", max_steps=1, eval_problems=4, eval_samples=0, eval_engine="transformers")
+    given |= model | {"output_dir": str(tmp_path)}
+
+    def run_it(*words, **options) -> tuple[int, str, str]:
+        started = start_suite("ci", *as_parameters(given), "--only", "01", "04", *words, **options)
+        out, errors = started.communicate()
+        return started.returncode, out, errors
+
+    code, out, errors = run_it(env=OFFLINE)
+    assert code == 2 and "--resume" in out
+    assert "04_pass_at_k_eval stopped:" in errors
+    assert "adapter is not there: run 03_training for this run first." in errors
     (tmp_path / "ci" / "notebooks" / "01_setup.ipynb").unlink()
 
     # What 03_training would leave.
-    policy = load_policy(resolve("ci", SMALL | {"model": str(first_layers)}, CPU))
-    save_adapter(policy, tmp_path / "ci" / "adapter")
-    chain = ("01", "04")
-    second = suite(*given, "--resume", "--only", *chain, cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert second.returncode == 0, second.stderr
-    assert "01_setup: done before" in second.stdout
-    assert "greedy strict" in second.stdout and "report.html" in second.stdout
+    save_adapter(load_policy(resolve("ci", SMALL | model, CPU)), tmp_path / "ci" / "adapter")
+    code, out, errors = run_it("--resume", cwd=tmp_path, env=OFFLINE | {"PYTHONPATH": str(ROOT)})
+    assert code == 0, errors
+    assert "01_setup: done before" in out and "greedy strict" in out and "report.html" in out
     record = read_json(tmp_path / "ci" / "run.json")
-    assert list(record["finished"]) == [name for name in CHAIN if name[:2] in chain]
+    assert list(record["finished"]) == ["01_setup", "04_pass_at_k_eval"]
     comparison = read_json(tmp_path / "ci" / "evals" / "comparison.json")
     assert comparison["greedy_strict"]["problems"] == 4
 
@@ -173,19 +167,9 @@ def test_a_recipe_that_the_checkpoints_do_not_fit_is_told_at_once(tmp_path, caps
 
 def test_ctrl_c_ends_the_step_and_leaves_no_kernel(tmp_path, first_layers):
     given = SMALL | {"output_dir": str(tmp_path), "ignore_preflight": True, "max_steps": 500}
-    given["model"] = str(first_layers)
-    asked = [word for key, value in given.items() for word in ("-p", key, json.dumps(value))]
-    command = [sys.executable, "-m", "lib.suite", "ci", "--only", "03", "-p", "run", "ci", *asked]
-    command += ["--resume"]
-    runner = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    given |= {"model": str(first_layers), "run": "ci"}
+    words = ["ci", "--only", "03", *as_parameters(given), "--resume"]
+    runner = start_suite(*words, env=OFFLINE, start_new_session=True)
     log = tmp_path / "ci" / "train_log.jsonl"
     while runner.poll() is None and not read_jsonl(log):
         time.sleep(0.2)
@@ -196,49 +180,53 @@ def test_ctrl_c_ends_the_step_and_leaves_no_kernel(tmp_path, first_layers):
     step = read_jsonl(log)[-1]["step"]
     assert f"was interrupted. Step {step} is kept: resume goes on from it." in errors
     assert (tmp_path / "ci" / "checkpoints" / f"checkpoint-{step}" / "optimizer.pt").is_file()
-    assert f"python -m lib.suite {shlex.join(command[3:])}" in out
+    assert f"python -m lib.suite {shlex.join(words)}" in out
     assert "Traceback" not in out + errors
     assert kernels and not any(kernel.is_running() for kernel in kernels)
 
 
-def write_notebook(path: Path, code: str) -> None:
-    cells = [nbformat.v4.new_code_cell(code)]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
-
-
-def test_a_kernel_that_is_killed_is_told(tmp_path, run, monkeypatch, capsys):
-    write_notebook(tmp_path / "03_training.ipynb", "import os; os.kill(os.getpid(), 9)")
+@pytest.fixture
+def notebook(tmp_path, monkeypatch):
+    """`notebook(code)`: 01_setup, of this one cell, as the runner finds it."""
     monkeypatch.setattr("lib.suite.NOTEBOOKS", tmp_path)
-    assert run_notebook("03_training", run, {}) == 1
-    assert "03_training stopped: its kernel ended (it was interr" in capsys.readouterr().err
+
+    def write(code: str) -> None:
+        cells = [nbformat.v4.new_code_cell(code)]
+        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01_setup.ipynb")
+
+    return write
 
 
-def test_notebooks_run_with_this_python_whatever_kernels_there_are(tmp_path, run, monkeypatch):
+def test_a_kernel_that_is_killed_is_told(run, notebook, capsys):
+    notebook("import os; os.kill(os.getpid(), 9)")
+    assert run_notebook("01_setup", run, {}) == 1
+    assert "01_setup stopped: its kernel ended (it was interr" in capsys.readouterr().err
+
+
+def test_notebooks_run_with_this_python_whatever_kernels_there_are(
+    tmp_path, run, notebook, monkeypatch
+):
     spec = tmp_path / "kernels" / "python3" / "kernel.json"
     spec.parent.mkdir(parents=True)
     spec.write_text('{"argv": ["/bin/false"], "display_name": "another", "language": "python"}')
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    write_notebook(tmp_path / "01_setup.ipynb", "import sys; print(sys.executable)")
-    monkeypatch.setattr("lib.suite.NOTEBOOKS", tmp_path)
+    notebook("import sys; print(sys.executable)")
     assert run_notebook("01_setup", run, {}) == 0
     assert sys.executable in (run.notebooks / "01_setup.ipynb").read_text()
-    assert os.environ["JUPYTER_PATH"] == str(tmp_path)
 
 
 RUNNER = """
 import sys
 from pathlib import Path
 import lib.suite
-from lib.runs import Run
 lib.suite.NOTEBOOKS = Path(sys.argv[1])
-sys.exit(lib.suite.run_notebook("01_setup", Run(Path(sys.argv[2])), {}))
+sys.exit(lib.suite.notebook(["01_setup", sys.argv[2], "{}"]))
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_no_kernel_is_left_when_the_runner_ends(tmp_path, run, number):
-    code = f"import time; open({str(tmp_path / 'busy')!r}, 'w'); time.sleep(300)"
-    write_notebook(tmp_path / "01_setup.ipynb", code)
+def test_no_kernel_is_left_when_the_runner_ends(tmp_path, run, notebook, number):
+    notebook(f"import time; open({str(tmp_path / 'busy')!r}, 'w'); time.sleep(300)")
     command = [sys.executable, "-c", RUNNER, str(tmp_path), str(run.folder)]
     runner = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
     while not (tmp_path / "busy").exists():
@@ -261,23 +249,8 @@ def test_papermill_with_a_recipe_file_from_any_folder(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "ci" / "run.json").is_file()
     command += ["-p", "seedd", "1"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode != 0
-    notebook = json.loads((tmp_path / "out.ipynb").read_text())
-    [error] = [
-        output
-        for cell in notebook["cells"]
-        for output in cell.get("outputs", [])
-        if output["output_type"] == "error"
-    ]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode != 0
+    cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    [error] = [output for output in outputs if output["output_type"] == "error"]
     assert error["traceback"] == ["There is no key 'seedd' (parameter): did you mean \"seed\"?"]
-
-
-def test_jupyter_execute_from_any_folder(tmp_path):
-    environment = {**os.environ, "GRPO_RECIPE": "ci", "GRPO_OUTPUT_DIR": str(tmp_path)}
-    notebook = ROOT / "notebooks" / "01_setup.ipynb"
-    command = [sys.executable, "-m", "jupyter", "execute", str(notebook)]
-    command += ["--output", str(tmp_path / "out.ipynb")]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "ci" / "run.json").is_file()

@@ -5,10 +5,13 @@ import os
 import struct
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from lib.config import ROOT
+from lib.runs import append_jsonl
+from lib.training import callbacks
 from lib.training.tracking import has_wandb_key, seed_values
 
 # Two steps as the trainer reports them, and an evaluation after it, as another notebook logs it.
@@ -196,3 +199,16 @@ def test_a_key_is_seen_where_wandb_looks(tmp_path, monkeypatch):
     file.unlink()
     monkeypatch.setenv("WANDB_API_KEY", "secret")
     assert has_wandb_key()
+
+
+def test_a_runs_energy_is_what_the_cards_took_in_it_also_after_a_resume(
+    run, ci_config, monkeypatch
+):
+    readings = iter([100.0, 103.5, 200.0, 201.0])  # of the counter, in Wh
+    monkeypatch.setattr(callbacks, "gpu_energy", lambda: next(readings))
+    for step, energy in ((0, 3.5), (1, 4.5)):
+        log = callbacks.StepLog(run, ci_config, problems=8)
+        log.on_train_begin(SimpleNamespace(max_steps=2), SimpleNamespace(global_step=step), None)
+        append_jsonl(run.train_log, [{"step": step + 1, "seconds": 1.0}])
+        log.on_train_end(None, None, None)
+        assert run.recorded()["energy_wh"] == energy
