@@ -142,7 +142,7 @@ def figures(config: Config, run: Run) -> dict[str, float]:
 
     tokens_before, started = 0, time.process_time()
     if config.drop_dead or config.curriculum != "none":
-        engine = VllmEngine(config, policy.folder, share=config.gpu_memory_utilization)
+        engine = VllmEngine(config, policy.folder, share=config.vllm_gpu_memory_utilization)
         found, samples = preflight(engine, rows, rewards, weights, config, task, training)
         engine.close()
         keep(found, run)

@@ -180,7 +180,7 @@ def make(system: str, config, run: Run, shape: Shape, dead: float, clock: "Clock
     def arguments(*asked):
         told = stated(*asked) | {"generation_kwargs": length}
         if system.startswith("trl") and by_vllm(system):
-            share = cap_gpu_memory(CAP, config.gpu_memory_utilization)
+            share = cap_gpu_memory(CAP, config.vllm_gpu_memory_utilization)
             told |= {"use_vllm": True, "vllm_gpu_memory_utilization": share}
         return told
 

@@ -126,9 +126,6 @@ class Keys(BaseModel):
     push_to_hub: str = ""  # repository to push to; needs HF_TOKEN
     push_form: Literal["adapter", "merged", "gguf"] = "merged"  # what is pushed
 
-    def __getattr__(self, name: str) -> Any:  # keys under their old names, too
-        return getattr(self, ALIASES[name]) if name in ALIASES else super().__getattr__(name)
-
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> "Keys":
         """A copy with these keys changed, unchecked; old names will do."""
         changes = translate(update or {})

@@ -202,7 +202,7 @@ def unsloth_arguments(config: Config, folder: Path) -> dict[str, Any]:
             # Left to Unsloth, it follows from the memory that happens to be free.
             max_num_seqs=min(256, max(config.completions_per_step, 32)),
             gpu_memory_utilization=cap_gpu_memory(
-                config.gpu_memory_cap, config.gpu_memory_utilization
+                config.gpu_memory_cap, config.vllm_gpu_memory_utilization
             ),
         )
     return arguments
@@ -262,7 +262,7 @@ def load_with_transformers(config: Config, folder: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     if config.profile != "cpu":
-        cap_gpu_memory(config.gpu_memory_cap, config.gpu_memory_utilization)
+        cap_gpu_memory(config.gpu_memory_cap, config.vllm_gpu_memory_utilization)
     torch.manual_seed(config.seed)  # LoRA's A is drawn at random
     model = AutoModelForCausalLM.from_pretrained(**plain_arguments(config, folder))
     if config.load_in_4bit:
@@ -315,7 +315,7 @@ def _merged(layer: Any) -> Any:
 
 
 def lora_targets(config: Config) -> list[str]:
-    return LINEAR_LAYERS if config.lora_targets == "all-linear" else config.lora_targets
+    return LINEAR_LAYERS if config.target_modules == "all-linear" else config.target_modules
 
 
 def torch_dtype(config: Config) -> Any:

@@ -180,7 +180,7 @@ def test_old_names_and_trls_words_mean_the_same(old, new):
     config = resolve(None, old, CPU)
     assert {key: getattr(config, key) for key in new} == new
     for name in old.keys() & ALIASES.keys():
-        assert getattr(config, name) == old[name]
+        assert getattr(config, ALIASES[name]) == old[name]
     again = resolve(None, config.given(), CPU)
     assert again.model_dump() == config.model_dump()
 
@@ -194,7 +194,13 @@ def test_a_changed_configuration_keeps_the_rest():
     config = resolve("ci", {"epsilon": 0.3}, CPU).model_copy(update={"micro_batch": 4, "seed": 5})
     assert (config.per_device_train_batch_size, config.seed) == (4, 5)
     other = with_changes(config, {"lr_scheduler": "linear"})
-    kept = (other.epsilon, other.micro_batch, other.seed, other.lr_scheduler_type, other.name)
+    kept = (
+        other.epsilon,
+        other.per_device_train_batch_size,
+        other.seed,
+        other.lr_scheduler_type,
+        other.name,
+    )
     assert kept == (0.3, 4, 5, "linear", "ci")
 
 

@@ -117,7 +117,7 @@ def test_an_engine_for_evaluation_has_the_card_alone(embedded):
     t4, l4 = config_on(T4), config_on(L4)
     assert engine_arguments(t4, embedded)["gpu_memory_utilization"] == 0.85
     assert engine_arguments(l4, embedded)["gpu_memory_utilization"] == 0.9
-    beside = engine_arguments(t4, embedded, share=t4.gpu_memory_utilization)
+    beside = engine_arguments(t4, embedded, share=t4.vllm_gpu_memory_utilization)
     assert beside["gpu_memory_utilization"] == 0.5
 
 

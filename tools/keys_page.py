@@ -45,7 +45,7 @@ def page() -> str:
 def _own() -> list[str]:
     """The suite's own keys by the sections of `lib.config.Keys`; their comments describe them."""
     source = (ROOT / "lib" / "config.py").read_text(encoding="utf-8")
-    source = source[source.index("class Keys") : source.index("    def __getattr__")]
+    source = source[source.index("class Keys") : source.index("    def model_copy")]
     parts: list[str] = []
     rows: list[tuple[str, str, str]] = []
     above: list[str] = []

@@ -167,7 +167,7 @@ def serve_vllm(
     if config.profile == "cpu":
         command += ["--enforce-eager", "--max-num-seqs", "32"]
     else:
-        command += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
+        command += ["--gpu-memory-utilization", str(config.vllm_gpu_memory_utilization)]
     port, key = free_port(), secrets.token_urlsafe(24)
     command += ["--host", "127.0.0.1", "--port", str(port), "--allowed-origins", "[]"]
     given = dict(key=key, VLLM_API_KEY=key, VLLM_LOGGING_LEVEL="WARNING")
