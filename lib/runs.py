@@ -123,11 +123,8 @@ class Run:
             self.report.write_text(re.sub("(<body.*?>)", rf"\1{STALE}", page, count=1), "utf-8")
 
     def put_aside_training(self) -> Path | None:
-        """Move what a training left, and all that was made from it, to `previous/<time>/`.
-
-        Returns: that folder; None where nothing was there. A kill in the middle is made good by
-            the next call.
-        """
+        """Move what a training left, and all that was made from it, to `previous/<time>/`: that
+        folder, or None. A kill in the middle is made good by the next call."""
         trained = self._begun.is_dir() or self.train_log.exists() or self.adapter.exists()
         if not (trained and is_main_process()):
             return None
@@ -153,10 +150,7 @@ class Run:
             self._move_to_previous([path], still_good=("0",))
 
     def _move_to_previous(self, paths: Iterable[Path], still_good: tuple[str, ...]) -> Path:
-        """
-        Args:
-            still_good: how the names of notebooks begin that remain finished.
-        """
+        """`still_good`: how the names of notebooks begin that remain finished."""
         self._begun.mkdir(parents=True, exist_ok=True)
         if self.record.is_file() and not (self._begun / "run.json").exists():
             shutil.copy2(self.record, self._begun)
@@ -211,9 +205,7 @@ def run_folder(config: Config) -> Path:
 
 def named_config(recipe: str | Path | None, given: Mapping[str, Any]) -> Config:
     """The configuration, in a folder of its own where parameters make another training of a recipe:
-    `demo -p seed 1` is the run `demo-seed1`. A folder of the recipe's plain name is kept to where
-    `resume` asks for it, or where it was made with these very values, and there is none of the
-    other name."""
+    `demo -p seed 1` is the run `demo-seed1`, unless `resume` finds `demo` alone to go on in."""
     config, plain = resolve(recipe, given), None
     with suppress(BadInput):  # the recipe may work with these parameters alone
         plain = resolve(recipe, {k: v for k, v in given.items() if k.startswith(UNNAMED)})
@@ -226,11 +218,8 @@ def named_config(recipe: str | Path | None, given: Mapping[str, Any]) -> Config:
     if config.run or not changes:
         return config
     own = config.model_copy(update={"run": f"{config.name}{name_ending(changes)}"})
-    plain_run = Run(run_folder(config))
-    if run_folder(own).exists() or not plain_run.record.is_file():
-        return own
-    made = plain_run.recorded().get("config", {})
-    return config if config.resume or changes.items() <= made.items() else own
+    goes_on = config.resume and Run(run_folder(config)).record.is_file()
+    return config if goes_on and not run_folder(own).exists() else own
 
 
 def name_ending(changes: Mapping[str, Any]) -> str:
@@ -275,9 +264,8 @@ def _unused(path: Path) -> Path:
 def open_run(config: Config) -> Run:
     """The configuration's run folder, made where it is missing, with its record brought up.
 
-    The record of a run that was trained keeps the settings it was trained with, until
-    `begin_training`. Anchors here what libraries would strew over the working folder, and asks
-    them not to talk; call it before torch, Unsloth or vLLM are imported.
+    The record of a run that was trained keeps its settings until `begin_training`. Libraries write
+    here and not into the working folder: call it before torch, Unsloth or vLLM are imported.
 
     Raises:
         BadInput: the run is written by another process, or its place cannot be written to.

@@ -296,12 +296,7 @@ def run_on_ray(arms: Arms, ray: Any, call: Any) -> Iterator[tuple[str, str]]:
 
 
 class Runner:
-    """Arms that were checked, and where they run.
-
-    Attributes:
-        folders: of each.
-        finished: the names of those that are.
-    """
+    """Arms that were checked, where they lie, and how they are run: here, or on a cluster."""
 
     def __init__(self, arms: Arms, address: str | None):
         if address:
@@ -319,11 +314,8 @@ class Runner:
     def run(
         self, arms: Arms, is_done: Callable[[str], bool] = lambda name: False
     ) -> dict[str, str]:
-        """Run these, and say how far they are; those that failed, with their trouble.
-
-        Args:
-            is_done: tells by a run's name of one that stopped with a sentence, but where it should.
-        """
+        """Run these, and say how far they are; those that failed, with their trouble. `is_done`
+        tells by a run's name of one that stopped with a sentence, but where it should."""
         failed, started = {}, time.time()
         with closing(self._way(arms)) as ends:
             for count, (name, why) in enumerate(ends, 1):

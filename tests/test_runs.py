@@ -207,12 +207,6 @@ def test_parameters_that_make_another_training_give_a_name_of_their_own(tmp_path
     assert name(resume=True, max_steps=9) == "ci-max_steps9"
 
 
-def test_a_run_made_with_these_values_before_they_had_a_name_is_kept_to(tmp_path):
-    open_run(configure(tmp_path, run="ci", max_steps=9))
-    assert configure(tmp_path, max_steps=9).run_name == "ci"
-    assert configure(tmp_path, max_steps=8).run_name == "ci-max_steps8"
-
-
 def test_a_training_begun_anew_puts_aside_all_that_was_made_of_the_last(tmp_path):
     config = configure(tmp_path)
     run = trained(config)
