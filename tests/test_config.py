@@ -38,6 +38,42 @@ def refused(parameters, hardware=CPU, recipe=None) -> BadInput:
     return error.value
 
 
+VLLM = {"rollout_engine": "vllm", "profile": "cpu"}
+VLLM |= {"vllm_importance_sampling_correction": True}
+PAIRS = [  # of settings that exclude each other
+    ({"loss_constants": {"k_pos": 1.0}}, "constants"),
+    ({"vespo_k_pos": 1.0}, "constants"),
+    ({"loss_type": "sapo", "loss_constants": {"temperature": 1.0}}, "unknown-key"),
+    ({"loss_type": "sapo", "loss_constants": {"temperature_pos": 0.0}}, "value"),
+    ({"loss_type": "luspo"}, "luspo"),
+    ({"loss_type": "vespo", "importance_sampling_level": "sequence"}, "vespo"),
+    ({"loss_type": "vespo", **VLLM}, "sampler"),
+    ({"loss_type": "sapo", "delta": 2.0}, "delta"),
+    ({"delta": 1.1}, "delta"),
+    ({"loss_type": "cispo"}, "cispo"),
+    ({"multi_objective_aggregation": "normalize_then_sum", "scale_rewards": "none"}, "gdpo"),
+    ({"multi_objective_aggregation": "normalize_then_sum", "resample": 2}, "gdpo"),
+    ({"ref_model_sync_steps": 8}, "reference"),
+    ({"sync_ref_model": True, "beta": 0.1}, "reference"),
+    ({"vllm_importance_sampling_clip_min": 4.0, **VLLM}, "sampler"),
+    ({"vllm_importance_sampling_mode": "token_truncate",
+      "vllm_importance_sampling_clip_max": 0.0, **VLLM}, "sampler"),
+    ({"top_p": 0.9, **VLLM}, "truncated-sampling"),
+    ({"top_k": 20, **VLLM}, "truncated-sampling"),
+    ({"min_p": 0.1, **VLLM}, "truncated-sampling"),
+    ({"generation_kwargs": {"stopp": ["x"]}, **VLLM}, "sampling"),
+    ({"lr_scheduler": "linear", "min_lr_rate": 0.1}, "schedule"),
+    ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "schedule"),
+    ({"lr_scheduler_type": "warmup_stable_decay"}, "schedule"),
+    ({"cast_lm_head_to_fp32": True}, "fp32-head"),
+    ({"use_liger_kernel": True}, "liger"),
+    ({"adam_betas": [0.9]}, "value"),
+    ({"adam_betas": [0.9, 1.0]}, "value"),
+    ({"micro_batch": 4, "gradient_accumulation_steps": 3}, "group-does-not-divide"),
+    ({"prompts_per_step": 4, "gradient_accumulation_steps": 4}, "decided"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("parameters", "key", "word"),
     [
@@ -103,6 +139,7 @@ def refused(parameters, hardware=CPU, recipe=None) -> BadInput:
         ({"by_profile": [1]}, "value", "by_profile"),
         ({"variants": {"a": {"loss_typ": "grpo"}}}, "unknown-key", "variant a"),
         ({"side_task": {"shot": 1}}, "unknown-key", '"shots"'),
+        *((parameters, key, "") for parameters, key in PAIRS),
     ],
 )
 def test_bad_values_get_one_sentence(parameters, key, word):
@@ -268,50 +305,6 @@ def test_a_cpu_without_bf16_computes_in_32_bit(tmp_path, flags, precision):
 def test_profiles_set_only_known_keys():
     for settings in PROFILES.values():
         assert set(translate(settings)) <= set(Config.model_fields)
-
-
-VLLM = {"rollout_engine": "vllm", "profile": "cpu"}
-VLLM |= {"vllm_importance_sampling_correction": True}
-
-
-@pytest.mark.parametrize(
-    ("parameters", "key"),
-    [
-        ({"loss_constants": {"k_pos": 1.0}}, "constants"),
-        ({"vespo_k_pos": 1.0}, "constants"),
-        ({"loss_type": "sapo", "loss_constants": {"temperature": 1.0}}, "unknown-key"),
-        ({"loss_type": "sapo", "loss_constants": {"temperature_pos": 0.0}}, "value"),
-        ({"loss_type": "luspo"}, "luspo"),
-        ({"loss_type": "vespo", "importance_sampling_level": "sequence"}, "vespo"),
-        ({"loss_type": "vespo", **VLLM}, "sampler"),
-        ({"loss_type": "sapo", "delta": 2.0}, "delta"),
-        ({"delta": 1.1}, "delta"),
-        ({"loss_type": "cispo"}, "cispo"),
-        ({"multi_objective_aggregation": "normalize_then_sum", "scale_rewards": "none"}, "gdpo"),
-        ({"multi_objective_aggregation": "normalize_then_sum", "resample": 2}, "gdpo"),
-        ({"ref_model_sync_steps": 8}, "reference"),
-        ({"sync_ref_model": True, "beta": 0.1}, "reference"),
-        ({"vllm_importance_sampling_clip_min": 4.0, **VLLM}, "sampler"),
-        ({"vllm_importance_sampling_mode": "token_truncate",
-          "vllm_importance_sampling_clip_max": 0.0, **VLLM}, "sampler"),
-        ({"top_p": 0.9, **VLLM}, "truncated-sampling"),
-        ({"top_k": 20, **VLLM}, "truncated-sampling"),
-        ({"min_p": 0.1, **VLLM}, "truncated-sampling"),
-        ({"generation_kwargs": {"stopp": ["x"]}, **VLLM}, "sampling"),
-        ({"lr_scheduler": "linear", "min_lr_rate": 0.1}, "schedule"),
-        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "schedule"),
-        ({"lr_scheduler_type": "warmup_stable_decay"}, "schedule"),
-        ({"cast_lm_head_to_fp32": True}, "fp32-head"),
-        ({"use_liger_kernel": True}, "liger"),
-        ({"adam_betas": [0.9]}, "value"),
-        ({"adam_betas": [0.9, 1.0]}, "value"),
-        ({"micro_batch": 4, "gradient_accumulation_steps": 3}, "group-does-not-divide"),
-        ({"prompts_per_step": 4, "gradient_accumulation_steps": 4}, "decided"),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_settings_that_exclude_each_other(parameters, key):
-    assert refused(parameters).key == key
 
 
 def test_what_a_truncated_sampler_may_do():

@@ -65,13 +65,9 @@ def _own() -> list[str]:
 
 def _default(name: str) -> str:
     value = Config.model_fields[name].default
-    return (
-        ""
-        if value is None
-        else f"`{value}`"
-        if value and isinstance(value, str)
-        else f"`{value!r}`"
-    )
+    if value is None:
+        return ""
+    return f"`{value}`" if value and isinstance(value, str) else f"`{value!r}`"
 
 
 def _described(name: str, library: dict) -> str:
