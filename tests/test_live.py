@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lib.config import ROOT
-from lib.plots.curves import pace, panels, training_curves
+from lib.plots import pace, panels, training_curves
 from lib.runs import read_json, read_jsonl
 from lib.training.live import LivePlot
 

@@ -23,7 +23,7 @@ from lib.learned import (
     train_reward_model,
     untrained,
 )
-from lib.plots.curves import from_start
+from lib.plots import from_start
 from lib.rewards import build_rewards, recipe_rewards
 from lib.runs import Run, read_json
 from lib.suite import CHAIN, REWARD_MODEL, choose_notebooks

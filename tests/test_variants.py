@@ -17,7 +17,7 @@ from lib.evaluation.runs import (
     planned_seconds,
     sentences,
 )
-from lib.plots.curves import differences_figure, learning_curves
+from lib.plots import differences_figure, learning_curves
 from lib.report import write_comparison
 from lib.runs import Run, append_jsonl, discard, open_run, read_json, read_jsonl, write_json
 from lib.scratch.variants import (

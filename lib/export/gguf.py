@@ -201,20 +201,21 @@ def gguf_faults(file: Path, merged: Path) -> list[str]:
     differ is the norm of each column, which reordering leaves alone.
     """
     import numpy as np
-    from gguf import MODEL_ARCH_NAMES, GGUFReader, get_tensor_name_map
+    from cyllama.llama.llama_cpp import GGUFContext
+    from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, get_tensor_name_map
     from gguf.quants import dequantize
     from transformers import AutoConfig
 
     def error(theirs: Any, ours: Any) -> float:
         return float(np.linalg.norm(theirs - ours) / max(np.linalg.norm(ours), 1e-12))
 
-    reader, faults = GGUFReader(file), []
-    arch = reader.get_field("general.architecture").contents()
-    config = AutoConfig.from_pretrained(merged).get_text_config()
+    context, data, faults = GGUFContext.from_file(str(file)), np.memmap(file, np.uint8, "r"), []
+    facts = context.get_all_metadata()
+    arch, config = facts["general.architecture"], AutoConfig.from_pretrained(merged)
+    config = config.get_text_config()
     settings = config.to_dict() | (getattr(config, "rope_parameters", None) or {})
     for theirs, ours in SETTINGS.items():
-        field, value = reader.get_field(f"{arch}.{theirs}"), settings.get(ours)
-        there = field.contents() if field else None
+        there, value = facts.get(f"{arch}.{theirs}"), settings.get(ours)
         numbers = isinstance(value, int | float) and isinstance(there, int | float)
         if numbers and abs(there - value) > 1e-5 * abs(value):
             faults.append(f"{arch}.{theirs} is {there:g} where {ours} is {value:g}")
@@ -222,17 +223,19 @@ def gguf_faults(file: Path, merged: Path) -> list[str]:
     names, source = get_tensor_name_map(number, config.num_hidden_layers), {}
     for name, read in read_tensors(merged).items():
         source[names.get_name(name, (".weight", ".bias"))] = (name, read)
-    for tensor in reader.tensors:
-        name, read = source.get(tensor.name, (None, None))
-        if name is None or (len(tensor.shape) == 1 and arch.startswith("gemma")):  # there 1 + w
+    for tensor in context.get_all_tensor_info():
+        if tensor["name"] not in source:
             continue
-        ours = read().float().numpy()
-        theirs = dequantize(tensor.data, tensor.tensor_type).reshape(ours.shape)
+        name, read = source[tensor["name"]]
+        ours, start = read().float().numpy(), context.data_offset + tensor["offset"]
+        if ours.ndim == 1 and arch.startswith("gemma"):  # there 1 + w
+            continue
+        kind = GGMLQuantizationType(tensor["type"])
+        theirs = dequantize(data[start : start + tensor["size"]], kind).reshape(ours.shape)
         off = error(theirs, ours)
         if ours.ndim == 2:
             off = min(off, error(*(np.linalg.norm(w, axis=0) for w in (theirs, ours))))
-        most = 2e-3 if tensor.tensor_type.name in ("F16", "F32", "BF16") else 0.25
-        if not off <= most:  # NaN, too
+        if not off <= (2e-3 if kind.name in ("F16", "F32", "BF16") else 0.25):  # NaN, too
             faults.append(f"{name} is off by {off:.0%}")
     return faults
 
@@ -353,13 +356,13 @@ def write_modelfile(
 
     `messages` stand before each conversation: a system text, worked examples.
     """
-    from gguf import GGUFReader
+    from cyllama.llama.llama_cpp import GGUFContext
 
     tokenizer = load_tokenizer(merged)
     if messages and messages[0]["role"] == "system" and "system" not in _parts(tokenizer):
         raise BadInput("This chat template takes no system text.", key="go-template")
-    adds_bos = GGUFReader(file).get_field("tokenizer.ggml.add_bos_token")
-    template = go_template(tokenizer, without_bos=bool(adds_bos and adds_bos.contents()))
+    facts = GGUFContext.from_file(str(file)).get_all_metadata()
+    template = go_template(tokenizer, facts.get("tokenizer.ggml.add_bos_token", False))
     lines = [f"FROM ./{file.name}", f'TEMPLATE """{template}"""']
     for message in messages:
         role = "SYSTEM" if message["role"] == "system" else f"MESSAGE {message['role']}"

@@ -6,6 +6,7 @@ wide. Data come in as the notebooks have them; nothing is read from disk here.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from lib.memory import MemoryPlan
 from lib.preflight import Preflight
+from lib.process import duration
 from lib.stats import Estimate
 
 BLUE, ORANGE, GREEN, GREY = "#3b6fb6", "#d9772b", "#4b9b5d", "#8a8a8a"
@@ -131,6 +134,108 @@ def group_figure(group: Sequence[dict], scale: bool = True) -> Figure:
     return figure
 
 
+# --- training ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of axes: the log's keys that are drawn on it, and what each is called there."""
+
+    title: str
+    unit: str
+    lines: dict[str, str]  # key of the log -> label; one line alone needs none
+
+
+def panels(log: Sequence[dict]) -> list[Panel]:
+    """What there is to draw: a panel whose keys the log does not hold falls away."""
+    rewards = [key for key in log[-1] if key.startswith("rewards/") and key.endswith("/mean")]
+    each = {key: key.split("/")[1] for key in rewards} if len(rewards) > 1 else {}
+    signal = {"frac_reward_zero_std": "groups without signal"}
+    if "signal/drawn" in log[-1]:  # some were replaced
+        signal = {
+            "signal/trained": "groups with signal, trained on",
+            "signal/drawn": "groups with signal, as drawn",
+        }
+    cut = {"completions/clipped_ratio": "completions cut off"}
+    held_out = {"heldout/strict": "strict", "heldout/lenient": "lenient"}
+    wanted = [
+        Panel("reward", "reward", {"reward": "total", **each}),
+        Panel("held-out accuracy", "share", held_out),
+        Panel("signal and limits", "share", {**signal, **cut}),
+        Panel("completion length", "tokens", {"completions/mean_length": ""}),
+        Panel("entropy", "nats a token", {"entropy": ""}),
+        Panel("KL to the reference", "nats a token", {"kl": ""}),
+    ]
+    held = {key for row in log for key, value in row.items() if value is not None}
+    return [panel for panel in wanted if held & panel.lines.keys()]
+
+
+@styled
+def training_curves(log: Sequence[dict], title: str = "") -> Figure:
+    """Every panel by optimizer step: each value pale, its mean over the latest steps in colour."""
+    shown = panels(log)
+    titles = [panel.title for panel in shown]
+    figure, axes = grid_of_axes(*titles, height=3, columns=2, sharex=True)
+    for axis, panel in zip(axes, shown, strict=True):
+        _draw(axis, panel, log)
+    axes[max(0, len(shown) - 2)].tick_params(labelbottom=True)  # none beneath it, where odd
+    _whole_numbers(axes[0].xaxis)  # and those that share its steps
+    figure.supxlabel("optimizer step", fontsize=12)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12)
+    return figure
+
+
+def _draw(axis: Axes, panel: Panel, log: Sequence[dict]) -> None:
+    for i, (key, label) in enumerate(panel.lines.items()):
+        points = [(row["step"], row[key]) for row in log if row.get(key) is not None]
+        if not points:
+            continue
+        steps, values = zip(*points, strict=True)
+        color = COLORS[i % len(COLORS)]
+        if len(points) > len(log) / 2:
+            _smoothed(axis, steps, values, color, label)
+        else:  # measured now and then: each point counts, also beneath another
+            axis.plot(steps, values, color=color, lw=1)
+            axis.plot(steps, values, "o", ms=4 + 2 * i, zorder=3 - i, color=color, label=label)
+    axis.set_ylabel(panel.unit)
+    if panel.unit == "share":
+        axis.set_ylim(-0.02, 1.02)
+    if len(panel.lines) > 1:
+        axis.legend()
+
+
+def _smoothed(axis: Axes, steps, values, color, label: str = "", window: int = 5) -> None:
+    """Each step's value pale, and the mean of the latest ones in colour."""
+    axis.plot(steps, values, color=color, lw=1, alpha=0.3)
+    axis.plot(steps, smooth(values, window), color=color, lw=2, label=label)
+
+
+def smooth(values: Sequence[float], window: int = 5) -> np.ndarray:
+    """The mean of each value with those up to `window` − 1 before it."""
+    return pd.Series(values, dtype=float).rolling(window, min_periods=1).mean().to_numpy()
+
+
+def _whole_numbers(axis: Any) -> None:
+    axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def pace(log: Sequence[dict], steps: int) -> str:
+    """How far a run of that many steps is: "step 20 of 36, 2 min 20 s left, 281 tokens/s".
+
+    Time and tokens (of prompts and completions) are those of the latest ten steps.
+    """
+    last, first = log[-1], log[-min(len(log), 11)]
+    done, spent = last["step"] - first["step"], last["seconds"] - first["seconds"]
+    parts = [f"step {last['step']} of {steps}"]
+    if last["step"] >= steps:
+        parts.append(f"{duration(last['seconds'])} in all")
+    elif done:
+        parts.append(f"{duration(spent / done * (steps - last['step']))} left")
+    if done and spent > 0 and "num_tokens" in last and "num_tokens" in first:
+        parts.append(f"{(last['num_tokens'] - first['num_tokens']) / spent:,.0f} tokens/s")
+    return ", ".join(parts)
+
+
 # --- evaluation ---------------------------------------------------------------------------------
 
 
@@ -195,3 +300,132 @@ def groups_figure(rows: Sequence[dict]) -> Figure:
     axis.set(ylim=(0, 1.1), ylabel="greedy answers strictly right")
     axis.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
     return figure
+
+
+# --- several runs -------------------------------------------------------------------------------
+
+
+@styled
+def learning_curves(arms: Mapping[str, Sequence[Sequence[dict]]], key: str = "reward") -> Figure:
+    """A panel an arm by share of its budget: mean over seeds, band from lowest to highest. The
+    first trained arm is drawn in grey behind the others.
+
+    Args:
+        arms: of `lib.evaluation.runs.logs_of`; an arm whose logs are empty is left out.
+    """
+    curves = {}
+    for name, logs in arms.items():
+        if length := min(map(len, logs)):
+            curves[name] = np.array([smooth([row[key] for row in log[:length]]) for log in logs])
+    figure, axes = grid_of_axes(*curves, height=2.5, columns=min(3, len(curves)), sharey=True)
+    first = next(iter(curves))
+    for axis, name in zip(axes, curves, strict=True):
+        for shown, color in ((first, GREY), (name, BLUE))[name == first :]:
+            values_SU = curves[shown]
+            done = np.arange(1, values_SU.shape[1] + 1) / values_SU.shape[1]
+            axis.plot(done, values_SU.mean(0), color=color, lw=2)
+            axis.fill_between(done, values_SU.min(0), values_SU.max(0), color=color, alpha=0.2)
+    figure.supxlabel("share of the completions drawn", fontsize=11)
+    figure.supylabel(key, fontsize=11)
+    return figure
+
+
+@styled
+def differences_figure(compared: Sequence[Mapping[str, Any]]) -> Figure:
+    """Each arm's difference in accuracy to those compared with, with 95 % intervals."""
+    others = dict.fromkeys(key for row in compared for key in row if key.startswith("to "))
+    titles = [f"difference {other}, in points" for other in others]
+    figure, axes = grid_of_axes(*titles, height=1 + 0.35 * len(compared), sharey=True)
+    for axis, other in zip(axes, others, strict=True):
+        for y, row in enumerate(reversed(compared)):
+            if other in row:
+                axis.plot(bounds(row[other]["interval"]), [y, y], color=ORANGE, lw=2)
+                axis.plot(row[other]["difference"], y, "o", color=BLUE)
+        axis.axvline(0, color="black", lw=0.8)
+        axis.xaxis.set_major_formatter(POINTS)
+    axes[0].set_yticks(range(len(compared)), [row["arm"] for row in reversed(compared)])
+    axes[0].set_ylim(-0.5, len(compared) - 0.5)
+    return figure
+
+
+# --- a learned reward ---------------------------------------------------------------------------
+
+
+@styled
+def training_figure(log: Sequence[dict]) -> Figure:
+    """Loss and accuracy of each step's pairs, pale, and their running means."""
+    names = {"loss": np.log(2), "accuracy": 0.5}
+    figure, axes = grid_of_axes(*(f"{name} on training pairs" for name in names), height=3)
+    for axis, (name, chance) in zip(axes, names.items(), strict=True):
+        _smoothed(axis, [row["step"] for row in log], [row[name] for row in log], BLUE, window=10)
+        axis.axhline(chance, color="black", lw=1, ls=":", label="a coin")
+        axis.set_xlabel("optimizer step")
+        _whole_numbers(axis.xaxis)
+    axes[0].legend()
+    return figure
+
+
+@styled
+def scores_figure(chosen: Sequence[float], rejected: Sequence[float]) -> Figure:
+    """How the scores of preferred and rejected answers spread, and their margins pair by pair."""
+    margins = np.subtract(chosen, rejected)
+    titles = "held-out answers", f"pairs, {np.mean(margins > 0):.0%} of them above zero"
+    figure, (left, right) = grid_of_axes(*titles, height=3)
+    bins = np.histogram_bin_edges([*chosen, *rejected], bins=24)
+    left.hist(rejected, bins=bins, color=ORANGE, alpha=0.6, label="rejected")
+    left.hist(chosen, bins=bins, color=BLUE, alpha=0.6, label="preferred")
+    left.set_xlabel("score")
+    left.legend()
+    right.hist(margins, bins=24, color=GREEN)
+    right.axvline(0, color="black", lw=0.8)
+    right.set_xlabel("score of preferred − score of rejected")
+    for axis in (left, right):
+        _whole_numbers(axis.yaxis)
+    return figure
+
+
+@styled
+def pays_figure(rollouts: Sequence[Sequence[dict]], paid: Sequence[str]) -> Figure:
+    """Rewards of all completions by training step, in standard deviations from the first ones.
+
+    What is paid should lift what is only watched (weight 0); where it rises alone, it is gamed.
+    The cheapest ways of gaming stand beside: length, and saying the same again.
+
+    Args:
+        rollouts: each step's rows (`lib.runs.read_rollouts`).
+        paid: the names of the rewards that the policy earns.
+    """
+    table = from_start(rollouts)
+    titles = "rewards, in σ from the start", "tokens", "repeated word triples"
+    figure, axes = grid_of_axes(*titles, height=3.2)
+    for name, color in zip(table.drop(columns=[*titles[1:]]), COLORS, strict=False):
+        label = f"{name}, {'paid' if name in paid else 'watched'}"
+        _smoothed(axes[0], table.index, table[name], color, label)
+    for axis, name in zip(axes[1:], titles[1:], strict=True):
+        _smoothed(axis, table.index, table[name], GREY)
+    for axis in axes:
+        _whole_numbers(axis.xaxis)
+    axes[0].legend()
+    figure.supxlabel("optimizer step", fontsize=11)
+    return figure
+
+
+def from_start(rollouts: Sequence[Sequence[dict]]) -> pd.DataFrame:
+    """By step: each reward's mean, in standard deviations from those of the first fifth, and the
+    completions' "tokens" and "repeated word triples"."""
+    rows = [row for step in rollouts for row in step]
+    values = pd.DataFrame([row["rewards"] for row in rows], dtype=float)
+    start = values[: sum(map(len, rollouts[: max(1, len(rollouts) // 5)]))]
+    # Rounded, as equal rewards spread by rounding alone, and rounding is no slope.
+    spread = start.std(ddof=0).round(9).replace(0, 1)
+    table = (values - start.mean()) / spread
+    table["tokens"] = [row["tokens"] for row in rows]
+    table["repeated word triples"] = [repeated(row["completion"]) for row in rows]
+    return table.astype(float).groupby([row["step"] for row in rows]).mean().round(6)
+
+
+def repeated(text: str) -> float:
+    """The share of a text's word triples that have occurred before in it."""
+    words = text.split()
+    triples = list(zip(words, words[1:], words[2:], strict=False))
+    return 1 - len(set(triples)) / len(triples) if triples else 0.0

@@ -306,8 +306,7 @@ class LivePlot(TrainerCallback):
     def _draw(self) -> None:
         from IPython.display import Image, Markdown
 
-        from lib.plots import save
-        from lib.plots.curves import pace, training_curves
+        from lib.plots import pace, save, training_curves
 
         self.drawn = len(self.log)
         if not is_main_process():
