@@ -172,12 +172,13 @@ def _certificate_table(certificate: dict[str, Any]) -> pd.DataFrame:
     """As 05 shows it, the verdict first, with all that is equal or differs in one column."""
     from lib.export.certificate import readable
 
-    checks = ("template", "tokens", "stops", "weights")
-    frame = pd.DataFrame(readable(certificate))
-    differ = frame[[*checks]].eq("DIFFERS").apply(lambda row: [n for n in checks if row[n]], axis=1)
-    frame[", ".join(checks)] = [f"DIFFER: {', '.join(d)}" if d else "equal" for d in differ]
+    checks, rows = ("template", "tokens", "stops", "weights"), readable(certificate)
+    for row in rows:
+        differ = [name for name in checks if row.pop(name) == "DIFFERS"]
+        row[", ".join(checks)] = f"DIFFER: {', '.join(differ)}" if differ else "equal"
+    frame = pd.DataFrame(rows).drop(columns="computed by")
     frame.insert(1, "verdict", frame.pop("verdict"))
-    return frame.drop(columns=[*checks, "computed by"])
+    return frame
 
 
 def _export(notebook: Path) -> str:

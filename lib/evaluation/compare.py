@@ -368,33 +368,24 @@ def by_difficulty(before: Records, after: Records) -> list[dict[str, Any]]:
     return rows
 
 
-def changes(before: Records, after: Records) -> dict[str, list[str]]:
-    """Problems by what happened to their greedy strict answer: fixed, broken, both, neither.
-
-    A text counts as right where it shares more than half of the gold's words (ROUGE-1).
-    """
-    score = "strict" if is_judged(before) else "rouge1"
-    a, b = greedy_records(before), greedy_records(after)
-    names = {(0, 1): "fixed", (1, 0): "broken", (1, 1): "both", (0, 0): "neither"}
-    groups: dict[str, list[str]] = {name: [] for name in names.values()}
-    for id in a:
-        groups[names[a[id][score] > 0.5, b[id][score] > 0.5]].append(id)
-    return groups
+CHANGES = {(0, 1): "fixed", (1, 0): "broken", (1, 1): "both", (0, 0): "neither"}
 
 
 def side_by_side(before: Records, after: Records) -> list[dict[str, Any]]:
-    """Each problem's greedy answers of both models, and what changed: fixed, broken first."""
+    """Each problem's greedy answers of both models, and what changed: fixed, broken first. A text
+    counts as right where it shares more than half of the gold's words (ROUGE-1)."""
     a, b = greedy_records(before), greedy_records(after)
+    score, kinds = "strict" if is_judged(before) else "rouge1", list(CHANGES.values())
+    change = {id: CHANGES[a[id][score] > 0.5, b[id][score] > 0.5] for id in a}
 
     def graded(record: dict) -> str:
         outcome, strict = record["outcome"], record.get("strict", True)
         return outcome if strict or outcome != "right" else "right, but not in the form asked for"
 
-    pairs = [(change, id) for change, ids in changes(before, after).items() for id in ids]
     return [
         {
             "number": number,
-            "change": change,
+            "change": change[id],
             "question": a[id]["question"],
             "gold": a[id]["expected"],
             "before": a[id]["completion"],
@@ -402,7 +393,7 @@ def side_by_side(before: Records, after: Records) -> list[dict[str, Any]]:
             "after": b[id]["completion"],
             "graded after": graded(b[id]),
         }
-        for number, (change, id) in enumerate(pairs, 1)
+        for number, id in enumerate(sorted(a, key=lambda id: kinds.index(change[id])), 1)
     ]
 
 

@@ -153,21 +153,18 @@ def differing_settings(arms: Arms) -> list[dict[str, Any]]:
     return frame.rename_axis("setting").reset_index().to_dict("records")
 
 
-def evaluated(run: Run) -> list[dict]:
-    """The greedy answers of the run's model.
+def scores_by_problem(run: Run) -> pd.Series:
+    """The score of each greedy answer of the run's model, by the problem's id and question; the
+    series is named by what is scored.
 
     Raises:
         BadInput: the run was not evaluated.
     """
     log = run.need(run.evals / f"{evaluation_name(run)}.jsonl", made_by="04_pass_at_k_eval")
-    return list(greedy_records(read_jsonl(log)).values())
-
-
-def scores_by_problem(run: Run) -> pd.Series:
-    """The score of each greedy answer of the run's model, by the problem's id and question."""
-    records = evaluated(run)
+    records = list(greedy_records(read_jsonl(log)).values())
     score = score_names(records)[0]
-    return pd.Series({(r["id"], r["question"]): float(r[score]) for r in records})
+    values = {(r["id"], r["question"]): float(r[score]) for r in records}
+    return pd.Series(values, name=score)
 
 
 def pairs_of(before: Sequence[Run], after: Sequence[Run]) -> list[tuple[Run, Run]]:
@@ -205,10 +202,11 @@ def compare_arms(arms: Arms) -> list[dict[str, Any]]:
         raise BadInput("There is nothing to compare: give two runs at least.", "nothing-to-compare")
     rows = []
     for name, runs in arms.items():
-        means = [float(scores_by_problem(run).mean()) for run in runs]
+        scores = [scores_by_problem(run) for run in runs]
+        means = [float(each.mean()) for each in scores]
         row = {"arm": name, "seeds": len(runs), "accuracy": float(np.mean(means))}
         row |= {"lowest": min(means), "highest": max(means)}
-        row["share"] = not is_reward(score_names(evaluated(runs[0]))[0])
+        row["share"] = not is_reward(scores[0].name)
         for other in list(arms)[:2]:
             if other != name:
                 row[f"to {other}"] = vars(difference(arms[other], runs))

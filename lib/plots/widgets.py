@@ -167,7 +167,7 @@ def browse(
             **paid_parts(row["rewards"], weights or {}),
             **{name: row[name] for name in ("total", "advantage", "tokens")},
         }
-        for row in map(chosen.__getitem__, order.index)
+        for row in [chosen[place] for place in order.index]
     ]
 
 
