@@ -37,11 +37,18 @@ def table(rows: Iterable[Mapping[str, Any] | Sequence[Any]], columns: Sequence[s
     style = frame.style.hide(axis="index")
     if isinstance(frame.columns, pd.RangeIndex):  # rows without names
         style = style.hide(axis="columns")
+    looks = {"text-align": "left", "white-space": "pre-wrap", "overflow-wrap": "anywhere"}
     return (
-        style.format(escape="html", precision=3, na_rep="")
-        .set_properties(**{"text-align": "left", "white-space": "pre-wrap"})
+        style.format(_readable, escape="html", na_rep="")
+        .set_properties(**looks, **{"min-width": "3em"})
         .set_table_styles([{"selector": "th", "props": "text-align: left"}])
     )
+
+
+def _readable(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
 
 
 def config_table(config: Config) -> Any:
