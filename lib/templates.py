@@ -1,9 +1,8 @@
 """A tokenizer made ready: it pads, has an embedding for each token, and a template that fits.
 
-Prompts are written with a system message and up to where the model's own turn begins. Some models'
-templates refuse or drop a system message, or begin the turn with <think>, which no completion then
-holds, so that rewards for format would never see it. Such a template is changed here, for training,
-evaluation and export alike.
+Some templates refuse or drop a system message, or begin the model's turn with <think>, which no
+completion then holds, so that rewards for format would never see it. Such a template is changed
+here, for training, evaluation and export alike.
 """
 
 import re
@@ -25,11 +24,8 @@ PROBE = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Nam
 
 
 def ready_tokenizer(tokenizer: Any, folder: Path) -> Any:
-    """The tokenizer of the model in `folder`, changed in place.
-
-    Raises:
-        BadInput: no chat template, one that cannot be used, or tokens without an embedding.
-    """
+    """The tokenizer of the model in `folder`, changed in place. BadInput: no chat template, one
+    that cannot be used, or tokens without an embedding."""
     tokenizer.padding_side = "left"  # completions start at the same place in a batch
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

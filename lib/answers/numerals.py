@@ -180,10 +180,9 @@ def _read(text: str, units: bool) -> tuple[Fraction | None, bool]:
 
 
 def read_number(text: str, units: bool = True) -> Fraction | None:
-    """The exact value of a text that is one number, or None.
+    """The exact value of a text that is one number, or None; a percent sign does not change it.
 
-    ``units`` lets words follow it ("18 eggs a day") and reads the European decimal comma. A
-    percent sign does not change the value.
+    ``units`` lets words follow it ("18 eggs a day") and reads the European decimal comma.
     """
     return _read(text, units)[0]
 
@@ -191,8 +190,7 @@ def read_number(text: str, units: bool = True) -> Fraction | None:
 def normalize_number(text: str | None) -> str | None:
     """One canonical, exact string for a number: "$1,234.50" → "1234.5", "6/8" → "3/4".
 
-    Currency, separators, units, percent signs, LaTeX and bold are dropped. A fraction stays one,
-    reduced; anything else is a decimal without trailing zeros. None for what is not one number.
+    A fraction stays one, reduced; anything else is a decimal. None for what is not one number.
     """
     value, is_fraction = _read(text, True) if isinstance(text, str) else (None, False)
     if value is None or is_fraction:

@@ -104,10 +104,8 @@ os.register_at_fork(after_in_child=WORKER._after_fork)
 
 @lru_cache(maxsize=8192)
 def symbolically_equal(mine: str, gold: str) -> bool | None:
-    """Whether math_verify holds two answers for equal; None where that takes too long.
-
-    Raises RuntimeError if math_verify cannot be started at all.
-    """
+    """Whether math_verify holds two answers for equal; None where that takes too long. RuntimeError
+    if it cannot be started at all."""
     if not _is_formula(mine) or not _is_formula(gold):
         return False
     return None if _HUGE.search(mine) or _HUGE.search(gold) else WORKER.ask(mine, gold)

@@ -1,13 +1,6 @@
 """Rewards for GRPO by name, with weights and parameters, as a recipe writes them.
 
-    functions, weights = build_rewards(
-        {
-            "correctness": 1.0,
-            "gated_format": {"weight": 0.5, "gate": "correct"},
-            "my_rewards.py:short": {"weight": 0.2, "limit": 80},
-            "my_package.my_module.my_reward": 0.0,
-        }
-    )
+    functions, weights = build_rewards({"correctness": 1.0, "my_rewards.py:short": {"weight": 0.2}})
     functions[0](prompts=None, completions=["<answer>$18</answer>"], answer=["18"])
     [2.0]
 
@@ -91,15 +84,11 @@ def build_rewards(
     Args:
         spec: name → weight, or name → {"weight": 1.0, and the reward's own parameters}. A name
             is one of `REWARDS`, a function of a file ("my_rewards.py:short"), or the import path
-            of a function, class or object.
+            of a function, class or object. BadInput says what is wrong with it.
         tags, think_tag, max_completion_length, run_folder: for every reward that has such a
             parameter and is not given it in spec. tags None searches free text for the answer;
             of the others, None leaves each reward its own default.
         files: where the file of a name is, if not in the working folder.
-
-    Raises:
-        BadInput: an unknown name or parameter (the nearest one is named), a weight that is no
-            number, or two rewards that would be logged under one name.
     """
     if not isinstance(spec, Mapping) or not spec:
         raise BadInput(f'rewards is {spec!r}: write names and weights, {{"correctness": 1.0}}.')
@@ -133,12 +122,11 @@ def _build(name: str, parameters: dict, shared: dict, file: str | None = None) -
         raise BadInput(f'Reward "{name}" takes no columns: write it as {signature}.', "signature")
     for column in () if is_class else ("prompts", "completions", "completion_ids"):
         known.pop(column, None)
-    _check_parameters(name, parameters, known)
+    given = _parameters(name, parameters, known, shared if is_class else {})
     if is_class:
-        given = {key: value for key, value in shared.items() if key in known}
-        target = _instance(target, name, **given | parameters)
-    elif parameters:
-        target = functools.partial(_with_parameters, target, parameters)
+        target = _instance(target, name, **given)
+    elif given:
+        target = functools.partial(_with_parameters, target, given)
     named = getattr(target, "__name__", "<lambda>") != "<lambda>"
     return target if named else with_name(target, title)
 
@@ -155,14 +143,13 @@ def _rule(name: str, parameters: dict, shared: dict) -> Callable:
     known.pop(next(iter(known)))
     if apply is per_answer:
         known["tags"] = inspect.Parameter("tags", inspect.Parameter.KEYWORD_ONLY, default="answer")
-    _check_parameters(name, parameters, known)
-    given = {key: value for key, value in shared.items() if key in known} | parameters
-    function = functools.partial(apply, score, given)
+    function = functools.partial(apply, score, _parameters(name, parameters, known, shared))
     function([], [""], answer=["1"], kind=["number"], completion_ids=[[]])
     return with_name(functools.update_wrapper(function, score), name)
 
 
-def _check_parameters(name: str, parameters: dict, known: dict[str, inspect.Parameter]) -> None:
+def _parameters(name: str, parameters: dict, known: Mapping, shared: dict) -> dict:
+    """Those of the recipe, checked, and of the shared ones those that the reward knows."""
     known = {key: p for key, p in known.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
     for key, value in parameters.items():
         if key not in known:
@@ -175,6 +162,7 @@ def _check_parameters(name: str, parameters: dict, known: dict[str, inspect.Para
             wanted = "text"
         if wanted:
             raise BadInput(f'{key} of reward "{name}" is {value!r}: give a {wanted}.')
+    return {key: value for key, value in shared.items() if key in known} | parameters
 
 
 def _is_number(value: Any) -> bool:
@@ -247,11 +235,8 @@ def reward(name: str) -> Callable:
     may be set in a recipe. A class has such a `__call__`, and a constructor whose arguments are the
     reward's parameters, each with a default. What is decorated comes back unchanged, but for a
     function's `__name__`, under which TRL logs it. Running a notebook cell again replaces what it
-    registered. A recipe names a function by its file: "my_rewards.py:ends_politely".
-
-    Raises:
-        BadInput: a name that is none or another module's, or a class that its defaults cannot
-            build.
+    registered; another module's name is refused (BadInput). A recipe names a function by its file:
+    "my_rewards.py:ends_politely".
     """
     if not isinstance(name, str) or not name or "." in name or ":" in name:
         raise BadInput(f'@reward needs a name without dots, @reward("my_reward"), not {name!r}.')
@@ -296,11 +281,8 @@ REWARDS.update({name: _rule(name, {}, {}) for name in RULES})
 class Checked:
     """The same reward, by the same name, whose answers can be trusted; async ones are awaited.
 
-    Each call gets copies, so that a reward that edits what it is given changes nothing.
-
-    Raises, when called:
-        BadInput: it raised, gave too few or too many values, or one that is no number (None,
-            for a completion that it cannot judge, is right).
+    Each call gets copies, so that a reward that edits what it is given changes nothing. BadInput
+    where it raised, gave too few or too many values, or one that is neither a number nor None.
     """
 
     def __init__(self, function: Callable):
@@ -337,11 +319,11 @@ class Checked:
             number = math.nan if isinstance(value, str) else float(value)
         except (TypeError, ValueError, OverflowError):
             number = math.nan
-        if not math.isfinite(number):
-            said = f'The reward "{self.__name__}" returned {repr(value)[:60]}'
-            hint = "let it return a finite number, or None for what it cannot judge"
-            raise BadInput(f"{said}: {hint}.", "reward-value")
-        return number
+        if math.isfinite(number):
+            return number
+        said = f'The reward "{self.__name__}" returned {repr(value)[:60]}'
+        hint = "let it return a finite number, or None for what it cannot judge"
+        raise BadInput(f"{said}: {hint}.", "reward-value")
 
 
 def _copied(name: str, value: Any) -> Any:

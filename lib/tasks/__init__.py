@@ -1,12 +1,11 @@
 """The tasks one can name, and the problems drawn from them.
 
-    >>> from lib.tasks import get_task
     >>> get_task("small_sums", {"largest": 20}).load("test")[0].question
     'What is 0 + 0?'
 
 What a task is, how to add one, and how an answer is judged stands in `lib.tasks.problems`; tasks
-whose problems are rows of a data set in `lib.tasks.datasets`, or are generated in
-`lib.tasks.generated`; how a problem becomes a prompt in `lib.tasks.prompts`.
+of rows in `lib.tasks.datasets`, generated ones in `lib.tasks.generated`, prompts in
+`lib.tasks.prompts`.
 """
 
 import inspect
@@ -44,12 +43,7 @@ __all__ = [
 
 
 def get_task(name: str, config: dict | None = None) -> Task:
-    """The task `name`, made with the parameters in `config`.
-
-    Raises:
-        BadInput: unknown task or parameter (the nearest right one is named), one missing, or one
-            of a wrong type.
-    """
+    """The task `name`, made with `config`; of a wrong key BadInput names the nearest right one."""
     if name not in TASKS:
         raise BadInput(f"There is no task {name!r}: {nearest(name, TASKS)}")
     cls, config = TASKS[name], config or {}
@@ -82,11 +76,7 @@ def _is_a(value: Any, kind: Any) -> bool:
 
 
 def sample_problems(problems: Sequence[Problem], n: int | None, seed: int) -> list[Problem]:
-    """`n` of the problems, drawn without replacement and kept in their order; all for None or 0.
-
-    Raises:
-        BadInput: more are asked for than there are, or n is negative.
-    """
+    """`n` of the problems, drawn without replacement and kept in their order; all for None or 0."""
     if not n:
         return list(problems)
     if not 0 < n <= len(problems):
@@ -110,10 +100,7 @@ def load_problems(config: Config) -> tuple[Task, list[Problem], list[Problem], l
     """The task, its training problems, its held-out problems, and the worked examples.
 
     No held-out question is a training question or an example, in whatever spelling, and none is
-    held out twice.
-
-    Raises:
-        BadInput: the data are not there, too few, none can be graded, or two have one id.
+    held out twice. BadInput: no data or too few, none can be graded, or two have one id.
     """
     return _load(config)[0]
 

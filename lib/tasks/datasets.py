@@ -106,10 +106,8 @@ class Gsm8k(StoredTask):
 
 @task("numina")
 class NuminaMath(StoredTask):
-    """Competition mathematics, whose gold stands in the solution's last \\boxed{}.
-
-    A twentieth of its questions is the test split; `math500` is the benchmark others report.
-    """
+    """Competition mathematics, whose gold stands in the solution's last \\boxed{}. A twentieth of
+    its questions is the test split; `math500` is the benchmark others report."""
 
     kind, folder, hub = "math", "math", ("AI-MO/NuminaMath-TIR",)
     columns, held_out = ("problem", "solution"), 0.05
@@ -143,10 +141,8 @@ class Math500(NuminaMath):
 
 @task("aqua")
 class Aqua(StoredTask):
-    """Algebra word problems with five options (Ling et al. 2017, arXiv 1705.04146).
-
-    The small validation split serves as train.
-    """
+    """Algebra word problems with five options (Ling et al. 2017, arXiv 1705.04146). The small
+    validation split serves as train."""
 
     kind, folder, hub = "choice", "aqua_rat", ("deepmind/aqua_rat", "raw")
     splits = {"train": "validation"}  # noqa: RUF012
@@ -175,11 +171,8 @@ class PreferencePairs(StoredTask):
     """Prompts with a preferred and a rejected completion, to train a reward model on.
 
     Question, chosen and rejected are texts or chat messages (of the answers the last one counts).
-    Several pairs may have one question: they are one cluster.
-
-    Args:
-        longest: characters of a question with its system message; longer ones are left out.
-            0: none are.
+    Pairs of one question are one cluster. `longest`, unless 0, leaves out longer questions (in
+    characters, with the system message).
     """
 
     kind, folder, hub = OPEN, "preference_pairs", ("Intel/orca_dpo_pairs",)
@@ -247,8 +240,7 @@ class OwnColumns(Task):
 class OwnRows(OwnColumns):
     """Problems in a file of one's own: JSON Lines, JSON, CSV, TSV or Parquet, by its ending.
 
-    `test_path` is a second file, which is then the test split. With neither that nor test_share,
-    both splits are the whole file.
+    `test_path` is a second file, the test split. Without it or test_share, both are the whole one.
     """
 
     test_path: str | Path | None = None
@@ -269,8 +261,7 @@ class OwnRows(OwnColumns):
 class HubRows(OwnColumns):
     """Any data set on the Hugging Face Hub, or saved in a folder as `datasets` loads it.
 
-    `subset` is its configuration, if it has several; `train` and `test` name its splits. With
-    test_share both come from `train`.
+    `subset` is its configuration; `train` and `test` name its splits (with test_share, `train`).
     """
 
     subset: str = ""
@@ -294,9 +285,7 @@ class HubRows(OwnColumns):
 def read_rows(path: str | Path, columns: Iterable[str] = (), filled: bool = False) -> list[dict]:
     """The rows of a JSON Lines, JSON, CSV, TSV or Parquet file; each must have `columns`.
 
-    Raises:
-        BadInput: no such file, one that cannot be read, or a missing column (the file and the
-            line or row are named).
+    BadInput names the file, and the line or row that cannot be read or lacks a column.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -374,8 +363,7 @@ def hub_rows(
 ) -> list[dict[str, Any]]:
     """The rows of a data set on the Hub: repository, configuration, and a split of it.
 
-    Raises:
-        BadInput: it cannot be loaded (`way_out` says what to do instead), or a missing column.
+    BadInput where it cannot be loaded (`way_out` says what to do instead) or lacks a column.
     """
     try:
         import datasets
@@ -423,11 +411,7 @@ def row_id(row: dict, id: str, column: str = "id") -> str:
 
 
 def conversation(content: Any, id: str) -> tuple[str, dict[str, Any]]:
-    """The question that a text or chat messages end with; and as meta what comes before it.
-
-    Raises:
-        BadInput: messages that do not end with a user's, or something else altogether.
-    """
+    """The question that a text or chat messages end with; and as meta what comes before it."""
     if isinstance(content, list) and len(content) == 1 and isinstance(content[0], str):
         content = content[0]
     if isinstance(content, str | int | float) and not PACKED.match(str(content)):
@@ -454,11 +438,8 @@ def _turn(message: Any) -> dict[str, str]:
 
 
 def message_text(message: Any) -> str:
-    """The text of a completion: a string, a chat message (also in typed parts), or several.
-
-    Of several messages (a dialogue with tools) the last one counts, since it holds the answer.
-    None is an empty text.
-    """
+    """The text of a completion: a string, a chat message (also in typed parts), or several, of
+    which (in a dialogue with tools) the last one counts. None is an empty text."""
     if isinstance(message, dict):  # a message, or one typed part of a message
         keys = (key for key in ("content", "text", "value") if key in message)
         return message_text(message.get(next(keys, "")))

@@ -1,7 +1,6 @@
 """Tasks whose problems are generated: sums of small numbers, and any reasoning-gym data set.
 
-Each question belongs to the train or the test split by a hash of its text, so
-the two share none, whatever the size of the pool and the seed it was made with.
+A hash of a question's text says its split, so none is in both, whatever the pool's size and seed.
 """
 
 import hashlib
@@ -21,10 +20,8 @@ TEST_SHARE = 0.35
 class SmallSums(Task):
     """Every "What is a + b?" of numbers from 0 to `largest`: what a 135M model can learn.
 
-    Args:
-        largest: 20 gives 441 questions an operator.
-        operators: "+", "-" or "+-"; differences may be negative.
-        test_share: the share of questions held out as the test split.
+    20 gives 441 questions an operator ("+", "-" or "+-"; differences may be negative), of which
+    `test_share` are held out.
     """
 
     kind = "number"

@@ -99,13 +99,10 @@ def unpacked(content: Any) -> Any:
 
 
 def gold_text(value: Any, where: str) -> str:
-    """A gold answer as text, from whatever type a data set has it in.
+    """A gold answer as text, from whatever type a data set has it in; BadInput for none or several.
 
     >>> [gold_text(gold, "row 1") for gold in ("18", 18, 18.0, ["18"], {"ground_truth": "18"})]
     ['18', '18', '18', '18', '18']
-
-    Raises:
-        BadInput: there is none (None, NaN, "" or []), there are several, or it is no answer.
     """
     value = unpacked(value.tolist() if hasattr(value, "tolist") else value)  # numpy's
     if isinstance(value, Mapping) and "ground_truth" in value:  # verl's `reward_model` column
@@ -137,10 +134,7 @@ def is_missing(value: Any) -> bool:
 
 
 class Task:
-    """What every task can do; subclass it, or `StoredTask` for rows in files or on the Hub.
-
-    The parameters of `__init__` are the task's configuration (`get_task(name, config)`).
-    """
+    """What every task can do. The parameters of its `__init__` are its keys in a recipe."""
 
     name: str = ""
     kind: str = "number"
@@ -174,10 +168,7 @@ TASKS: dict[str, type[Task]] = {}
 def task(*names: str) -> Callable[[type[Task]], type[Task]]:
     """Class decorator: makes the task known to `get_task` and to recipes under these names.
 
-    Running a notebook cell again replaces what it registered before.
-
-    Raises:
-        BadInput: another module has taken a name.
+    Running a notebook cell again replaces what it registered; another module's name is refused.
     """
 
     def register(cls: type[Task]) -> type[Task]:
@@ -200,11 +191,10 @@ def check_split(split: str) -> None:
 def only_split(problems: list[Problem], split: str, test_share: float) -> list[Problem]:
     """Those of the problems that belong to the split, by a hash of the question alone.
 
-    So no question stands in both splits, however and with whatever seed the problems were made;
-    of a question that occurs in several spellings, all go to test where one does.
+    So no question stands in both splits, with whatever seed the problems were made; of one that
+    occurs in several spellings, all go to test where one does.
     """
-    limit = test_share * 2**64
-    tested = {problem.key for problem in problems if _hash(problem.question) < limit}
+    tested = {p.key for p in problems if _hash(p.question) < test_share * 2**64}
     return [problem for problem in problems if (problem.key in tested) is (split == "test")]
 
 
@@ -239,9 +229,8 @@ def judge(
 ) -> dict[str, Any]:
     """How one completion is graded: strict (only inside the tag) and lenient, and why.
 
-    outcome is right, truncated, unparseable or wrong, by the lenient rule: an answer that was
-    cut off is not a wrong one. A summary has `summary_scores` instead of right or wrong; a number
-    has the harness' two scores as well.
+    outcome is right, truncated, unparseable or wrong, by the lenient rule. A summary has
+    `summary_scores` instead; a number has the harness' two scores as well.
     """
     strict = task.grade(problem, text, tags=tag)
     if strict.correct is None:
@@ -285,21 +274,17 @@ def _bare(answer: str) -> str:
 
 
 def summary_scores(text: str, gold: str) -> dict[str, float]:
-    """How long a summary is, and how much of a written one it shares.
-
-    Returns: characters and words of the text and of the gold, their length ratio (in words),
-    and the F1 of rouge1, rouge2 and rougeL (Lin 2004, with stemming, by rouge_score), 0 to 1.
-    """
+    """Lengths of a summary and of a written one, their ratio (in words), and the F1 of rouge1,
+    rouge2 and rougeL (Lin 2004, with stemming, by rouge_score), 0 to 1."""
     words, gold_words = len(text.split()), len(gold.split())
-    lengths = {
-        "characters": len(text),
-        "words": words,
-        "gold_characters": len(gold),
-        "gold_words": gold_words,
-        "length_ratio": words / gold_words if gold_words else 0.0,
-    }
+    lengths = {"characters": len(text), "words": words}
+    lengths |= {"gold_characters": len(gold), "gold_words": gold_words}
     rouge = _rouge_scorer().score(target=gold, prediction=text)
-    return lengths | {name: score.fmeasure for name, score in rouge.items()}
+    return (
+        lengths
+        | {"length_ratio": words / gold_words if gold_words else 0.0}
+        | {name: score.fmeasure for name, score in rouge.items()}
+    )
 
 
 @cache

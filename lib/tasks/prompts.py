@@ -1,6 +1,6 @@
 """Problems become rows for a trainer or an engine: chat messages and what grades them.
 
-make_rows(problems, PROMPT_FORMATS["reasoning"])[0]
+make_rows(problems, "reasoning")[0]
 {"prompt": [{"role": "system", "content": "Respond in the following format: …"},
             {"role": "user", "content": "Janet's ducks lay 16 eggs …"}],
  "answer": "18", "id": "gsm8k/test/0", "question": "Janet's …", "kind": "number", …}
@@ -125,13 +125,8 @@ def make_rows(
     a problem lacks it; numbers of mixed types as floats, other mixed types as text, and lists or
     dicts that differ in what they hold as JSON.
 
-    Args:
-        shots: how many of `examples` (`lib.tasks.few_shot_examples`) stand before the question, as
-            earlier turns. A problem that asks the same as one that is shown is left out.
-
-    Raises:
-        BadInput: fewer examples than shots, or an example without a solution in a format
-            that shows one.
+    The first `shots` of `examples` stand before the question as earlier turns, and are not asked.
+    BadInput where there are fewer, or one lacks the solution that the format shows.
     """
     form = get_format(prompt_format)
     if not 0 <= shots <= len(examples):
@@ -181,16 +176,9 @@ def _meta_column(name: str, problems: Sequence[Problem]) -> list:
 def fitting_rows(
     rows: Sequence[dict], tokenizer: Any, config: Config, completion: int = 0
 ) -> tuple[list[dict], str]:
-    """The rows whose prompt leaves room for a whole completion in max_seq_length, and a note.
-
-    Args:
-        completion: tokens of a completion; 0: max_completion_length.
-
-    Returns: (rows, note); the note says what is left out, and is empty where nothing is.
-
-    Raises:
-        BadInput: no row fits.
-    """
+    """The rows whose prompt leaves room in max_seq_length for a completion (`completion` tokens, or
+    max_completion_length), and a note of what is left out, "" where nothing is. BadInput where no
+    row fits."""
     if not rows:
         return [], ""
     completion = completion or config.max_completion_length
