@@ -13,14 +13,7 @@ import pytest
 
 from lib.config import ROOT, resolve
 from lib.errors import BadInput
-from lib.tasks import (
-    Problem,
-    get_task,
-    gold_text,
-    load_problems,
-    make_rows,
-    problem_notes,
-)
+from lib.tasks import Problem, get_task, gold_text, load_problems, make_rows, problem_notes
 from tests.conftest import CPU
 
 
@@ -255,6 +248,8 @@ def test_chat_messages_are_a_question(tmp_path):
         {"messages": [{"role": "user", "content": "1 + 1?"}]},
         "[{'role': 'system', 'content': '?'}\n {'role': 'user', 'content': '1 + 1?'}]",  # numpy's
         json.dumps([{"role": "user", "content": "1 + 1?"}]),
+        ["1 + 1?"],
+        '["1 + 1?"]',
         str([{"role": "user", "content": "1 + 1?"}]),  # as Python writes it into a CSV
     ],
 )

@@ -34,9 +34,7 @@ from tests.conftest import CPU
 
 GOLDEN = Path(__file__).parent / "data" / "adversarial_rewards.json"
 GOOD = "<think>\n16 - 3 - 4 = 9, and 9 * 2 = 18.\n</think>\n<answer>\n18\n</answer>"
-WRONG = GOOD.replace("\n18\n", "\n20\n")
 REASONED = "<reasoning>\nline one\nline two\n</reasoning>\n<answer>\n18\n</answer>"
-EMPTY = "<think></think><answer></answer>"
 
 
 def built(name: str, **parameters):
@@ -49,10 +47,6 @@ def score(name: str, text, gold="18", kind="number", n_tokens=0, **parameters):
     columns = {"answer": [gold], "kind": [kind], "completion_ids": [list(range(n_tokens))]}
     [value] = built(name, **parameters)(prompts=["?"], completions=[text], **columns)
     return value
-
-
-def tagged(text) -> str:
-    return f"<answer>{text}</answer>"
 
 
 # --- exact values -------------------------------------------------------------------------------
@@ -71,7 +65,12 @@ def test_what_a_reward_pays(case):
         assert half == (pays if pays is None else pays / 2)
 
 
-def test_tags_of_the_recipe_and_the_limit_reach_every_reward():
+def test_weights_parameters_tags_and_the_limit_reach_every_reward():
+    spec = {"correctness": 2, "hard_format": {"weight": 0.5, "full": 3.0}, "mark": {}, "digit": 0}
+    functions, weights = build_rewards(spec)
+    assert weights == [2.0, 0.5, 1.0, 0.0]
+    assert [function.__name__ for function in functions] == list(spec)
+    assert functions[1](completions=[GOOD]) == [3.0]
     names = ("hard_format", "mark", "tag_count", "xmlcount", "soft_format", "strict_format")
     spec = dict.fromkeys((*names, "reward_format"), 1.0)
     functions, _ = build_rewards(spec, think_tag="scratch")
@@ -85,13 +84,23 @@ def test_tags_of_the_recipe_and_the_limit_reach_every_reward():
     assert overlong(completions=["x"], **columns | {"completion_ids": [[1] * 100]}) == [-1.0]
     assert cosine(completions=[GOOD], **columns | {"completion_ids": [[1] * 10]}) == [0.5]
     # A data set without kinds is graded as mathematics.
-    assert built("correctness")(completions=[tagged("$0.5$")], answer=[r"\frac12"]) == [2.0]
+    assert built("correctness")(completions=["<answer>$0.5$</answer>"], answer=[r"\frac12"]) == [
+        2.0
+    ]
 
 
 def test_what_trl_has_is_what_trl_says():
     from trl import rewards as trl
 
-    texts = [GOOD, "no tags", "<think>a</think>b", r"\boxed{18}", r"\boxed{7}", EMPTY, "<think>"]
+    texts = [
+        GOOD,
+        "no tags",
+        "<think>a</think>b",
+        r"\boxed{18}",
+        r"\boxed{7}",
+        "<think></think>",
+        "<think>",
+    ]
     ids = [[n % 3 for n in range(n)] for n in (0, 1, 30, 77, 100, 160, 2)]
     messages = [[{"role": "assistant", "content": text}] for text in texts]
     columns = {"completions": messages, "completion_ids": ids}
@@ -122,15 +131,6 @@ def own_rewards():
     REWARDS.update(before)
 
 
-def test_weights_and_parameters_of_a_recipe():
-    spec = {"correctness": 2, "hard_format": {"weight": 0.5, "full": 3.0}, "mark": {}, "digit": 0}
-    functions, weights = build_rewards(spec)
-    assert weights == [2.0, 0.5, 1.0, 0.0]
-    assert [function.__name__ for function in functions] == list(spec)
-    assert functions[1](completions=[GOOD]) == [3.0]
-
-
-NOT_A_REWARD = "def one(x): return x\n"
 FILE = """
 from lib.rewards import reward
 
@@ -182,11 +182,10 @@ NUMBER = 5
 )
 def test_a_recipe_that_is_wrong_says_so(spec, word, tmp_path, monkeypatch, own_rewards):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.py").write_text(FILE)
-    (tmp_path / "import.py").write_text("import nowhere_at_all")
-    (tmp_path / "exit.py").write_text("raise SystemExit(3)")
-    (tmp_path / "syntax.py").write_text("def short(:\n")
-    (tmp_path / "no.py").write_text(NOT_A_REWARD)
+    files = {"a": FILE, "import": "import nowhere_at_all", "exit": "raise SystemExit(3)"}
+    files |= {"syntax": "def short(:\n", "no": "def one(x): return x\n"}
+    for name, text in files.items():
+        (tmp_path / f"{name}.py").write_text(text)
     with pytest.raises(BadInput, match=word) as error:
         build_rewards(spec)
     assert len(str(error.value).splitlines()) == 1
@@ -282,12 +281,6 @@ async def waiting(completions, **columns):
     return [1.0 / len(completion) for completion in completions]
 
 
-def test_a_right_reward_is_left_as_it_is():
-    assert called([1, None]) == [1.0, None]
-    assert called(np.array([0.5, 1.0])) == [0.5, 1.0]
-    assert called(iter([True, False])) == [1.0, 0.0]
-
-
 @pytest.mark.parametrize(
     ("values", "key", "word"),
     [
@@ -302,7 +295,9 @@ def test_a_right_reward_is_left_as_it_is():
         (lambda: sys.exit(3), "reward-failed", r"SystemExit \(3\) in test_rewards.py"),
     ],
 )  # fmt: skip
-def test_a_wrong_reward_is_told_in_a_sentence(values, key, word):
+def test_a_wrong_reward_is_told_in_a_sentence_and_a_right_one_left_as_it_is(values, key, word):
+    assert called([1, None]) == [1.0, None]
+    assert called(np.array([0.5, 1.0])) == called(iter([0.5, True])) == [0.5, 1.0]
     with pytest.raises(BadInput, match=word) as error:
         called(values)
     assert error.value.key == key
@@ -376,7 +371,7 @@ def all_scores(texts, **gold) -> dict[str, list]:
 
 
 def test_every_reward_pickles_and_takes_messages_and_shows_its_rule():
-    texts = [GOOD, WRONG, "18", ""]
+    texts = [GOOD, GOOD.replace("18", "20"), "18", ""]
     messages = [[{"role": "assistant", "content": text}] for text in texts]
     columns = columns_for(texts)
     for function in [*ALL, *REWARDS.values()]:
@@ -451,48 +446,19 @@ def test_every_gold_answer_scores_full_marks(path, kind, data_dir):
         assert len(pairs) > 4000 and sum(holds(*pair) for pair in pairs) / len(pairs) > 0.995
 
 
-# --- the golden table --------------------------------------------------------------------------
-
-THINK = "<think>\nShe sells 16 - 3 - 4 = 9 eggs. Then she makes 9 * 2 = 18 dollars.\n</think>\n"
-QUESTION = "Janet's ducks lay 16 eggs. She eats 3, bakes 4, sells the rest at $2. How much is it?"
-FORMAT = "Respond in the following format:\n<think>\n...\n</think>\n<answer>\n...\n</answer>\n"
-ADVERSARIAL = {
-    "perfect": THINK + "<answer>\n18\n</answer>",
-    "right without tags": "She sells 16 - 3 - 4 = 9 eggs, and 9 * 2 = 18.",
-    "wrong": THINK + "<answer>\n20\n</answer>",
-    "empty": "",
-    "answer spam": " ".join(map(str, range(1, 31))),
-    "answer spam up to the right one": " ".join(map(str, range(1, 19))),
-    "answer spam in tags": THINK + f"<answer>\n{' '.join(map(str, range(1, 31)))}\n</answer>",
-    "two answers": THINK + "<answer>\n18 or 20\n</answer>",
-    "two answer sections": THINK + "<answer>\n20\n</answer>\n<answer>\n18\n</answer>",
-    "answer only inside the reasoning": THINK,
-    "answer section inside the reasoning": THINK.replace("18 dollars", tagged("18") + " dollars"),
-    "prompt copied back": FORMAT + QUESTION,
-    "tags without content": "<think>\n</think>\n<answer>\n</answer>",
-    "tags around dots": "<think>\n...\n</think>\n<answer>\n...\n</answer>",
-    "tags repeated": (THINK + "<answer>\n18\n</answer>\n") * 4,
-    "right number with wrong unit": THINK + "<answer>\n18 eggs\n</answer>",
-    "right answer after not": THINK + "<answer>\nnot 18\n</answer>",
-    "steps and sums of nothing": (
-        "<think>\n1. Let us see.\n2. 1 + 1 = 2.\n3. Done.\n</think>\n<answer>\n7\n</answer>"
-    ),
-    "the same words again and again": THINK + "so it is " * 40 + "<answer>\n18\n</answer>",
-}
-
-
 def test_adversarial_completions_score_what_was_agreed():
-    """UPDATE_GOLDEN=1 writes the table anew; look at what changed before committing it."""
-    values = all_scores(list(ADVERSARIAL.values()), gold="18")
-    table = {
-        case: {name: round(values[name][i], 6) for name in NAMES}
-        for i, case in enumerate(ADVERSARIAL)
-    }
+    """UPDATE_GOLDEN=1 writes the values anew; look at what changed before committing them."""
+    cases = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    values = all_scores([case["completion"] for case in cases])
+    for i, case in enumerate(cases):
+        pays = {name: round(values[name][i], 6) for name in NAMES}
+        assert pays == case["pays"] or os.environ.get("UPDATE_GOLDEN"), case["case"]
+        case["pays"] = pays
     if os.environ.get("UPDATE_GOLDEN"):
-        GOLDEN.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
-    assert table == golden, "rewards changed: see what UPDATE_GOLDEN=1 changes in " + GOLDEN.name
+        text = json.dumps(cases, indent=1, ensure_ascii=False)
+        GOLDEN.write_text(text + "\n", encoding="utf-8")
     # Counting up never pays like solving, but for `last_number`, as it says of itself.
-    for case in (case for case in ADVERSARIAL if "spam" in case):
-        for name in ("correctness", "reward_accuracy", "partial_credit", "gated_format", "int"):
-            assert table[case][name] < table["perfect"][name]
+    perfect, *others = cases
+    for name in ("correctness", "reward_accuracy", "partial_credit", "gated_format", "int"):
+        for case in (case for case in others if "spam" in case["case"]):
+            assert case["pays"][name] < perfect["pays"][name]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ from lib.tasks import (
     task,
 )
 from lib.tasks.problems import TASKS, only_split
-from lib.tasks.prompts import boxed_spans, unbox
+from lib.tasks.prompts import unbox
 
 
 @pytest.fixture(autouse=True)
@@ -32,10 +33,9 @@ def no_data_dir(monkeypatch):
     monkeypatch.delenv("GRPO_DATA_DIR", raising=False)
 
 
-def write_rows(path: Path, *rows: dict) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+def write_row(path: Path, row: dict) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(row), encoding="utf-8")
 
 
 # Real data sets
@@ -151,32 +151,28 @@ def test_small_sums_are_all_the_sums_and_right():
     assert 0.30 < len(test) / len(gold) < 0.40 and sums.load("test") == test
 
 
-def test_splits_depend_on_the_question_alone():
+def test_splits_depend_on_the_question_alone_and_samples_on_the_seed():
     problems = [Problem(str(i), f"question {i}", "1") for i in range(1000)]
     test = only_split(problems, "test", 0.2)
     assert 160 < len(test) < 240
     assert only_split(problems[::-1], "test", 0.2) == test[::-1]
     assert [p for p in problems if p not in test] == only_split(problems, "train", 0.2)
     assert only_split(problems, "test", 0.0) == only_split(problems, "train", 1.0) == []
-
-
-def test_sampling_is_deterministic_and_keeps_the_order():
-    problems = [Problem(str(i), f"{i}", "1") for i in range(100)]
     chosen = sample_problems(problems, 10, seed=3)
     assert chosen == sample_problems(problems, 10, seed=3) != sample_problems(problems, 10, seed=4)
     assert chosen == sorted(chosen, key=problems.index) and len({p.id for p in chosen}) == 10
     assert sample_problems(problems, None, 0) == sample_problems(problems, 0, 0) == problems
-    for n in (101, -1):
-        with pytest.raises(BadInput, match="there are 100"):
+    for n in (1001, -1):
+        with pytest.raises(BadInput, match="there are 1000"):
             sample_problems(problems, n, 0)
 
 
-CHAIN_SUM = {"dataset": "chain_sum", "min_terms": 2, "max_terms": 2, "max_digits": 2}
+CHAIN_SUM = {"min_terms": 2, "max_terms": 2, "max_digits": 2}
 
 
 def gym(dataset="chain_sum", **parameters):
-    config = CHAIN_SUM if dataset == "chain_sum" else {"dataset": dataset}
-    return get_task("reasoning_gym", {**config, **parameters})
+    config = CHAIN_SUM if dataset == "chain_sum" else {}
+    return get_task("reasoning_gym", {"dataset": dataset, **config, **parameters})
 
 
 def test_reasoning_gym_splits_are_disjoint_whatever_the_seeds():
@@ -199,10 +195,9 @@ def test_reasoning_gym_splits_are_disjoint_whatever_the_seeds():
 
 
 def test_numbers_at_most_bounds_the_numbers_in_the_question():
-    problems = gym(numbers_at_most=20).load("train")
-    expressions = {p.meta["entry"]["metadata"]["expression"] for p in problems}
-    numbers = {int(n) for e in expressions for n in e.split() if n.isdigit()}
-    assert numbers <= set(range(21)) and min(numbers) == 0 and max(numbers) == 20
+    questions = " ".join(problem.question for problem in gym(numbers_at_most=20).load("train"))
+    numbers = {*map(int, re.findall(r"\d+", questions))}
+    assert (min(numbers), max(numbers)) == (0, 20)
     with pytest.raises(BadInput, match="numbers at most 1"):
         gym(min_digits=2, numbers_at_most=1).load("test")
 
@@ -263,7 +258,7 @@ def test_a_task_of_ones_own_in_a_dozen_lines(tmp_path):
             return Problem(id, row["Body"], row["Answer"], {}, self.kind)
 
     try:
-        write_rows(tmp_path / "svamp" / "test.jsonl", {"Body": "2 and 2?", "Answer": "4"})
+        write_row(tmp_path / "svamp" / "test.jsonl", {"Body": "2 and 2?", "Answer": "4"})
         (problem,) = get_task("svamp").load("test", tmp_path)
         assert problem == Problem("svamp/test/0", "2 and 2?", "4", {}, "number")
         assert get_task("svamp").grade(problem, "#### 4").correct
@@ -314,9 +309,7 @@ def test_braces_in_questions_and_solutions_survive():
     assert row["prompt"][2]["content"] == (
         "<reasoning>\n{answer} \\1\n</reasoning>\n<answer>\n{solution}\n</answer>"
     )
-    text = r"\boxed{\frac{1}{2}} and \boxed{3}, \boxed{open"
-    assert [text[a:b] for a, b in boxed_spans(text)] == [r"\frac{1}{2}", "3"]
-    assert unbox(text) == r"\frac{1}{2} and 3, \boxed{open"
+    assert unbox(r"\boxed{\frac{1}{2}} and \boxed{3}, \boxed{op") == r"\frac{1}{2} and 3, \boxed{op"
     assert unbox(r"$\boxed{a \boxed{b}}$") == r"$a \boxed{b}$"
 
 
@@ -388,7 +381,7 @@ def test_a_wrong_name_or_parameter(name, config, sentence):
 
 def test_a_missing_folder_file_or_split(tmp_path, monkeypatch):
     there = tmp_path / "there"
-    write_rows(there / "gsm8k" / "train.jsonl", {"question": "1?", "answer": "1"})
+    write_row(there / "gsm8k" / "train.jsonl", {"question": "1?", "answer": "1"})
     for name, split, folder, word in (
         ("gsm8k", "test", tmp_path / "nowhere", "There is no .*nowhere"),
         ("gsm8k", "test", tmp_path, r"There is no .*gsm8k \("),
@@ -407,9 +400,8 @@ def test_a_missing_folder_file_or_split(tmp_path, monkeypatch):
 
 
 def in_a_process(code: str, *flags: str, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, *flags, "-c", code]
-    environment = {"PATH": os.environ["PATH"], **environment}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    given = dict(cwd=ROOT, env={"PATH": os.environ["PATH"], **environment}, text=True)
+    return subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, **given)
 
 
 def test_an_unreachable_hub_says_how_to_go_on_without_it(tmp_path):
