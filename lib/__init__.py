@@ -8,7 +8,7 @@ tasks/                             data sets become problems, problems become pr
 rewards/                           what a completion is paid, by rule
 judge                              a language model behind an API as one more reward
 memory                             what a run takes, planned before it starts
-embedded, templates, adapters      the model that comes with a package; what a model must have
+embedded, adapters                 the model that comes with a package; what an adapter must have
 models, engines                    a policy to train; completions from vLLM or transformers
 proof, preflight                   does the engine sample from the policy; is there a signal
 plots/                             figures and widgets

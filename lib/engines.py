@@ -23,7 +23,7 @@ from lib.errors import BadInput
 from lib.hardware import cap_gpu_memory
 from lib.process import random_state, set_random_state
 from lib.stack import LORA_RANKS, raise_if_memory
-from lib.templates import ready_tokenizer
+from lib.tasks.prompts import ready_tokenizer
 
 ALONE, ALONE_T4 = 0.9, 0.85  # of the card's memory, for an engine with nothing beside it
 Messages = list[dict[str, str]]

@@ -20,7 +20,7 @@ from lib.files import read_json, written_whole
 from lib.hardware import cap_gpu_memory
 from lib.memory import read_shape, settled
 from lib.stack import choose_backend, raise_if_memory
-from lib.templates import ready_tokenizer
+from lib.tasks.prompts import ready_tokenizer
 
 EMBEDDED = "embedded"
 LINEAR_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

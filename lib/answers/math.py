@@ -430,17 +430,22 @@ def _ascending(relation: Relation) -> Relation:
 # --- parts of the real line ---------------------------------------------------------------------
 
 
+_LOW, _HIGH = constant(-math.inf), constant(math.inf)
+
+
 class _Line:
     """The real line as far as two answers tell it apart: 1, 3, 5, … are their ends, and 0, 2, 4, …
     the gaps between. A part of the line is a set of these."""
 
     def __init__(self, mine: Node, gold: Node):
-        theirs = [*_ends(gold), constant(-math.inf), constant(math.inf)]
-        ends = {end: end.points[0] for end in theirs}
+        numbers = {end: end.points[0] for end in (*_ends(gold), _LOW, _HIGH)}
+        theirs = {number: end for end, number in numbers.items()}
         for end in _ends(mine):
-            ends[end] = next((t.points[0] for t in theirs if same_value(end, t)), end.points[0])
-        order = sorted(set(ends.values()))
-        self.places = {end: 2 * order.index(number) + 1 for end, number in ends.items()}
+            number = end.points[0]
+            alike = (n for n, other in theirs.items() if same_value(end, other))
+            numbers[end] = number if number in theirs else next(alike, number)
+        order = sorted(set(numbers.values()))
+        self.places = {end: 2 * order.index(number) + 1 for end, number in numbers.items()}
         self.whole = frozenset(range(2, 2 * len(order) - 1))
 
     def interval(self, low: Node, high: Node, brackets: str = "[]") -> frozenset[int]:

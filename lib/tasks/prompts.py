@@ -1,4 +1,5 @@
-"""Problems become rows for a trainer or an engine: chat messages and what grades them.
+"""Problems become rows for a trainer or an engine: chat messages and what grades them; and a
+tokenizer is made ready to write such messages as text.
 
 make_rows(problems, "reasoning")[0]
 {"prompt": [{"role": "system", "content": "Respond in the following format: …"},
@@ -10,11 +11,13 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lib.answers import closing_brace
 from lib.config import Config
 from lib.errors import BadInput, nearest
+from lib.files import read_json
 from lib.tasks.problems import Problem
 
 ROW_COLUMNS = ("prompt", "answer", "id", "question", "kind")
@@ -222,3 +225,68 @@ def boxed_spans(text: str) -> list[tuple[int, int]]:
         if end >= 0 and (not spans or match.start() > spans[-1][1]):
             spans.append((match.end(), end))
     return spans
+
+
+# --- a tokenizer made ready ---------------------------------------------------------------------
+# Some templates refuse or drop a system message, or begin the model's turn with <think>, which no
+# completion then holds, so that rewards for format would never see it.
+
+# Put before a template: the system message becomes the beginning of the first turn.
+_FOLD_SYSTEM = (
+    "{%- if messages[0]['role'] == 'system' and messages|length > 1 -%}"
+    "{%- set messages = [{'role': messages[1]['role'], 'content': messages[0]['content'] + '\n\n'"
+    " + messages[1]['content']}] + messages[2:] -%}{%- endif -%}"
+)
+_SYSTEM = "Answer in one word."
+_OPENED = re.compile(r"<(?:think|thought|reason|analysis|scratch)\w*>\s*$")  # and no <assistant>
+
+
+def ready_tokenizer(tokenizer: Any, folder: Path) -> Any:
+    """The tokenizer of the model in `folder`, changed in place, for training, evaluation and export
+    alike. BadInput: no chat template, one that cannot be used, or tokens without an embedding."""
+    tokenizer.padding_side = "left"  # completions start at the same place in a batch
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    _check_embeddings(tokenizer, folder)
+    template, way_out = tokenizer.chat_template, f"write one to {folder / 'chat_template.jinja'}"
+    if isinstance(template, dict):  # several by name
+        template = template.get("default")
+    if not template:
+        said = f"The model in {folder} has no chat template, by which a prompt becomes text"
+        hint = f"choose its instruct version, or {way_out}"
+        raise BadInput(f"{said}: {hint}.", "no-chat-template")
+    tokenizer.chat_template = template
+    if _SYSTEM not in _probed(tokenizer):
+        tokenizer.chat_template = _FOLD_SYSTEM + template
+    if opened := _OPENED.search(_probed(tokenizer)):
+        head, begins, tail = tokenizer.chat_template.rpartition("add_generation_prompt")
+        tail = re.sub(rf"{opened[0].rstrip()}(\\n|\n)*", "", tail)
+        tokenizer.chat_template = head + begins + tail
+    prompt = _probed(tokenizer)
+    if _SYSTEM not in prompt or _OPENED.search(prompt):
+        said = f"The chat template of the model in {folder} leaves out the system message or opens"
+        said += " the reasoning's tag itself, and could not be changed"
+        raise BadInput(f"{said}: {way_out}.", "chat-template")
+    return tokenizer
+
+
+def _probed(tokenizer: Any) -> str:
+    """A prompt as the template writes it; "" where the template refuses it."""
+    from jinja2 import TemplateError
+
+    messages = [_says("system", _SYSTEM), _says("user", "Name a colour.")]
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError:
+        return ""
+
+
+def _check_embeddings(tokenizer: Any, folder: Path) -> None:
+    file = folder / "config.json"
+    shape = read_json(file) if file.is_file() else {}
+    rows = shape.get("text_config", shape).get("vocab_size")
+    extra = [(i, token) for token, i in tokenizer.get_added_vocab().items() if rows and i >= rows]
+    if extra:
+        number, token = min(extra)
+        said = f"The tokenizer in {folder} has the token {token!r} with id {number} and the model"
+        hint = "resize the model's embeddings and save it, or remove the token"
+        raise BadInput(f"{said} embeddings for {rows}: {hint}.", "tokens-without-embeddings")
