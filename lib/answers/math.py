@@ -183,11 +183,8 @@ _UNIT = re.compile(
     r"""(?<=[\d)}\].])
     (?:\ [mglshLV]                     # 5 m, but 5m has a variable
       |\ ?(?:(?:sq(?:uare|\.)?|cubic|cu\.?)\ ?)?
-       (?:degrees?|rad(?:ians?)?|dollars?|cents?|euros?|pounds?|lbs?|ounces?|oz|pct
-         |(?:centi|milli|kilo)?(?:met(?:er|re)s?|lit(?:er|re)s?|grams?)|[ckm]m|[km]g|ml
-         |mi(?:les?)?|mph|feet|foot|ft|in(?:ch(?:es)?)?|yards?|yd|tons?|gallons?
-         |sec(?:onds?)?|min(?:utes?)?|(?:hou|h)rs?|days?|weeks?|months?|years?
-         |units?|ways?|square|[ap]\.?m\.?|[A-Za-z]{4,30}))
+       (?:rad|lbs?|oz|pct|[ckm]m|[km]g|ml|mi|mph|ft|in|yd|ton|sec|min|hrs?|day|way
+         |[ap]\.?m\.?|[A-Za-z]{4,30}))
     (?:\ ?(?:\^\ ?\{?\ ?[23]\ ?\}?|squared|cubed|(?:per|/)\ ?[A-Za-z]{1,30})){0,3}
     (?=\ ?(?:,|$))""",
     re.VERBOSE,
@@ -237,12 +234,14 @@ def same_math(mine: str, gold: str) -> bool | None:
     a, b = one_spelling(mine), one_spelling(gold)
     if mine == gold or "".join(a.split()) == "".join(b.split()):
         return True
-    if _LETTERS.fullmatch(a) and _LETTERS.fullmatch(b) and _bare_letters(a) == _bare_letters(b):
+    if all(map(_LETTERS.fullmatch, (a, b))):
+        letters, others = (re.sub(r"[\W_]", "", text).lower() for text in (a, b))
+        if letters == others:
+            return True
+    p, q = (read_number(answer, units=False) for answer in (a, b))
+    if p is not None and p == q:
         return True
-    numbers = [read_number(answer, units=False) for answer in (a, b)]
-    if numbers[0] is not None and numbers[0] == numbers[1]:
-        return True
-    for answer, other in ((a, numbers[1]), (b, numbers[0])):
+    for answer, other in ((a, q), (b, p)):
         if other is not None and _DECIMAL_COMMA.fullmatch(answer):  # 1,5 beside 1.5 is no list
             return read_number(answer) == other
     x, y = read_answer(a), read_answer(b)
@@ -275,10 +274,6 @@ def is_list(answer: str) -> bool:
     """Whether an answer as written is a plain list or a set."""
     node = read_answer(one_spelling(answer))
     return isinstance(node, Sequence) and node.open in ("", "{")
-
-
-def _bare_letters(text: str) -> str:
-    return re.sub(r"[\W_]", "", text).lower()
 
 
 def _is_angle(one: str, other: str) -> bool:
@@ -404,12 +399,13 @@ def _same_relation(mine: Node, gold: Node) -> bool | None:
         if solved:
             return same_answer(mine, solved[1])
         return False if _is_equation(gold) or isinstance(mine, Value) else None
-    a, b = _ascending(mine), _ascending(gold)
-    if a.signs == b.signs and _ordered(a.sides, b.sides):
-        return True
+    flipped = tuple(_FLIPPED.get(sign, sign) for sign in reversed(mine.signs))
+    for sides, signs in ((mine.sides, mine.signs), (mine.sides[::-1], flipped)):
+        if signs == gold.signs and _ordered(sides, gold.sides):
+            return True
     if _is_equation(mine) and _is_equation(gold):
         a, b = _solved(mine), _solved(gold)
-        if a and b and (same_answer(a[0], b[0]) or (_is_formula(a[1]) and _is_formula(b[1]))):
+        if a and b and (same_answer(a[0], b[0]) or all(map(_is_formula, (a[1], b[1])))):
             return same_answer(a[1], b[1])
     return None
 
@@ -417,14 +413,6 @@ def _same_relation(mine: Node, gold: Node) -> bool | None:
 def _is_formula(node: Node) -> bool:
     """Whether a right side is a formula with variables, so that y = 2x may be f(x) = 2x."""
     return isinstance(node, Value) and not node.is_constant and not node.literal
-
-
-def _ascending(relation: Relation) -> Relation:
-    """The same chain written with < and ≤."""
-    if relation.signs[0] in (">", r"\ge"):
-        signs = tuple(_FLIPPED.get(sign, sign) for sign in reversed(relation.signs))
-        return Relation(tuple(reversed(relation.sides)), signs)
-    return relation
 
 
 # --- parts of the real line ---------------------------------------------------------------------
