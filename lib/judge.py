@@ -40,8 +40,9 @@ _MARK = re.compile(r"Mark:\s*(10|\d)(?![\d.])")
 
 @dataclass(eq=False)
 class Judge:
-    """
-    Args:
+    """The endpoint's marks; each answer is asked for once.
+
+    Attributes:
         rubric: what a good answer is.
         max_cost: in the currency of the prices; BadInput for the next mark when it is spent (those
             `at_once` under way still come). 0: no limit.
@@ -71,10 +72,8 @@ class Judge:
     def client(self) -> Any:
         from openai import OpenAI
 
-        key = os.environ.get("JUDGE_API_KEY", "none")
-        return OpenAI(
-            base_url=self.url, api_key=key, max_retries=self.retries, timeout=self.timeout
-        )
+        given = dict(max_retries=self.retries, timeout=self.timeout)
+        return OpenAI(base_url=self.url, api_key=os.environ.get("JUDGE_API_KEY", "none"), **given)
 
     def __call__(self, prompts: list, completions: list, answer: Any = None, **_: Any) -> list:
         texts = completion_texts(completions)
@@ -96,22 +95,13 @@ class Judge:
         if key in self.marks:
             return self.marks[key]
         if self.max_cost and self.spent >= self.max_cost:
-            raise BadInput(
-                f"The judge has cost {self.spent:.2f} of max_cost {self.max_cost}: raise it to go "
-                f"on; what was graded is kept.",
-                key="judge-cost",
-            )
+            said = f"The judge has cost {self.spent:.2f} of max_cost {self.max_cost}"
+            raise BadInput(f"{said}: raise it to go on; what was graded is kept.", "judge-cost")
+        asked = {"messages": [{"role": "user", "content": text}], "max_tokens": 200}
         try:
-            reply = self.client.chat.completions.create(
-                model=self.model,
-                messages=[{"role": "user", "content": text}],
-                temperature=0,
-                max_tokens=200,
-            )
+            reply = self.client.chat.completions.create(model=self.model, temperature=0, **asked)
         except openai.AuthenticationError as error:
-            raise BadInput(
-                "The judge refuses the key in JUDGE_API_KEY.", key="judge-key"
-            ) from error
+            raise BadInput("The judge refuses the key in JUDGE_API_KEY.", "judge-key") from error
         except openai.OpenAIError:
             return None  # not kept: it may answer the next time
         marks = _MARK.findall(reply.choices[0].message.content or "")
