@@ -85,7 +85,8 @@ _AND_NOT = re.compile(r"(?:,|\sand|\sbut)\snot\s\W?\d[\d.,]*+\W*$")
 def arithmetic(text: str) -> str | None:
     """A text that is arithmetic and nothing else, with * for ×."""
     text = _LATEX_OF_SUM.sub("", plain_characters(text[:MAX_ANSWER]).strip(" $.*"))
-    text = re.sub(r"\\(?:times|cdot|div)(?![a-z])|(?<=\d)\s?x\s?(?=\d)", "*", text)
+    text = re.sub(r"\\(?:times|cdot)(?![a-z])|(?<=\d)\s?x\s?(?=\d)", "*", text)
+    text = re.sub(r"\\div(?![a-z])", "/", text)
     return text if _SUM.fullmatch(text) else None
 
 
