@@ -13,7 +13,8 @@ import random
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from lib.config import ROOT, Config
 from lib.errors import BadInput, nearest
@@ -57,22 +58,18 @@ def get_task(name: str, config: dict | None = None) -> Task:
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in config:
             raise BadInput(f"Task {name!r} needs the parameter {key!r}: add it to its config.")
-        if key in config and key in types and not _is_a(config[key], types[key]):
-            value, wanted = config[key], getattr(parameter.annotation, "__name__", types[key])
-            hint = ", without quotes" if wanted in ("int", "float", "bool") else ""
-            said = f"{key} of task {name!r} is {value!r}, a {type(value).__name__}"
-            raise BadInput(f"{said}: give a {wanted}{hint}.", "type")
+        try:
+            if key in config and key in types:
+                TypeAdapter(types[key], config=_STRICT).validate_python(config[key])
+        except ValidationError as error:
+            wanted = error.errors()[0]["msg"].removeprefix("Input should be ")
+            hint = ", without quotes" if isinstance(config[key], str) else ""
+            said = f"{key} of task {name!r} is {config[key]!r}"
+            raise BadInput(f"{said}: it should be {wanted}{hint}.", "type") from None
     return cls(**config)
 
 
-def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a value is of an annotated type, as far as that is simple; a bool is no number."""
-    kinds = typing.get_args(kind) or (kind,)
-    if not all(isinstance(one, type) and not typing.get_args(one) for one in kinds):
-        return True
-    if isinstance(value, bool):
-        return bool in kinds
-    return isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+_STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
 
 def sample_problems(problems: Sequence[Problem], n: int | None, seed: int) -> list[Problem]:
