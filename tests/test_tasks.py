@@ -416,8 +416,9 @@ def test_importing_loads_nothing_heavy_and_says_nothing(tmp_path):
     code = (
         "import sys, lib.rewards; heavy = {'torch', 'datasets', 'reasoning_gym', 'sympy', 'numpy', "
         "'rouge_score', 'transformers', 'trl'} & set(sys.modules); assert not heavy, heavy; "
-        "lib.tasks.get_task('reasoning_gym')"
+        "import matplotlib.pyplot, sympy; "  # what is compiled from here on is reasoning_gym
+        f"sys.pycache_prefix = {str(tmp_path)!r}; lib.tasks.get_task('reasoning_gym')"
     )
-    done = in_a_process(code, "-X", f"pycache_prefix={tmp_path}", "-W", "always")
+    done = in_a_process(code, "-W", "always")
     assert done.returncode == 0, done.stderr
     assert "SyntaxWarning" not in done.stderr

@@ -123,7 +123,7 @@ def number_in(place: str, where: str) -> str | None:
         stated = [side for side in sides if read_number(side) is not None]
         if len(set(map(read_number, stated))) < 2:  # 16 = 17 = 18 are guesses
             one = stated[0] if stated and sides[-1] not in stated else sides[-1]
-            numbers = find_numbers(one) or numbers
+            numbers, rest = find_numbers(one) or numbers, after_number(one)
         leads = True
     if not numbers:
         return None
