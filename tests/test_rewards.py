@@ -29,7 +29,6 @@ from lib.rewards import (
     rules,
     with_name,
 )
-from lib.rewards.rules import equations, holds
 from tests.conftest import CPU
 
 GOLDEN = Path(__file__).parent / "data" / "adversarial_rewards.json"
@@ -366,8 +365,7 @@ def columns_for(texts, gold="18", kind="number") -> dict:
 
 
 def all_scores(texts, **gold) -> dict[str, list]:
-    columns = columns_for(texts, **gold)
-    return {f.__name__: f(completions=texts, **columns) for f in ALL}
+    return {f.__name__: f(completions=texts, **columns_for(texts, **gold)) for f in ALL}
 
 
 def test_every_reward_pickles_and_takes_messages_and_shows_its_rule():
@@ -427,23 +425,15 @@ def test_a_long_text_of_anything_is_survived(piece):
         assert values["correctness"] == [0.0, 0.0, 0.0]
 
 
-# --- real gold answers -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("path", "kind"), [("gsm8k", "number"), ("math500", "math")])
-def test_every_gold_answer_scores_full_marks(path, kind, data_dir):
-    lines = (data_dir / path / "test.jsonl").read_text(encoding="utf-8").splitlines()
-    solutions = [json.loads(line)["answer"] for line in lines]
-    golds = [solution.rpartition("####")[2].strip() for solution in solutions]
-    texts = [f"<think>\nSo it is.\n</think>\n<answer>\n{gold}\n</answer>" for gold in golds]
-    for name, marks in {"gated_format": 0.5, "partial_credit": 1.0}.items():
-        values = built(name)(completions=texts, answer=golds, kind=[kind] * len(golds))
-        assert [g for g, value in zip(golds, values, strict=True) if value != marks] == [], name
-    if kind == "math":  # each would pass the gate as a wrong answer, too
-        assert all(map(rules.reads_as_math, golds))
-    else:  # GSM8K marks its sums, <<16-3-4=9>>: a list of true equations
-        pairs = [pair for solution in solutions for pair in equations(solution)]
-        assert len(pairs) > 4000 and sum(holds(*pair) for pair in pairs) / len(pairs) > 0.995
+def test_gold_answers_read_as_math_and_gsm8ks_sums_hold(data_dir):
+    lines = {
+        name: (data_dir / name / "test.jsonl").read_text(encoding="utf-8").splitlines()
+        for name in ("gsm8k", "math500")
+    }
+    assert all(rules.reads_as_math(json.loads(line)["answer"]) for line in lines["math500"])
+    # GSM8K marks its sums, <<16-3-4=9>>: a list of true equations.
+    pairs = [p for line in lines["gsm8k"] for p in rules.equations(json.loads(line)["answer"])]
+    assert len(pairs) > 4000 and sum(rules.holds(*p) for p in pairs) / len(pairs) > 0.995
 
 
 def test_adversarial_completions_score_what_was_agreed():
