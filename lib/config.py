@@ -176,12 +176,9 @@ def resolve(
     parameters: Mapping[str, Any] | None = None,
     hardware: Hardware | None = None,
 ) -> Config:
-    """The effective configuration. GRPO_RUN and GRPO_OUTPUT_DIR stand in for `run` and `output_dir`
-    where no parameter sets them.
-
-    Args:
-        recipe: a name in notebooks/recipes, a path, or None for plain defaults.
-        parameters: what was given explicitly; None values count as not given.
+    """The effective configuration of a recipe (a name in notebooks/recipes, a path, or None for
+    plain defaults) with parameters, where None counts as not given. GRPO_RUN and GRPO_OUTPUT_DIR
+    stand in for `run` and `output_dir` where no parameter sets them.
 
     Raises:
         BadInput: an unknown key, a wrong type or an impossible value or pair.

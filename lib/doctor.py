@@ -55,11 +55,8 @@ note = partial(BadInput, stops=False)  # of what a run can live with
 
 
 def check_inputs(config: Config, run: Run) -> None:
-    """Rewards, data, model, memory and disk, the quickest first.
-
-    Raises:
-        BadInput: for the first that does not work.
-    """
+    """Rewards, data, model, memory and disk, the quickest first; raises BadInput for the first that
+    does not work."""
     recipe_rewards(config)
     get_format(config.prompt_format)
     check_fills_a_step(load_problems(config)[1], config)
@@ -230,11 +227,8 @@ def rewards_hold(
 
 
 def length(lengths: Sequence[int], config: Config) -> Iterator[BadInput]:
-    """How many completions are cut off at L = max_completion_length, 1.5 L and 2 L.
-
-    Args:
-        lengths: tokens of completions that had 2 L to end in.
-    """
+    """How many completions, which had 2 L tokens to end in, are longer than L =
+    max_completion_length, 1.5 L and 2 L."""
     limit = config.max_completion_length
     shares = {k: sum(n >= k * limit for n in lengths) / len(lengths) for k in (1, 1.5, 2)}
     if shares[1] <= CUT:
@@ -278,11 +272,8 @@ Stage = tuple[str, list[BadInput]]
 
 
 def examine(config: Config, deep: bool = True) -> Iterator[Stage]:
-    """The stages in order, each with what it found; a stage that stops a run is the last.
-
-    Args:
-        deep: whether to load the model: prompts, a few completions, two steps with the proof.
-    """
+    """The stages in order, each with what it found; a stage that stops a run is the last. `deep`
+    loads the model: prompts, a few completions, two steps with the proof."""
     stages = {
         "stack": _stack,
         "rewards, data, model, memory, disk": _inputs,

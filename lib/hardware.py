@@ -67,11 +67,8 @@ class Hardware:
 
 
 def detect_hardware(cap: float = 0.0) -> Hardware:
-    """This machine, by asking the driver and the operating system (torch is not imported).
-
-    Args:
-        cap: GiB of GPU memory to count at most; 0 counts all.
-    """
+    """This machine, by asking the driver and the operating system, not torch; of its GPU's memory
+    `cap` GiB at the most (0: all)."""
     gpu, gpu_memory, capability = _query_gpu()
     gpu_memory = min(gpu_memory, cap or gpu_memory)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -112,10 +109,8 @@ def gpu_memory_taken() -> float:
 
 
 def cap_gpu_memory(cap: float, utilization: float) -> float:
-    """Hold this process's torch to `cap` GiB of the GPU; vLLM's share of the whole card for it.
-
-    So a large card shows what a 16 GB one would do. Without a cap nothing is held.
-    """
+    """Hold this process's torch to `cap` GiB of the GPU (0: all), so that a large card shows what a
+    16 GB one would do; vLLM's share of the whole card for it."""
     whole = detect_hardware().gpu_memory
     if not cap or cap >= whole:
         return utilization
@@ -126,10 +121,8 @@ def cap_gpu_memory(cap: float, utilization: float) -> float:
 
 
 def gpu_environment(capability: float) -> dict[str, str]:
-    """Environment variables that a card wants, to be set before Unsloth loads a model.
-
-    Below 8.0 FlashInfer has no kernels, and Unsloth asks for its sampler where it can be compiled.
-    """
+    """What a card wants set before Unsloth loads a model: below 8.0 FlashInfer has no kernels, and
+    Unsloth asks for its sampler where it can be compiled."""
     if not 0 < capability < 8.0:
         return {}
     return {"UNSLOTH_VLLM_NO_FLASHINFER": "1", "VLLM_USE_FLASHINFER_SAMPLER": "0"}

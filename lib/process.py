@@ -25,9 +25,7 @@ from lib.hardware import GIB, detect_hardware, gpu_environment
 
 # Loggers that warn of what is no fault here: compiled parts for hardware that is not there.
 CHATTY = (
-    "torchao",
-    "torch.utils._pytree",
-    "bitsandbytes.backends.cpu.ops",
+    *("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops"),
     "vllm.triton_utils.importing",
 )
 _SET: dict[str, str] = {}  # environment that `quiet_process` has set
@@ -38,11 +36,8 @@ STACK = (
 
 
 def quiet_process(run: Any) -> None:
-    """Environment of this process and its children, for libraries not yet imported.
-
-    Args:
-        run: its folder takes what libraries write.
-    """
+    """Environment of this process and its children, for libraries not yet imported, which write
+    into the run's folder."""
     hardware = detect_hardware()
     cores = str(hardware.cores)
     settings = {
@@ -115,10 +110,8 @@ def commit() -> str:
 
 
 def peak_memory() -> float:
-    """The most memory that was resident in this process, in GiB.
-
-    Not `getrusage`'s, which a new process takes over from the one that started it.
-    """
+    """The most GiB that were resident in this process; not `getrusage`'s, which a new process takes
+    over from the one that started it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     highest = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
     return int(highest) * 1024 / GIB
@@ -197,10 +190,7 @@ class Progress(tqdm):
         )
 
     def update(self, done: int, note: str = "") -> None:
-        """
-        Args:
-            done: of all steps; a resumed job does not start at 0.
-        """
+        """`done` of all steps; a resumed job does not start at 0."""
         self.set_postfix_str(note, refresh=False)
         if not self.begun:
             self.begun, self.initial, self.n = True, done, done

@@ -210,11 +210,8 @@ def configure(options: argparse.Namespace, given: dict[str, Any]) -> Config:
 
 
 def choose_notebooks(config: Config, only: list[str] | None = None) -> list[str]:
-    """The notebooks of a recipe in order; a learned reward is trained before it is looked at.
-
-    Args:
-        only: numbers or names of those that are asked for.
-    """
+    """The notebooks of a recipe in order, or `only` these (numbers or names); a learned reward is
+    trained before it is looked at."""
     learns = any(not reward.path for reward in learned_rewards(config))
     chain = [CHAIN[0], REWARD_MODEL, *CHAIN[1:]] if learns else list(CHAIN)
     if only is None:
@@ -294,11 +291,8 @@ def run_notebook(
     watch: "Watch | None" = None,
     config: Config | None = None,
 ) -> int:
-    """Execute one notebook into the run folder; 0, or the exit code of its failure.
-
-    Args:
-        config: has it run in `num_processes` processes.
-    """
+    """Execute one notebook into the run folder; 0, or the exit code of its failure. With a
+    configuration, in its `num_processes` processes."""
     run.notebooks.mkdir(exist_ok=True)
     watch, kernels = watch or Watch(name, run), Kernels()
     with watch, kernels.interrupted():
@@ -317,14 +311,10 @@ def run_notebook(
 
 class Kernels:
     """To those at work the first Ctrl-C (or a SIGTERM) is passed on, which does not reach their
-    sessions, so that the notebook can shut down cleanly; the second one is Python's.
+    sessions, so that the notebook can shut down cleanly; the second one is Python's."""
 
-    Attributes:
-        code: the exit code by the signal that came; 0 while none has.
-        parent: the process whose children they are; None: this one.
-    """
-
-    code, parent = 0, None
+    code = 0  # the exit code by the signal that came
+    parent: int | None = None  # the process whose children they are; None: this one
 
     @contextmanager
     def interrupted(self) -> Iterator[None]:
@@ -427,14 +417,11 @@ def notebook(arguments: Sequence[str]) -> int:
 
 
 class Watch:
-    """Shows one line while a notebook's kernel works; notes its time and memory.
+    """Shows one line while a notebook's kernel works; notes its `seconds`, and its `peak`, the most
+    bytes that its processes held together.
 
     Args:
         usual: seconds that this notebook usually takes, and each of those after it; 0: unknown.
-
-    Attributes:
-        seconds: that it took.
-        peak: bytes, the most that its processes held together.
     """
 
     def __init__(self, label: str, run: Run, usual: Sequence[float] = (0,)):

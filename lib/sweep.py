@@ -63,11 +63,8 @@ Scores = Mapping[str, Mapping[str, float]]  # arm → problem → score
 
 
 def read_sweep(path: Path, keys: Mapping[str, Any] = KEYS) -> dict[str, Any]:
-    """The file's keys: `recipes` as paths, `parameters` as `fixed` and `varied`.
-
-    Raises:
-        BadInput: an unknown key, or a value of the wrong type.
-    """
+    """The file's keys: `recipes` as paths, `parameters` as `fixed` and `varied`. Raises BadInput
+    for an unknown key, or a value of the wrong type."""
     if not path.is_file():
         raise BadInput(f"There is no file {path}: give the sweep's YAML file.", "no-sweep")
     given = read_recipe(path)
@@ -148,11 +145,8 @@ def arm_of(words: list[str]) -> tuple[Config, list[str], Run]:
 
 
 def plan(arms: Arms) -> dict[str, tuple[Path, bool]]:
-    """Run name → its folder, and whether it is finished.
-
-    Raises:
-        BadInput: for the first run that could not start.
-    """
+    """Run name → its folder, and whether it is finished; raises BadInput for the first run that
+    could not start."""
     planned, checked = {}, set()
     for name, words in arms.items():
         try:
@@ -178,11 +172,8 @@ def is_done(words: list[str]) -> bool:
 
 
 def start(words: list[str], gpu: str = "") -> tuple[subprocess.Popen, Path]:
-    """A run's process, which ends with this one however this one ends, and its log.
-
-    Raises:
-        BadInput: another process has the run ("run-in-use").
-    """
+    """A run's process, which ends with this one however this one ends, and its log. Raises BadInput
+    ("run-in-use") where another process has the run."""
     config, _, run = arm_of(words)
     begun = is_begun(config)
     hold(run.folder)
@@ -250,11 +241,8 @@ def run_arm(words: list[str]) -> str:
 
 
 def connect(address: str) -> tuple[Any, Callable]:
-    """Ray, and what has a function of this module called on the cluster.
-
-    Raises:
-        BadInput: Ray is not installed, or there is no cluster.
-    """
+    """Ray, and what has a function of this module called on the cluster. Raises BadInput where Ray
+    is not installed, or there is no cluster."""
     try:
         import ray
     except ImportError:
@@ -353,14 +341,12 @@ def run_sweep(path: Path, address: str | None) -> int:
 
 
 def compare(scores: Scores, alpha: float, margin: float = 0.0) -> list[dict[str, Any]]:
-    """A row an arm, the leader first: its mean, how far it is behind, and whether it stays.
+    """A row an arm, the leader first: its mean, how far it is behind, and whether it stays. Raises
+    BadInput where arms were not asked the same problems.
 
     Args:
         alpha: the chance that one arm leaves though it is better than the leader by `margin` or
             more; 0: the better half stays.
-
-    Raises:
-        BadInput: the arms were not asked the same problems.
     """
     order = sorted(scores, key=lambda arm: -fmean(scores[arm].values()))
     leader, half = scores[order[0]], math.ceil(len(order) / 2)
@@ -419,11 +405,8 @@ def contest(
 
 
 def find_rungs(race: Mapping[str, Any], configs: Sequence[Config], arms: int) -> list[int]:
-    """Steps after which arms are compared; the last is max_steps.
-
-    Raises:
-        BadInput: the arms differ in max_steps, have no validation, or a rung is no step of theirs.
-    """
+    """Steps after which arms are compared; the last is max_steps. Raises BadInput where arms differ
+    in it, have no validation, or a rung is no step of theirs."""
     [*steps] = {config.max_steps for config in configs}
     if len(steps) > 1 or not all(config.validation_steps for config in configs):
         raise BadInput(
