@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
 def improve(config: Config, run: Run) -> dict:
     """Base against trained, as `lib.evaluation.compare.compare`."""
     # It imports torch, whose libraries `open_run` has asked for silence.
-    from lib.training.run import make_trainer, save_trained, train
+    from lib.training import make_trainer, save_trained, train
 
     task, training, problems, examples = load_problems(config)
     rows, tests = (

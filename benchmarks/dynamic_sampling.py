@@ -50,9 +50,9 @@ from lib.runs import (  # noqa: E402
 from lib.stats import mean_with_error  # noqa: E402
 from lib.tasks import load_problems  # noqa: E402
 from lib.tasks.prompts import make_rows  # noqa: E402
+from lib.training import make_trainer, train  # noqa: E402
+from lib.training.callbacks import set_aside  # noqa: E402
 from lib.training.rollouts import ALIKE, choose_rows  # noqa: E402
-from lib.training.run import make_trainer, train  # noqa: E402
-from lib.training.validation import set_aside  # noqa: E402
 from lib.training.warm_up import warm_up  # noqa: E402
 
 SMALL = {
@@ -142,7 +142,7 @@ def figures(config: Config, run: Run) -> dict[str, float]:
 
     tokens_before, started = 0, time.process_time()
     if config.drop_dead or config.curriculum != "none":
-        engine = VllmEngine(config, policy.folder, share=config.vllm_gpu_memory_utilization)
+        engine = VllmEngine.start(config, policy.folder, share=config.vllm_gpu_memory_utilization)
         found, samples = preflight(engine, rows, rewards, weights, config, task, training)
         engine.close()
         keep(found, run)

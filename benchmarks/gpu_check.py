@@ -86,7 +86,7 @@ def policy() -> None:
         ]
         sample = partial(sample_by_unsloth, policy.model, prompts)
         if not hasattr(policy.model, "vllm_engine"):
-            engine = RolloutEngine(config, policy)
+            engine = RolloutEngine.start(config, policy)
             engine.trainer = SimpleNamespace(model=policy.model)
             sample = partial(engine.sample, prompts)
         gaps = measure_gaps(policy.model, sample)
@@ -115,8 +115,8 @@ def train(config: Config) -> list[dict]:
     from lib.models import load_policy
     from lib.rewards import recipe_rewards
     from lib.tasks import load_problems, make_rows
-    from lib.training.run import make_trainer, save_trained
-    from lib.training.run import train as train_on
+    from lib.training import make_trainer, save_trained
+    from lib.training import train as train_on
 
     run = open_run(config)
     with hushed(run):
@@ -162,7 +162,7 @@ def adapters() -> None:
                     if "lora_B" in name:
                         weight.normal_(std=0.02)
             model.save_pretrained(f"{place}/{seed}")
-        engine = VllmEngine(config, folder, adapters=True)
+        engine = VllmEngine.start(config, folder, adapters=True)
         for which in ("1", "2", "1 again"):
             become_trained(engine, folder, Path(place, which[0]))
             said[which] = engine.generate(question, Sampling(max_tokens=24))[0][0].text

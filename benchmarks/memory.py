@@ -150,7 +150,7 @@ def measure(name: str, shape_name: str) -> dict:
 def train(config, run, judges) -> None:
     """Two steps whose completions all have the planned length; reward models judge them, too."""
     policy = load_policy(config)
-    from lib.training.run import make_trainer
+    from lib.training import make_trainer
 
     completion = config.max_completion_length
     shape = Shape(config.max_seq_length - completion, completion, config.prompts_per_step, STEPS)

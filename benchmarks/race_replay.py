@@ -44,11 +44,10 @@ def train(file: Path) -> None:
     from lib.rewards import recipe_rewards
     from lib.runs import Run, hushed, open_run
     from lib.tasks import load_problems, make_rows, sample_problems
-    from lib.training.callbacks import StepLog
+    from lib.training import make_trainer
+    from lib.training import train as train_run
+    from lib.training.callbacks import StepLog, Validation
     from lib.training.rollouts import RolloutEngine
-    from lib.training.run import make_trainer
-    from lib.training.run import train as train_run
-    from lib.training.validation import Validation
 
     class AtRungs(Validation):
         def on_step_end(self, args, state, control, **kwargs):
@@ -81,7 +80,7 @@ def train(file: Path) -> None:
             )
             rewards, weights = recipe_rewards(config)
             trainer = make_trainer(policy, rows, rewards, weights, config, run)
-            engine = engine or RolloutEngine(config, policy)
+            engine = engine or RolloutEngine.start(config, policy)
             engine.config = config
             trainer.generate_with(engine)
             log = next(c for c in trainer.callback_handler.callbacks if isinstance(c, StepLog))

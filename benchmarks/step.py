@@ -14,7 +14,7 @@ slowest takes minutes.
 - trl_vllm: trl with vLLM in its process; on a GPU only.
 - unsloth: the same trainer on Unsloth's model, as Unsloth's notebooks set it; on a GPU with vLLM.
 - unsloth_best: without checkpointing, and all groups in one pass.
-- ours: lib.training.run.make_trainer, as a recipe makes it; on a GPU with `backend: transformers`,
+- ours: lib.training.make_trainer, as a recipe makes it; on a GPU with `backend: transformers`,
   since Unsloth's trainer is the system before.
 
 On a GPU every process is held to 16 GiB of its memory, as `gpu_memory_cap` does.
@@ -168,7 +168,7 @@ def configuration(system: str, shape: Shape, folder: str, model: str):
 
 def make(system: str, config, run: Run, shape: Shape, dead: float, clock: "Clock"):
     """The system's trainer, made to write completions of the shape's length."""
-    from lib.training import run as training
+    from lib import training
 
     policy = load_policy(config)
     rows = prompts(policy.tokenizer, shape)

@@ -9,7 +9,7 @@ measured then is not what was asked for.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lib.config import Config
@@ -60,13 +60,15 @@ def conversation(folder: Path, question: str) -> list[dict[str, str]]:
 def check_adapter(folder: Path, base: Path) -> None:
     """Raises BadInput where the adapter in `folder` is not a LoRA adapter of the model in `base`,
     or holds what this suite would measure wrongly. Only headers are read, no weights."""
-
-    def refuse(key: str, sentence: str) -> None:
+    for key, sentence in _faults(folder, base):
         raise BadInput(f"The adapter in {folder} {sentence}.", key=f"adapter-{key}")
 
+
+def _faults(folder: Path, base: Path) -> Iterator[tuple[str, str]]:
     settings = read_json(folder / "adapter_config.json") if is_adapter(folder) else {}
-    if settings.get("peft_type") != "LORA":
-        refuse("type", f"is no LoRA adapter ({settings.get('peft_type', 'of no kind')}): give one")
+    kind = settings.get("peft_type", "of no kind")
+    if kind != "LORA":
+        yield "type", f"is no LoRA adapter ({kind}): give one"
     layers: dict[str, dict[str, tuple]] = {}  # by name, the shapes of A and B
     replaced = []
     for name, shape in _shapes(folder / "adapter_model.safetensors").items():
@@ -79,40 +81,43 @@ def check_adapter(folder: Path, base: Path) -> None:
     shared = [name for name in touched if any(part in name for part in SHARED)]
     if shared and read_json(base / "config.json").get("tie_word_embeddings", True):
         both = "which the base model uses both as its embeddings and as its output layer"
-        refuse("tied", f"changes {shared[0]}, {both}: train without it")
+        yield "tied", f"changes {shared[0]}, {both}: train without it"
     if replaced:
         how = "merge it with peft and measure the merged folder"
-        refuse("whole-modules", f"replaces {replaced[0]} whole, which vLLM does not load: {how}")
+        yield "whole-modules", f"replaces {replaced[0]} whole, which vLLM does not load: {how}"
     if not layers:
-        refuse("empty", "holds no LoRA weights: train one")
-    weights = {
-        _place(name.removesuffix(".weight")): shape
-        for file in base.glob("*.safetensors")
-        for name, shape in _shapes(file).items()
-    }
+        yield "empty", "holds no LoRA weights: train one"
+    own_base = "give the adapter's own base as `model`"
+    weights = _places(base)
     for layer, pair in layers.items():
         weight, a, b = weights.get(_place(layer)), pair.get("A", ()), pair.get("B", ())
         if weight is None:
-            what = "is for a layer {} that the base model does not have: {}"
-            refuse("layers", what.format(layer, "give the adapter's own base as `model`"))
-        fits = len(a) == len(b) == 2 and b[1] == a[0]
-        if not fits or sorted((b[0], a[1])) != sorted(weight):
-            refuse(
+            what = "is for a layer {} that the base model does not have"
+            yield "layers", f"{what.format(layer)}: {own_base}"
+        whole = len(a) == len(b) == 2 and b[1] == a[0]
+        if not whole or sorted((b[0], a[1])) != sorted(weight):
+            yield (
                 "sizes",
                 f"has A {list(a)} and B {list(b)} at {layer}, where the base model's weight is "
-                f"{list(weight)}: give the adapter's own base as `model`, or an adapter that is "
-                f"whole",
+                f"{list(weight)}: {own_base}, or an adapter that is whole",
             )
     ranks = {pair["A"][0] for pair in layers.values()}
     if not settings.get("rank_pattern") and ranks != {settings.get("r")}:
         says = f"says rank {settings.get('r')} and has weights of rank {sorted(ranks)}"
-        refuse("rank", f"{says}: its files are not of one adapter")
+        yield "rank", f"{says}: its files are not of one adapter"
 
 
 def block_layers(base: Path) -> set[str]:
     """Names of what the model's blocks are made of, such as q_proj."""
-    places = [_place(name) for file in base.glob("*.safetensors") for name in _shapes(file)]
-    return {place.removesuffix(".weight").rpartition(".")[2] for place in places if "." in place}
+    return {place.rpartition(".")[2] for place in _places(base) if "." in place}
+
+
+def _places(base: Path) -> dict[str, tuple[int, ...]]:
+    """The weights' shapes by the layer's place in the model."""
+    places = {}
+    for file in base.glob("*.safetensors"):
+        places |= {_place(n.removesuffix(".weight")): s for n, s in _shapes(file).items()}
+    return places
 
 
 def _place(name: str) -> str:

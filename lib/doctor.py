@@ -372,7 +372,7 @@ def _two_steps(config: Config, run: Run) -> Iterator[BadInput]:
     """Of the training itself. Its engine proves at the first hand-over that it has the policy;
     Unsloth's, whose weights are the policy's, is asked here."""
     from lib.engines import chat_text
-    from lib.training.run import make_trainer, train
+    from lib.training import make_trainer, train
 
     few = dict(max_steps=2, warmup_steps=0, validation_steps=0, save_steps=100)
     few |= dict(resume=False, report_to=[], keep="last")

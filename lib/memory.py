@@ -8,7 +8,6 @@ backward needs of the pass. The formulas are ones that a reader can check, withi
 measured (benchmarks/results/memory_cpu.json; one model on a GPU, step_demo_nvidia_h200.json).
 """
 
-import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 
 from lib.config import Config
 from lib.errors import BadInput
-from lib.hardware import GIB, PROFILE_MEMORY, PROFILES, Hardware, detect_hardware
+from lib.files import read_json
+from lib.hardware import GIB, PROFILE_MEMORY, PROFILES, Hardware, detect_hardware, free_memory
 from lib.keys import translate
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -101,16 +101,12 @@ SHAPES = {
 
 
 def read_shape(folder: Path) -> ModelShape:
-    """The shape in a model folder's config.json."""
-    return shape_of(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    return shape_of(read_json(folder / "config.json"))
 
 
 def shape_of(settings: dict[str, Any]) -> ModelShape:
     """The shape in a model's configuration; sizes may stand under text_config, or in GPT-2's names.
-
-    Raises:
-        BadInput: it does not say how large the model is.
-    """
+    Raises BadInput where it does not say how large the model is."""
     text = settings | (settings.get("text_config") or {})
 
     def size(*names: str) -> int:
@@ -140,14 +136,19 @@ def shape_of(settings: dict[str, Any]) -> ModelShape:
     )
 
 
+Parts = dict[str, tuple[float, str]]  # what takes memory: bytes, and how they are computed
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
-    """GiB by what takes them, how each is computed, and what there is."""
-
-    parts: dict[str, float]
-    formulas: dict[str, str]
-    available: float
+    needs: Parts
+    available: float  # GiB
     where: str
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """GiB by what takes them."""
+        return {part: size / GIB for part, (size, _) in self.needs.items() if size}
 
     @property
     def total(self) -> float:
@@ -159,44 +160,25 @@ class MemoryPlan:
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a part, for a table."""
-        return [
-            {"part": part, "GiB": round(gib, 2), "how": self.formulas.get(part, "")}
-            for part, gib in self.parts.items()
-        ]
-
-
-def by_unsloth(config: Config) -> bool:
-    """Whether Unsloth's GPU kernels and trainer compute the pass."""
-    return config.profile != "cpu" and config.backend != "transformers"
-
-
-def engine_share(config: Config, card: float) -> float:
-    """vLLM's share of a card of that many GiB in training: the recipe's, or what standby makes."""
-    on = os.environ.get("UNSLOTH_VLLM_STANDBY", "0") != "0" and by_unsloth(config)
-    if not on or os.environ.get("UNSLOTH_VLLM_STANDBY_UTIL_OVERRIDE", "0") != "0":
-        return config.vllm_gpu_memory_utilization
-    return 0.95 * next(share for least, share in STANDBY if card >= least)
+        parts = self.parts.items()
+        return [{"part": p, "GiB": round(gib, 2), "how": self.needs[p][1]} for p, gib in parts]
 
 
 def estimate(config: Config, shape: ModelShape, hardware: Hardware) -> MemoryPlan:
-    """What training takes on this hardware, in GiB: of the GPU, or of main memory."""
+    """What training takes on this hardware: of the GPU, or of main memory."""
     config = settled(config, shape, hardware)
-    on_gpu = config.profile != "cpu"
-    available = hardware.gpu_memory if on_gpu else hardware.memory
-    bytes_and_formulas = {
-        "process": (
-            GIB * (CUDA_CONTEXT if on_gpu else PROCESS),
-            "CUDA's context" if on_gpu else "Python and its libraries",
-        ),
+    process, available = (PROCESS * GIB, "Python and its libraries"), hardware.memory
+    if config.profile != "cpu":
+        process, available = (CUDA_CONTEXT * GIB, "CUDA's context"), hardware.gpu_memory
+    needs: Parts = {
+        "process": process,
         "weights": _weights(config, shape, 4 if config.full_finetuning else None),
         **_generating(config, shape, available),
         **_reward_models(config, shape),
         **_trained(config, shape),
         **_learning(config, shape),
     }
-    parts = {part: size / GIB for part, (size, _) in bytes_and_formulas.items() if size}
-    formulas = {part: formula for part, (_, formula) in bytes_and_formulas.items()}
-    return MemoryPlan(parts, formulas, available, hardware.gpu if on_gpu else "this machine")
+    return MemoryPlan(needs, available, "this machine" if config.profile == "cpu" else hardware.gpu)
 
 
 def settled(config: Config, shape: ModelShape, hardware: Hardware | None = None) -> Config:
@@ -212,23 +194,32 @@ def settled(config: Config, shape: ModelShape, hardware: Hardware | None = None)
     return config.model_copy(update={"gradient_checkpointing": True})
 
 
+def by_unsloth(config: Config) -> bool:
+    """Whether Unsloth's GPU kernels and trainer compute the pass."""
+    return config.profile != "cpu" and config.backend != "transformers"
+
+
+def engine_share(config: Config, card: float) -> float:
+    """vLLM's share of a card of that many GiB in training: the recipe's, or what standby makes."""
+    on = os.environ.get("UNSLOTH_VLLM_STANDBY", "0") != "0" and by_unsloth(config)
+    if not on or os.environ.get("UNSLOTH_VLLM_STANDBY_UTIL_OVERRIDE", "0") != "0":
+        return config.vllm_gpu_memory_utilization
+    return 0.95 * next(share for least, share in STANDBY if card >= least)
+
+
 def _weights(config: Config, shape: ModelShape, width: int | None = None) -> tuple[float, str]:
     """Of the policy. In 4 bit the embeddings and the output layer stay in 16."""
     width = width or BYTES[config.precision]
-    linear = NF4 if config.load_in_4bit else width
-    formula = f"{shape.parameters / 1e6:.0f} M weights × {width} bytes"
     if config.load_in_4bit:
-        formula = (
-            f"{shape.linear / 1e6:.0f} M × {NF4} bytes + {shape.embeddings / 1e6:.0f} M × {width}"
-        )
-    return shape.linear * linear + shape.embeddings * width, formula
+        linear, rest = f"{shape.linear / 1e6:.0f} M × {NF4} bytes", f"{shape.embeddings / 1e6:.0f}"
+        return shape.linear * NF4 + shape.embeddings * width, f"{linear} + {rest} M × {width}"
+    return shape.parameters * width, f"{shape.parameters / 1e6:.0f} M weights × {width} bytes"
 
 
-def _generating(config: Config, shape: ModelShape, available: float) -> dict[str, Any]:
+def _generating(config: Config, shape: ModelShape, available: float) -> Parts:
     """What writing completions holds beside the policy."""
-    width = BYTES[config.precision]
+    width, length = BYTES[config.precision], config.max_seq_length
     weights, formula = _weights(config, shape)
-    length = config.max_seq_length
     if config.rollout_engine != "vllm":
         rows = config.completions_per_step
         cache = shape.kv_bytes(rows * length, width)
@@ -248,7 +239,7 @@ def _generating(config: Config, shape: ModelShape, available: float) -> dict[str
     return said if by_unsloth(config) else {"rollout engine": (weights, formula)} | said
 
 
-def _reward_models(config: Config, shape: ModelShape) -> dict[str, Any]:
+def _reward_models(config: Config, shape: ModelShape) -> Parts:
     """Learned rewards, in 32 bit."""
     from lib.rewards import learned_rewards
 
@@ -261,20 +252,15 @@ def _reward_models(config: Config, shape: ModelShape) -> dict[str, Any]:
     return {"reward models": (weights, f"{weights / 4e6:.0f} M weights × 4 bytes")}
 
 
-def _trained(config: Config, shape: ModelShape) -> dict[str, Any]:
+def _trained(config: Config, shape: ModelShape) -> Parts:
     """What is trained, in 32 bit, and its optimizer's state."""
-    if config.full_finetuning:
-        count, adapter = shape.parameters, 0
-    else:
+    count, adapter = shape.parameters, 0
+    if not config.full_finetuning:
         count = shape.lora_parameters(config.r, config.target_modules)
         adapter = 6 if config.precision != "fp32" else 4  # computed with in 16 bit
-    moments = 2 if "8bit" in config.optim else 8
+    widths = {"adapter": adapter, "gradients": 4, "optimizer": 2 if "8bit" in config.optim else 8}
     trained = f"{count / 1e6:.1f} M trained weights"
-    return {
-        "adapter": (adapter * count, f"{trained} × {adapter} bytes"),
-        "gradients": (4 * count, f"{trained} × 4 bytes"),
-        "optimizer": (moments * count, f"{trained} × {moments} bytes"),
-    }
+    return {n: (width * count, f"{trained} × {width} bytes") for n, width in widths.items()}
 
 
 def pass_tokens(config: Config) -> tuple[int, int]:
@@ -288,7 +274,7 @@ def pass_tokens(config: Config) -> tuple[int, int]:
     return rows, groups * prompt + rows * config.max_completion_length
 
 
-def _learning(config: Config, shape: ModelShape) -> dict[str, Any]:
+def _learning(config: Config, shape: ModelShape) -> Parts:
     """What the backward of one pass keeps, and the output layer beside it."""
     rows, tokens = pass_tokens(config)
     h, m, fast = shape.hidden, shape.intermediate, by_unsloth(config)
@@ -322,11 +308,7 @@ def _learning(config: Config, shape: ModelShape) -> dict[str, Any]:
 
 
 def check_fit(config: Config, shape: ModelShape, hardware: Hardware) -> MemoryPlan:
-    """The plan of training.
-
-    Raises:
-        BadInput: it does not fit, with what to change.
-    """
+    """The plan; raises BadInput where training does not fit, with what to change."""
     config = settled(config, shape, hardware)
     need = estimate(config, shape, hardware)
     if not need.fits:
@@ -338,6 +320,19 @@ def check_fit(config: Config, shape: ModelShape, hardware: Hardware) -> MemoryPl
     return need
 
 
+def ran_out(shape: ModelShape, config: Config) -> BadInput:
+    """What was planned and is free when training ran out of memory, and what to change."""
+    hardware = detect_hardware(config.gpu_memory_cap)
+    config = settled(config, shape, hardware)
+    need = estimate(config, shape, hardware)
+    parts = ", ".join(f"{name} {size:.1f}" for name, size in need.parts.items())
+    return BadInput(
+        f"Training ran out of memory with {free_memory(hardware):.1f} GiB free; planned were "
+        f"{need.total:.1f} of {need.available:.1f} GiB ({parts}): try {', '.join(advice(config))}.",
+        key="out-of-memory",
+    )
+
+
 def evaluation_gib(config: Config, shape: ModelShape) -> float:
     """GiB that evaluation takes at least, alone on the card: 16-bit weights, one sequence."""
     return (2 * shape.parameters + shape.kv_bytes(config.max_seq_length)) / GIB + CUDA_CONTEXT
@@ -345,28 +340,26 @@ def evaluation_gib(config: Config, shape: ModelShape) -> float:
 
 def advice(config: Config) -> list[str]:
     """Settings that would take less."""
-    smaller = pass_tokens(config)[0] // 2
+    smaller, on_cpu = pass_tokens(config)[0] // 2, config.profile == "cpu"
     choices = {
         "full_finetuning: false": config.full_finetuning,
-        "load_in_4bit: true": not config.load_in_4bit and config.profile != "cpu",
+        "load_in_4bit: true": not config.load_in_4bit and not on_cpu,
         f"per_device_train_batch_size: {smaller}": smaller,
         "gradient_checkpointing: true": not config.gradient_checkpointing,
-        "rollout_engine: transformers": config.rollout_engine == "vllm" and config.profile == "cpu",
-        f"max_seq_length below {config.max_seq_length}": True,
-        "a smaller model": True,
+        "rollout_engine: transformers": config.rollout_engine == "vllm" and on_cpu,
     }
-    return [change for change, helps in choices.items() if helps]
+    always = [f"max_seq_length below {config.max_seq_length}", "a smaller model"]
+    return [change for change, helps in choices.items() if helps] + always
 
 
 def on_other_hardware(config: Config, shape: ModelShape) -> list[dict[str, str]]:
     """What the same recipe would take on each GPU profile: a row a profile."""
     rows = []
+    given = {k: v for k, v in config.given().items() if "recipe on" not in config.origin(k)}
     for profile, memory in PROFILE_MEMORY.items():
         special = config.by_profile.get(profile, {})
-        given = {k: v for k, v in config.given().items() if "recipe on" not in config.origin(k)}
-        other = config.model_copy(
-            update=translate(PROFILES[profile]) | given | translate(special) | {"profile": profile}
-        )
+        settings = translate(PROFILES[profile]) | given | translate(special)
+        other = config.model_copy(update=settings | {"profile": profile})
         hardware = Hardware(profile, memory, 7.5 if profile == "t4" else 8.0)
         other = settled(other, shape, hardware)
         need = estimate(other, shape, hardware)

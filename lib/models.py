@@ -18,6 +18,7 @@ from lib.embedded import embedded_folder
 from lib.errors import BadInput
 from lib.files import read_json, written_whole
 from lib.hardware import cap_gpu_memory
+from lib.keys import LORA
 from lib.memory import read_shape, settled
 from lib.stack import choose_backend, raise_if_memory
 from lib.tasks.prompts import ready_tokenizer
@@ -29,19 +30,13 @@ SMALL_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]  # of a repository on th
 
 @dataclass
 class Policy:
-    """A model ready to train, its tokenizer, and what a reader should know of how it came.
-
-    Attributes:
-        folder: the base model's weights (safetensors), which an adapter belongs to.
-        backend: "unsloth" or "transformers".
-        notes: sentences to show, such as why Unsloth was not used.
-    """
+    """A model ready to train, and what a reader should know of how it came."""
 
     model: Any
     tokenizer: Any
-    folder: Path
-    backend: str
-    notes: list[str] = field(default_factory=list)
+    folder: Path  # the base model's weights (safetensors), which an adapter belongs to
+    backend: str  # "unsloth" or "transformers"
+    notes: list[str] = field(default_factory=list)  # to show, such as why Unsloth was not used
 
     @property
     def trainable(self) -> tuple[int, int]:
@@ -51,11 +46,8 @@ class Policy:
 
 
 def model_folder(config: Config) -> Path:
-    """The folder with the base model's safetensors, fetched or converted where need be.
-
-    Raises:
-        BadInput: no such model, or one without safetensors.
-    """
+    """The folder with the base model's safetensors, fetched or converted where need be. Raises
+    BadInput where there is no such model, or it has none."""
     if config.model == EMBEDDED:
         return embedded_folder()
     for local in (Path(config.model).expanduser(), ROOT / config.model):
@@ -113,14 +105,82 @@ def _with_safetensors(folder: Path, name: str) -> Path:
     return folder
 
 
+def unsloth_arguments(config: Config, folder: Path) -> dict[str, Any]:
+    """Of `FastLanguageModel.from_pretrained`."""
+    arguments = dict(
+        model_name=str(folder),
+        max_seq_length=config.max_seq_length,
+        dtype=torch_dtype(config),
+        load_in_4bit=config.load_in_4bit,
+        full_finetuning=config.full_finetuning,
+        use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False,
+        random_state=config.seed,
+    )
+    if config.profile == "cpu":
+        return arguments | dict(dtype=weights_dtype(config))
+    if config.full_finetuning:
+        arguments |= dict(float32_mixed_precision=True)
+    if config.rollout_engine == "vllm":
+        share = config.vllm_gpu_memory_utilization
+        arguments |= dict(
+            fast_inference=True,
+            max_lora_rank=config.r,
+            # Left to Unsloth, it follows from the memory that happens to be free.
+            max_num_seqs=min(256, max(config.completions_per_step, 32)),
+            gpu_memory_utilization=cap_gpu_memory(config.gpu_memory_cap, share),
+        )
+    return arguments
+
+
+def plain_arguments(config: Config, folder: Path) -> dict[str, Any]:
+    """Of `AutoModelForCausalLM.from_pretrained`, where Unsloth is not used."""
+    return dict(
+        pretrained_model_name_or_path=folder,
+        dtype=weights_dtype(config),
+        quantization_config=in_4_bit(config) if config.load_in_4bit else None,
+        device_map="cpu" if config.profile == "cpu" else {"": int(os.environ.get("LOCAL_RANK", 0))},
+    )
+
+
+def in_4_bit(config: Config) -> Any:
+    """How bitsandbytes loads the weights, as Unsloth and vLLM do."""
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch_dtype(config)
+    )
+
+
+def lora_arguments(config: Config) -> dict[str, Any]:
+    """Of peft's `LoraConfig` and Unsloth's `get_peft_model` alike."""
+    given = {name: getattr(config, name) for name in LORA}
+    given = {name: value for name, value in given.items() if value not in (None, {})}
+    return given | {"target_modules": lora_targets(config)}
+
+
+def lora_targets(config: Config) -> list[str]:
+    return LINEAR_LAYERS if config.target_modules == "all-linear" else config.target_modules
+
+
+def torch_dtype(config: Config) -> Any:
+    import torch
+
+    names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    return names[config.precision]
+
+
+def weights_dtype(config: Config) -> Any:
+    """What the weights are loaded in: in 32 bit where all of them are trained, since a step moves
+    a weight by less than 16 bit can tell apart."""
+    import torch
+
+    return torch.float32 if config.full_finetuning else torch_dtype(config)
+
+
 def load_policy(config: Config) -> Policy:
-    """The policy with a fresh adapter (or all weights trainable), through Unsloth if possible.
-
-    Import this process's TRL only afterwards: Unsloth patches it.
-
-    Raises:
-        BadInput: a package is missing, the card or its driver is too old, or memory does not do.
-    """
+    """The policy with a fresh adapter (or all weights trainable), through Unsloth if possible;
+    import TRL only afterwards, which Unsloth patches. Raises BadInput where a package is missing,
+    the card or its driver is too old, or memory does not do."""
     folder = model_folder(config)
     config = settled(config, read_shape(folder))
     backend, note = choose_backend(config)
@@ -131,6 +191,42 @@ def load_policy(config: Config) -> Policy:
         raise_if_memory(error, f"load {config.model} for training")
         raise
     return ready_policy(model, tokenizer, folder, backend, config, note)
+
+
+def load_with_unsloth(config: Config, folder: Path) -> tuple[Any, Any]:
+    """The model with a fresh adapter, and its tokenizer."""
+    from unsloth import FastLanguageModel  # before transformers and TRL
+
+    arguments = unsloth_arguments(config, folder)
+    model, tokenizer = FastLanguageModel.from_pretrained(**arguments)
+    if not config.full_finetuning:
+        model = FastLanguageModel.get_peft_model(
+            model,
+            **lora_arguments(config),
+            use_gradient_checkpointing=arguments["use_gradient_checkpointing"],
+            random_state=config.seed,
+        )
+    return model, tokenizer
+
+
+def load_with_transformers(config: Config, folder: Path) -> tuple[Any, Any]:
+    """As `load_with_unsloth`, by transformers and peft."""
+    import peft
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if config.profile != "cpu":
+        cap_gpu_memory(config.gpu_memory_cap, config.vllm_gpu_memory_utilization)
+    torch.manual_seed(config.seed)  # LoRA's A is drawn at random
+    model = AutoModelForCausalLM.from_pretrained(**plain_arguments(config, folder))
+    if config.load_in_4bit:
+        model = peft.prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=config.gradient_checkpointing
+        )
+    if not config.full_finetuning:
+        adapter = peft.LoraConfig(**lora_arguments(config), task_type="CAUSAL_LM")
+        model = peft.get_peft_model(model, adapter)
+    return model, AutoTokenizer.from_pretrained(folder)
 
 
 def ready_policy(
@@ -180,99 +276,11 @@ def is_wide(model: Any) -> bool:
     return getattr(model.get_output_embeddings(), "wide", False)
 
 
-def unsloth_arguments(config: Config, folder: Path) -> dict[str, Any]:
-    """What `FastLanguageModel.from_pretrained` is called with."""
-    arguments = dict(
-        model_name=str(folder),
-        max_seq_length=config.max_seq_length,
-        dtype=torch_dtype(config),
-        load_in_4bit=config.load_in_4bit,
-        full_finetuning=config.full_finetuning,
-        use_gradient_checkpointing="unsloth" if config.gradient_checkpointing else False,
-        random_state=config.seed,
-    )
-    if config.profile == "cpu":
-        return arguments | dict(dtype=weights_dtype(config))
-    if config.full_finetuning:
-        arguments |= dict(float32_mixed_precision=True)
-    if config.rollout_engine == "vllm":
-        arguments |= dict(
-            fast_inference=True,
-            max_lora_rank=config.r,
-            # Left to Unsloth, it follows from the memory that happens to be free.
-            max_num_seqs=min(256, max(config.completions_per_step, 32)),
-            gpu_memory_utilization=cap_gpu_memory(
-                config.gpu_memory_cap, config.vllm_gpu_memory_utilization
-            ),
-        )
-    return arguments
+def load_tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer, as `ready_tokenizer` makes it."""
+    from transformers import AutoTokenizer
 
-
-def plain_arguments(config: Config, folder: Path) -> dict[str, Any]:
-    """What `AutoModelForCausalLM.from_pretrained` is called with, where Unsloth is not used."""
-    return dict(
-        pretrained_model_name_or_path=folder,
-        dtype=weights_dtype(config),
-        quantization_config=in_4_bit(config) if config.load_in_4bit else None,
-        device_map="cpu" if config.profile == "cpu" else {"": int(os.environ.get("LOCAL_RANK", 0))},
-    )
-
-
-def in_4_bit(config: Config) -> Any:
-    """How bitsandbytes loads the weights, as Unsloth and vLLM do."""
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch_dtype(config)
-    )
-
-
-def lora_arguments(config: Config) -> dict[str, Any]:
-    """The adapter, as peft's `LoraConfig` and Unsloth's `get_peft_model` both take it."""
-    return dict(
-        r=config.r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=lora_targets(config),
-        use_rslora=config.use_rslora,
-        init_lora_weights=config.init_lora_weights,
-    )
-
-
-def load_with_unsloth(config: Config, folder: Path) -> tuple[Any, Any]:
-    """The model with a fresh adapter, and its tokenizer."""
-    from unsloth import FastLanguageModel  # before transformers and TRL
-
-    arguments = unsloth_arguments(config, folder)
-    model, tokenizer = FastLanguageModel.from_pretrained(**arguments)
-    if not config.full_finetuning:
-        model = FastLanguageModel.get_peft_model(
-            model,
-            **lora_arguments(config),
-            use_gradient_checkpointing=arguments["use_gradient_checkpointing"],
-            random_state=config.seed,
-        )
-    return model, tokenizer
-
-
-def load_with_transformers(config: Config, folder: Path) -> tuple[Any, Any]:
-    """As `load_with_unsloth`, by transformers and peft."""
-    import peft
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if config.profile != "cpu":
-        cap_gpu_memory(config.gpu_memory_cap, config.vllm_gpu_memory_utilization)
-    torch.manual_seed(config.seed)  # LoRA's A is drawn at random
-    model = AutoModelForCausalLM.from_pretrained(**plain_arguments(config, folder))
-    if config.load_in_4bit:
-        model = peft.prepare_model_for_kbit_training(
-            model, use_gradient_checkpointing=config.gradient_checkpointing
-        )
-    if not config.full_finetuning:
-        adapter = peft.LoraConfig(**lora_arguments(config), task_type="CAUSAL_LM")
-        model = peft.get_peft_model(model, adapter)
-    return model, AutoTokenizer.from_pretrained(folder)
+    return ready_tokenizer(AutoTokenizer.from_pretrained(folder), folder)
 
 
 def save_adapter(policy: Policy, folder: Path) -> None:
@@ -312,31 +320,3 @@ def _merged(layer: Any) -> Any:
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         a, b = a.to(weight.dtype), b.to(weight.dtype)
         return torch.addmm(weight, b, a, alpha=layer.scaling["default"])
-
-
-def lora_targets(config: Config) -> list[str]:
-    return LINEAR_LAYERS if config.target_modules == "all-linear" else config.target_modules
-
-
-def torch_dtype(config: Config) -> Any:
-    import torch
-
-    names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    return names[config.precision]
-
-
-def weights_dtype(config: Config) -> Any:
-    """What the model's weights are loaded in: in 32 bit where all of them are trained.
-
-    A step moves a weight by less than 16 bit can tell apart.
-    """
-    import torch
-
-    return torch.float32 if config.full_finetuning else torch_dtype(config)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The folder's tokenizer, as `ready_tokenizer` makes it."""
-    from transformers import AutoTokenizer
-
-    return ready_tokenizer(AutoTokenizer.from_pretrained(folder), folder)

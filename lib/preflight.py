@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from lib.config import Config, resolve
 from lib.engines import Completion, Engine, chat_text, in_order, training_sampling
@@ -26,16 +27,8 @@ from lib.models import load_tokenizer, model_folder
 from lib.process import Progress
 from lib.rewards import recipe_rewards, score, temptations
 from lib.runs import Run, read_json, write_json
-from lib.tasks import (
-    Problem,
-    Task,
-    fitting_rows,
-    get_format,
-    load_problems,
-    make_rows,
-    problem_notes,
-    sample_problems,
-)
+from lib.tasks import Problem, Task, load_problems, problem_notes, sample_problems
+from lib.tasks.prompts import fitting_rows, get_format, make_rows
 
 DEAD, THIN = 0.05, 0.25  # shares of groups with signal below which a run is hopeless, or slow
 EQUAL = 1e-9  # rewards of a group that differ by less than this are the same
@@ -43,27 +36,19 @@ EQUAL = 1e-9  # rewards of a group that differ by less than this are the same
 
 @dataclass(frozen=True)
 class Preflight:
-    """What sampling the base model showed.
-
-    Attributes:
-        rewards: per reward name, weighted total last: mean, std (over all completions) and
-            zero_std (the share of groups in which all are equal).
-        signal: the share of groups whose weighted total differs.
-        format_rate, truncated: shares of completions; format_rate is None without tags.
-        pass_rates: per prompt id the share of right completions (empty for open answers).
-        drop: ids of prompts that were always right or always wrong and carry no signal.
-        judged: the share of completions that a reward could judge.
-    """
+    """What sampling the base model showed."""
 
     prompts: int
     completions: int
+    # By name, the weighted total last: mean, std (over all completions) and zero_std (the share of
+    # groups in which all are equal).
     rewards: dict[str, dict[str, float]]
-    signal: float
-    format_rate: float | None
-    truncated: float
-    pass_rates: dict[str, float]
-    drop: list[str]
-    judged: float = 1.0
+    signal: float  # share of groups whose weighted total differs
+    format_rate: float | None  # share of completions in the form; None without tags
+    truncated: float  # share of completions
+    pass_rates: dict[str, float]  # by prompt id, of right completions; empty for open answers
+    drop: list[str]  # ids of prompts that were always right or always wrong: no signal
+    judged: float = 1.0  # share of completions that a reward could judge
 
     @property
     def dead(self) -> bool:
@@ -80,7 +65,7 @@ class Preflight:
         return f"Slow: {share}, so most of each step is wasted: {self._advice()}."
 
     def _advice(self) -> str:
-        rates = list(self.pass_rates.values())
+        right = np.mean(list(self.pass_rates.values())) if self.pass_rates else 0.5
         if self.judged < 0.5:
             return (
                 f"no reward can judge {1 - self.judged:.0%} of the completions, as where the gold "
@@ -93,9 +78,9 @@ class Preflight:
                 "the model hardly ever uses the tags; add a worked example (shots), reward "
                 "parts of the format, or choose a looser prompt_format"
             )
-        if rates and np.mean(rates) > 0.9:
+        if right > 0.9:
             return "the task is too easy; take harder problems"
-        if rates and np.mean(rates) < 0.1:
+        if right < 0.1:
             return "the task is too hard; take easier problems, add shots or partial credit"
         return "raise num_generations or temperature, or add a graded reward"
 
@@ -123,12 +108,11 @@ def preflight(
         answers.append(answer)
     progress.close()
     flat = [answer for completions in in_order(answers) for answer in completions]
-    scores = score(rewards, [row for row in rows for _ in range(group)], flat)
-    totals = np.nansum([np.array(v) * w for v, w in zip(scores.values(), weights, strict=True)], 0)
-    tag = get_format(config.prompt_format).answer_tag
-    samples = []
-    for i, answer in enumerate(flat):
-        row = rows[i // group]
+    rows = [row for row in rows for _ in range(group)]
+    scores = score(rewards, rows, flat)
+    totals = np.nansum(np.transpose(list(scores.values())) * np.array(weights), axis=1)
+    tag, samples = get_format(config.prompt_format).answer_tag, []
+    for i, (row, answer) in enumerate(zip(rows, flat, strict=True)):
         grade = task.grade(by_id[row["id"]], answer.text, tags=tag)
         samples.append(
             {
@@ -142,38 +126,34 @@ def preflight(
                 "truncated": answer.finish_reason == "length",
             }
         )
-    return _summary(samples, {**scores, "total": totals}, group, tag), samples
+    return _summary(samples, group, tag), samples
 
 
-def _summary(
-    samples: list[dict], scores: dict[str, Sequence[float]], group: int, tag: str | None
-) -> Preflight:
-    by_group = {name: np.asarray(v, dtype=float).reshape(-1, group) for name, v in scores.items()}
-    ids = [sample["id"] for sample in samples[::group]]
+def _summary(samples: list[dict], group: int, tag: str | None) -> Preflight:
+    """What a reward did not judge counts as 0, as it does in the total."""
+    frame = pd.DataFrame(samples)
+    earned = pd.DataFrame(frame["rewards"].tolist())
+    judged, earned = earned.notna().any(axis=1).mean(), earned.fillna(0.0)
+    earned["total"] = frame["total"]
+    ids, place = frame["id"][::group].tolist(), frame.index // group
+    equal = earned.groupby(place).std(ddof=0) < EQUAL
+    figures = {"mean": earned.mean(), "std": earned.std(ddof=0), "zero_std": equal.mean()}
     rates = {}
     if samples[0]["correct"] is not None:
-        right = np.array([sample["correct"] for sample in samples]).reshape(-1, group)
-        rates = {id: float(rate) for id, rate in zip(ids, right.mean(1), strict=True)}
-    equal = by_group["total"].std(axis=1) < EQUAL
+        right = frame["correct"].astype(float).groupby(place).mean()
+        rates = dict(zip(ids, right.tolist(), strict=True))
+    alike = zip(ids, equal["total"], strict=True)
     return Preflight(
         prompts=len(ids),
         completions=len(samples),
-        rewards={name: _figures(values) for name, values in by_group.items()},
-        signal=1 - float(equal.mean()),
-        format_rate=float(np.mean([s["format"] for s in samples])) if tag else None,
-        truncated=float(np.mean([s["truncated"] for s in samples])),
+        rewards=pd.DataFrame(figures).T.to_dict(),
+        signal=1 - float(equal["total"].mean()),
+        format_rate=float(frame["format"].mean()) if tag else None,
+        truncated=float(frame["truncated"].mean()),
         pass_rates=rates,
-        drop=[id for id, same in zip(ids, equal, strict=True) if same and rates.get(id) in (0, 1)],
-        judged=float(np.mean([not np.isnan(list(s["rewards"].values())).all() for s in samples])),
+        drop=[id for id, same in alike if same and rates.get(id) in (0, 1)],
+        judged=float(judged),
     )
-
-
-def _figures(values_NG: np.ndarray) -> dict[str, float]:
-    """Of one reward; what it did not judge counts as 0, as it does in the total."""
-    values_NG = np.nan_to_num(values_NG)
-    equal = values_NG.std(axis=1) < EQUAL
-    figures = {"mean": values_NG.mean(), "std": values_NG.std(), "zero_std": equal.mean()}
-    return {name: float(value) for name, value in figures.items()}
 
 
 def keep(result: Preflight, run: Run) -> None:
@@ -234,7 +214,7 @@ def look(recipe: str) -> str:
 if __name__ == "__main__":
     try:
         with redirect_stderr(io.StringIO()):  # what libraries say while they are imported
-            page = look(sys.argv[1] if len(sys.argv) > 1 else "mine")
+            page = look(*sys.argv[1:2] or ["mine"])
         print(page)
     except BadInput as error:
         sys.exit(str(error))

@@ -14,31 +14,16 @@ MOVED = 0.5  # nats a token by which the policy is moved: an engine that stays b
 TOKENS = 16  # that the engine writes for each prompt
 Sampled = list[tuple[list[int], list[int], list[float]]]  # prompt, completion, log-probs
 # What it means that they lie further apart: of the policy as it was, moved, and moved again.
-APART = (
-    (
-        "engine-differs",
-        "The engine's log-probs of the policy are {gap:.2f} nats a token away from the trainer's: "
-        "it loaded other weights or another precision",
-    ),
-    (
-        "serves-base",
-        "After the adapter was changed the engine's log-probs are {gap:.2f} nats a token away from "
-        "the trainer's: completions would come from the base model",
-    ),
-    (
-        "stale-adapter",
-        "After the adapter was changed again the engine's log-probs are {gap:.2f} nats a token "
-        "away from the trainer's: it still serves the first adapter",
-    ),
-)
+APART = {
+    "engine-differs": ("At first", "it loaded other weights or another precision"),
+    "serves-base": ("After the adapter was changed", "completions would come from the base model"),
+    "stale-adapter": ("After it was changed again", "it still serves the first adapter"),
+}
 
 
 def proof_of_policy(model: Any, sample: Callable[[], Sampled]) -> list[BadInput]:
     """What speaks against the engine's sampling from the policy that is trained; at most one.
-
-    Args:
-        sample: hands the policy over to the engine and lets it write some completions.
-    """
+    `sample` hands the policy over to the engine and lets it write some completions."""
     gaps = measure_gaps(model, sample)
     if not math.isfinite(gaps[-1]):
         sentence = (
@@ -48,9 +33,12 @@ def proof_of_policy(model: Any, sample: Callable[[], Sampled]) -> list[BadInput]
         return [BadInput(sentence, "overflow")]
     if gaps[-1] <= GAP:
         return []
-    key, sentence = APART[len(gaps) - 1]
-    advice = "set backend and rollout_engine to transformers"
-    return [BadInput(f"{sentence.format(gap=gaps[-1])}; {advice}.", key)]
+    key, (when, means) = list(APART.items())[len(gaps) - 1]
+    sentence = (
+        f"{when} the engine's log-probs are {gaps[-1]:.2f} nats a token away from the trainer's: "
+        f"{means}; set backend and rollout_engine to transformers."
+    )
+    return [BadInput(sentence, key)]
 
 
 def measure_gaps(model: Any, sample: Callable[[], Sampled]) -> list[float]:
@@ -89,10 +77,8 @@ def _move(model: Any, weights: Sequence[Any], sampled: Sampled, random: Any) -> 
 
 
 def sample_by_unsloth(model: Any, prompts: Sequence[list[int]]) -> Sampled:
-    """Completions by Unsloth's engine with the adapter as it is, as its trainer asks for them.
-
-    By Unsloth's source; not run on a card.
-    """
+    """Completions by Unsloth's engine with the adapter as it is, as its trainer asks for them (by
+    Unsloth's source; not run on a card)."""
     from vllm import SamplingParams
 
     os.environ["UNSLOTH_RETURN_LOGITS"] = "1"  # or its forward returns none to compare with
@@ -113,27 +99,20 @@ def policy_logps(model: Any, sampled: Sampled) -> list[list[float]]:
     """The trainer's log-probs of the sampled tokens, without dropout."""
     import torch
 
-    rows = [torch.tensor([*prompt, *completion]) for prompt, completion, _ in sampled]
-    ids_BT = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
-    mask_BT = torch.nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], True)
-    training = model.training
+    training, logps = model.training, []
     model.eval()
-    with torch.no_grad():
-        logits_BTV = model(input_ids=ids_BT, attention_mask=mask_BT.to(ids_BT)).logits
+    for prompt, completion, _ in sampled:
+        ids_1T = torch.tensor([[*prompt, *completion]], device=model.device)
+        with torch.no_grad():
+            logits_TV = model(input_ids=ids_1T).logits[0, len(prompt) - 1 : -1]
+        said_T1 = ids_1T[0, len(prompt) :, None]
+        logps.append(logits_TV.float().log_softmax(-1).gather(-1, said_T1)[:, 0].tolist())
     model.train(training)
-    logps = []
-    for logits_TV, ids_T, (prompt, completion, _) in zip(logits_BTV, ids_BT, sampled, strict=True):
-        first, end = len(prompt), len(prompt) + len(completion)
-        logps_TV = logits_TV[first - 1 : end - 1].float().log_softmax(-1)
-        logps.append(logps_TV.gather(-1, ids_T[first:end, None])[:, 0].tolist())
     return logps
 
 
 def _gap(model: Any, sampled: Sampled) -> float:
     """Mean |Δ log p| a token between the engine and the trainer."""
-    pairs = [
-        abs(mine - theirs)
-        for (_, _, logps), own in zip(sampled, policy_logps(model, sampled), strict=True)
-        for theirs, mine in zip(logps, own, strict=True)
-    ]
-    return sum(pairs) / len(pairs)
+    theirs = [logp for *_, logps in sampled for logp in logps]
+    own = [logp for logps in policy_logps(model, sampled) for logp in logps]
+    return sum(abs(a - b) for a, b in zip(theirs, own, strict=True)) / len(own)

@@ -198,12 +198,19 @@ def leave_kernels_to_vllm() -> None:
         sys.modules.setdefault("vllm._C", ModuleType("vllm._C"))
 
 
-# What torch and vLLM say where memory is short.
+# What torch and vLLM say where memory is short; oneDNN, that it finds none for its kernel.
 SHORT_OF_MEMORY = (
-    *("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory"),
+    *("could not create a primitive", "out of memory"),
+    *("can't allocate memory", "not enough memory", "cannot allocate memory"),
     *("No available memory for the cache blocks", "Free memory on device"),
     *("larger than the available KV cache memory", "is needed, which is larger than"),
 )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or in main memory."""
+    said = any(words in str(error) for words in SHORT_OF_MEMORY)
+    return isinstance(error, MemoryError) or (said and not isinstance(error, BadInput))
 
 
 def raise_if_memory(error: BaseException, doing: str) -> None:
@@ -212,9 +219,8 @@ def raise_if_memory(error: BaseException, doing: str) -> None:
     Args:
         doing: what for, after "not enough memory to".
     """
-    text = str(error)
-    if isinstance(error, MemoryError) or any(words in text for words in SHORT_OF_MEMORY):
-        first = " ".join(text.split())[:160]
+    if is_out_of_memory(error):
+        first = " ".join(str(error).split())[:160]
         raise BadInput(
             f"There is not enough memory to {doing} ({first}): end what else holds memory there, "
             f"such as another notebook's kernel, or choose a smaller model, load_in_4bit or a "

@@ -6,12 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
 from lib.config import ROOT, resolve
+from lib.errors import BadInput
 from lib.files import release
 from lib.hardware import Hardware
 from lib.process import keep_byte_code, trim_memory
@@ -95,7 +97,7 @@ def small_training(first_layers, tmp_path):
 
     def make(rewards=(by_turns,), weights=None, policy=None, rows=SAY_A_NUMBER, **changes):
         from lib.models import load_policy
-        from lib.training.run import make_trainer
+        from lib.training import make_trainer
 
         given = SMALL | {"model": str(first_layers), "output_dir": str(tmp_path)} | changes
         config = resolve("ci", given, CPU)
@@ -105,6 +107,14 @@ def small_training(first_layers, tmp_path):
         return trainer, config, run
 
     return make
+
+
+@contextmanager
+def refuses(key: str):
+    """What is done within raises a BadInput of that key."""
+    with pytest.raises(BadInput) as error:
+        yield error
+    assert error.value.key == key, str(error.value)
 
 
 def by_turns(completions, **_) -> list[float]:
@@ -128,7 +138,7 @@ def engine(embedded, tmp_path_factory):
     given = {"output_dir": str(tmp_path_factory.mktemp("engine")), "profile": "cpu"}
     config = resolve("ci", given | {"max_seq_length": 1024}, CPU)
     open_run(config)  # sets up the process for vLLM
-    engine = VllmEngine(config, embedded)
+    engine = VllmEngine.start(config, embedded)
     yield engine
     engine.close()
 

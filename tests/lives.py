@@ -21,10 +21,9 @@ from lib.errors import Stopped
 from lib.models import load_policy
 from lib.runs import Run, quiet_process
 from lib.tasks import load_problems, make_rows
-from lib.training.callbacks import StepLog
+from lib.training import make_trainer, save_trained, train
+from lib.training.callbacks import StepLog, Validation, set_aside
 from lib.training.rollouts import RolloutEngine
-from lib.training.run import make_trainer, save_trained, train
-from lib.training.validation import Validation, set_aside
 from tests.conftest import CPU, SMALL
 
 # Two batches an epoch, so that a resume finds its place in a later one, too.
@@ -180,7 +179,7 @@ def main(folder: Path, model: str) -> None:
 
     def by_vllm() -> None:
         updates = dict(rollout_engine="vllm", num_iterations=2)
-        engine = RolloutEngine(resolve("ci", SETTINGS | updates, CPU), POLICY)
+        engine = RolloutEngine.start(resolve("ci", SETTINGS | updates, CPU), POLICY)
         RolloutEngine.start = lambda *_: engine  # in each fork as it started
         live("vllm", **updates)
         live("vllm_stopped", "vllm_killed", reward=At(3, die), **updates)

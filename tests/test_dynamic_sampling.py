@@ -8,35 +8,40 @@ from safetensors.torch import load_file
 
 from lib.config import resolve
 from lib.engines import chat_text
-from lib.errors import BadInput
 from lib.runs import append_jsonl, read_jsonl, write_json
 from lib.tasks import get_task
 from lib.tasks.prompts import make_rows
+from lib.training import train
 from lib.training.rollouts import (
     DynamicSampling,
-    Groups,
-    all_alike,
     choose_rows,
+    is_alike,
     prompt_order,
     resample,
 )
-from lib.training.run import train
-from tests.conftest import CPU
+from tests.conftest import CPU, refuses
 
-NAN = torch.nan
 ROWS = make_rows(get_task("small_sums", {"largest": 9}).load("train"), "answer")
 PROMPTS = {row["id"]: row["prompt"] for row in ROWS}
 
 
-def test_which_groups_differ():
-    totals = torch.tensor([1.0, 1.0, 0.0, 0.5, NAN, NAN, NAN, 2.0, 0.1, 0.1 + 1e-9])
-    assert all_alike(totals[:, None], torch.ones(1), 2) == [True, False, True, True, True]
+@pytest.mark.parametrize(
+    ("totals", "alike"),
+    [
+        ((1, 1), True),
+        ((0, 0.5), False),
+        ((None, None), True),
+        ((None, 2), True),
+        ((1, 1 + 1e-9), True),
+    ],
+)
+def test_which_groups_differ(totals, alike):
+    assert is_alike(totals) is alike
 
 
-def groups(*names: str) -> Groups:
+def groups(*names: str) -> list:
     """Two completions a prompt; those of prompts written in capitals differ."""
-    rows = [{"id": name, "place": i} for name in names for i in range(2)]
-    return Groups(rows, [not name.isupper() for name in names])
+    return [[{"id": name, "total": float(i * name.isupper())} for i in (0, 1)] for name in names]
 
 
 def test_only_groups_without_signal_are_replaced_and_none_in_vain():
@@ -46,37 +51,31 @@ def test_only_groups_without_signal_are_replaced_and_none_in_vain():
         asked.append([row["id"] for row in rows])
         return groups(*asked[-1])
 
-    drawn = groups("a", "B", "c")
     further = [{"id": name} for name in ("d", "E", "F", "G")]
-    every, chosen = resample(drawn, further, sample)
+    every, chosen = resample(groups("a", "B", "c"), further, sample)
     assert asked == [["d", "E"], ["F"]]  # as many as are missing, at each turn
-    assert chosen == [4, 1, 5]
-    trained = every.take(chosen)
-    assert not any(trained.alike)
-    assert [(row["id"], row["place"]) for row in trained.rows] == [
-        (name, i) for name in "EBF" for i in (0, 1)
-    ]
-
-
-def test_what_cannot_be_replaced_stays():
-    every, chosen = resample(
-        groups("a", "b"), [{"id": "c"}, {"id": "D"}], lambda rows: groups("c", "D")
-    )
-    assert [row["id"] for row in every.take(chosen).rows[::2]] == ["D", "b"]
+    assert [every[group][0]["id"] for group in chosen] == ["E", "B", "F"]
+    # What cannot be replaced stays.
+    every, chosen = resample(groups("a", "b"), further[:2], lambda rows: groups("c", "D"))
+    assert [every[group][0]["id"] for group in chosen] == ["D", "b"]
     assert resample(groups("a"), [], None)[1] == [0]
 
 
 def test_further_prompts_follow_from_seed_step_and_what_was_seen(run):
     rows = [{"id": id} for id in "abcdefgh"]
+
+    def order(sampling, step=3):
+        return "".join(row["id"] for row in sampling.order(step, "ab"))
+
     further = DynamicSampling(None, rows, seed=1, budget=5)
-    first = further.order(3, "ab")
-    assert len(first) == 5 and not {0, 1} & set(first)
-    assert first == DynamicSampling(None, rows, 1, 5).order(3, "ab")
-    assert first != further.order(4, "ab")
-    assert first != DynamicSampling(None, rows, 2, 5).order(3, "ab")
-    further.saw("cdef", [True, True, True, False])
-    further.saw("d", [False])
-    assert set(further.order(3, "ab")[:4]) == {3, 5, 6, 7}  # c and e were last without signal
+    first = order(further)
+    assert len(first) == 5 and not {"a", "b"} & set(first)
+    assert first == order(DynamicSampling(None, rows, 1, 5))
+    assert first != order(further, 4) and first != order(DynamicSampling(None, rows, 2, 5))
+    further.saw(groups("c", "d", "e"))
+    further.saw([[{"id": "d", "total": 0.0}, {"id": "d", "total": 1.0}]])
+    assert further.dead == {"c": 1, "d": 0, "e": 1}
+    assert set(order(further)[:4]) == set("dfgh")  # c and e were last without signal
     for step, differs in ((1, 1.0), (2, 0.0), (3, 0.0)):
         rows = [{"id": "h", "rewards": {"r": r}, "total": r} for r in (0.0, differs)]
         append_jsonl(run.rollouts / f"step_{step:05d}.jsonl", rows)
@@ -180,7 +179,7 @@ def test_what_is_tried_are_the_prompts_meant_also_where_long_ones_are_left_out(t
     asked = [row["id"] for row in rollouts(run, 1)[::2]]
     drawn, tried = asked[:2], asked[2:]
     order = DynamicSampling(None, ROWS, seed=0, budget=3).order(1, drawn)
-    assert tried == [ROWS[place]["id"] for place in order] and len(tried) == 3
+    assert tried == [row["id"] for row in order] and len(tried) == 3
 
 
 # --- by the preflight ----------------------------------------------------------
@@ -196,23 +195,22 @@ def chosen(run, **given):
     return "".join(row["id"] for row in rows), told
 
 
-def test_by_default_the_preflight_changes_nothing(run):
-    assert chosen(run)[0] == "abcdef"
-
-
-def test_prompts_without_signal_are_dropped(run):
-    names, told = chosen(run, drop_dead=True)
-    assert names == "adf"
-    assert told.startswith("5 of 6 prompts were measured; 3 always right or always wrong")
-
-
-def test_never_below_what_a_step_takes(run):
-    assert chosen(run, drop_dead=True, prompts_per_step=4)[0] == "abdf"
-
-
-def test_easy_ones_come_first_and_the_unmeasured_in_the_middle(run):
-    assert chosen(run, curriculum="easy_first")[0] == "bdface"
-    assert chosen(run, curriculum="easy_first", drop_dead=True)[0] == "dfa"
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        ({}, "abcdef"),
+        ({"drop_dead": True}, "adf"),
+        ({"drop_dead": True, "prompts_per_step": 4}, "abdf"),  # never below what a step takes
+        ({"curriculum": "easy_first"}, "bdface"),  # the unmeasured in the middle
+        ({"curriculum": "easy_first", "drop_dead": True}, "dfa"),
+    ],
+    ids=str,
+)
+def test_the_preflight_chooses_and_orders_the_prompts(run, given, names):
+    chosen_names, told = chosen(run, **given)
+    assert chosen_names == names
+    if names == "adf":
+        assert told.startswith("5 of 6 prompts were measured; 3 always right or always wrong")
 
 
 def order(**given) -> list[int]:
@@ -231,7 +229,6 @@ def test_each_epoch_has_an_order_of_its_own_and_a_curriculum_the_rows():
 @pytest.mark.parametrize("given", [{"drop_dead": True}, {"curriculum": "easy_first"}], ids=str)
 def test_without_pass_rates_neither_is_possible(run, given):
     for _ in range(2):
-        with pytest.raises(BadInput) as error:
+        with refuses("no-pass-rates"):
             choose_rows(ASKED, run, resolve(None, given, CPU))
-        assert error.value.key == "no-pass-rates"
         write_json(run.folder / "preflight.json", {"pass_rates": {}, "drop": []})

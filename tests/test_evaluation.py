@@ -65,7 +65,7 @@ def config(tmp_path_factory):
 
 
 def test_each_answer_comes_as_soon_as_it_is_there_and_all_in_order(config, embedded, engine):
-    for each in (engine, TransformersEngine(config, embedded)):
+    for each in (engine, TransformersEngine.start(config, embedded)):
         sampling = Sampling(n=2, temperature=1.0, max_tokens=4)
         streamed = dict(each.stream(QUESTIONS, sampling))
         answers = each.generate(QUESTIONS, sampling)
@@ -77,7 +77,7 @@ def test_each_answer_comes_as_soon_as_it_is_there_and_all_in_order(config, embed
 def test_log_probabilities_of_both_engines_agree(config, embedded, engine):
     """bf16 sums in another order; as long as both say the same, so do their log-probabilities."""
     sampling = Sampling(max_tokens=6, logprobs=True)
-    theirs = TransformersEngine(config, embedded).generate(QUESTIONS, sampling)
+    theirs = TransformersEngine.start(config, embedded).generate(QUESTIONS, sampling)
     compared = 0
     for [a], [b] in zip(engine.generate(QUESTIONS, sampling), theirs, strict=True):
         assert len(a.logprobs) == len(a.token_ids) and len(b.logprobs) == len(b.token_ids)

@@ -1,8 +1,10 @@
 """A prompt computed once for its group gives the ordinary loss and gradient."""
 
+import peft
 import pytest
 import torch
 from datasets import Dataset
+from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
 
 from lib.models import load_tokenizer, widen_head
@@ -29,9 +31,6 @@ CASES = [*((loss, 0.0) for loss in LOSSES | FURTHER), ("grpo", 0.1), ("gspo", 0.
 
 def adapted(folder, dtype=torch.float32):
     """A model with an adapter that does something."""
-    import peft
-    from transformers import AutoModelForCausalLM
-
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     settings = peft.LoraConfig(
@@ -150,16 +149,18 @@ def test_columns_of_padding_alone_are_not_computed(model, batch, monkeypatch):
     assert entropies.shape == mask.shape and not entropies[mask == 0].any()
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_log_probs_and_their_gradient_are_the_ordinary_ones(model, batch, temperature):
-    weights = batch["noise"][0]
+@pytest.mark.parametrize(("temperature", "full"), [(1.0, False), (0.7, False), (1.0, True)])
+def test_log_probs_and_their_gradient_are_the_ordinary_ones(
+    model, first_layers, batch, temperature, full
+):
+    """Of an adapter; and of all weights, the output layer's among them."""
+    if full:
+        model = AutoModelForCausalLM.from_pretrained(first_layers, dtype=torch.float32).train()
     ours, entropies = completion_scores(model, *whole(batch), COMPLETION, temperature)
     plain = ordinary_logps(model, batch, temperature)
     assert torch.allclose(ours, plain, atol=2e-4)
-    assert (
-        relative(gradient(model, (ours * weights).sum()), gradient(model, (plain * weights).sum()))
-        < 1e-4
-    )
+    slopes = [gradient(model, (logps * batch["noise"][0]).sum()) for logps in (ours, plain)]
+    assert relative(*slopes) < 1e-4
     assert (entropies[batch["completion_mask"].bool()] > 0).all()
 
 
@@ -201,17 +202,6 @@ def test_a_wide_head_takes_its_product_in_32_bit(first_layers, batch, dtype, mix
     widen_head(model)
     assert (logps() - in_32_bit()).abs().max() < 1e-4
     assert model(whole(batch)[0]).logits.dtype == torch.float32
-
-
-def test_full_fine_tuning_gives_the_output_layer_its_gradient(first_layers, batch):
-    from transformers import AutoModelForCausalLM
-
-    whole_model = AutoModelForCausalLM.from_pretrained(first_layers, dtype=torch.float32).train()
-    weights = batch["noise"][0]
-    ours, _ = completion_scores(whole_model, *whole(batch), COMPLETION)
-    grad = gradient(whole_model, (ours * weights).sum())
-    plain = gradient(whole_model, (ordinary_logps(whole_model, batch) * weights).sum())
-    assert relative(grad, plain) < 1e-4
 
 
 @pytest.mark.parametrize(("loss", "beta"), CASES)

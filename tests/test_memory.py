@@ -22,7 +22,7 @@ from lib.memory import (
     settled,
     shape_of,
 )
-from tests.conftest import CPU, L4, T4
+from tests.conftest import CPU, L4, T4, refuses
 
 A100 = Hardware("NVIDIA A100", 79.0, 8.0, 8, 100.0)
 TINY = Hardware(cores=2, memory=4.0)
@@ -154,9 +154,8 @@ def test_the_plan_is_near_what_was_measured(name):
 def test_shapes_under_other_names(settings, expected):
     shape = shape_of(settings)
     assert tuple(vars(shape).values()) == expected
-    with pytest.raises(BadInput) as error:
+    with refuses("no-shape"):
         shape_of({"vocab_size": 5})
-    assert error.value.key == "no-shape"
 
 
 def test_a_container_has_what_it_may_use(tmp_path):
@@ -188,7 +187,7 @@ Qwen2ForCausalLM(Qwen2Config(
 AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
 config = resolve(None, SMALL | {"model": folder})
 policy = load_policy(config)
-engine, before = TransformersEngine.around(policy.model.eval(), policy.tokenizer), peak_memory()
+engine, before = TransformersEngine(policy.model.eval(), policy.tokenizer), peak_memory()
 engine.generate([[{"role": "user", "content": "Hi"}]], Sampling(n=16, max_tokens=2))
 print((peak_memory() - before) * 2**30 / (2 * words * hidden))
 """

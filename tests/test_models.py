@@ -4,16 +4,15 @@ import json
 import re
 
 import pytest
+import torch
 
 from lib.config import resolve
 from lib.engines import Sampling, chat_text, draw
 from lib.errors import BadInput
-from lib.evaluation import evaluate, regrade
-from lib.evaluation.compare import compare, verdict
+from lib.evaluation.compare import compare
 from lib.models import Policy, embedded_folder, load_policy, model_folder
 from lib.runs import open_run, read_json, read_jsonl, write_json
-from lib.tasks import get_task, make_rows, sample_problems
-from tests.conftest import CPU
+from tests.conftest import CPU, refuses
 
 QUESTIONS = [
     [{"role": "user", "content": text}]
@@ -36,9 +35,7 @@ def run(config):
 @pytest.fixture(scope="module")
 def adapter(config, run):
     """An adapter that has moved, so that a merge has something to do."""
-    import torch
-
-    from lib.training.run import save_trained
+    from lib.training import save_trained
 
     policy = load_policy(config)
     torch.manual_seed(0)
@@ -128,25 +125,17 @@ def test_policy_by_transformers_trains_the_adapter_alone(config):
 
 
 def test_samples_repeat_with_the_seed_and_differ_without(engine):
-    def texts(seed: int) -> list[str]:
-        sampling = Sampling(2, 1.0, max_tokens=8, seed=seed)
-        return [c.text for found in engine.generate(QUESTIONS, sampling) for c in found]
+    def drawn(seed: int) -> list[str]:
+        answers = engine.generate(QUESTIONS, Sampling(2, 1.0, max_tokens=2, seed=seed))
+        assert {c.finish_reason for group in answers for c in group} <= {"length", "stop"}
+        return [c.text for group in answers for c in group]
 
-    first, again, other = texts(1), texts(1), texts(2)
-    assert first == again != other
-    assert len(first) == 2 * len(QUESTIONS)
-
-
-def test_logprobs_and_finish_reasons(engine):
-    [[short]] = engine.generate(QUESTIONS[:1], Sampling(max_tokens=2, logprobs=True))
-    assert short.finish_reason == "length"
-    assert len(short.logprobs) == len(short.token_ids) == 2
-    assert all(logprob <= 0 for logprob in short.logprobs)
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert len(drawn(1)) == 2 * len(QUESTIONS)
 
 
 def test_merged_weights_in_the_engine_answer_as_the_adapter(config, embedded, adapter, engine):
     """Handed over in place, vLLM says what peft's adapter says; and the base again after."""
-    import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -170,56 +159,23 @@ def test_merged_weights_in_the_engine_answer_as_the_adapter(config, embedded, ad
     assert sum(a == b for a, b in zip(trained, said, strict=True)) >= len(said) - 1
 
 
-def test_an_evaluation_is_logged_compared_and_regraded(config, run, embedded, adapter, engine):
-    from lib.export import become_trained
-
-    task = get_task("small_sums", {"largest": 9})
-    problems = sample_problems(task.load("test"), 8, seed=0)
-    rows = make_rows(problems, "answer")
-    base = evaluate(engine, problems, rows, task, config, run, "base")
-    assert len(base) == 8 * (1 + config.eval_samples)
-
-    become_trained(engine, embedded, adapter)
-    evaluate(engine, problems, rows, task, config, run, "trained")
-    comparison = compare(run, config, "base", "trained")
-    row = comparison["greedy_strict"]
-    assert {"before", "after", "difference", "interval_95", "problems"} <= set(row)
-    assert row["problems"] == 8
-    assert row["difference"] == pytest.approx(row["after"] - row["before"])
-    assert "held-out problems" in verdict(comparison)
-    assert read_json(run.evals / "comparison.json") == comparison
-
-    records = read_jsonl(run.evals / "base.jsonl")
-    assert regrade(records, problems, task, "answer") == records
-
-
 def test_evaluations_of_other_prompts_are_not_compared(config, run):
-    summary = read_json(run.evals / "base.json")
-    summary["protocol"]["prompt_hash"] = "another"
-    write_json(run.evals / "other.json", summary)
-    with pytest.raises(BadInput) as error:
-        compare(run, config, "other", "trained")
-    assert error.value.key == "protocol"
+    for name in ("base", "trained"):
+        write_json(run.evals / f"{name}.json", {"protocol": {"prompt_hash": name}})
+    with refuses("protocol"):
+        compare(run, config, "base", "trained")
 
 
 # How vLLM draws on a CPU: as often as is probable, and without a compiler.
 
 
 def test_tokens_are_drawn_as_often_as_they_are_probable():
-    import torch
-
     torch.manual_seed(0)
     probable = torch.tensor([0.0, 0.5, 0.3, 0.0, 0.15, 0.05, 0.0])
     drawn = draw(probable.log().expand(40_000, -1))
     shares = drawn.bincount(minlength=len(probable)) / len(drawn)
     assert torch.equal(shares == 0, probable == 0)
     assert torch.allclose(shares, probable, atol=0.01)  # four standard errors
-
-
-def test_a_long_tail_is_drawn_too():
-    import torch
-
-    torch.manual_seed(0)
     tail = 50_000  # words too improbable to change a sum of 32 bit that is near 1
     logits = torch.full((1, 1 + tail), 5e-8).log()
     logits[:, 0] = 0.0
@@ -233,8 +189,5 @@ def test_vllm_draws_with_them_and_compiles_nothing(engine):
 
     assert topk_topp_sampler.compiled_random_sample is draw
     before = counters["stats"]["unique_graphs"]
-    [[answer]] = engine.generate(
-        QUESTIONS[:1], Sampling(temperature=1.0, max_tokens=4, logprobs=True)
-    )
-    assert len(answer.logprobs) == len(answer.token_ids)
+    engine.generate(QUESTIONS[:1], Sampling(temperature=1.0, max_tokens=4, logprobs=True))
     assert counters["stats"]["unique_graphs"] == before

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from lib.errors import BadInput
+from lib.memory import ran_out, shape_of
 from lib.runs import read_jsonl
-from lib.training.run import train
-from lib.training.survival import explained, is_out_of_memory
+from lib.stack import is_out_of_memory
+from lib.training import train
+from tests.conftest import refuses
 
 CPU_ERROR = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 4294967296 bytes. Error code 12"  # noqa: E501
 GPU_ERROR = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 14.56"
@@ -52,9 +53,8 @@ def test_a_pass_that_does_not_fit_is_halved_and_the_run_goes_on(small_training, 
 def test_what_cannot_be_smaller_is_explained(small_training):
     trainer, config, run = small_training(micro_batch=1)
     fails_at(trainer, {1: 1})
-    with pytest.raises(BadInput) as error:
+    with refuses("out-of-memory"):
         train(trainer, config, run)
-    assert error.value.key == "out-of-memory"
-    sentence = str(explained(trainer.model, config))
+    sentence = str(ran_out(shape_of(trainer.model.config.to_dict()), config))
     for words in ("GiB free", "planned were", "activations", "try"):
         assert words in sentence

@@ -19,7 +19,7 @@ from lib.errors import BadInput
 from lib.models import load_policy
 from lib.runs import Run, quiet_process, read_jsonl, read_rollouts
 from lib.suite import launch_words
-from lib.training.run import grpo_arguments
+from lib.training import grpo_arguments
 from tests import lives
 from tests.conftest import CPU, L4, SMALL, as_parameters, start_suite
 

@@ -28,7 +28,7 @@ from lib.runs import Run, read_json, read_jsonl, run_folder
 from lib.suite import main
 from lib.tasks import TASKS, StoredTask, load_problems
 from lib.tasks.prompts import fitting_rows, make_rows
-from lib.training.run import grpo_arguments, make_trainer, save_trained, train
+from lib.training import grpo_arguments, make_trainer, save_trained, train
 from tests.conftest import CPU, L4, SMALL, T4, as_parameters
 
 ALL = sorted(RECIPES.glob("*.yaml"))
@@ -165,7 +165,7 @@ def test_chain_in_small(path, data_dir, first_layers, tmp_path):
     assert log["step"] == 1 and log["reward"] is not None
     save_trained(policy, config, run)
     assert is_adapter(run.adapter) is not config.full_finetuning
-    engine = TransformersEngine.around(policy.model.eval(), policy.tokenizer)
+    engine = TransformersEngine(policy.model.eval(), policy.tokenizer)
     evaluate(engine, held_out, asked, task, config, run, "trained")
     summary = read_json(run.evals / "trained.json")
     assert len(read_jsonl(run.evals / "trained.jsonl")) == 2

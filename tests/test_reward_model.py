@@ -146,23 +146,18 @@ def test_the_saved_model_is_safetensors_and_scores_as_measured(trained):
     assert sum(v**2 for v in every) / len(every) == pytest.approx(1, abs=1e-3)
 
 
-def test_a_score_depends_on_its_own_answer_alone(trained):
+def test_a_score_depends_on_its_own_answer_alone_however_it_is_given(trained):
     run, held_out, *_ = trained
     model = RewardModel.load(run.folder / "reward_model")
     prompts, answers = [p.prompt for p in held_out], [p.chosen for p in held_out]
     together = model.rewards(prompts, answers)
     # In 16 bit, another padding rounds otherwise; answers lie about 1 apart.
-    assert model.rewards(prompts[:1], answers[:1])[0] == pytest.approx(together[0], abs=0.3)
     assert model.rewards(prompts[::-1], answers[::-1]) == pytest.approx(together[::-1], abs=0.3)
-
-
-def test_the_reward_takes_what_trl_gives_and_pickles(trained):
-    run, held_out, *_ = trained
-    function = LearnedReward(path=str(run.folder / "reward_model"))
-    plain = function(prompts=[held_out[0].prompt], completions=["<answer>1</answer>"])
-    message = [[{"role": "assistant", "content": "<answer>1</answer>"}]]
-    copy = pickle.loads(pickle.dumps(function))
-    assert copy(prompts=[held_out[0].prompt], completions=message, id=["x"]) == plain
+    function = pickle.loads(pickle.dumps(LearnedReward(path=str(run.folder / "reward_model"))))
+    message = [[{"role": "assistant", "content": answers[0]}]]
+    for completions in (answers[:1], message):  # as TRL gives them
+        paid = function(prompts=prompts[:1], completions=completions, id=["x"])
+        assert paid == pytest.approx(together[:1], abs=0.3)
     assert function(prompts=["Hi?"], completions=[""])[0] == pytest.approx(0, abs=20)
     with pytest.raises(BadInput, match="needs prompts"):
         function(completions=["7"])

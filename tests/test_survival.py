@@ -75,36 +75,24 @@ def test_with_vllms_rollouts_and_two_updates_a_batch_it_is_the_same_run(lives):
     assert read_jsonl(whole.train_log)[0]["time/hand_over"] > 0, "vLLM it was"
 
 
-def test_a_run_that_has_all_its_steps_does_no_further_one(lives):
-    assert said(lives, "done_before") == said(lives, "whole")
-    assert len(read_jsonl(lives / "whole" / "train_log.jsonl")) == 4
-
-
-def test_a_reward_whose_file_is_gone_stops_the_run_and_costs_no_step(lives):
-    sentence = said(lives, "vanished")
-    assert sentence.startswith('Stopped: The reward "length" failed with FileNotFoundError')
-    assert "/nowhere/reward_model.safetensors" in sentence
-    assert sentence.endswith("Step 2 is kept: resume goes on from it.")
-
-
-def test_a_loss_that_is_no_number_moves_no_weight(lives):
-    assert said(lives, "nan").startswith("Stopped: The gradient of step 3 is not a number (nan)")
-    assert said(lives, "nan").endswith("Step 2 is kept: resume goes on from it.")
-
-
-def test_an_interrupt_lets_the_step_finish_and_keeps_it(lives):
-    run = Run(lives / "as_interrupted")
-    sentence = "Training was interrupted. Step 3 is kept: resume goes on from it."
-    assert said(lives, "interrupted") == f"Stopped: {sentence}"
-    assert kept_steps(run) == ["checkpoint-2", "checkpoint-3"]
+@pytest.mark.parametrize(
+    ("name", "reason", "step"),
+    [
+        ("vanished", 'The reward "length" failed with FileNotFoundError', 2),
+        ("nan", "The gradient of step 3 is not a number (nan)", 2),
+        ("interrupted", "Training was interrupted.", 3),  # which lets the step finish
+        ("full", "checkpoint-4 could not be written", 3),
+    ],
+)
+def test_what_ends_a_run_is_said_and_costs_no_step(lives, name, reason, step):
+    sentence = said(lives, name)
+    assert sentence.startswith(f"Stopped: {reason}")
+    assert sentence.endswith(f"Step {step} is kept: resume goes on from it.")
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(lives):
     run = Run(lives / "as_interrupted")
-    assert said(lives, "full").startswith("Stopped: ")
-    assert "checkpoint-4 could not be written" in said(lives, "full")
-    assert said(lives, "full").endswith("Step 3 is kept: resume goes on from it.")
-    assert os.listdir(run.checkpoints / "checkpoint-3")
+    assert kept_steps(run) == ["checkpoint-2", "checkpoint-3"]
     assert not (run.checkpoints / "checkpoint-4").exists(), "the room it took is given back"
     assert "is full" in said(lives, "full_log") and "No step was kept" in said(lives, "full_log")
 
@@ -122,7 +110,9 @@ def test_a_recipe_may_change_before_its_run_goes_on(lives):
     assert changed == whole
 
 
-def test_no_pickle_is_kept_that_nothing_reads(lives):
+def test_a_whole_run_does_no_further_step_and_keeps_no_pickle_that_nothing_reads(lives):
+    assert said(lives, "done_before") == said(lives, "whole")
+    assert len(read_jsonl(lives / "whole" / "train_log.jsonl")) == 4
     names = {path.name for path in (lives / "whole" / "checkpoints" / "checkpoint-4").iterdir()}
     assert {name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))} == {
         *("optimizer.pt", "scheduler.pt", "rng_state.pth")  # read with weights_only

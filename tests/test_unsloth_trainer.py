@@ -26,7 +26,7 @@ with hushed(run):
     import unsloth, unsloth.models.rl
     from lib.models import load_policy
     from lib.tasks import load_problems, make_rows
-    from lib.training.run import make_trainer, save_trained, train
+    from lib.training import make_trainer, save_trained, train
     from tests.conftest import by_turns
     _, training, _, examples = load_problems(config)
     rows = make_rows(training, config.prompt_format, config.shots, examples)

@@ -47,13 +47,14 @@ def test_a_form_that_shows_solutions_needs_them(tokenizer, tmp_path):
         worked_rows(tokenizer, [problem], rows, settings(tmp_path, prompt_format="reasoning"))
 
 
-def test_it_teaches_the_form_and_a_resumed_run_takes_it_over(embedded, tmp_path):
+def test_it_teaches_the_form_and_a_resumed_run_takes_it_over(first_layers, tmp_path):
     from lib.models import load_policy
 
-    config, run = settings(tmp_path), Run(tmp_path)
+    given = dict(model=str(first_layers), sft_learning_rate=1e-2)
+    config, run = settings(tmp_path, **given), Run(tmp_path)
     rows = make_rows(PROBLEMS, "answer")
     policy = load_policy(config)
-    engine = TransformersEngine.around(policy.model, policy.tokenizer)
+    engine = TransformersEngine(policy.model, policy.tokenizer)
     asked = [row["prompt"] for row in rows[:8]]
 
     def in_form() -> int:
@@ -68,6 +69,6 @@ def test_it_teaches_the_form_and_a_resumed_run_takes_it_over(embedded, tmp_path)
     trained = {n: p.detach().clone() for n, p in policy.model.named_parameters() if p.requires_grad}
     for name in trained:
         policy.model.get_parameter(name).data.zero_()
-    assert warm_up(policy, PROBLEMS, rows, settings(tmp_path, resume=True), run) == []
+    assert warm_up(policy, PROBLEMS, rows, settings(tmp_path, **given, resume=True), run) == []
     now = dict(policy.model.named_parameters())
     assert all(torch.equal(now[name], trained[name]) for name in trained)

@@ -351,7 +351,7 @@ def transformers_form(name: str, model: Any, folder: Path, config: Config, **fac
         name=name,
         engine="transformers",
         score=lambda prompts, answers: _score(model, prompts, answers),
-        **_of_engine(TransformersEngine.around(model, tokenizer), config),
+        **_of_engine(TransformersEngine(model, tokenizer), config),
         stops=_stops(model.generation_config.eos_token_id),
         rounding=ROUNDING if model.dtype.itemsize == 4 else ROUNDING_16,
         **facts,

@@ -65,7 +65,7 @@ def load_engine(folder: Path, config: Config) -> TransformersEngine:
     logging.set_verbosity_error()
     base = model_folder(config)
     model = load_trained(base, folder, dtype="bfloat16").eval()
-    return TransformersEngine.around(model, load_tokenizer(base if is_adapter(folder) else folder))
+    return TransformersEngine(model, load_tokenizer(base if is_adapter(folder) else folder))
 
 
 def answer(path: str | Path, questions: Sequence[str]) -> list[str]:

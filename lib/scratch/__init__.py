@@ -17,11 +17,9 @@ Papers: DeepSeekMath (GRPO) arXiv:2402.03300, Dr. GRPO 2503.20783, DAPO 2503.144
 2507.18071, MiniMax-M1 (CISPO) 2506.13585. TRL's GRPOTrainer computes the same numbers.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -34,10 +32,9 @@ STD_FLOOR = 1e-4  # added to the standard deviation, as TRL does
 def group_advantages(rewards_NG: Tensor, scale: str = "group") -> Tensor:
     """advantages_B: how far each reward lies above its group's mean.
 
-    Args:
-        scale: "group" divides by the group's standard deviation (DeepSeekMath, sec. 4.1.2);
-            "batch" by that of all rewards; "none" by nothing (Dr. GRPO, sec. 3: dividing
-            gives most weight to the prompts that are nearly all right or all wrong).
+    "group" divides by the group's standard deviation (DeepSeekMath, sec. 4.1.2); "batch" by that of
+    all rewards; "none" by nothing (Dr. GRPO, sec. 3: dividing gives most weight to the prompts that
+    are nearly all right or all wrong).
     """
     # From each group's first reward, so that equal rewards differ by exactly zero.
     above_NG = rewards_NG - rewards_NG[:, :1]
@@ -53,10 +50,9 @@ def policy_ratio(
 ) -> Tensor:
     """ratio_BT: how much likelier the policy makes a token than the policy that sampled it.
 
-    Args:
-        level: "token" (DeepSeekMath, eq. 3); "sequence" gives all tokens of a completion
-            their geometric mean (GSPO, sec. 4.1); "completion" their product, the ratio of the
-            whole completion's probabilities (RLOO).
+    "token": each its own (DeepSeekMath, eq. 3); "sequence" gives all tokens of a completion their
+    geometric mean (GSPO, sec. 4.1); "completion" their product, the ratio of the whole completion's
+    probabilities (RLOO).
     """
     log_ratio_BT = torch.where(mask_BT.bool(), logps_BT - old_logps_BT, 0.0)
     if level == "token":
@@ -143,24 +139,18 @@ class Batch:
 
     def split(self, groups: int) -> "list[Batch]":
         """The batch in parts of that many prompts with their completions."""
-        group = len(self.tokens_BT) // len(self.prompts_NS)
-        held = {name: value for name, value in vars(self).items() if value is not None}
-        parts = {
-            name: value.split(groups if name.endswith("_NS") else groups * group)
-            for name, value in held.items()
-        }
-        return [
-            Batch(**dict(zip(parts, values, strict=True)))
-            for values in zip(*parts.values(), strict=True)
-        ]
+        rows = groups * len(self.tokens_BT) // len(self.prompts_NS)
+        parts = {}
+        for name, value in vars(self).items():
+            if value is not None:
+                parts[name] = value.split(groups if name.endswith("_NS") else rows)
+        columns = zip(*parts.values(), strict=True)
+        return [Batch(**dict(zip(parts, values, strict=True))) for values in columns]
 
 
 def grpo_loss(logps_BT: Tensor, batch: Batch, step: Totals, config: Config) -> Tensor:
-    """This batch's part of the step's loss; the parts of a step add up to the whole.
-
-    Loss type, ratio level, epsilon, epsilon_high and beta are the configuration's; GSPO is
-    loss_type "grpo" with importance_sampling_level "sequence".
-    """
+    """This batch's part of the step's loss; the parts of a step add up to the whole. GSPO is
+    loss_type "grpo" with importance_sampling_level "sequence"."""
     mask_BT = batch.mask_BT
     ratio_BT = policy_ratio(logps_BT, batch.old_logps_BT, mask_BT, config.importance_sampling_level)
     loss_BT = -surrogate(
@@ -183,13 +173,10 @@ def sample(
     temperature: float = 1.0,
     seed: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A group of completions of each prompt, drawn token by token from the whole distribution.
+    """A group of completions of each prompt, drawn token by token from the whole distribution,
+    until each has come to one of the tokens `ends`.
 
-    Args:
-        ends: the ids of the tokens that end the model's turn.
-
-    Returns: tokens_BT, mask_BT (1 up to and with the end), and logps_BT, the tokens'
-        log-probabilities at the sampling temperature.
+    Returns: tokens_BT, mask_BT (1 up to and with the end), and logps_BT at the temperature.
     """
     generator = torch.Generator(prompts_NS.device).manual_seed(seed)
     out = read_prompts(model, prompts_NS, prompt_mask_NS, logits_to_keep=1)
@@ -221,14 +208,8 @@ def completion_logps(
     temperature: float = 1.0,
     value_head: Any = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """What the model says to the completions' tokens.
-
-    Args:
-        value_head: reads a value off the last hidden state that each token was chosen from.
-
-    Returns: logps_BT; entropy_BT (nats, without gradient) where each token was chosen; and
-        values_BT, None without a value head.
-    """
+    """What the model says to the completions' tokens: logps_BT; entropy_BT (nats, without gradient)
+    where each was chosen; and values_BT, which a value head reads off the hidden state there."""
     group = len(tokens_BT) // len(prompts_NS)
     options = {"output_hidden_states": True} if value_head else {}
     first = read_prompts(model, prompts_NS, prompt_mask_NS, logits_to_keep=1, **options)
@@ -249,18 +230,6 @@ def completion_logps(
         states = before_each_token(first.hidden_states[-1], later.hidden_states[-1])
         values_BT = value_head(states)
     return logps_BT, entropy_BT, values_BT
-
-
-def describe_rewards(rewards_NG: Tensor, scores: dict[str, Sequence[float]]) -> dict[str, float]:
-    """What is to be logged of a step's rewards, under TRL's names."""
-    std_N = rewards_NG.std(1)
-    means = {f"rewards/{name}/mean": float(np.nanmean(v)) for name, v in scores.items()}
-    return {
-        "reward": rewards_NG.mean().item(),
-        "reward_std": std_N.mean().item(),
-        **means,
-        "frac_reward_zero_std": (std_N < 1e-6).float().mean().item(),
-    }
 
 
 @torch.no_grad()
@@ -286,16 +255,12 @@ def describe(
 
 
 # --- other baselines --------------------------------------------------------------------------
-# GRPO compares a completion with its group's mean. By the same sampler, loss and optimizer, so that
-# a difference in learning is one of the baseline:
+# GRPO compares a completion with its group's mean. By the same sampler, loss and optimizer:
 #   rloo       with the mean of the *other* completions of its group (arXiv:2402.14740)
 #   reinforce  with the mean of all rewards of the step (Williams 1992)
 #   ppo        with what a value head expects, token by token (arXiv:1707.06347)
-# In all three the KL to the reference is a part of the reward, as their authors have it; in GRPO
-# it is a part of the loss.
-
-# The loss that each takes. RLOO's and REINFORCE's action is the whole
-# completion: its probabilities' ratio counts once, and every completion the same.
+# In all three the KL to the reference is a part of the reward, as their authors have it, and not of
+# the loss. RLOO's and REINFORCE's action is the whole completion: its ratio counts once.
 WHOLE = {"loss_type": "grpo", "importance_sampling_level": "completion", "beta": 0.0}
 LOSS = {
     "grpo": {},
@@ -311,11 +276,8 @@ def loss_config(config: Config) -> Config:
 
 
 def leave_one_out(rewards_NG: Tensor) -> Tensor:
-    """advantages_B: each reward less the mean of its group's others (RLOO).
-
-    r_i − mean of the others = G/(G−1) · (r_i − mean of all): GRPO's centred advantage but for
-    a constant, which Adam does not see.
-    """
+    """advantages_B: each reward less the mean of its group's others (RLOO), which is G/(G−1) times
+    that of all: GRPO's centred advantage but for a constant, which Adam does not see."""
     group = rewards_NG.shape[1]
     return group_advantages(rewards_NG, "none") * group / (group - 1)
 
@@ -333,10 +295,8 @@ def kl_penalty(batch: Batch, beta: float) -> Tensor:
 
 
 class ValueHead(nn.Module):
-    """The reward still to come, read off the policy's last hidden state by a linear layer.
-
-    It sees the state without a gradient: what it learns does not move the policy. A state is
-    scaled to length √D first, so that one learning rate fits all models.
+    """The reward still to come, read off the policy's last hidden state by a linear layer, without
+    a gradient for it. It is scaled to length √D first, so that one learning rate fits all models.
     """
 
     def __init__(self, size: int):

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+import lib.scratch as grpo
 from lib.config import Config, Keys
 from lib.engines import Completion, VllmEngine, chat_text, training_sampling
 from lib.errors import BadInput
@@ -31,27 +32,7 @@ from lib.models import load_tokenizer, lora_targets, model_folder, without_head_
 from lib.process import Progress
 from lib.rewards import score
 from lib.runs import Run, append_jsonl, discard, read_json, write_json, written_whole
-from lib.scratch import (
-    Batch,
-    Totals,
-    ValueHead,
-    completion_logps,
-    describe,
-    describe_rewards,
-    grpo_loss,
-    loss_config,
-    sample,
-    set_advantages,
-    value_loss,
-)
-from lib.scratch.lora import (
-    add_lora,
-    live_weights,
-    load_lora,
-    lora_parameters,
-    save_lora,
-    without_lora,
-)
+from lib.scratch import Batch, lora
 from lib.tasks import fitting_rows
 from lib.training import check_fills_a_step, check_resumable, fresh_checkpoints
 from lib.training.rollouts import prompt_order, rollout_row
@@ -76,10 +57,9 @@ class Learner:
     """The policy, its optimizer, and how many optimizer steps it has done.
 
     Args:
-        rows: prompt, answer, id and further columns (`lib.tasks.make_rows`).
+        rows: as of `lib.tasks.make_rows`.
         rewards, weights: reward functions in TRL's signature and the weight of each.
-        engine: samples, several times faster than the policy itself does on a CPU; it is given
-            the policy's weights before each step.
+        engine: samples, several times faster on a CPU than the policy itself, by its weights.
 
     Raises:
         BadInput: a setting that this loop does not have or that its checkpoints do not fit, or
@@ -103,7 +83,7 @@ class Learner:
         check_settings(config)
         check_resumable(config, run)
         self.config, self.run, self.engine = config, run, engine
-        self.rewards, self.weights = rewards, np.array(weights)
+        self.rewards, self.weights = rewards, list(weights)
         self.base, self.step, self.tokens = model_folder(config), 0, 0
         # fp16 would need its loss scaled; where there is no bf16, fp32 serves.
         dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
@@ -114,12 +94,12 @@ class Learner:
         self.model = AutoModelForCausalLM.from_pretrained(self.base, dtype=dtype)
         without_head_copies(self.model.to("cpu" if config.profile == "cpu" else "cuda"))
         torch.manual_seed(config.seed)  # LoRA's A is drawn at random
-        targets = lora_targets(config)
-        add_lora(self.model, config.r, config.lora_alpha, targets, config.lora_dropout)
-        groups = [{"params": lora_parameters(self.model), "lr": config.learning_rate}]
+        settings = (config.r, config.lora_alpha, lora_targets(config), config.lora_dropout)
+        lora.add_lora(self.model, *settings)
+        groups = [{"params": lora.lora_parameters(self.model), "lr": config.learning_rate}]
         self.value_head = None
         if config.algorithm == "ppo":
-            self.value_head = ValueHead(self.model.config.hidden_size).to(self.model.device)
+            self.value_head = grpo.ValueHead(self.model.config.hidden_size).to(self.model.device)
             head = list(self.value_head.parameters())
             groups.append({"params": head, "lr": config.value_learning_rate})
         self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
@@ -129,14 +109,8 @@ class Learner:
         self.share_of_rate = schedule.lr_lambdas[0]  # of the update after that many
 
     def train(self, watch: Callable[[list[dict]], None] | None = None) -> None:
-        """Train, from the run's last checkpoint where `resume` is set; afresh otherwise.
-
-        Args:
-            watch: called after each step with the log so far, for a live plot.
-
-        Raises:
-            Stopped: as `lib.training.survival.survived`.
-        """
+        """Train, from the run's last checkpoint where `resume` is set; afresh otherwise. `watch` is
+        called after each step with the log so far. Raises Stopped as `survived`."""
         if self.config.resume and (kept := checkpoints(self.run)):
             self.load_checkpoint(kept[-1])
         else:
@@ -175,49 +149,52 @@ class Learner:
             if due or self.stop_asked:
                 self.keep_last_step()
 
-    def rollouts(self) -> tuple[list[Batch], dict[str, float]]:
-        """A group of completions for each of the step's prompts, with rewards and advantages.
+    # --- rollouts ---------------------------------------------------------------------------
 
-        Returns: the step in passes of whole groups, as near to per_device_train_batch_size as they
-            come, and what is to be logged.
-        """
+    def rollouts(self) -> tuple[list[Batch], dict[str, float]]:
+        """The step's completions with rewards and advantages, in passes of whole groups, as near to
+        per_device_train_batch_size as they come; and what is to be logged."""
         config = self.config
         rows, _ = step_rows(self.rows, config, self.step)
-        batch, ended_B = self.sample(rows)
-        completions = read_completions(self.tokenizer, batch, ended_B)
-        if config.mask_truncated_completions:
-            batch.mask_BT = batch.mask_BT * ended_B[:, None]
+        batch, completions = self.sample(rows)
         groups = max(1, config.per_device_train_batch_size // config.num_generations)  # in one pass
         self.score_old_policies(batch, groups)
         metrics = self.reward(rows, completions, batch)  # sets advantages: before the split
         return batch.split(groups), metrics
 
-    def sample(self, rows: Sequence[dict]) -> tuple[Batch, Tensor]:
-        """A group of completions of each row's prompt; ended_B: whether each came to its end."""
+    def sample(self, rows: Sequence[dict]) -> tuple[Batch, list[Completion]]:
+        """A group of completions of each row's prompt."""
         config, device = self.config, self.model.eval().device
         texts = [chat_text(self.tokenizer, row["prompt"]) for row in rows]
-        prompts = self.tokenizer(
-            texts, return_tensors="pt", padding=True, add_special_tokens=False
-        ).to(device)
-        prompts = (prompts["input_ids"], prompts["attention_mask"])
+        padded = dict(return_tensors="pt", padding=True, add_special_tokens=False)
+        inputs = self.tokenizer(texts, **padded).to(device)
+        prompts = (inputs["input_ids"], inputs["attention_mask"])
         ends = torch.tensor(self.model.generation_config.eos_token_id, device=device)
         if self.engine:
-            self.engine.hand_over(live_weights(self.model))
+            self.engine.hand_over(lora.live_weights(self.model))
             drawn = engine_samples(self.engine, *prompts, config, self.step)
         else:
             limits = (config.num_generations, config.max_completion_length)
             seed = config.seed + self.step
-            drawn = sample(self.model, *prompts, *limits, ends, config.temperature, seed)
+            drawn = grpo.sample(self.model, *prompts, *limits, ends, config.temperature, seed)
         tokens_BT, mask_BT, logps_BT = drawn
         ended_B = torch.isin(tokens_BT, ends).mul(mask_BT).any(1)
-        return Batch(*prompts, tokens_BT, mask_BT, sampled_logps_BT=logps_BT), ended_B
+        written = zip(tokens_BT.tolist(), mask_BT.sum(1).tolist(), ended_B.tolist(), strict=True)
+        completions = []
+        for ids, length, ended in written:
+            text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
+            reason = "stop" if ended else "length"
+            completions.append(Completion(text, tuple(ids[:length]), reason))
+        if config.mask_truncated_completions:
+            mask_BT = mask_BT * ended_B[:, None]
+        return Batch(*prompts, tokens_BT, mask_BT, sampled_logps_BT=logps_BT), completions
 
     @torch.no_grad()
     def score_old_policies(self, batch: Batch, groups: int) -> None:
         """What advantages or loss need of the reference, and of the policy before its update."""
         parts = batch.split(groups)
         if self.config.beta:
-            with without_lora(self.model):
+            with lora.without_lora(self.model):
                 batch.ref_logps_BT = torch.cat([self.logps(part)[0] for part in parts])
         if self.value_head or (self.config.beta and self.config.algorithm != "grpo"):
             logps, _, values = zip(*(self.logps(part) for part in parts), strict=True)
@@ -228,48 +205,52 @@ class Learner:
         self, rows: Sequence[dict], completions: Sequence[Completion], batch: Batch
     ) -> dict[str, float]:
         """Reward the completions and set their advantages; writes `rollouts/`. What to log."""
-        group = self.config.num_generations
+        group, step = self.config.num_generations, self.step + 1
         rows = [row for row in rows for _ in range(group)]
         scores = score(self.rewards, rows, completions)
-        totals_B = np.nansum(np.array(list(scores.values())) * self.weights[:, None], axis=0)
+        totals_B = np.nansum(np.transpose(list(scores.values())) * self.weights, axis=1)
         rewards_B = torch.tensor(totals_B, dtype=torch.float32, device=self.model.device)
-        set_advantages(batch, rewards_B, self.config)
+        grpo.set_advantages(batch, rewards_B, self.config)
         lengths_B = batch.mask_BT.sum(1).clamp(min=1)
         means_B = ((batch.advantages_BT * batch.mask_BT).sum(1) / lengths_B).tolist()
         records = []
         for i, (row, completion) in enumerate(zip(rows, completions, strict=True)):
-            paid = {name: values[i] for name, values in scores.items()}
+            paid = {name: None if np.isnan(v[i]) else v[i] for name, v in scores.items()}
             said = dict(advantage=means_B[i], tokens=len(completion.token_ids))
             said |= dict(truncated=completion.finish_reason == "length")
-            row = rollout_row(self.step + 1, row, completion.text, paid, self.weights, **said)
-            records.append(row)
-        append_jsonl(self.run.rollouts / f"step_{self.step + 1:05d}.jsonl", records)
+            records.append(rollout_row(step, row, completion.text, paid, self.weights, **said))
+        append_jsonl(self.run.rollouts / f"step_{step:05d}.jsonl", records)
         # As TRL counts: each completion with its prompt.
         self.tokens += int(batch.prompt_mask_NS.sum()) * group + int(batch.mask_BT.sum())
-        return describe_rewards(rewards_B.view(-1, group), scores) | {
+        std_N = rewards_B.view(-1, group).std(1)
+        return {  # under TRL's names
+            "reward": rewards_B.mean().item(),
+            "reward_std": std_N.mean().item(),
+            **{f"rewards/{name}/mean": float(np.nanmean(v)) for name, v in scores.items()},
+            "frac_reward_zero_std": (std_N < 1e-6).float().mean().item(),
             "completions/mean_length": float(np.mean([row["tokens"] for row in records])),
             "completions/clipped_ratio": float(np.mean([row["truncated"] for row in records])),
             "num_tokens": self.tokens,
         }
 
+    # --- updates ----------------------------------------------------------------------------
+
     def logps(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor | None]:
         """logps_BT and entropy_BT of the completions, and values_BT with a value head."""
-        prompts = (batch.prompts_NS, batch.prompt_mask_NS)
-        completions = (batch.tokens_BT, batch.mask_BT)
-        options = (self.config.temperature, self.value_head)
-        return completion_logps(self.model, *prompts, *completions, *options)
+        texts = (batch.prompts_NS, batch.prompt_mask_NS, batch.tokens_BT, batch.mask_BT)
+        return grpo.completion_logps(self.model, *texts, self.config.temperature, self.value_head)
 
     def update(self, batches: Sequence[Batch]) -> dict[str, float]:
         """One optimizer step on the whole step's completions, pass by pass; what to log."""
-        config, tokens = loss_config(self.config), 0
-        step = Totals(
+        config, tokens = grpo.loss_config(self.config), 0
+        step = grpo.Totals(
             completions=sum(len(batch.mask_BT) for batch in batches),
             tokens=sum(int(batch.mask_BT.sum()) for batch in batches),
             max_tokens=config.max_completion_length,
         )
         self.model.train()
         self.optimizer.zero_grad()
-        sums: dict[str, float] = {"loss": 0.0}
+        losses, sums = {"loss": 0.0}, {}
         for batch in batches:
             # Without a KL term a completion without advantage moves nothing.
             if not (config.beta or batch.advantages_BT.any()):
@@ -277,20 +258,19 @@ class Learner:
             logps_BT, entropy_BT, values_BT = self.logps(batch)
             if batch.old_logps_BT is None:  # not moved since it sampled: the ratio begins at 1
                 batch.old_logps_BT = logps_BT.detach()
-            metrics = describe(logps_BT.detach(), entropy_BT, batch, config)
-            tokens += int(batch.mask_BT.sum())
-            loss = grpo_loss(logps_BT, batch, step, config)
-            metrics["loss"] = loss.item()
+            loss = grpo.grpo_loss(logps_BT, batch, step, config)
+            losses["loss"] += loss.item()
             if self.value_head:
-                off = value_loss(values_BT, batch, step, config.value_clip)
-                metrics["value_loss"] = off.item()
+                off = grpo.value_loss(values_BT, batch, step, config.value_clip)
+                losses["value_loss"] = losses.get("value_loss", 0.0) + off.item()
                 loss = loss + off
             need_number("loss", loss.item(), self.step + 1)
             loss.backward()
-            for name, total in metrics.items():
-                sums[name] = sums.get(name, 0.0) + total
-        step_sums = {name: sums.pop(name) for name in ("loss", "value_loss") if name in sums}
-        return step_sums | {n: total / max(tokens, 1) for n, total in sums.items()} | self.move()
+            tokens += int(batch.mask_BT.sum())
+            for name, value in grpo.describe(logps_BT.detach(), entropy_BT, batch, config).items():
+                sums[name] = sums.get(name, 0.0) + value
+        means = {name: value / max(tokens, 1) for name, value in sums.items()}
+        return losses | means | self.move()
 
     def move(self) -> dict[str, float]:
         """The optimizer's step, and what to log of it."""
@@ -307,13 +287,9 @@ class Learner:
 
     # --- checkpoints ------------------------------------------------------------------------
 
-    @property
-    def kept_step(self) -> int:
-        return self.run.kept_step()
-
     def keep_last_step(self) -> None:
         """Write a checkpoint, where one can be resumed from; those but the latest two go."""
-        if not self.between_batches or self.step == self.kept_step:
+        if not self.between_batches or self.step == self.run.kept_step():
             return
         _, epoch = step_rows(self.rows, self.config, self.step)
         state = {
@@ -331,12 +307,12 @@ class Learner:
             discard(old)
 
     def save_adapter(self, folder: Path) -> None:
-        save_lora(self.model, folder, str(self.base))
+        lora.save_lora(self.model, folder, str(self.base))
         self.tokenizer.save_pretrained(folder)
 
     def load_checkpoint(self, folder: Path) -> None:
         """Restore adapter, optimizer and step."""
-        load_lora(self.model, folder)
+        lora.load_lora(self.model, folder)
         if self.value_head:
             self.value_head.load_state_dict(load_file(folder / "value_head.safetensors"))
         state: dict[int, dict] = {}
@@ -351,18 +327,19 @@ def check_settings(config: Config) -> None:
     """Raises BadInput where the recipe asks for what this loop does not do."""
     libraries = (TRL.keys() | PEFT.keys()) - Keys.model_fields.keys() - READ
     for key, value in config.given().items():
-        unknown = key in NOT_DONE or (key in libraries and not key.startswith(HARMLESS))
-        if key == "loss_type" and value not in LOSSES:
-            known = f"of {', '.join(LOSSES)}"
-        elif unknown and value != Config.model_fields[key].default:
-            known = repr(Config.model_fields[key].default)
+        default = Config.model_fields[key].default
+        known = repr(default)
+        if key == "loss_type":
+            known, unknown = f"of {', '.join(LOSSES)}", value not in LOSSES
         else:
-            continue
-        raise BadInput(
-            f"GRPO from scratch knows {key} {known} only and the recipe says {value!r}: set it to "
-            f"that, or train with 03_training.",
-            key="not-from-scratch",
-        )
+            library = key in libraries and not key.startswith(HARMLESS)
+            unknown = (key in NOT_DONE or library) and value != default
+        if unknown:
+            raise BadInput(
+                f"GRPO from scratch knows {key} {known} only and the recipe says {value!r}: set "
+                f"it to that, or train with 03_training.",
+                key="not-from-scratch",
+            )
 
 
 def step_rows(rows: Sequence[dict], config: Config, step: int) -> tuple[list[dict], int]:
@@ -384,15 +361,6 @@ def engine_samples(
         pad_sequence([torch.tensor(row, device=prompts_NS.device) for row in part], True)
         for part in zip(*rows, strict=True)
     ]
-
-
-def read_completions(tokenizer, batch: Batch, ended_B: Tensor) -> list[Completion]:
-    """The texts, and whether each came to its end."""
-    lengths, tokens = batch.mask_BT.sum(1).tolist(), batch.tokens_BT.tolist()
-    ids = [tuple(row[:n]) for row, n in zip(tokens, lengths, strict=True)]
-    reasons = ["stop" if ended else "length" for ended in ended_B.tolist()]
-    texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return [Completion(*each) for each in zip(texts, ids, reasons, strict=True)]
 
 
 def checkpoints(run: Run) -> list[Path]:

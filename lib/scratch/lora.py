@@ -18,9 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lib.errors import BadInput
-from lib.runs import read_json
-
-PREFIX = "base_model.model."  # peft names each weight as seen from its own wrapper
+from lib.files import read_json
 
 
 class LoraLinear(nn.Module):
@@ -44,10 +42,13 @@ class LoraLinear(nn.Module):
         if not self.active:
             return y
         inner = nn.functional.linear(self.dropout(x), self.A_RI.to(x.dtype))
-        # y + scale · B inner, in one pass over y.
-        rows_y, rows_inner = y.flatten(0, -2), inner.flatten(0, -2)
-        added = torch.addmm(rows_y, rows_inner, self.B_OR.to(x.dtype).T, alpha=self.scale)
-        return added.view_as(y)
+        return y + self.scale * nn.functional.linear(inner, self.B_OR.to(x.dtype))
+
+    def merged(self) -> Tensor:
+        """W + (alpha / R) B A, rounded once."""
+        weight = self.base.weight
+        a, b = self.A_RI.to(weight.dtype), self.B_OR.to(weight.dtype)
+        return torch.addmm(weight, b, a, alpha=self.scale)
 
 
 def add_lora(
@@ -63,15 +64,17 @@ def add_lora(
     """
     model.requires_grad_(False)
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    names = []
     for target in targets:
-        if not any(f".{name}".endswith(f".{target}") for name in linear):
+        wanted = [name for name in linear if f".{name}".endswith(f".{target}")]
+        if not wanted:
             known = ", ".join(sorted({name.split(".")[-1] for name in linear}))
             raise BadInput(
                 f"target_modules names {target!r}, which no layer has: there are {known}.",
                 key="no-layer",
             )
-    names = [name for name in linear if f".{name}".endswith(tuple(f".{t}" for t in targets))]
-    for name in names:
+        names += wanted
+    for name in dict.fromkeys(names):
         model.set_submodule(name, LoraLinear(model.get_submodule(name), r, alpha, dropout))
     return names
 
@@ -101,14 +104,11 @@ def without_lora(model: nn.Module) -> Iterator[None]:
 @torch.no_grad()
 def live_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The model's weights with the adapter merged, under the base model's names, one by one."""
-    layers = {f"{name}.base.weight": layer for name, layer in lora_layers(model).items()}
+    layers = lora_layers(model)
     for name, weight in model.named_parameters():
-        if name in layers:
-            layer = layers[name]
-            a, b = layer.A_RI.to(weight.dtype), layer.B_OR.to(weight.dtype)
-            yield name.replace(".base.", "."), torch.addmm(weight, b, a, alpha=layer.scale)
-        elif not name.endswith(("A_RI", "B_OR")):
-            yield name.replace(".base.", "."), weight.detach()
+        layer = layers.get(name.removesuffix(".base.weight"))
+        if not name.endswith(("A_RI", "B_OR")):
+            yield name.replace(".base.", "."), layer.merged() if layer else weight.detach()
 
 
 def save_lora(model: nn.Module, folder: Path, base: str = "") -> None:
@@ -140,9 +140,8 @@ def load_lora(model: nn.Module, folder: Path) -> None:
     stored = load_file(folder / "adapter_model.safetensors")
     if not lora_layers(model):
         settings = read_json(folder / "adapter_config.json")
-        add_lora(
-            model, *(settings[k] for k in ("r", "lora_alpha", "target_modules", "lora_dropout"))
-        )
+        names = ("r", "lora_alpha", "target_modules", "lora_dropout")
+        add_lora(model, *(settings[name] for name in names))
     weights = _named_weights(model)
     if {k: w.shape for k, w in weights.items()} != {k: w.shape for k, w in stored.items()}:
         raise BadInput(
@@ -155,9 +154,9 @@ def load_lora(model: nn.Module, folder: Path) -> None:
 
 
 def _named_weights(model: nn.Module) -> dict[str, Tensor]:
-    """A and B under peft's names; the model's own tensors, not copies."""
+    """A and B, not copied, under peft's names: as seen from its own wrapper."""
     return {
-        f"{PREFIX}{name}.lora_{letter}.weight": weight.data
+        f"base_model.model.{name}.lora_{letter}.weight": weight.data
         for name, layer in lora_layers(model).items()
         for letter, weight in (("A", layer.A_RI), ("B", layer.B_OR))
     }

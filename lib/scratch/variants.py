@@ -8,7 +8,6 @@ run folder of their own, `<run>/<variant>_<seed>/`; `<run>/base/` is the untrain
 that is finished is not repeated, unless its settings have changed; one that was stopped goes on.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Iterator
@@ -16,17 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from lib.config import Config, resolve
-from lib.engines import START_ERRORS, TransformersEngine, VllmEngine, no_vllm
+from lib.engines import make_engine
 from lib.errors import BadInput, Stopped
 from lib.evaluation import evaluate
-from lib.evaluation.runs import (
-    BASE,
-    base_config,
-    evaluation_name,
-    is_begun,
-    is_finished,
-    variant_configs,
-)
+from lib.evaluation import runs as arms
 from lib.hardware import GIB
 from lib.models import model_folder
 from lib.process import peak_memory, trim_memory
@@ -35,14 +27,14 @@ from lib.runs import Run, hushed, open_run
 from lib.scratch.lora import live_weights
 from lib.tasks import load_problems
 from lib.tasks.prompts import make_rows
-from lib.training.rollouts import training_engine
+from lib.training.rollouts import beside_trainer
 
 
 def run_variants(config: Config) -> Iterator[str]:
     """Train and measure what is not there yet; yields each run's name when it is done."""
-    base = base_config(config)
-    wanted = {BASE: base, **variant_configs(config)}
-    missing = {name: each for name, each in wanted.items() if not is_finished(each)}
+    base = arms.base_config(config)
+    wanted = {arms.BASE: base, **arms.variant_configs(config)}
+    missing = {name: each for name, each in wanted.items() if not arms.is_finished(each)}
     if not missing:
         return
     task, training, problems, examples = load_problems(base)
@@ -51,41 +43,31 @@ def run_variants(config: Config) -> Iterator[str]:
     folder = model_folder(base)
     engine = None
     for name, each in missing.items():
-        each = each.model_copy(update={"resume": is_begun(each)})
+        each = each.model_copy(update={"resume": arms.is_begun(each)})
         run = open_run(each)
         # What another configuration left there is not this one's.
-        (run.evals / f"{evaluation_name(run)}.json").unlink(missing_ok=True)
+        (run.evals / f"{arms.evaluation_name(run)}.json").unlink(missing_ok=True)
         with hushed(run):
-            engine = engine or start_engine(base, folder)
-            if name != BASE:
+            engine = engine or make_engine(base, folder, **beside_trainer(base))
+            if name != arms.BASE:
                 engine.hand_over(live_weights(learn(each, rows, run, engine)))
-            evaluate(engine, problems, tests, task, each, run, evaluation_name(run))
+            evaluate(engine, problems, tests, task, each, run, arms.evaluation_name(run))
         yield name
     engine.close()
 
 
-def start_engine(config: Config, folder: Path) -> Any:
-    """vLLM for rollouts and evaluation, where it runs; else transformers for the evaluation."""
-    try:
-        if config.eval_engine == "vllm":
-            return training_engine(config, folder)
-    except START_ERRORS as error:
-        print(no_vllm(error, config))
-    return TransformersEngine(config, folder)
-
-
 def learn(config: Config, rows: list[dict], run: Run, engine: Any) -> Any:
-    """One run of the loop; returns the model. Its time and its memory go to the run's record,
-    where it was not stopped in between."""
+    """One run of the loop; returns the model. Its time and memory go to the run's record, where it
+    was not stopped in between."""
     from lib.scratch.loop import Learner
 
     rewards, weights = recipe_rewards(config)
-    samples = engine if isinstance(engine, VllmEngine) and config.rollout_engine == "vllm" else None
+    samples = engine if engine.name == "vllm" and config.rollout_engine == "vllm" else None
     trim_memory()  # what is kept of freed memory would be missing in the peak
     before = peak_so_far(config, anew=True)
     learner = Learner(config, rows, rewards, weights, run, samples)
     started, worked = time.perf_counter(), time.process_time()
-    in_one_go = not (config.resume and learner.kept_step)
+    in_one_go = not (config.resume and run.kept_step())
     learner.train()
     if in_one_go:
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - worked
@@ -109,20 +91,9 @@ def peak_so_far(config: Config, anew: bool = False) -> float:
     return peak_memory()
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lib.scratch.variants", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("recipe", help="a name in notebooks/recipes, or a file")
-    options = parser.parse_args(arguments)
-    try:
-        for name in run_variants(resolve(options.recipe)):
-            print(f"{time.strftime('%H:%M:%S')} {name} done", flush=True)
-    except BadInput as error:
-        hint = "The same command resumes it." if isinstance(error, Stopped) else ""
-        print(error, hint, file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        for done in run_variants(resolve(*sys.argv[1:2])):
+            print(f"{time.strftime('%H:%M:%S')} {done} done", flush=True)
+    except BadInput as error:
+        sys.exit(f"{error} The same command resumes it." if isinstance(error, Stopped) else error)

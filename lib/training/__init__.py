@@ -1,30 +1,83 @@
-"""Training: TRL's GRPOTrainer with what the suite adds to it, and what is checked before it starts.
+"""Training: TRL's GRPOTrainer with what the suite adds to it, set up as a recipe describes it.
 
-`GRPOTrainer` is imported when it is first asked for: Unsloth, where it loads the policy, has to be
-imported before TRL.
+    args = GRPOConfig(**grpo_arguments(config, run))
+
+Unsloth changes some of TRL's defaults without a word (the loss, beta, the importance sampling
+correction, the batch), so that all fields are passed, and `in_force` shows what became of each.
+
+Nothing here imports torch or TRL before it is needed: Unsloth, where it loads the policy, has to
+be imported first, and the runner asks only whether a run may start.
 """
 
-from collections.abc import Sequence
+import math
+import shutil
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lib.config import Config
 from lib.errors import BadInput
-from lib.keys import translate
-from lib.models import lora_targets
-from lib.runs import Run, begin_training, discard, read_json, write_json
+from lib.files import discard, read_json, read_jsonl, write_json, written_whole
+from lib.hardware import cap_gpu_memory
+from lib.keys import DEFAULTS, TRL, corrects, translate
+from lib.memory import by_unsloth, read_shape, settled
+from lib.models import Policy, lora_targets, save_adapter, widen_head
+from lib.runs import Run, begin_training
+from lib.tasks import fitting_rows
 
 GRPOTrainer: type  # TRL's, or Unsloth's, with ours on top
 # Whose other values a checkpoint does not fit. Those of an adapter matter where there is one.
 OF_A_CHECKPOINT = ("model", "full_finetuning", "algorithm", "num_iterations", "optim")
 OF_AN_ADAPTER = ("r", "lora_alpha", "target_modules")
+# What follows from other keys, and from which.
+FOLLOWS = {
+    "per_device_train_batch_size": "at most prompts_per_step × num_generations",
+    "gradient_accumulation_steps": "prompts_per_step × num_generations in passes of that size",
+    "steps_per_generation": "one batch of completions for one optimizer step",
+    "use_vllm": "rollout_engine vllm, where TRL is to run it",
+    "vllm_importance_sampling_correction": "rollout_engine vllm, and on a CPU if asked for: TRL "
+    "scores each batch a second time for it, a fifth of a step there",
+    "vllm_gpu_memory_utilization": "gpu_memory_cap's share of the card",
+    "cast_lm_head_to_fp32": "lib.models does it for the trainer and vLLM alike",
+    "shuffle_dataset": "training_prompts has the prompts of all steps in their order",
+    "bf16": "precision",
+    "fp16": "precision",
+    "use_cpu": "profile",
+    "dataloader_pin_memory": "profile",
+    "save_steps": "whole batches of completions",
+    "log_completions": "rollouts/ keeps them all",
+    "report_to": "report_to; lib.training.tracking logs to Trackio",
+    "push_to_hub": "05_merge_export pushes",
+    "output_dir": "the run's checkpoints/",
+    "run_name": "run",
+}
 
 
-def fresh_checkpoints(config: Config, run: Run) -> None:
-    """An empty `checkpoints/` but for `settings.json`: what those to come are made with. What an
-    earlier training left is put aside."""
-    begin_training(config, run)
-    discard(run.checkpoints)
-    write_json(run.checkpoints / "settings.json", _settings(config))
+def __getattr__(name: str) -> Any:
+    if name == "GRPOTrainer":
+        from lib.training.trainer import GRPOTrainer
+
+        return GRPOTrainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def check_trainer(config: Config) -> None:
+    """Raises BadInput where the algorithm is not that of 03's trainer, TRL's GRPOTrainer."""
+    if config.algorithm != "grpo":
+        raise BadInput(
+            f"03_training trains grpo and the recipe says algorithm {config.algorithm!r}: train "
+            f"with 07_grpo_from_scratch, or set it to grpo.",
+            key="not-grpo",
+        )
+
+
+def check_fills_a_step(rows: Sequence[dict], config: Config) -> None:
+    """Raises BadInput where there are fewer training rows than one step takes."""
+    if len(rows) < config.prompts_per_step:
+        raise BadInput(
+            f"{len(rows)} training problems do not fill one step of prompts_per_step "
+            f"{config.prompts_per_step}: raise train_problems or lower prompts_per_step.",
+            key="too-few-rows",
+        )
 
 
 def check_resumable(config: Config, run: Run) -> None:
@@ -34,9 +87,9 @@ def check_resumable(config: Config, run: Run) -> None:
         return
     before, now = translate(read_json(file)), _settings(config)
     # Where only one of them has an adapter, that says it all.
-    differ = [key for key in before.keys() & now.keys() if before[key] != now[key]]
+    differ = sorted(key for key in before.keys() & now.keys() if before[key] != now[key])
     if differ:
-        changes = ", ".join(f"{key} {before[key]} (now {now[key]})" for key in sorted(differ))
+        changes = ", ".join(f"{key} {before[key]} (now {now[key]})" for key in differ)
         raise BadInput(
             f"The checkpoints in {run.shown(run.checkpoints)} were made with {changes}: give the "
             f"old value to go on from them, or another `run` to begin anew in a folder of that "
@@ -51,35 +104,185 @@ def check_resumable(config: Config, run: Run) -> None:
         )
 
 
-def check_fills_a_step(rows: Sequence[dict], config: Config) -> None:
-    """Raises BadInput where there are fewer training rows than one step takes."""
-    if len(rows) < config.prompts_per_step:
-        raise BadInput(
-            f"{len(rows)} training problems do not fill one step of prompts_per_step "
-            f"{config.prompts_per_step}: raise train_problems or lower prompts_per_step.",
-            key="too-few-rows",
-        )
-
-
-def check_trainer(config: Config) -> None:
-    """Raises BadInput where the algorithm is not that of 03's trainer, TRL's GRPOTrainer."""
-    if config.algorithm != "grpo":
-        raise BadInput(
-            f"03_training trains grpo and the recipe says algorithm {config.algorithm!r}: train "
-            f"with 07_grpo_from_scratch, or set it to grpo.",
-            key="not-grpo",
-        )
-
-
 def _settings(config: Config) -> dict:
     keys = OF_A_CHECKPOINT if config.full_finetuning else OF_A_CHECKPOINT + OF_AN_ADAPTER
     every = config.model_dump() | {"target_modules": sorted(lora_targets(config))}
     return {key: every[key] for key in keys}
 
 
-def __getattr__(name: str) -> Any:
-    if name == "GRPOTrainer":
-        from lib.training.trainer import GRPOTrainer
+def grpo_arguments(config: Config, run: Run) -> dict[str, Any]:
+    """The arguments of TRL's GRPOConfig for this configuration (`lib.memory.settled`).
 
-        return GRPOTrainer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    One optimizer step consumes prompts_per_step × num_generations completions, in passes of
+    per_device_train_batch_size; TRL counts its batch in completions, too.
+    """
+    own = config.completions_per_step // config.num_processes  # of each process
+    rows = min(config.per_device_train_batch_size, own)
+    with_vllm = config.rollout_engine == "vllm" and not generates_here(config)
+    share = config.vllm_gpu_memory_utilization
+    if with_vllm:  # TRL's engine takes its share of the whole card
+        share = cap_gpu_memory(config.gpu_memory_cap, share)
+    values = {name: value for name, value in config.model_dump().items() if name in TRL}
+    values = {n: v for n, v in values.items() if v is not None or TRL[n][1] is not None}
+    return values | dict(
+        output_dir=str(run.checkpoints),
+        run_name=config.run_name,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=own // rows,
+        steps_per_generation=own // rows,
+        shuffle_dataset=False,
+        use_vllm=with_vllm,
+        vllm_gpu_memory_utilization=share,
+        vllm_importance_sampling_correction=corrects(config),
+        cast_lm_head_to_fp32=False,
+        bf16=config.precision == "bf16",
+        fp16=config.precision == "fp16",
+        use_cpu=config.profile == "cpu",
+        dataloader_pin_memory=config.profile != "cpu" and config.dataloader_pin_memory,
+        log_completions=False,
+        report_to=[name for name in config.report_to if name != "trackio"] or "none",
+        push_to_hub=False,
+        save_strategy="steps",
+        # Within the updates from one batch of rollouts there is nothing to go on from.
+        save_steps=-(-config.save_steps // config.num_iterations) * config.num_iterations,
+    )
+
+
+def generates_here(config: Config) -> bool:
+    """Whether rollouts are to come from a `RolloutEngine`, and not from the trainer.
+
+    On a GPU Unsloth's trainer generates by the engine whose weights it trains; weights in 4 bit
+    are TRL's to hand over, and so is all that a vLLM server or several processes need.
+    """
+    ours = config.profile == "cpu" or not (by_unsloth(config) or config.load_in_4bit)
+    alone = config.num_processes == 1 and config.vllm_mode == "colocate"
+    return config.rollout_engine == "vllm" and ours and alone
+
+
+def in_force(arguments: dict[str, Any], trainer: Any, config: Config) -> list[dict[str, Any]]:
+    """What differs from TRL's own defaults, or from what was asked: a row a field, and why."""
+    rows = []
+    for name, asked in arguments.items():
+        default = TRL.get(name, (None, None))[1]
+        actual = getattr(trainer.args, name, "—")
+        actual = getattr(actual, "value", actual)
+        if asked == default and actual == asked:
+            continue
+        why = config.origin(name)
+        if why == "default":
+            why = (
+                f"follows: {FOLLOWS[name]}" if name in FOLLOWS else DEFAULTS.get(name, ("", ""))[1]
+            )
+        row = {"field": name, "TRL's default": default, "asked": asked, "in force": actual}
+        rows.append(row | {"why": why})
+    return rows
+
+
+def make_trainer(
+    policy: Policy,
+    rows: Sequence[dict],
+    rewards: Sequence[Callable],
+    weights: Sequence[float],
+    config: Config,
+    run: Run,
+) -> Any:
+    """`GRPOTrainer` on these rows (`lib.tasks.make_rows`), with the callbacks and the engine of
+    03_training. Raises BadInput as `prepare`, and where fewer rows fit than one step takes."""
+    from trl import GRPOConfig
+
+    from lib.training.callbacks import Completions, StepLog
+    from lib.training.rollouts import DynamicSampling, RolloutEngine, training_prompts
+    from lib.training.survival import Survival
+    from lib.training.tracking import Tracking
+    from lib.training.trainer import GRPOTrainer
+
+    config = config.model_copy(update={"backend": policy.backend})
+    config = settled(config, read_shape(policy.folder))  # gradient checkpointing
+    fitting, note = fitting_rows(rows, policy.tokenizer, config)
+    policy.notes += [note] if note else []
+    check_fills_a_step(fitting, config)
+    log = StepLog(run, config, len(fitting))
+    completions = Completions(run, rewards, weights, log)
+    resampling = DynamicSampling(completions, fitting, config.seed, config.resample)
+    engine = RolloutEngine.start(config, policy)
+    trainer = GRPOTrainer(
+        model=policy.model,
+        processing_class=policy.tokenizer,
+        reward_funcs=completions.rewards,
+        args=GRPOConfig(**grpo_arguments(config, run), reward_weights=list(weights)),
+        train_dataset=training_prompts(fitting, config),
+        rollout_func=resampling if config.resample else None,
+        callbacks=[log, completions, Survival(run, config), Tracking(config, run, completions)],
+    )
+    prepare(trainer, policy, config, run, engine)
+    return trainer
+
+
+def prepare(trainer: Any, policy: Policy, config: Config, run: Run, engine: Any = None) -> None:
+    """What a recipe asks of our trainer and TRL's has no argument for. Raises BadInput where
+    Unsloth's trainer would pass over a setting."""
+    if config.use_adaptive_entropy and trainer.is_unsloths:
+        raise BadInput(
+            "entropy_target adapts entropy_coef, which Unsloth's trainer does not do: set backend "
+            "to transformers, or leave entropy_target out for a fixed entropy_coef.",
+            key="unsloth-passes-over",
+        )
+    if engine is not None:
+        trainer.generate_with(engine)
+    run.note(rollouts_by="vllm" if trainer.use_vllm else "transformers")
+    trainer.shares_prompts = trainer.shares_prompts and config.shared_prompts
+    if config.shared_prompts and trainer.not_shared:
+        policy.notes.append(f"Each completion computes its prompt again: {trainer.not_shared}.")
+    if config.cast_lm_head_to_fp32 and trainer.ref_model is not None:
+        widen_head(trainer.ref_model)  # a model of its own, where all weights are trained
+
+
+def train(trainer: Any, config: Config, run: Run) -> None:
+    trainer.train(resume_from_checkpoint=begin_or_resume(config, run))
+
+
+def begin_or_resume(config: Config, run: Run) -> str | None:
+    """The run's last checkpoint, where `resume` is set and there is one. None: the training begins
+    anew, and what an earlier one left is put aside."""
+    from lib.training.survival import resume_point
+
+    if config.resume and (last := resume_point(run)):
+        return str(last)
+    fresh_checkpoints(config, run)
+    return None
+
+
+def fresh_checkpoints(config: Config, run: Run) -> None:
+    """An empty `checkpoints/` but for `settings.json`: what those to come are made with. What an
+    earlier training left is put aside."""
+    begin_training(config, run)
+    discard(run.checkpoints)
+    write_json(run.checkpoints / "settings.json", _settings(config))
+
+
+def save_trained(policy: Policy, config: Config, run: Run) -> str:
+    """Write `adapter/`: the last one, or with `keep: best` the best in validation; says which."""
+    from accelerate import PartialState
+
+    said = f"the adapter of step {config.max_steps}, the last"
+    if config.keep == "last":
+        save_adapter(policy, run.adapter)
+    else:
+        with written_whole(run.adapter) as beside:
+            shutil.copytree(run.best, beside, dirs_exist_ok=True)
+        best = read_json(run.best / "validation.json")
+        said = f"the adapter of step {best['step']}, the best in validation ({best['score']:.1%})"
+    run.mark_stale()
+    PartialState().wait_for_everyone()
+    return said
+
+
+def why_still(run: Run) -> str:
+    """Why an adapter's B is still zero after training, as it may rightly be after a step or two;
+    AssertionError where the log explains nothing of the kind."""
+    log = read_jsonl(run.train_log)
+    if not any(row.get("learning_rate") for row in log):
+        return "The adapter did not move: its learning rate was still warming up (warmup_steps)."
+    if not any(row.get("grad_norm") and math.isfinite(row["grad_norm"]) for row in log):
+        return "The adapter did not move: no step had a group with signal (or fp16 overflowed)."
+    raise AssertionError("The adapter did not move.")

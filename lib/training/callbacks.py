@@ -4,34 +4,36 @@
     completions = Completions(run, rewards, weights, log)
     GRPOTrainer(…, reward_funcs=completions.rewards, callbacks=[log, completions])
 
-`StepLog` writes `train_log.jsonl`, `Completions` every completion to `rollouts/`. They work on
-TRL's own trainer, too; on ours, what they count reaches the trackers as well.
+`StepLog` writes `train_log.jsonl`, `Completions` every completion to `rollouts/`, `Validation`
+held-out accuracy into the log. They work on TRL's own trainer, too; on ours, what they count
+reaches the trackers as well.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from lib.config import Config
+from lib.engines import Engine, Sampling, TransformersEngine
+from lib.files import append_jsonl, discard, read_json, write_json, written_whole
 from lib.hardware import gpu_energy, gpu_memory_taken
+from lib.models import Policy, live_weights, write_adapter
 from lib.process import Progress
 from lib.rewards import Checked
-from lib.runs import Run, append_jsonl
-from lib.training.rollouts import advantages, all_alike, rollout_row
+from lib.runs import Run
+from lib.tasks import Problem, Task, fitting_rows, get_format, judge, sample_problems
+from lib.training.rollouts import advantages, is_alike, rollout_row, total
 
 
 class StepLog(TrainerCallback):
-    """A row of `train_log.jsonl` each step, and progress.
-
-    Args:
-        problems: how many there are to train on, of which an epoch is one pass.
-        watch: called with the rows so far after each step.
-    """
+    """A row of `train_log.jsonl` each step, and progress. An epoch is one pass over the problems;
+    `watch` is called with the rows so far after each step."""
 
     def __init__(
         self, run: Run, config: Config, problems: int, watch: Callable[[list], None] | None = None
@@ -83,49 +85,41 @@ class StepLog(TrainerCallback):
 
 
 class Completions(TrainerCallback):
-    """Has the rewards judge, and keeps each completion with what it earned.
+    """Has the rewards judge, and keeps each completion with what it earned. `rewards` are the
+    functions to give the trainer, `rows` those of the latest step, as they lie in `rollouts/`."""
 
-    Attributes:
-        rewards: the functions to give the trainer, which call those that were given.
-        rows: of the latest step, as they lie in `rollouts/`.
-    """
-
-    def __init__(self, run: Run, rewards: Sequence[Callable], weights: Sequence[float], log: Any):
-        self.run, self.log = run, log
-        self.weights = np.array(weights, dtype=float)
+    def __init__(
+        self, run: Run, rewards: Sequence[Callable], weights: Sequence[float], log: StepLog
+    ):
+        self.run, self.log, self.weights = run, log, list(weights)
         self.judges = {reward.__name__: Checked(reward) for reward in rewards}
-        self.rewards = [_Judge(name, self) for name in self.judges]
+        self.rewards = []
+        for name in self.judges:
+            self.rewards.append(partial(self._judge, name))
+            self.rewards[-1].__name__ = name
         self.rows: list[dict] = []
         self._batch: tuple | None = None
         self._values: dict[str, list] = {}
 
-    def judge(self, name: str, **columns: Any) -> list[float | None]:
-        """What one reward says; the last one ends the batch."""
+    def _judge(self, name: str, /, scores: Any = None, **columns: Any) -> list:
+        """A reward as TRL calls it; the last one ends the batch."""
+        if scores is not None:  # dynamic sampling has had them judged
+            return [row[name] for row in scores]
         values = self._values[name] = self.judges[name](**columns)
         if self._values.keys() == self.judges.keys():
             count, judged, self._values = len(values), self._values, {}
             lists = {k: v for k, v in columns.items() if isinstance(v, list) and len(v) == count}
-            self.keep(
-                columns["trainer_state"].global_step + 1,
-                gather_object([{k: v[i] for k, v in lists.items()} for i in range(count)]),
-                {name: gather_object(list(some)) for name, some in judged.items()},
-            )
+            rows = [{k: v[i] for k, v in lists.items()} for i in range(count)]
+            for i, row in enumerate(rows):
+                row["scores"] = {name: some[i] for name, some in judged.items()}
+            rows = gather_object(rows)
+            self.keep(columns["trainer_state"].global_step + 1, rows, [True] * len(rows))
         return values
 
-    def keep(
-        self, step: int, rows: Sequence[dict], values: Mapping[str, list], trained: Any = None
-    ) -> None:
-        """Remember a batch until its step is made.
-
-        Args:
-            rows: columns of the data set, completions and completion_ids.
-            trained: for each whether it is in the step's batch; None: all.
-        """
-        rewards_BR = torch.tensor(
-            [[np.nan if v is None else v for v in values[name]] for name in self.judges]
-        ).T
-        trained_B = torch.tensor(trained or [True] * len(rows))
-        self._batch = (step, rows, rewards_BR, trained_B)
+    def keep(self, step: int, rows: Sequence[dict], trained: Sequence[bool]) -> None:
+        """Remember a batch until its step is made: rows with the data set's columns, completions,
+        completion_ids and scores, and for each whether it is in the step's batch."""
+        self._batch = (step, rows, trained)
         self.log.extra["time/rollouts"] = time.perf_counter() - self.began
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -136,34 +130,117 @@ class Completions(TrainerCallback):
     ):
         if self._batch is None:
             return
-        (step, rows, rewards_BR, trained_B), self._batch = self._batch, None
-        weights_R = torch.tensor(self.weights)
-        advantage_B = torch.zeros(len(rows))
-        advantage_B[trained_B] = advantages(rewards_BR[trained_B], weights_R, args)
+        (step, rows, trained), self._batch = self._batch, None
+        scores = [row["scores"] for row, used in zip(rows, trained, strict=True) if used]
+        advantage = iter(advantages(scores, self.weights, args).tolist())
         ends = model.generation_config.eos_token_id
         ends = {*(ends if isinstance(ends, list) else [ends])}
         ends |= {processing_class.eos_token_id, processing_class.pad_token_id}
-        names = list(self.judges)
         self.rows = []
-        for i, (row, values) in enumerate(zip(rows, rewards_BR.tolist(), strict=True)):
-            ids, paid = row["completion_ids"], dict(zip(names, values, strict=True))
-            said = dict(advantage=advantage_B[i].item(), tokens=len(ids))
-            said |= dict(truncated=ids[-1] not in ends, trained=bool(trained_B[i]))
-            text = row["completions"][-1]["content"]
-            self.rows.append(rollout_row(step, row, text, paid, self.weights, **said))
+        for row, used in zip(rows, trained, strict=True):
+            ids, text = row["completion_ids"], row["completions"][-1]["content"]
+            said = dict(advantage=next(advantage) if used else 0.0, tokens=len(ids))
+            said |= dict(truncated=ids[-1] not in ends, trained=used)
+            self.rows.append(rollout_row(step, row, text, row["scores"], self.weights, **said))
         append_jsonl(self.run.rollouts / f"step_{step:05d}.jsonl", self.rows)
-        if rewards_BR.isnan().all(1).any():  # TRL counts a group that none could judge as one
-            alike = all_alike(rewards_BR[trained_B], weights_R, args.num_generations)  # with signal
-            self.log.extra["frac_reward_zero_std"] = sum(alike) / len(alike)
+        totals = [total(each, self.weights) for each in scores]
+        if None in totals:  # TRL counts a group that none could judge as one with signal
+            groups = np.reshape(np.array(totals, dtype=object), (-1, args.num_generations))
+            self.log.extra["frac_reward_zero_std"] = float(np.mean([is_alike(g) for g in groups]))
 
 
-class _Judge:
-    """A reward as TRL calls it."""
+# --- validation -------------------------------------------------------------------------------
 
-    def __init__(self, name: str, completions: Completions):
-        self.__name__, self.completions = name, completions
 
-    def __call__(self, scores: Sequence[Mapping] | None = None, **columns: Any) -> list:
-        if scores is not None:  # dynamic sampling has had them judged
-            return [row[self.__name__] for row in scores]
-        return self.completions.judge(self.__name__, **columns)
+def set_aside(training: Sequence[Problem], config: Config) -> tuple[list[Problem], list[Problem]]:
+    """Training problems to train on, and those for validation: at most a quarter; none where it is
+    switched off. The test split stays unseen until 04_pass_at_k_eval."""
+    if not config.validation_steps:
+        return list(training), []
+    count = max(1, min(config.validation_problems, len(training) // 4))
+    chosen = sample_problems(training, count, seed=0)
+    keys = {problem.key for problem in chosen}
+    return [problem for problem in training if problem.key not in keys], chosen
+
+
+class Validation(TrainerCallback):
+    """Measures greedy accuracy on the problems set aside every `validation_steps` and at the end,
+    into the step's log; the adapter that did best is kept in `best/`. `engine` as of `answering`.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        problems: Sequence[Problem],
+        rows: Sequence[dict],
+        task: Task,
+        config: Config,
+        run: Run,
+        log: StepLog,
+        engine: Engine | None = None,
+    ):
+        tokens = config.completion_tokens
+        self.rows, note = fitting_rows(rows, policy.tokenizer, config, tokens)
+        policy.notes += [note] if note else []
+        by_id = {problem.id: problem for problem in problems}
+        self.problems = [by_id[row["id"]] for row in self.rows]
+        self.policy, self.task = policy, task
+        self.config, self.run, self.log, self.engine = config, run, log, engine
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:
+            (self.run.evals / "validation.jsonl").unlink(missing_ok=True)
+            discard(self.run.best)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        every = self.config.validation_steps
+        due = state.global_step in (state.max_steps, self.config.stop_at)
+        if (due or state.global_step % every == 0) and state.is_world_process_zero:
+            self.log.extra |= self.measure(state.global_step)
+
+    def measure(self, step: int) -> dict[str, float]:
+        """ "heldout/strict" and the like of the policy as it is, whose answers are kept."""
+        sampling = Sampling(max_tokens=self.config.completion_tokens)
+        with answering(self.policy, self.engine) as engine:
+            answers = engine.generate([row["prompt"] for row in self.rows], sampling)
+        tag = get_format(self.config.prompt_format).answer_tag
+        records = []
+        for problem, [answer] in zip(self.problems, answers, strict=True):
+            truncated = answer.finish_reason == "length"
+            verdict = judge(self.task, problem, answer.text, truncated, tag)
+            said = {"step": step, "id": problem.id, "completion": answer.text}
+            records.append(said | verdict)
+        append_jsonl(self.run.evals / "validation.jsonl", records)
+        names = [name for name in ("strict", "lenient", "rougeL") if name in records[0]]
+        scores = {f"heldout/{n}": sum(r[n] for r in records) / len(records) for n in names}
+        self._keep_best(step, scores[f"heldout/{names[0]}"])
+        return scores | {"heldout/problems": len(records)}
+
+    def _keep_best(self, step: int, score: float) -> None:
+        """Ties go to the later adapter, which has learned more."""
+        record = self.run.best / "validation.json"
+        if record.is_file() and read_json(record)["score"] > score:
+            return
+        best = {"step": step, "score": score, "problems": len(self.problems)}
+        with written_whole(self.run.best) as beside:
+            write_adapter(self.policy, beside)
+            write_json(beside / record.name, best)
+
+
+@contextmanager
+def answering(policy: Policy, engine: Engine | None = None) -> Iterator[Engine]:
+    """An engine that answers as the policy does now: this one, which takes its weights; None lets
+    the policy generate by itself."""
+    if engine is not None:
+        engine.hand_over(live_weights(policy.model))
+        yield engine
+        return
+    model, training, modes = policy.model, policy.model.training, None
+    if policy.backend == "unsloth":  # whose models on a GPU have a mode for each
+        from unsloth import FastLanguageModel as modes
+
+        modes.for_inference(model)
+    yield TransformersEngine(model.eval(), policy.tokenizer)
+    if modes:
+        modes.for_training(model)
+    model.train(training)

@@ -10,7 +10,7 @@ the noise of small batches rings nothing.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -41,6 +41,9 @@ HELDOUT_PROBLEMS = 64  # assumed where "heldout/problems" does not say
 SAMPLER_GAP = 0.1
 PENALTIES = ("soft_overlong", "repetition_penalty")  # 0 is the most they pay
 
+Log = Sequence[Mapping]  # rows of `train_log.jsonl`; a key that is missing rings nothing
+Rung = Iterator[tuple[str, str]]  # an alarm's name, and its sentence
+
 
 @dataclass(frozen=True)
 class Alarm:
@@ -51,12 +54,17 @@ class Alarm:
     sentence: str
 
 
-class Course:
-    """A value's mean in a first and in a latest window of steps, and the error of their difference.
+def alarms(log: Log, weights: Mapping[str, float] | None = None) -> list[Alarm]:
+    """What is wrong at the latest step of the log. A reward without a weight counts 1."""
+    found = []
+    for check in (_reward, _groups, _policy, _one_reward, _hacking):
+        found += check(log, weights or {}) if log else []
+    return [Alarm(name, log[-1]["step"], sentence) for name, sentence in found]
 
-    Args:
-        scatter: the standard deviation of single steps.
-    """
+
+class Course:
+    """A value's mean in a first and in a latest window of steps, and the error of their difference,
+    from the standard deviation of single steps."""
 
     def __init__(self, first: np.ndarray, last: np.ndarray, scatter: float):
         self.before, self.now = float(first.mean()), float(last.mean())
@@ -67,72 +75,103 @@ class Course:
         self.still = self.change <= self.error  # not higher than chance alone makes it
 
 
-def alarms(log: Sequence[Mapping], weights: Mapping[str, float] | None = None) -> list[Alarm]:
-    """What is wrong at the latest step of the log.
-
-    Args:
-        log: rows of `train_log.jsonl`, one an optimizer step; a key that is missing rings nothing.
-        weights: what each reward counts, by name; 1 where not given.
-    """
-    if not log:
-        return []
-    sentences = {name: check(log, weights or {}) for name, check in CHECKS.items()}
-    step = log[-1]["step"]
-    return [Alarm(name, step, sentence) for name, sentence in sentences.items() if sentence]
-
-
-def window(log: Sequence[Mapping]) -> int:
+def window(log: Log) -> int:
     """How many steps are compared: a fifth of the run, so that long runs are judged calmly."""
     return max(WINDOW, len(log) // 5)
 
 
-def values(log: Sequence[Mapping], key: str) -> np.ndarray:
+def values(log: Log, key: str) -> np.ndarray:
     """The key's numbers in the rows that have one."""
     series = [row[key] for row in log if row.get(key) is not None]
     return np.array([value for value in series if np.isfinite(value)], dtype=float)
 
 
-def course(log: Sequence[Mapping], key: str) -> Course | None:
-    """None where the log does not hold enough of the key."""
+def course(log: Log, key: str, to_best: bool = False) -> Course | None:
+    """None where the log does not hold enough of the key; `to_best`: to the window with the highest
+    mean, not to the latest."""
     series, size = values(log, key), window(log)
     if len(series) < 2 * WINDOW:
         return None
-    return Course(series[:size], series[-size:], _scatter(series))
-
-
-def _scatter(series: np.ndarray) -> float:
-    """The standard deviation of single steps around their trend, from their differences.
-
-    All steps contribute, where the few of a window would often guess it too small (von Neumann
-    et al. 1941).
-    """
-    return float(np.sqrt((np.diff(series) ** 2).mean() / 2))
-
-
-def _reward_fell(log, weights) -> str | None:
-    series, size = values(log, "reward"), window(log)
-    if len(series) < 2 * WINDOW:
-        return None
-    start, latest, scatter = series[:size], series[-size:], _scatter(series)
+    # Of single steps around their trend, from the differences of all steps, where the few of a
+    # window would often guess it too small (von Neumann et al. 1941).
+    scatter = float(np.sqrt((np.diff(series) ** 2).mean() / 2))
     parts = [series[i : i + size] for i in range(len(series) - size + 1)]
-    best = max(parts, key=np.mean)
-    overall = Course(start, latest, scatter)
-    gain, loss = Course(start, best, scatter), Course(best, latest, scatter)
-    lost_again = gain.rose and loss.fell and -loss.change > LOST_GAIN * gain.change
-    if not (overall.fell or lost_again):
-        return None
-    return (
-        f"{best.mean():.3g} at best and {latest.mean():.3g} now: lower learning_rate, or hold the "
-        "policy with beta or a smaller epsilon, and go back to a checkpoint before the fall."
-    )
+    return Course(parts[0], max(parts, key=np.mean) if to_best else parts[-1], scatter)
 
 
-def _reward_stood_still(log: Sequence[Mapping]) -> bool:
-    reward = course(log, "reward")
-    return reward is not None and reward.still
+def _reward(log: Log, weights: Mapping) -> Rung:
+    c, gain = course(log, "reward"), course(log, "reward", to_best=True)
+    if c is None:
+        return
+    if len(log) >= FLAT_STEPS and c.still and not c.fell:
+        yield (
+            "reward flat",
+            f"{c.before:.3g} in the first steps and {c.now:.3g} now, within the noise of "
+            f"±{c.error:.2g}; a hard task can take 150 steps and more, but look at the groups' "
+            "signal, raise learning_rate, or begin with easier prompts.",
+        )
+    loss = gain.now - c.now  # both differences have the same error
+    lost_again = gain.rose and loss > CLEAR * gain.error and loss > LOST_GAIN * gain.change
+    if c.fell or lost_again:
+        yield (
+            "reward fell",
+            f"{gain.now:.3g} at best and {c.now:.3g} now: lower learning_rate, or hold the policy "
+            "with beta or a smaller epsilon, and go back to a checkpoint before the fall.",
+        )
 
 
-def _one_reward(log, weights) -> str | None:
+def _groups(log: Log, weights: Mapping) -> Rung:
+    reward, c = course(log, "reward"), course(log, "frac_reward_zero_std")
+    if c and c.now >= NO_SIGNAL:
+        yield (
+            "groups without signal",
+            f"in {c.now:.0%} of the groups all completions earned the same and taught nothing: "
+            "choose prompts that are sometimes right, more num_generations, or a finer reward.",
+        )
+    c = course(log, "completions/clipped_ratio")
+    if c and c.now >= TRUNCATED:
+        yield (
+            "mostly truncated",
+            f"{c.now:.0%} of the completions ran into max_completion_length: raise it, ask for "
+            "less in the prompt, or leave them out of the loss with mask_truncated_completions.",
+        )
+    c = course(log, "completions/mean_length")
+    if c and reward and reward.still:
+        change = f"from {c.before:.0f} to {c.now:.0f} tokens with no more reward"
+        if c.now >= LONGER * c.before:
+            use = "loss_type dr_grpo or dapo, or a reward against overlong answers"
+            yield "length explosion", f"{change}: use {use}."
+        if c.now <= SHORTER * c.before:
+            look = "read the completions, and look for a reward that short ones earn unworked"
+            yield "length collapse", f"{change}: {look}."
+
+
+def _policy(log: Log, weights: Mapping) -> Rung:
+    c = course(log, "entropy")
+    if c and c.now <= min(ENTROPY_LOW, ENTROPY_LEFT * c.before):
+        yield (
+            "entropy collapse",
+            f"{c.before:.2g} nats a token at first and {c.now:.2g} now, so that all completions of "
+            "a prompt are nearly the same: raise epsilon_high, lower learning_rate, or stop here.",
+        )
+    c = course(log, "kl")
+    if c and c.now >= KL_HIGH:
+        yield (
+            "KL blow-up",
+            f"{c.now:.2g} nats a token from the reference model, {c.before:.2g} at first: lower "
+            "learning_rate or raise beta, and go back to a checkpoint before it.",
+        )
+    # From the first step on, and with Unsloth's standby after each time that vLLM wakes up.
+    apart = values(log[-window(log) :], "sampling/sampling_logp_difference/mean")
+    if apart.size and apart.mean() >= SAMPLER_GAP:
+        yield (
+            "sampler and trainer apart",
+            f"the sampler's log-probs lie {apart.mean():.2g} nats a token from the trainer's: keep "
+            "vllm_importance_sampling_correction on, and give both the same precision and weights.",
+        )
+
+
+def _one_reward(log: Log, weights: Mapping[str, float]) -> Rung:
     courses = {}
     for key in log[-1]:
         name = key.removeprefix("rewards/").removesuffix("/mean")
@@ -141,116 +180,41 @@ def _one_reward(log, weights) -> str | None:
     rises = {name: weights.get(name, 1.0) * seen.change for name, seen in courses.items()}
     total = sum(rise for rise in rises.values() if rise > 0)
     still = [name for name in courses if courses[name].still and _at_work(log, name)]
-    if not total or not still:
-        return None
-    driver = max(rises, key=rises.__getitem__)
-    if not courses[driver].rose or rises[driver] < DRIVER * total:
-        return None
-    others = " and ".join(f"{name} ({courses[name].now:.3g})" for name in still)
-    return (
-        f"{driver} makes {rises[driver] / total:.0%} of the rise while {others} stood still: the "
-        "policy learns what is easy to earn; lower that weight, or pay it only with the rest."
-    )
+    driver = max(rises, key=rises.__getitem__, default="")
+    if total and still and courses[driver].rose and rises[driver] >= DRIVER * total:
+        others = " and ".join(f"{name} ({courses[name].now:.3g})" for name in still)
+        yield (
+            "one reward drives all",
+            f"{driver} makes {rises[driver] / total:.0%} of the rise while {others} stood still: "
+            "the policy learns what is easy to earn; lower that weight, or pay it only with the "
+            "rest.",
+        )
 
 
-def _at_work(log, name) -> bool:
+def _at_work(log: Log, name: str) -> bool:
     """Whether completions still differ in this reward, or never earned any of it."""
     spread = values(log[-window(log) :], f"rewards/{name}/std")
     never = name not in PENALTIES and not values(log, f"rewards/{name}/mean").any()
     return never or bool(spread.any())
 
 
-def _hacking(log, weights) -> str | None:
-    rows = [row for row in log if row.get("heldout/strict") is not None]
-    if len(rows) < 3:
-        return None
-    best = max(rows, key=lambda row: row["heldout/strict"])
-    high, now = best["heldout/strict"], rows[-1]["heldout/strict"]
-    problems = rows[-1].get("heldout/problems", HELDOUT_PROBLEMS)
+def _hacking(log: Log, weights: Mapping) -> Rung:
+    places = [i for i, row in enumerate(log) if row.get("heldout/strict") is not None]
+    if len(places) < 3:
+        return
+    best = max(places, key=lambda i: log[i]["heldout/strict"])
+    last = log[places[-1]]
+    high, now = log[best]["heldout/strict"], last["heldout/strict"]
+    problems = last.get("heldout/problems", HELDOUT_PROBLEMS)
     error = np.sqrt((high * (1 - high) + now * (1 - now)) / problems)
-    if high - now < 2 * error:
-        return None
-    size, end = window(log), [row["step"] for row in log].index(best["step"]) + 1
-    reward = course(log[max(0, end - size) :], "reward")
-    if reward is None or reward.still:
-        return None
-    return (
-        f"the reward rose from {reward.before:.3g} to {reward.now:.3g} since step {best['step']} "
-        f"while held-out accuracy fell from {high:.1%} to {now:.1%}, the sign of reward hacking: "
-        "read the completions that earn most, and fix the reward."
-    )
-
-
-def _sampler_apart(log, weights) -> str | None:
-    """From the first step on, and with Unsloth's standby after each time that vLLM wakes up."""
-    latest = values(log[-window(log) :], "sampling/sampling_logp_difference/mean")
-    if not latest.size or latest.mean() < SAMPLER_GAP:
-        return None
-    return (
-        f"the sampler's log-probs lie {latest.mean():.2g} nats a token from the trainer's: keep "
-        "vllm_importance_sampling_correction on, and give both the same precision and weights."
-    )
-
-
-def _check(key: str, rings: Callable, sentence: str) -> Callable:
-    """A check of one key of the log: its course `c` and the log decide, and `c` fills the words."""
-
-    def check(log: Sequence[Mapping], weights: Mapping[str, float]) -> str | None:
-        c = course(log, key)
-        return sentence.format(c=c) if c is not None and rings(c, log) else None
-
-    return check
-
-
-CHECKS: dict[str, Callable] = {
-    "reward flat": _check(
-        "reward",
-        lambda c, log: len(log) >= FLAT_STEPS and c.still and not c.fell,
-        "{c.before:.3g} in the first steps and {c.now:.3g} now, within the noise of "
-        "±{c.error:.2g}; a hard task can take 150 steps and more, but look at the groups' signal, "
-        "raise learning_rate, or begin with easier prompts.",
-    ),
-    "reward fell": _reward_fell,
-    "groups without signal": _check(
-        "frac_reward_zero_std",
-        lambda c, log: c.now >= NO_SIGNAL,
-        "in {c.now:.0%} of the groups all completions earned the same and taught nothing: choose "
-        "prompts that are sometimes right, more num_generations, or a finer reward.",
-    ),
-    "mostly truncated": _check(
-        "completions/clipped_ratio",
-        lambda c, log: c.now >= TRUNCATED,
-        "{c.now:.0%} of the completions ran into max_completion_length: raise it, ask for less in "
-        "the prompt, or leave them out of the loss with mask_truncated_completions.",
-    ),
-    "length explosion": _check(
-        "completions/mean_length",
-        lambda c, log: c.now >= LONGER * c.before and _reward_stood_still(log),
-        "from {c.before:.0f} to {c.now:.0f} tokens with no more reward: use loss_type dr_grpo or "
-        "dapo, or a reward against overlong answers.",
-    ),
-    "length collapse": _check(
-        "completions/mean_length",
-        lambda c, log: c.now <= SHORTER * c.before and _reward_stood_still(log),
-        "from {c.before:.0f} to {c.now:.0f} tokens with no more reward: read the completions, and "
-        "look for a reward that short ones earn unworked.",
-    ),
-    "entropy collapse": _check(
-        "entropy",
-        lambda c, log: c.now <= min(ENTROPY_LOW, ENTROPY_LEFT * c.before),
-        "{c.before:.2g} nats a token at first and {c.now:.2g} now, so that all completions of a "
-        "prompt are nearly the same: raise epsilon_high, lower learning_rate, or stop here.",
-    ),
-    "KL blow-up": _check(
-        "kl",
-        lambda c, log: c.now >= KL_HIGH,
-        "{c.now:.2g} nats a token from the reference model, {c.before:.2g} at first: lower "
-        "learning_rate or raise beta, and go back to a checkpoint before it.",
-    ),
-    "one reward drives all": _one_reward,
-    "train up, held-out down": _hacking,
-    "sampler and trainer apart": _sampler_apart,
-}
+    since = course(log[max(0, best + 1 - window(log)) :], "reward")
+    if high - now >= 2 * error and since and not since.still:
+        yield (
+            "train up, held-out down",
+            f"the reward rose from {since.before:.3g} to {since.now:.3g} since step "
+            f"{log[best]['step']} while held-out accuracy fell from {high:.1%} to {now:.1%}, the "
+            "sign of reward hacking: read the completions that earn most, and fix the reward.",
+        )
 
 
 class LivePlot(TrainerCallback):
@@ -258,11 +222,7 @@ class LivePlot(TrainerCallback):
 
     Left behind are one picture and one text in the notebook, `figures/training.png` and
     `alarms.json`. In a loop of one's own: `with LivePlot(…) as live`, and `live.update(log)`.
-
-    Args:
-        steps: how many optimizer steps the run takes, for the time left.
-        weights: what each reward counts, by name.
-        alert: called with the alarms at each drawing, to send them elsewhere.
+    `steps` are the run's, for the time left; `alert` is called with the alarms at each drawing.
     """
 
     pause = 10.0  # seconds between two drawings, at the least
@@ -277,7 +237,7 @@ class LivePlot(TrainerCallback):
     ):
         self.run, self.steps, self.weights, self.alert = run, steps, weights, alert
         self.log: Sequence[dict] = []
-        self.picture, self.words = None, None  # display handles
+        self.shown: list = []  # display handles
         self.next, self.drawn = 0.0, 0  # when to draw again, and how many rows were drawn
 
     def __enter__(self) -> "LivePlot":
@@ -304,7 +264,7 @@ class LivePlot(TrainerCallback):
             self.next = time.monotonic() + max(self.pause, spent / self.share)
 
     def _draw(self) -> None:
-        from IPython.display import Image, Markdown
+        from IPython.display import Image, Markdown, display
 
         from lib.plots import pace, save, training_curves
 
@@ -317,22 +277,11 @@ class LivePlot(TrainerCallback):
         write_json(self.run.folder / "alarms.json", [asdict(alarm) for alarm in raised])
         if self.alert:
             self.alert(raised)
-        self.picture = _show(Image(path.read_bytes(), width=980), self.picture)
-        self.words = _show(Markdown(in_words(raised)), self.words)
-
-
-def _show(what: Any, handle: Any) -> Any:
-    """Displays it, in the place of what the handle displayed; returns the handle."""
-    from IPython.display import display
-
-    if handle is None:
-        return display(what, display_id=True)
-    handle.update(what)
-    return handle
-
-
-def in_words(raised: Sequence[Alarm]) -> str:
-    """The alarms as a list in Markdown."""
-    if not raised:
-        return "No alarms."
-    return "\n".join(f"- **{a.name}** (step {a.step}): {a.sentence}" for a in raised)
+        lines = [f"- **{a.name}** (step {a.step}): {a.sentence}" for a in raised]
+        words = Markdown("\n".join(lines) or "No alarms.")
+        page = (Image(path.read_bytes(), width=980), words)
+        if not self.shown:
+            self.shown = [display(part, display_id=True) for part in page]
+        elif None not in self.shown:  # as outside a notebook
+            for handle, part in zip(self.shown, page, strict=True):
+                handle.update(part)

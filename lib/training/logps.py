@@ -27,16 +27,16 @@ def completion_scores(
     mask_BT: Tensor,
     completion: int,
     temperature: float = 1.0,
-    wanted_B: Tensor | None = None,
     entropy_gradient: bool = False,
+    wanted_B: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What the model says to every completion token.
 
     Args:
         model: a causal language model of transformers, or peft around one.
         ids_BT, mask_BT: left-padded prompts, then right-padded completions (the last C columns).
-        wanted_B: rows that are False are not computed and stay 0.
         entropy_gradient: whether the entropies have a gradient, as a bonus for them needs.
+        wanted_B: rows that are False are not computed and stay 0.
 
     Returns: logps_BC with their gradient, and entropies_BC where each token was chosen, in nats; 0
         where masked.
@@ -52,8 +52,16 @@ def completion_scores(
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     real_KC, ids_KT = real_BC[rows_K], ids_BT[rows_K]
     hidden_MD = _hidden(causal.base_model, ids_KT, mask_BT[rows_K], completion, real_KC)
-    head, targets_M = causal.get_output_embeddings(), ids_KT[:, -completion:][real_KC]
-    logps_M, entropies_M = token_logps(head, hidden_MD, targets_M, temperature, entropy_gradient)
+    targets_M = ids_KT[:, -completion:][real_KC]
+
+    def part(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        logits = causal.get_output_embeddings()(hidden)
+        return logps_of(logits, targets, temperature, entropy_gradient)
+
+    if torch.is_grad_enabled():  # the logits are not kept for the backward, which makes them anew
+        part = partial(checkpoint, part, use_reentrant=False, preserve_rng_state=False)
+    parts = zip(hidden_MD.split(ROWS), targets_M.split(ROWS), strict=True)
+    logps_M, entropies_M = map(torch.cat, zip(*(part(*rows) for rows in parts), strict=True))
     places = real_BC.nonzero(as_tuple=True)
     return logps_BC.index_put(places, logps_M), entropies_BC.index_put(places, entropies_M)
 
@@ -92,11 +100,8 @@ def read_prompts(model: Any, prompts_NS: Tensor, prompt_mask_NS: Tensor, **optio
 def read_on(
     model: Any, cache: Any, mask_BS: Tensor, tokens_BT: Tensor, mask_BT: Tensor, **options: Any
 ) -> Any:
-    """The model's output on those of the completions' tokens that the cache has not seen yet.
-
-    Args:
-        mask_BS: of the prompts.
-    """
+    """The model's output on those of the completions' tokens that the cache has not seen yet;
+    mask_BS is the prompts'."""
     new = cache.get_seq_length() - mask_BS.shape[1]
     places_T = torch.arange(new, tokens_BT.shape[1], device=mask_BS.device)
     return model(
@@ -109,36 +114,10 @@ def read_on(
     )
 
 
-def token_logps(
-    head: Any,
-    hidden_MD: Tensor,
-    targets_M: Tensor,
-    temperature: float,
-    entropy_gradient: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """logps_M and entropies_M by the output layer, a few rows of logits at a time.
-
-    The logits are not kept for the backward pass, which computes them again.
-    """
-
-    def part(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return logps_of(head(hidden), targets, temperature, entropy_gradient)
-
-    if torch.is_grad_enabled():
-        part = partial(checkpoint, part, use_reentrant=False, preserve_rng_state=False)
-    parts = zip(hidden_MD.split(ROWS), targets_M.split(ROWS), strict=True)
-    logps, entropies = zip(*(part(*rows) for rows in parts), strict=True)
-    return torch.cat(logps), torch.cat(entropies)
-
-
 def logps_of(
     logits_V: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """log p(target) with its gradient, and the entropy.
-
-    Args:
-        logits_V, targets: of one shape, but for the vocabulary.
-    """
+    """log p(target) with its gradient, and the entropy, each of the targets' shape."""
     scaled_V = logits_V if temperature == 1 else logits_V.float() / temperature
     logps_V = scaled_V.log_softmax(-1, dtype=torch.float32)
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
@@ -154,16 +133,13 @@ def plain_logps(
     temperature: float = 1.0,
     entropy_gradient: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies as of `completion_scores`, by the model's own forward over the batch.
-
-    Columns that are padding in every row are left out. The logits of the completions' tokens
-    exist all at once, [B, C, V], since a model may do to them what only its forward knows.
-    """
+    """As `completion_scores`, by the model's own forward over the batch, without the columns that
+    are padding in every row. The completions' logits exist all at once, [B, C, V], since a model
+    may do to them what only its forward knows."""
     used_T = mask_BT.any(0)
     used_T[-completion] = True  # one column at least
-    ids_BT, mask_BT = ids_BT[:, used_T], mask_BT[:, used_T]
     left_out = int((~used_T[-completion:]).sum())
-    length = completion - left_out
+    ids_BT, mask_BT, length = ids_BT[:, used_T], mask_BT[:, used_T], completion - left_out
     settings = dict(logits_to_keep=length + 1, use_cache=False)
     logits_BCV = model(input_ids=ids_BT, attention_mask=mask_BT, **settings).logits[:, :-1]
     scores = logps_of(logits_BCV, ids_BT[:, -length:], temperature, entropy_gradient)
@@ -174,16 +150,15 @@ def plain_logps(
 def why_not_shared(model: Any) -> str:
     """ "" where `completion_scores` gives this model's own numbers and gradient, tried out on a few
     tokens; otherwise the reason."""
-    device = next(model.parameters()).device
-    ids_BT = torch.arange(100, 124, device=device).repeat(3, 1)  # 16 tokens of prompt, and 8
-    ids_BT[1:, 16:] += torch.tensor([[50], [90]], device=device)
-    batch = (model, ids_BT, torch.ones_like(ids_BT), 8)
+    ids_BT = torch.arange(100, 124).repeat(3, 1)  # 16 tokens of prompt, and 8
+    ids_BT[1:, 16:] += torch.tensor([[50], [90]])
+    ids_BT = ids_BT.to(next(model.parameters()).device)
     trained = [p for p in model.parameters() if p.requires_grad][:2]
     ways = []
     for way in (completion_scores, plain_logps):
         try:
             with torch.enable_grad():
-                logps_BC = way(*batch)[0]
+                logps_BC, _ = way(model, ids_BT, torch.ones_like(ids_BT), 8)
                 slopes = trained and torch.autograd.grad(
                     logps_BC.sum(), trained, allow_unused=True, materialize_grads=True
                 )

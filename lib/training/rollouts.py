@@ -8,25 +8,25 @@ groups whose completions earned different rewards; here a step tries `resample` 
 most, and what it cannot replace stays and costs no training.
 """
 
+import math
 import random
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from lib.config import Config
-from lib.engines import START_ERRORS, Sampling, VllmEngine, no_vllm, training_sampling
+from lib.engines import Sampling, VllmEngine, start_vllm, training_sampling
 from lib.errors import BadInput
-from lib.memory import by_unsloth
 from lib.models import Policy, live_weights
 from lib.proof import TOKENS, Sampled, proof_of_policy
 from lib.runs import Run, read_json, read_rollouts, rollout_steps
+from lib.training import generates_here
 
 TURN = 1_000_003  # between the seeds of a step's turns: more than there are steps
 ALIKE = 1e-6  # totals no further apart are the same
@@ -35,11 +35,8 @@ ALIKE = 1e-6  # totals no further apart are the same
 def choose_rows(rows: Sequence[dict], run: Run, config: Config) -> tuple[list[dict], str]:
     """The rows to train on, and a sentence on what was done to them, by the preflight's pass rates:
     `drop_dead` never leaves out so many that the rest does not fill a step, and to `easy_first`
-    one that was not measured counts as one of mean difficulty.
-
-    Raises:
-        BadInput: either is set and there was no preflight, or it graded no answers.
-    """
+    one that was not measured counts as one of mean difficulty. Raises BadInput where either is set
+    and there was no preflight, or it graded no answers."""
     if not config.drop_dead and config.curriculum == "none":
         return list(rows), "Every prompt may be drawn, in random order."
     path = run.folder / "preflight.json"
@@ -55,9 +52,8 @@ def choose_rows(rows: Sequence[dict], run: Run, config: Config) -> tuple[list[di
     if config.drop_dead:
         dead = [row["id"] for row in rows if row["id"] in measured["drop"]]
         missing = max(0, config.prompts_per_step - (len(rows) - len(dead)))
-        dropped = set(dead[missing:])
-        rows = [row for row in rows if row["id"] not in dropped]
-        notes.append(f"{len(dropped)} always right or always wrong are dropped")
+        rows = [row for row in rows if row["id"] not in dead[missing:]]
+        notes.append(f"{len(dead[missing:])} always right or always wrong are dropped")
     if config.curriculum == "easy_first":
         middle = float(np.mean(list(rates.values())))
         rows = sorted(rows, key=lambda row: -rates.get(row["id"], middle))
@@ -71,10 +67,10 @@ def prompt_order(count: int, config: Config) -> list[int]:
     needed = -(-config.max_steps // config.num_iterations) * config.prompts_per_step
     an_epoch = count // config.prompts_per_step * config.prompts_per_step
     places: list[int] = []
-    for epoch in range(-(-needed // an_epoch)):
+    while len(places) < needed:
         order = np.arange(count)
         if config.curriculum == "none":
-            order = np.random.default_rng([config.seed, epoch]).permutation(count)
+            order = np.random.default_rng([config.seed, len(places) // an_epoch]).permutation(count)
         places += order[:an_epoch].tolist()
     return places[:needed]
 
@@ -99,19 +95,16 @@ class RolloutEngine:
     proved = False  # whether it was shown to have the policy
     turn = 0  # 0 where a step first asks, then 1, 2 … as dynamic sampling does
 
-    def __init__(self, config: Config, policy: Policy):
-        self.config, self.engine = config, training_engine(config, policy.folder)
+    def __init__(self, config: Config, engine: VllmEngine):
+        self.config, self.engine = config, engine
 
     @classmethod
     def start(cls, config: Config, policy: Policy) -> "RolloutEngine | None":
         """None where the trainer is to generate, as it does where vLLM cannot start."""
         if not generates_here(config):
             return None
-        try:
-            return cls(config, policy)
-        except START_ERRORS as error:
-            policy.notes.append(no_vllm(error, config))
-            return None
+        engine = start_vllm(config, policy.folder, policy.notes, **beside_trainer(config))
+        return cls(config, engine) if engine else None
 
     def sync_weights(self) -> None:
         started = time.perf_counter()
@@ -123,14 +116,11 @@ class RolloutEngine:
     ) -> tuple[list, list, list, None]:
         """One completion for each prompt in tokens, as `VLLMGeneration.generate` of TRL returns
         it: the prompts, the completions' tokens, and a list with the log-prob of each token.
-
-        Raises:
-            BadInput: vLLM does not sample from the policy; looked at after the first hand-over.
-        """
+        Raises BadInput where, after the first hand-over, vLLM does not sample from the policy."""
         if not self.proved:
             self.proved, some = True, list({tuple(prompt): prompt for prompt in prompts}.values())
             for finding in proof_of_policy(self.trainer.model, partial(self.sample, some[:4])):
-                raise BadInput(finding.sentence, finding.key)
+                raise finding
             self.sync_weights()
         sampling = training_sampling(self.config, step=self.trainer.state.global_step)
         seed = sampling.seed + TURN * self.turn
@@ -143,135 +133,91 @@ class RolloutEngine:
         """Hand the policy over, and write a few tokens for each prompt."""
         self.sync_weights()
         sampling = Sampling(temperature=1.0, max_tokens=TOKENS, logprobs=True)
-        answers = self.engine.generate(prompts, sampling)
-        return [
-            (prompt, list(answer.token_ids), list(answer.logprobs))
-            for prompt, [answer] in zip(prompts, answers, strict=True)
-        ]
+        answers = [answer for [answer] in self.engine.generate(prompts, sampling)]
+        pairs = zip(prompts, answers, strict=True)
+        return [(prompt, list(a.token_ids), list(a.logprobs)) for prompt, a in pairs]
 
 
-def training_engine(config: Config, folder: Path) -> VllmEngine:
-    """vLLM beside a trainer, with its share of the card; like the trainer it divides by the
-    temperature before it reports a log-prob."""
-    share = config.vllm_gpu_memory_utilization
-    return VllmEngine(config, folder, share=share, logprobs_mode="processed_logprobs")
+def beside_trainer(config: Config) -> dict[str, Any]:
+    """How vLLM starts beside a trainer: with its share of the card; and like the trainer it divides
+    by the temperature before it reports a log-prob."""
+    return dict(share=config.vllm_gpu_memory_utilization, logprobs_mode="processed_logprobs")
 
 
-def generates_here(config: Config) -> bool:
-    """Whether rollouts are to come from a `RolloutEngine`, and not from the trainer.
-
-    On a GPU Unsloth's trainer generates by the engine whose weights it trains; weights in 4 bit
-    are TRL's to hand over, and so is all that a vLLM server or several processes need.
-    """
-    ours = config.profile == "cpu" or not (by_unsloth(config) or config.load_in_4bit)
-    alone = config.num_processes == 1 and config.vllm_mode == "colocate"
-    return config.rollout_engine == "vllm" and ours and alone
+Scores = Mapping[str, float | None]  # what each reward gave; None: it could not judge
 
 
-def totals(rewards_BR: torch.Tensor, weights_R: torch.Tensor) -> torch.Tensor:
-    """The weighted reward of each completion; NaN where no reward could judge it."""
-    totals_B = (rewards_BR * weights_R.to(rewards_BR)).nansum(1)
-    return totals_B.masked_fill(rewards_BR.isnan().all(1), torch.nan)
+def total(scores: Scores, weights: Sequence[float]) -> float | None:
+    """The weighted reward of a completion; None where no reward could judge it."""
+    pairs = zip(scores.values(), weights, strict=True)
+    known = [float(value * weight) for value, weight in pairs if value is not None]
+    return sum(known) if known else None
 
 
-def all_alike(rewards_BR: torch.Tensor, weights_R: torch.Tensor, group: int) -> list[bool]:
-    """For each group whether its completions earned the same (a group without signal)."""
-    totals_NG = totals(rewards_BR, weights_R).view(-1, group)
-    lowest_N = totals_NG.nan_to_num(torch.inf).amin(1)
-    highest_N = totals_NG.nan_to_num(-torch.inf).amax(1)
-    return (~(highest_N - lowest_N > ALIKE)).tolist()
+def is_alike(totals: Iterable[float | None]) -> bool:
+    """Whether a group's completions earned the same, so that it has no signal."""
+    known = [value for value in totals if value is not None]
+    return not known or max(known) - min(known) <= ALIKE
 
 
-def advantages(rewards_BR: torch.Tensor, weights_R: torch.Tensor, args: Any) -> torch.Tensor:
-    """advantages_B as TRL computes them, which it does not hand to callbacks.
-
-    Args:
-        args: num_generations, scale_rewards and multi_objective_aggregation of GRPOConfig.
-    """
+def advantages(scores: Sequence[Scores], weights: Sequence[float], args: Any) -> torch.Tensor:
+    """advantages_B as TRL computes them by the GRPOConfig, which it does not hand to callbacks."""
     from trl.trainer.utils import nanstd
 
-    rewards_BR, group = rewards_BR.float(), args.num_generations
+    def scaled(values: torch.Tensor, **over: Any) -> torch.Tensor:
+        return (values - values.nanmean(**over)) / (nanstd(values, **over) + 1e-4)
+
+    in_group, group = dict(dim=1, keepdim=True), args.num_generations
     if args.multi_objective_aggregation == "normalize_then_sum":
-        each_NGR = rewards_BR.view(-1, group, rewards_BR.shape[1])
-        each_NGR = each_NGR - each_NGR.nanmean(1, keepdim=True)
-        rewards_BR = (each_NGR / (nanstd(each_NGR, dim=1, keepdim=True) + 1e-4)).flatten(0, 1)
-        totals_B = totals(rewards_BR, weights_R)
-        return ((totals_B - totals_B.nanmean()) / (nanstd(totals_B) + 1e-4)).nan_to_num(0.0)
-    totals_NG = totals(rewards_BR, weights_R).view(-1, group)
-    above_NG = totals_NG - totals_NG.nanmean(1, keepdim=True)
-    if args.scale_rewards != "none":
-        by_group = args.scale_rewards == "group"
-        std = nanstd(totals_NG, dim=1, keepdim=True) if by_group else nanstd(totals_NG)
-        above_NG = above_NG / (std + 1e-4)
+        values = [[math.nan if v is None else v for v in each.values()] for each in scores]
+        rewards_NGR = torch.tensor(values).view(-1, group, len(weights))
+        weighted_BR = scaled(rewards_NGR, **in_group).flatten(0, 1) * torch.tensor(weights)
+        totals_B = weighted_BR.nansum(1).masked_fill(weighted_BR.isnan().all(1), math.nan)
+        return scaled(totals_B).nan_to_num(0.0)
+    totals = [total(each, weights) for each in scores]
+    totals_NG = torch.tensor([math.nan if v is None else v for v in totals]).view(-1, group)
+    if args.scale_rewards == "group":
+        return scaled(totals_NG, **in_group).flatten().nan_to_num(0.0)
+    above_NG = totals_NG - totals_NG.nanmean(**in_group)
+    if args.scale_rewards == "batch":
+        above_NG = above_NG / (nanstd(totals_NG) + 1e-4)
     return above_NG.flatten().nan_to_num(0.0)
 
 
 def rollout_row(
-    step: int,
-    row: Mapping[str, Any],
-    text: str,
-    rewards: Mapping[str, float | None],
-    weights: Sequence[float],
-    **more: Any,
+    step: int, row: Mapping, text: str, scores: Scores, weights: Sequence[float], **more: Any
 ) -> dict[str, Any]:
-    """A completion of training as a line of `rollouts/`.
-
-    Args:
-        row: the problem, as `lib.tasks.make_rows` made it.
-        rewards: what each paid; None or NaN: nothing to say.
-        more: advantage, tokens (the completion's length), truncated.
-    """
-    known = zip(rewards.values(), weights, strict=True)
-    total = sum(float(v * w) for v, w in known if v is not None and v == v)
+    """A completion of training as a line of `rollouts/`; row: as of `lib.tasks.make_rows`,
+    more: advantage, tokens (the completion's length), truncated."""
     problem = {"id": row["id"], "question": row.get("question", ""), "answer": row["answer"]}
-    earned = {"rewards": dict(rewards), "total": total}
+    earned = {"rewards": dict(scores), "total": total(scores, weights) or 0.0}
     return {"step": step, **problem, "completion": text, **earned, **more}
 
 
-@dataclass(frozen=True)
-class Groups:
-    """Completions of some prompts and what they earned, G of each prompt one after the other.
+# G completions of a prompt: the data set's columns, prompt_ids, completion_ids, logprobs,
+# completions, scores and total.
+Group = list[dict]
 
-    Attributes:
-        rows: an entry a completion: the data set's columns, prompt_ids, completion_ids, logprobs,
-            completions and scores (what each reward gave, by name).
-        alike: for each group, whether all of it earned the same.
-    """
 
-    rows: list[dict]
-    alike: list[bool]
-
-    def __add__(self, other: "Groups") -> "Groups":
-        return Groups(self.rows + other.rows, self.alike + other.alike)
-
-    def take(self, groups: Sequence[int]) -> "Groups":
-        """These groups, in this order."""
-        size = len(self.rows) // len(self.alike)
-        rows = [self.rows[group * size + i] for group in groups for i in range(size)]
-        return Groups(rows, [self.alike[group] for group in groups])
+def has_signal(group: Group) -> bool:
+    return not is_alike(row["total"] for row in group)
 
 
 def resample(
-    drawn: Groups, further: Sequence[dict], sample: Callable[[list[dict]], Groups]
-) -> tuple[Groups, list[int]]:
-    """Try further prompts, at each turn as many as there are groups left without signal.
-
-    So no group with signal is generated in vain.
-
-    Args:
-        further: rows of the prompts to try, in order; each at most once.
-        sample: generates and scores a group for each of some rows.
+    drawn: Sequence[Group], further: Sequence[dict], sample: Callable[[list[dict]], list[Group]]
+) -> tuple[list[Group], list[int]]:
+    """Try further prompts (rows, in their order), at each turn as many as there are groups left
+    without signal, so that no group with signal is generated in vain.
 
     Returns: every group generated, those drawn first; and for each place of the step the
         group to train on.
     """
-    every, chosen = drawn, list(range(len(drawn.alike)))
-    while further and any(every.alike[group] for group in chosen):
-        places = [place for place, group in enumerate(chosen) if every.alike[group]]
-        now, further = further[: len(places)], further[len(places) :]
-        known = len(every.alike)
-        every += sample(list(now))
-        useful = [group for group in range(known, len(every.alike)) if not every.alike[group]]
+    every, chosen = list(drawn), list(range(len(drawn)))
+    while further and (places := [i for i, g in enumerate(chosen) if not has_signal(every[g])]):
+        known, now = len(every), list(further[: len(places)])
+        every += sample(now)
+        further = further[len(now) :]
+        useful = [group for group in range(known, len(every)) if has_signal(every[group])]
         for place, group in zip(places, useful, strict=False):
             chosen[place] = group
     return every, chosen
@@ -280,48 +226,49 @@ def resample(
 class DynamicSampling:
     """TRL's `rollout_func`: generates and judges a step's groups, and hands on those to train on.
 
-    TRL's log would be of the groups that were chosen for what they earned; `metrics` puts those of
-    the prompts as drawn in their place.
-
-    Args:
-        completions: judges and keeps them (`lib.training.callbacks.Completions`).
-        rows: the training rows, of which a step may try `budget` further ones. Their order depends
-            on the seed, the step and what the run has seen so far, which a resumed run reads back
-            from its rollouts.
+    TRL's log would be of the groups that were chosen for what they earned; the numbers of the
+    prompts as drawn take its place. A step may try `budget` further rows. Their order depends on
+    the seed, the step and what the run has seen so far, which a resumed run reads back from its
+    rollouts. Judged and kept they are by `lib.training.callbacks.Completions`.
     """
 
     def __init__(self, completions: Any, rows: Sequence[dict], seed: int, budget: int):
         self.completions, self.rows, self.seed, self.budget = completions, rows, seed, budget
         self.dead: dict[str, int] = {}  # id -> how often in a row its group had no signal
-        self._recalled = False
+        self.recalled = False
 
     def __call__(self, prompts: list, trainer: Any) -> dict[str, list]:
-        step, group = trainer.state.global_step, trainer.num_generations
-        if not self._recalled:
+        step, count = trainer.state.global_step, len(prompts) // trainer.num_generations
+        if not self.recalled:
             self.recall(self.completions.run, step)
-        first = step // trainer.num_iterations * (len(prompts) // group)
-        drawn_rows = [trainer.train_dataset[first + i] for i in range(len(prompts) // group)]
-        drawn = self._sample(drawn_rows, trainer)
-        places = self.order(step + 1, {row["id"] for row in drawn_rows})
-        every, chosen = resample(
-            drawn, [self.rows[i] for i in places], lambda rows: self._sample(rows, trainer)
-        )
-        self.saw([row["id"] for row in every.rows[::group]], every.alike)
-        trained = [i // group in chosen for i in range(len(every.rows))]
-        names = self.completions.judges
-        values = {name: [row["scores"][name] for row in every.rows] for name in names}
-        self.completions.keep(step + 1, every.rows, values, trained)
-        batch = every.take(chosen)
-        self.completions.log.extra |= self._as_drawn(drawn, every, batch, trainer)
-        keys = batch.rows[0].keys() - {"prompt", "completions"}
-        out = {key: [row[key] for row in batch.rows] for key in keys}
+        first = step // trainer.num_iterations * count
+        asked = [trainer.train_dataset[first + i] for i in range(count)]
+        drawn = self._sample(asked, trainer)
+        further = self.order(step + 1, {row["id"] for row in asked})
+        every, chosen = resample(drawn, further, partial(self._sample, trainer=trainer))
+        self.saw(every)
+        rows, trained = [], []
+        for i, group in enumerate(every):
+            rows += group
+            trained += [i in chosen] * len(group)
+        self.completions.keep(step + 1, rows, trained)
+        batch = [row for group in chosen for row in every[group]]
+        trainer.state.num_input_tokens_seen += _tokens(rows) - _tokens(batch)
+        self.completions.log.extra |= _as_drawn(drawn) | {
+            "signal/drawn": sum(map(has_signal, drawn)) / count,
+            "signal/trained": sum(has_signal(every[group]) for group in chosen) / count,
+            "signal/tried": len(every) - count,
+        }
+        keys = batch[0].keys() - {"prompt", "completions", "total"}
+        out = {key: [row[key] for row in batch] for key in keys}
         return out if out["logprobs"][0] is not None else out | {"logprobs": None}
 
-    def _sample(self, rows: Sequence[dict], trainer: Any) -> Groups:
+    def _sample(self, rows: Sequence[dict], trainer: Any) -> list[Group]:
         """A group for each of the rows, generated and decoded as TRL does, and judged."""
-        rows = [dict(row) for row in rows for _ in range(trainer.num_generations)]
+        size = trainer.num_generations
+        rows = [dict(row) for row in rows for _ in range(size)]
         ids, *_ = trainer._tokenize_prompts([row["prompt"] for row in rows])
-        answers, logprobs = trainer._generate_single_turn(ids, None, {}, trainer.num_generations)
+        answers, logprobs = trainer._generate_single_turn(ids, None, {}, size)
         texts = trainer.processing_class.batch_decode(answers, skip_special_tokens=True)
         for i, row in enumerate(rows):
             said = [{"role": "assistant", "content": texts[i]}]
@@ -332,61 +279,47 @@ class DynamicSampling:
         values = {name: judge(**columns) for name, judge in self.completions.judges.items()}
         for i, row in enumerate(rows):
             row["scores"] = {name: some[i] for name, some in values.items()}
-        alike = all_alike(_rewards(rows), trainer.reward_weights.cpu(), trainer.num_generations)
-        return Groups(rows, alike)
+            row["total"] = total(row["scores"], self.completions.weights)
+        return [rows[i : i + size] for i in range(0, len(rows), size)]
 
-    def _as_drawn(self, drawn: Groups, every: Groups, batch: Groups, trainer: Any) -> dict:
-        """What to log: shares of groups with signal, and TRL's numbers of the prompts as drawn."""
-        rewards_BR, lengths = _rewards(drawn.rows), [len(r["completion_ids"]) for r in drawn.rows]
-        totals_B = totals(rewards_BR, trainer.reward_weights.cpu())
-        trainer.state.num_input_tokens_seen += _tokens(every.rows) - _tokens(batch.rows)
-        logged = {
-            "signal/drawn": 1 - sum(drawn.alike) / len(drawn.alike),
-            "signal/trained": 1 - sum(batch.alike) / len(batch.alike),
-            "signal/tried": len(every.alike) - len(drawn.alike),
-            "reward": totals_B.nanmean().item(),
-            "reward_std": _std(totals_B),
-            "completions/mean_length": sum(lengths) / len(lengths),
-        }
-        for name, values_B in zip(self.completions.judges, rewards_BR.T, strict=True):
-            logged[f"rewards/{name}/mean"] = values_B.nanmean().item()
-            logged[f"rewards/{name}/std"] = _std(values_B)
-        return logged
-
-    def order(self, step: int, drawn: Collection[str]) -> list[int]:
-        """Places in the rows: at random, those last seen without signal behind all others.
-
-        Args:
-            drawn: ids that the step has drawn already.
-        """
-        left = [place for place, row in enumerate(self.rows) if row["id"] not in drawn]
+    def order(self, step: int, drawn: Collection[str]) -> list[dict]:
+        """The rows to try: at random, those last seen without signal behind all others; without
+        those (ids) that the step has drawn already."""
+        left = [row for row in self.rows if row["id"] not in drawn]
         random.Random(f"{self.seed} {step}").shuffle(left)
-        left.sort(key=lambda place: self.dead.get(self.rows[place]["id"], 0))
+        left.sort(key=lambda row: self.dead.get(row["id"], 0))
         return left[: self.budget]
 
-    def saw(self, ids: Iterable[str], alike: Iterable[bool]) -> None:
-        """Note for each prompt whether the completions of its group earned the same."""
-        for id, same in zip(ids, alike, strict=True):
-            self.dead[id] = self.dead.get(id, 0) + 1 if same else 0
+    def saw(self, groups: Iterable[Group]) -> None:
+        """Note for each prompt whether its group had signal."""
+        for group in groups:
+            id = group[0]["id"]
+            self.dead[id] = 0 if has_signal(group) else self.dead.get(id, 0) + 1
 
     def recall(self, run: Run, last: int) -> None:
         """Take over what the run saw up to its step `last`."""
-        self._recalled = True
-        self.dead.clear()
+        self.dead, self.recalled = {}, True
         for step in (step for step in rollout_steps(run) if step <= last):
-            for id, group in groupby(read_rollouts(run, step), key=lambda row: row["id"]):
-                earned = [row["total"] for row in group]
-                self.saw([id], [max(earned) - min(earned) <= ALIKE])
+            by_prompt = groupby(read_rollouts(run, step), key=lambda row: row["id"])
+            self.saw(list(group) for _, group in by_prompt)
 
 
-def _rewards(rows: Sequence[dict]) -> torch.Tensor:
-    values = [[torch.nan if v is None else v for v in row["scores"].values()] for row in rows]
-    return torch.tensor(values, dtype=torch.float32)
+def _as_drawn(groups: Sequence[Group]) -> dict[str, float]:
+    """What TRL would log of these."""
+    rows = [row for group in groups for row in group]
+    scores = {name: [row["scores"][name] for row in rows] for name in rows[0]["scores"]}
+    columns = {"": [row["total"] for row in rows]} | scores
+    logged = {"completions/mean_length": float(np.mean([len(r["completion_ids"]) for r in rows]))}
+    for name, values in columns.items():
+        known = np.array([value for value in values if value is not None])
+        mean = float(known.mean()) if len(known) else math.nan
+        std = float(known.std(ddof=1)) if len(known) > 1 else math.nan
+        names = (
+            (f"rewards/{name}/mean", f"rewards/{name}/std") if name else ("reward", "reward_std")
+        )
+        logged |= dict(zip(names, (mean, std), strict=True))
+    return logged
 
 
 def _tokens(rows: Sequence[dict]) -> int:
     return sum(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in rows)
-
-
-def _std(values_B: torch.Tensor) -> float:
-    return values_B[~values_B.isnan()].std().item()

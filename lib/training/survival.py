@@ -21,19 +21,16 @@ from transformers import TrainerCallback
 from lib.config import Config
 from lib.errors import BadInput, Stopped, first_line
 from lib.files import on_disk
-from lib.hardware import detect_hardware, free_memory
-from lib.memory import advice, estimate, settled, shape_of
+from lib.memory import ran_out, shape_of
 from lib.process import random_state, set_random_state
 from lib.runs import Run, discard
+from lib.stack import is_out_of_memory
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a disk, a quota, a limit on a file's size
-# The last is all that oneDNN says where it finds no memory for its kernel.
-ON_CPU = ("can't allocate memory", "not enough memory", "could not create a primitive")
 
 
 class Survival(TrainerCallback):
-    """A run that is not lost: whole checkpoints, no step by a gradient that is no number, a stop
-    in words.
+    """Whole checkpoints, no step by a gradient that is no number, a stop in words.
 
     On a CPU, the resumed run's rewards and adapter are those of a run that was not stopped.
 
@@ -83,11 +80,13 @@ class Survival(TrainerCallback):
 
     def on_save(self, args, state, control, **kwargs):
         PartialState().wait_for_everyone()
-        if not state.is_world_process_zero:
-            return
-        place = self.run.checkpoints / f"checkpoint-{state.global_step}"
-        on_disk(place)
-        (place / "training_args.bin").unlink()
+        if state.is_world_process_zero:
+            place = self._checkpoint(state)
+            on_disk(place)
+            (place / "training_args.bin").unlink()
+
+    def _checkpoint(self, state: Any) -> Path:
+        return self.run.checkpoints / f"checkpoint-{state.global_step}"
 
     @contextmanager
     def around(self, trainer: Any) -> Iterator[None]:
@@ -98,8 +97,8 @@ class Survival(TrainerCallback):
                 yield
             except Exception as error:
                 if is_out_of_memory(error):
-                    raise explained(trainer.model, self.config) from error
-                place = self.run.checkpoints / f"checkpoint-{trainer.state.global_step}"
+                    raise ran_out(shape_of(trainer.model.config.to_dict()), self.config) from error
+                place = self._checkpoint(trainer.state)
                 if not place.is_dir() or is_whole(place):
                     raise
                 discard(place)  # the room it took is given back
@@ -109,12 +108,8 @@ class Survival(TrainerCallback):
                     key="disk-full",
                 ) from error
 
-    @property
-    def kept_step(self) -> int:
-        return step_of(last) if (last := resume_point(self.run)) else 0
-
     def keep_last_step(self) -> None:
-        place = self.run.checkpoints / f"checkpoint-{self.trainer.state.global_step}"
+        place = self._checkpoint(self.trainer.state)
         if self._step_end is None or place.exists():
             return
         state, self.trainer.state.num_input_tokens_seen = self._step_end
@@ -127,16 +122,17 @@ class Survival(TrainerCallback):
 
 @contextmanager
 def survived(training: Any, run: Run) -> Iterator[None]:
-    """Train within it: what was done is kept, and why it ended is said in a sentence.
+    """Train within it: what was done is kept, and `Stopped` says why it ended (an interrupt, a full
+    disk, a BadInput) and from which step to go on.
 
-    Args:
-        training: has `stop_asked`, why it is to stop, with a checkpoint, once the present batch is
-            done; `kept_step`, of the latest checkpoint; and `keep_last_step()`, which writes one of
-            the last step that was done, where a run can go on from there.
-
-    Raises:
-        Stopped: interrupted, the disk is full, or a BadInput; it says from which step to go on.
+    The training has `stop_asked`, why it is to stop, with a checkpoint, once the present batch is
+    done; and `keep_last_step()`, which writes one of the last step, where a run can go on from it.
     """
+
+    def way_on() -> str:
+        step = run.kept_step()
+        return f"Step {step} is kept: resume goes on from it." if step else "No step was kept."
+
     try:
         with _stop_when_asked(training):
             yield
@@ -148,16 +144,11 @@ def survived(training: Any, run: Run) -> Iterator[None]:
         elif isinstance(error, BadInput):
             reason = str(error)
         else:
-            error.add_note(_way_on(training))
+            error.add_note(way_on())
             raise
-        raise Stopped(f"{reason} {_way_on(training)}", getattr(error, "key", "")) from error
+        raise Stopped(f"{reason} {way_on()}", getattr(error, "key", "")) from error
     if training.stop_asked:
-        raise Stopped(f"{training.stop_asked} {_way_on(training)}", key="interrupted")
-
-
-def _way_on(training: Any) -> str:
-    step = training.kept_step
-    return f"Step {step} is kept: resume goes on from it." if step else "No step was kept."
+        raise Stopped(f"{training.stop_asked} {way_on()}", key="interrupted")
 
 
 @contextmanager
@@ -195,34 +186,10 @@ def is_whole(checkpoint: Path) -> bool:
     return state.is_file() and not pickle.exists()
 
 
-def step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
 def resume_point(run: Run) -> Path | None:
     """The latest whole checkpoint; those that a kill or a full disk left in part are deleted."""
-    checkpoints = sorted(run.checkpoints.glob("checkpoint-*"), key=step_of)
-    for checkpoint in checkpoints:
+    for checkpoint in run.checkpoints.glob("checkpoint-*"):
         if not is_whole(checkpoint):
             discard(checkpoint)
-    return next((c for c in reversed(checkpoints) if c.is_dir()), None)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: on the GPU, in torch's processor allocator, in Python."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in ON_CPU)
-
-
-def explained(model: Any, config: Config) -> BadInput:
-    """What was planned and is free when training ran out of memory, and what to change."""
-    hardware, shape = detect_hardware(config.gpu_memory_cap), shape_of(model.config.to_dict())
-    config = settled(config, shape, hardware)
-    need = estimate(config, shape, hardware)
-    parts = ", ".join(f"{name} {size:.1f}" for name, size in need.parts.items())
-    return BadInput(
-        f"Training ran out of memory with {free_memory(hardware):.1f} GiB free; planned were "
-        f"{need.total:.1f} of {need.available:.1f} GiB ({parts}): try {', '.join(advice(config))}.",
-        key="out-of-memory",
-    )
+    step = run.kept_step()
+    return run.checkpoints / f"checkpoint-{step}" if step else None

@@ -42,20 +42,16 @@ from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import split_tensor_dict
 
 from lib.models import is_wide
+from lib.stack import is_out_of_memory
 from lib.training.logps import completion_scores, plain_logps, why_not_shared
-from lib.training.survival import is_out_of_memory
 
 NO_SIGNAL = 1e-6  # |advantage| up to which a completion moves nothing
 
 
 class GRPOTrainer(trl.GRPOTrainer):
-    """
-    Attributes:
-        shares_prompts: whether a prompt is computed once for its group; may be set to False.
-        not_shared: why it cannot be; "" where it can.
-        is_unsloths: whether the class stands on Unsloth's trainer.
-    """
-
+    shares_prompts: bool  # whether a prompt is computed once for its group; may be set to False
+    not_shared: str  # why it cannot be; "" where it can
+    is_unsloths: bool  # whether the class stands on Unsloth's trainer
     engine: Any = None  # of `generate_with`; None: the trainer generates by TRL's own ways
     _wanted_B: torch.Tensor | None = None  # rows whose log-probs the loss needs; None: all
     _logps_BC: torch.Tensor | None = None  # of the latest pass
@@ -101,12 +97,12 @@ class GRPOTrainer(trl.GRPOTrainer):
     def compute_loss(self, model: Any, inputs: dict, *args: Any, **kwargs: Any) -> torch.Tensor:
         """TRL's. Completions without advantage, which move nothing, are not computed where the
         loss has no other term."""
-        # A KL term and an entropy bonus move the policy by every completion, and a quantile of
-        # entropies is one of all tokens.
-        # Of several processes, none may be left without a gradient for the others to wait for.
-        alone = self.beta == 0 and not self._entropy_bonus_enabled
-        alone = alone and self.accelerator.num_processes == 1
-        if self.shares_prompts and alone and self.top_entropy_quantile == 1 and model.training:
+        # A KL term and an entropy bonus move the policy by every completion, a quantile of
+        # entropies is one of all tokens, and of several processes none may be left without a
+        # gradient for the others to wait for.
+        others = self.beta != 0 or self._entropy_bonus_enabled or self.top_entropy_quantile < 1
+        alone = self.accelerator.num_processes == 1
+        if self.shares_prompts and model.training and alone and not others:
             self._wanted_B = inputs["advantages"].abs() > NO_SIGNAL
         try:
             loss = super().compute_loss(model, inputs, *args, **kwargs)
@@ -154,14 +150,13 @@ class GRPOTrainer(trl.GRPOTrainer):
                 model, input_ids, attention_mask, logits_to_keep, batch_size, *others, **options
             )
         size, bonus = batch_size or len(input_ids), self._entropy_bonus_enabled
-        settings = (logits_to_keep, self.temperature)
+        settings = (logits_to_keep, self.temperature, bonus)
 
         def scores(plain: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
             pairs = zip(input_ids.split(size), attention_mask.split(size), strict=True)
             if self.shares_prompts:
-                given = (self._wanted_B, bonus)
-                return [completion_scores(plain, *pair, *settings, *given) for pair in pairs]
-            return [plain_logps(plain, *pair, *settings, bonus) for pair in pairs]
+                return [completion_scores(plain, *p, *settings, self._wanted_B) for p in pairs]
+            return [plain_logps(plain, *pair, *settings) for pair in pairs]
 
         # peft would take the input of every adapter to 32 bit and back; autocast does it better.
         mixed = self.shares_prompts and (self.args.bf16 or self.args.fp16)

@@ -12,12 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from lib.config import Config
-from lib.engines import Messages, chat_text
+from lib.engines import chat_text
 from lib.models import Policy
 from lib.runs import Run, written_whole
-from lib.tasks import sample_problems
-from lib.tasks.problems import Problem
-from lib.tasks.prompts import PromptFormat, get_format
+from lib.tasks import Problem, get_format, sample_problems
 
 IGNORED = -100  # the label of tokens that the loss leaves out
 
@@ -25,17 +23,11 @@ IGNORED = -100  # the label of tokens that the loss leaves out
 def warm_up(
     policy: Policy, problems: Sequence[Problem], rows: Sequence[dict], config: Config, run: Run
 ) -> list[float]:
-    """Train the policy on `sft_steps` batches of right answers; the loss of each.
-
-    The trained weights are kept in `warm_up/`, from which a resumed run takes them.
-
-    Args:
-        rows: the problems' prompts, as GRPO will ask them.
-
-    Raises:
-        BadInput: the format shows a solution and a problem has none.
-    """
+    """Train the policy on `sft_steps` batches of right answers to the rows' prompts; the loss of
+    each. The trained weights are kept in `warm_up/`, from which a resumed run takes them. Raises
+    BadInput where the format shows a solution and a problem has none."""
     from safetensors.torch import load_file, save_file
+    from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
 
     file = run.folder / "warm_up" / "trained.safetensors"
     trained = {name: p for name, p in policy.model.named_parameters() if p.requires_grad}
@@ -43,11 +35,31 @@ def warm_up(
         for name, weight in load_file(file).items():
             trained[name].data.copy_(weight)
         return []
-    losses = _train(policy, worked_rows(policy.tokenizer, problems, rows, config), config, run)
+    # TRL's SFTTrainer needs a Triton kernel, which no CPU runs.
+    trainer = Trainer(
+        model=policy.model,
+        args=TrainingArguments(
+            output_dir=str(file.parent),
+            max_steps=config.sft_steps,
+            per_device_train_batch_size=config.sft_batch,
+            learning_rate=config.sft_learning_rate,
+            lr_scheduler_type="constant",
+            max_grad_norm=config.max_grad_norm,
+            optim=config.optim,
+            gradient_checkpointing=config.gradient_checkpointing,
+            **side_arguments(config),
+        ),
+        train_dataset=worked_rows(policy.tokenizer, problems, rows, config),
+        data_collator=DataCollatorForSeq2Seq(policy.tokenizer, label_pad_token_id=IGNORED),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    # GRPO's trainer wraps the forward pass itself.
+    trainer.accelerator.unwrap_model(policy.model, keep_fp32_wrapper=False)
     with written_whole(file.parent) as beside:
         weights = {name: weight.detach().contiguous().cpu() for name, weight in trained.items()}
         save_file(weights, beside / file.name)
-    return losses
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
 
 
 def worked_rows(
@@ -57,25 +69,19 @@ def worked_rows(
     form, prompts = get_format(config.prompt_format), {row["id"]: row["prompt"] for row in rows}
     problems = [problem for problem in problems if problem.id in prompts]
     count = min(len(problems), config.sft_steps * config.sft_batch)
-    return [
-        _worked_row(tokenizer, prompts[problem.id], form, problem, config.max_seq_length)
-        for problem in sample_problems(problems, count, config.seed)
-    ]
-
-
-def _worked_row(
-    tokenizer: Any, prompt: Messages, form: PromptFormat, problem: Problem, longest: int
-) -> dict[str, list[int]]:
-    prompt_text = chat_text(tokenizer, prompt)
-    answer = {"role": "assistant", "content": form.show(problem)}
-    text = tokenizer.apply_chat_template([*prompt, answer], tokenize=False).rstrip("\n")
-    if not text.startswith(prompt_text):  # a template that writes earlier turns differently
-        text = prompt_text + answer["content"] + tokenizer.eos_token
-    first, all_ids = (
-        tokenizer(t, add_special_tokens=False)["input_ids"] for t in (prompt_text, text)
-    )
-    labels = [IGNORED] * len(first) + all_ids[len(first) :]
-    return {"input_ids": all_ids[:longest], "labels": labels[:longest]}
+    worked = []
+    for problem in sample_problems(problems, count, config.seed):
+        prompt = prompts[problem.id]
+        asked, answer = chat_text(tokenizer, prompt), form.show(problem)
+        turns = [*prompt, {"role": "assistant", "content": answer}]
+        text = tokenizer.apply_chat_template(turns, tokenize=False).rstrip("\n")
+        if not text.startswith(asked):  # a template that writes earlier turns differently
+            text = asked + answer + tokenizer.eos_token
+        first, ids = tokenizer([asked, text], add_special_tokens=False)["input_ids"]
+        labels = [IGNORED] * len(first) + ids[len(first) :]
+        longest = config.max_seq_length
+        worked.append({"input_ids": ids[:longest], "labels": labels[:longest]})
+    return worked
 
 
 def side_arguments(config: Config) -> dict[str, Any]:
@@ -91,30 +97,3 @@ def side_arguments(config: Config) -> dict[str, Any]:
         save_strategy="no",
         disable_tqdm=True,
     )
-
-
-def _train(policy: Policy, rows: Sequence[dict], config: Config, run: Run) -> list[float]:
-    """By transformers' Trainer: TRL's SFTTrainer needs a Triton kernel, which no CPU runs."""
-    from transformers import DataCollatorForSeq2Seq, PrinterCallback, Trainer, TrainingArguments
-
-    trainer = Trainer(
-        model=policy.model,
-        args=TrainingArguments(
-            output_dir=str(run.folder / "warm_up"),
-            max_steps=config.sft_steps,
-            per_device_train_batch_size=config.sft_batch,
-            learning_rate=config.sft_learning_rate,
-            lr_scheduler_type="constant",
-            max_grad_norm=config.max_grad_norm,
-            optim=config.optim,
-            gradient_checkpointing=config.gradient_checkpointing,
-            **side_arguments(config),
-        ),
-        train_dataset=list(rows),
-        data_collator=DataCollatorForSeq2Seq(policy.tokenizer, label_pad_token_id=IGNORED),
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    # GRPO's trainer wraps the forward pass itself.
-    trainer.accelerator.unwrap_model(policy.model, keep_fp32_wrapper=False)
-    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
