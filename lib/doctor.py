@@ -10,6 +10,7 @@ plan, the data, the rewards), then the tokenizer, then a few completions of the 
 steps of training: the proof that the engine samples from the policy that is trained, and the time.
 """
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -46,6 +47,7 @@ from lib.training import check_fills_a_step
 CUT = 0.5  # share of completions cut off at which nothing can be learned
 PROBED = 16  # completions to see how long they are
 SLOW_HOURS = 10
+SLOW_REWARD = 0.5  # seconds a completion
 USUAL = {"learning_rate": 1e-3, "beta": 0.5, "temperature": 1.5}  # at most, of adapters
 WEAK = 0.1  # a gain that can be expected of a run; fewer problems than show it are too few
 note = partial(BadInput, stops=False)  # of what a run can live with
@@ -160,6 +162,12 @@ def dialogue(tokenizer: Any, folder: Path) -> Iterator[BadInput]:
             f"and the beginning of an answer ({head[-60:]!r}): use a template that does.",
             "turn",
         )
+    if "strftime_now" in str(tokenizer.chat_template):
+        yield note(
+            "The chat template writes today's date into every prompt, so that a model that is "
+            "asked another day is asked something else.",
+            "date",
+        )
     ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
     ends = {tokenizer.eos_token_id}
     for file in (folder / "generation_config.json", folder / "config.json"):  # as vLLM and exports
@@ -187,8 +195,10 @@ def rewards_hold(
     answers = [Completion(text, tuple(range(len(text.split()))), "stop") for *_, text in tries]
     first = len(tries) // len(rows[:4]) if len(rows) > 1 else 0  # a group that writes no end
     others = [Completion("0 " * 500, tuple(range(1000)), "length")] * first
+    started = time.monotonic()
     try:
         there = score(rewards, batch, answers)
+        seconds = (time.monotonic() - started) / len(tries)
         beside = score(rewards, batch[::-1], answers[first:][::-1] + others)
     except (Exception, SystemExit) as error:
         yield BadInput(
@@ -197,6 +207,12 @@ def rewards_hold(
             "reward-raises",
         )
         return
+    if seconds > SLOW_REWARD:
+        yield note(
+            f"The rewards take {seconds:.1f} s a completion, while training waits: make them "
+            f"faster, or num_generations smaller.",
+            "reward-slow",
+        )
     restless = [n for n, v in there.items() if repr(v[first:]) != repr(beside[n][::-1][first:])]
     if restless:
         yield BadInput(

