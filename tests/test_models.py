@@ -59,9 +59,9 @@ def test_the_embedded_tokenizer_is_the_files(embedded, data_dir):
     llama.cpp's converter knows its vocabulary."""
     from transformers import AutoTokenizer
 
-    from lib.embedded import _embedded_gguf
+    from lib.embedded import embedded_gguf
 
-    file = _embedded_gguf()
+    file = embedded_gguf()
     before = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     after = AutoTokenizer.from_pretrained(embedded)
     texts = [row["question"] for row in read_jsonl(data_dir / "gsm8k" / "test.jsonl")[:300]]

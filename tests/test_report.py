@@ -40,6 +40,9 @@ def finished(tmp_path):
             run.train_log,
             [{"step": step, "seconds": 2.0 * step, "reward": step / 4, "num_tokens": 900}],
         )
+    for folder in (run.figures, run.rollouts):
+        folder.mkdir()
+    (run.figures / "training.png").write_bytes(b"a curve")
     write_answers(run, side_by_side(before, after))
     run.note(energy_wh=12.4)
     return run, config
@@ -70,6 +73,7 @@ def test_the_page_begins_with_the_verdict_and_links_to_the_answers(finished):
     page = Page(text)
     assert text.index("The trained model is better") < text.index("<h2>")
     assert page.headings == [
+        "Training",
         "Before and after",
         "For the better: 12 answers",
         "For the worse: 1 answer",
@@ -77,6 +81,7 @@ def test_the_page_begins_with_the_verdict_and_links_to_the_answers(finished):
         "Cost",
         "What was run",
     ]
+    assert "0.25\n(the first step) to 0.50 (the last step)" in text
     assert "+36.7 points" in text and "150 tokens" not in text and ">300<" in text
     assert ">12 Wh<" in text
     answers = Page((run.evals / "side_by_side.html").read_text())
@@ -84,7 +89,8 @@ def test_the_page_begins_with_the_verdict_and_links_to_the_answers(finished):
     assert len(to_answers) == 5 + 1 + 10
     assert {link.partition("#")[2] for link in to_answers} <= set(answers.ids)
     for link in page.links:
-        assert (run.folder / link.partition("#")[0]).exists(), link
+        inside = link.startswith("data:image/png;base64,")
+        assert inside or (run.folder / link.partition("#")[0]).exists(), link
     assert "http" not in text + (run.evals / "side_by_side.html").read_text()
     assert "prefers-color-scheme: dark" in text
 

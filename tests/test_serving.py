@@ -13,26 +13,22 @@ from functools import partial
 import psutil
 import pytest
 
-from lib.config import ROOT
-from lib.export.gguf import write_gguf
+from lib.config import ROOT, resolve
+from lib.embedded import embedded_gguf
 from lib.export.page import chat_box
 from lib.export.serve import free_port, serve_gguf, serve_vllm
 from lib.files import read_jsonl
 from lib.judge import Judge
 from lib.runs import open_run
+from tests.conftest import CPU
 
 HELLO = [{"role": "user", "content": "Count from one upwards."}]
 
 
 @pytest.fixture(scope="module")
-def file(embedded, tmp_path_factory):
-    return write_gguf(embedded, tmp_path_factory.mktemp("gguf") / "gguf", ["q8_0"])["q8_0"]
-
-
-@pytest.fixture(scope="module")
-def start_llama(file, tmp_path_factory):
+def start_llama(tmp_path_factory):
     log = tmp_path_factory.mktemp("log") / "serve.log"
-    return partial(serve_gguf, file, log, 512, 4)
+    return partial(serve_gguf, embedded_gguf(), log, 512, 4)
 
 
 @pytest.fixture(scope="module")
@@ -156,10 +152,10 @@ sys.stdin.read()
 
 
 @pytest.mark.parametrize("killed", [True, False])
-def test_no_server_is_left_where_the_kernel_ends(file, tmp_path, killed):
+def test_no_server_is_left_where_the_kernel_ends(tmp_path, killed):
     """As a notebook's kernel ends, or is killed; with vLLM in tests/test_jupyterlab.py."""
     kernel = subprocess.Popen(
-        [sys.executable, "-c", _KERNEL, str(file), str(tmp_path / "log")],
+        [sys.executable, "-c", _KERNEL, str(embedded_gguf()), str(tmp_path / "log")],
         **dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True),
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
@@ -172,19 +168,11 @@ def test_no_server_is_left_where_the_kernel_ends(file, tmp_path, killed):
     assert not alive
 
 
-@pytest.fixture(scope="module")
-def start_vllm(embedded, tmp_path_factory):
-    from lib.config import resolve
-    from tests.conftest import CPU
-
-    given = {"output_dir": str(tmp_path_factory.mktemp("runs")), "profile": "cpu"}
-    config = resolve("ci", given | {"max_seq_length": 256}, CPU)
-    log = open_run(config).folder / "serve.log"
-    return partial(serve_vllm, embedded, config, log)
-
-
-def test_vllm_holds_and_leaves_nothing_behind(start_vllm):
-    with start_vllm() as server:
+def test_vllm_holds_and_leaves_nothing_behind(embedded, tmp_path):
+    given = {"output_dir": str(tmp_path), "profile": "cpu", "max_seq_length": 256}
+    config = resolve("ci", given, CPU)
+    open_run(config)  # sets up the process for vLLM
+    with serve_vllm(embedded, config, tmp_path / "serve.log") as server:
         holds(server)
         keeper = psutil.Process(server.process.pid)
         processes = [keeper, *keeper.children(recursive=True)]
