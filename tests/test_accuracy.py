@@ -7,9 +7,10 @@ from lib.config import ROOT
 from lib.runs import read_json, read_jsonl
 
 
-def test_a_recipe_is_trained_measured_and_written_down(tmp_path):
+def test_a_recipe_is_trained_measured_and_written_down(tmp_path, first_layers):
     file = tmp_path / "found.json"
     given = ["-p", "output_dir", str(tmp_path), "-p", "profile", "cpu", "-p", "eval_samples", "0"]
+    given += ["-p", "model", str(first_layers)]
     command = [sys.executable, "-m", "benchmarks.accuracy", "ci", *given, "--json", str(file)]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
