@@ -162,8 +162,8 @@ def token_fault(
     a merge that is missing shows in the words that it makes.
     """
     texts = [text for problem in problems for text in (problem.question, problem.answer)]
-    texts += OTHER_TEXTS
     words, ids = _vocabulary(reader)
+    texts += OTHER_TEXTS
     for theirs, ours in zip(tokens(texts + words), reader(texts)["input_ids"] + ids, strict=True):
         for x, y in zip_longest(theirs, ours, fillvalue="nothing"):
             if x != y:
@@ -173,10 +173,11 @@ def token_fault(
 
 @lru_cache(maxsize=1)
 def _vocabulary(reader: Any) -> tuple[list[str], list[list[int]]]:
-    """A tokenizer's words, and how it reads them."""
+    """A tokenizer's words, 500 in a text, and how it reads them."""
     words = reader.batch_decode([[token] for token in range(len(reader))])
     words = [word for word in words if word.strip().isalpha()]
-    return words, reader(words)["input_ids"]
+    texts = ["\n".join(words[at : at + 500]) for at in range(0, len(words), 500)]
+    return texts, reader(texts)["input_ids"]
 
 
 # --- the table ----------------------------------------------------------------------------------
