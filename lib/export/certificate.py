@@ -118,8 +118,8 @@ def measure(
     tokens = sum(len(a.token_ids) or len(reader(a.text)["input_ids"]) for a in answers)
     said, right, tag = [], [], get_format(config.prompt_format).answer_tag
     for i, problem in enumerate([] if broken else problems):
-        policys = Completion(policy.texts[i], policy.ids[i], "stop") if i in known else None
-        said.append(policys or next(left))
+        same = i in known
+        said.append(Completion(policy.texts[i], policy.ids[i], "stop") if same else next(left))
         grades = judge(task, problem, said[-1].text, truncated=False, tag=tag)
         right.append(float(grades.get("strict", grades.get("rougeL", 0.0))))
     ids = [list(answer.token_ids) for answer in said]
@@ -204,8 +204,8 @@ def certify(measured: Sequence[Measured]) -> dict[str, Any]:
             limit = max(form.rounding, SHARE_OF_TRAINING * moved)
             faults = _faults(form, policy, row, limit, _gap(form, exported))
             failed += [f"{form.name}: {fault}" for fault in faults]
-            row["verdict"] = f"not the same: {'; '.join(faults)}"
-            row["verdict"] = row["verdict"] if faults else _verdict(form, row, limit)
+            off = f"not the same: {'; '.join(faults)}"
+            row["verdict"] = off if faults else _verdict(form, row, limit)
             verdicts.setdefault(row["verdict"], []).append(form.name)
     verdict = "; ".join(f"{', '.join(names)}: {text}" for text, names in verdicts.items()) + "."
     if failed:
