@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -224,15 +224,14 @@ class OwnColumns(Task):
         if not 0 <= self.test_share < 1:
             raise BadInput(f"test_share is {self.test_share}: give a share from 0 to below 1.")
 
-    def problems(self, rows: list[dict], source: str) -> list[Problem]:
-        return [self._problem(row, f"{source}/{i}") for i, row in enumerate(rows)]
-
-    def _problem(self, row: dict, id: str) -> Problem:
+    def problems(self, rows: list[dict], source: str) -> Iterator[Problem]:
         used = {column.partition(".")[0] for column in (self.question, self.answer, "id")}
-        question, meta = conversation(cell(row, self.question), id)
-        meta |= {key: row[key] for key in row if key not in used}
-        gold = gold_text(cell(row, self.answer), id)
-        return Problem(row_id(row, id), question, gold, meta, self.kind)
+        for i, row in enumerate(rows):
+            id = f"{source}/{i}"
+            question, meta = conversation(cell(row, self.question), id)
+            meta |= {key: row[key] for key in row if key not in used}
+            gold = gold_text(cell(row, self.answer), id)
+            yield Problem(row_id(row, id), question, gold, meta, self.kind)
 
 
 @task("file", "jsonl", "csv", "parquet")
@@ -250,7 +249,7 @@ class OwnRows(OwnColumns):
         path = self.test_path if split == "test" and self.test_path else self.path
         source = Path(path).stem + (f"/{split}" if self.test_path else "")
         rows = read_rows(path, (self.question, self.answer), filled=True)
-        problems = self.problems(rows, source)
+        problems = [*self.problems(rows, source)]
         if not self.test_share or self.test_path:
             return problems
         return split_rows(problems, split, self.test_share)
@@ -275,7 +274,7 @@ class HubRows(OwnColumns):
         way_out = "download it to a file and use the task file"
         columns = (self.question, self.answer)
         rows = hub_rows(*where, split=name, columns=columns, way_out=way_out)
-        problems = self.problems(rows, f"{self.path}/{name}")
+        problems = [*self.problems(rows, f"{self.path}/{name}")]
         return split_rows(problems, split, self.test_share) if self.test_share else problems
 
 
