@@ -10,6 +10,7 @@ import pickle
 import random
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -229,6 +230,7 @@ def test_a_function_or_class_of_ones_own(own_rewards):
     assert (polite.__name__, weight) == ("polite", 0.5) and thanks is polite
     assert polite(prompts=None, completions=["thank you", "no"]) == [2.0, 0.0]
     [polite], _ = build_rewards({"polite": {"value": 3.0}})
+    assert polite.__name__ == "polite" and not isinstance(polite, partial)
     # A column of the data set never takes the place of a parameter that the recipe gave.
     assert polite(prompts=None, completions=["thank you"], value=["9"]) == [3.0]
     reward("brief")(Longest)
@@ -373,6 +375,7 @@ def test_every_reward_pickles_and_takes_messages_and_shows_its_rule():
     messages = [[{"role": "assistant", "content": text}] for text in texts]
     columns = columns_for(texts)
     for function in [*ALL, *REWARDS.values()]:
+        assert not isinstance(function, partial)  # TRL logs it by the name of what it wraps
         copy = pickle.loads(pickle.dumps(function))
         values = function(completions=texts, **columns)
         assert copy.__name__ == function.__name__

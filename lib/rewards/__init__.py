@@ -126,9 +126,20 @@ def _build(name: str, parameters: dict, shared: dict, file: str | None = None) -
     if is_class:
         target = _instance(target, name, **given)
     elif given:
-        target = functools.partial(_with_parameters, target, given)
+        target = Bound(title, _with_parameters, target, given)
     named = getattr(target, "__name__", "<lambda>") != "<lambda>"
     return target if named else with_name(target, title)
+
+
+class Bound:
+    """A function with its first arguments given, and a name: TRL logs a `functools.partial` by the
+    name of what it wraps."""
+
+    def __init__(self, name: str, function: Callable, *given: Any):
+        self.__name__, self.function, self.given = name, function, given
+
+    def __call__(self, /, *arguments, **columns):
+        return self.function(*self.given, *arguments, **columns)
 
 
 def _with_parameters(function: Callable, parameters: Mapping, /, **columns):
@@ -143,7 +154,7 @@ def _rule(name: str, parameters: dict, shared: dict) -> Callable:
     known.pop(next(iter(known)))
     if apply is per_answer:
         known["tags"] = inspect.Parameter("tags", inspect.Parameter.KEYWORD_ONLY, default="answer")
-    function = functools.partial(apply, score, _parameters(name, parameters, known, shared))
+    function = Bound(name, apply, score, _parameters(name, parameters, known, shared))
     function([], [""], answer=["1"], kind=["number"], completion_ids=[[]])
     return with_name(functools.update_wrapper(function, score), name)
 

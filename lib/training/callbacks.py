@@ -12,7 +12,6 @@ reaches the trackers as well.
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from lib.files import append_jsonl, discard, read_json, write_json, written_whol
 from lib.hardware import gpu_energy, gpu_memory_taken
 from lib.models import Policy, live_weights, write_adapter
 from lib.process import Progress
-from lib.rewards import Checked
+from lib.rewards import Bound, Checked
 from lib.runs import Run
 from lib.tasks import Problem, Task, fitting_rows, get_format, judge, sample_problems
 from lib.training.rollouts import advantages, is_alike, rollout_row, total
@@ -93,10 +92,7 @@ class Completions(TrainerCallback):
     ):
         self.run, self.log, self.weights = run, log, list(weights)
         self.judges = {reward.__name__: Checked(reward) for reward in rewards}
-        self.rewards = []
-        for name in self.judges:
-            self.rewards.append(partial(self._judge, name))
-            self.rewards[-1].__name__ = name
+        self.rewards = [Bound(name, self._judge, name) for name in self.judges]
         self.rows: list[dict] = []
         self._batch: tuple | None = None
         self._values: dict[str, list] = {}
