@@ -45,8 +45,7 @@ def installed(monkeypatch):
 
 
 def test_two_reasons_fall_back(installed, monkeypatch):
-    """Their training step is the next test's, and that of `backend: transformers`; an incomplete
-    installation stops, whatever is asked for."""
+    """An incomplete installation stops, whatever is asked for."""
     for card in (T4, L4):
         assert choose_backend(config_on(card, **FOUR_BIT), card) == ("unsloth", "")
     old = replace(T4, gpu="Tesla P100", capability=6.0)
@@ -62,23 +61,13 @@ def test_two_reasons_fall_back(installed, monkeypatch):
             choose_backend(config_on(T4, backend=way, rollout_engine="vllm", **FOUR_BIT), T4)
 
 
-def test_without_unsloth_a_step_is_trained(tmp_path, monkeypatch):
+def test_without_unsloth_a_policy_is_loaded(first_layers, monkeypatch):
     from lib.models import load_policy
-    from lib.rewards import recipe_rewards
-    from lib.runs import open_run, read_jsonl
-    from lib.tasks import load_problems, make_rows
-    from lib.training import make_trainer, train
 
     monkeypatch.setitem(sys.modules, "unsloth", None)
-    changes = SMALL | {"output_dir": str(tmp_path), "backend": "auto"}
-    config = resolve("ci", changes, CPU)
-    run = open_run(config)
-    _, training, _, examples = load_problems(config)
-    rows = make_rows(training, config.prompt_format, config.shots, examples)
-    policy = load_policy(config)
+    changes = SMALL | {"backend": "auto", "model": str(first_layers)}
+    policy = load_policy(resolve("ci", changes, CPU))
     assert policy.backend == "transformers" and "not installed" in policy.notes[0]
-    train(make_trainer(policy, rows, *recipe_rewards(config), config, run), config, run)
-    assert [row["step"] for row in read_jsonl(run.train_log)] == [1]
 
 
 @pytest.mark.parametrize(
