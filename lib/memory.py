@@ -358,7 +358,7 @@ def on_other_hardware(config: Config, shape: ModelShape) -> list[dict[str, str]]
     given = {k: v for k, v in config.given().items() if "recipe on" not in config.origin(k)}
     for profile, memory in PROFILE_MEMORY.items():
         special = config.by_profile.get(profile, {})
-        settings = translate(PROFILES[profile]) | given | translate(special)
+        settings = PROFILES[profile] | given | translate(special)
         other = config.model_copy(update=settings | {"profile": profile})
         hardware = Hardware(profile, memory, 7.5 if profile == "t4" else 8.0)
         other = settled(other, shape, hardware)

@@ -274,7 +274,7 @@ def open_run(config: Config) -> Run:
     run = Run(run_folder(config))
     hold(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
-    hold(run.folder)
+    hold(run.folder)  # which may be new
     for place in (run.best, run.adapter, run.merged):
         put_back(place)
     quiet_process(run)
