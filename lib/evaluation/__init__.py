@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,17 +49,10 @@ TAKEN = ("base", "trained", "validation", "comparison", "side_by_side")  # in `e
 
 def samplings(config: Config) -> dict[str, Sampling]:
     """The passes of an evaluation: "greedy", and "sampled" where pass@k is asked for."""
-    tokens = config.completion_tokens
-    passes = {"greedy": Sampling(max_tokens=tokens, seed=config.seed)}
-    if config.eval_samples:
-        passes["sampled"] = Sampling(
-            n=config.eval_samples,
-            temperature=config.eval_temperature,
-            top_p=config.eval_top_p,
-            max_tokens=tokens,
-            seed=config.seed,
-        )
-    return passes
+    greedy = Sampling(max_tokens=config.completion_tokens, seed=config.seed)
+    warm = dict(temperature=config.eval_temperature, top_p=config.eval_top_p)
+    sampled = replace(greedy, n=config.eval_samples, **warm)
+    return {"greedy": greedy} | ({"sampled": sampled} if config.eval_samples else {})
 
 
 def candidate_name(candidate: Path, run: Run) -> str:
@@ -343,7 +337,7 @@ def _ks(rows: dict) -> list[int]:
 
 def _numbers(rows: dict) -> dict[str, Any]:
     """Each number or interval of nested rows, by where it stands ("format, mean")."""
-    return pd.json_normalize(rows, sep=", ").to_dict("records")[0]
+    return pd.json_normalize(rows, sep=", ").to_dict("records")[0] if rows else {}
 
 
 def _other_numbers(file: str, stored: dict, again: dict) -> list[str]:
