@@ -337,7 +337,7 @@ def _ks(rows: dict) -> list[int]:
 
 def _numbers(rows: dict) -> dict[str, Any]:
     """Each number or interval of nested rows, by where it stands ("format, mean")."""
-    return pd.json_normalize(rows, sep=", ").to_dict("records")[0] if rows else {}
+    return pd.json_normalize(rows, sep=", ").to_dict("records")[0]
 
 
 def _other_numbers(file: str, stored: dict, again: dict) -> list[str]:
