@@ -27,6 +27,7 @@ with hushed(run):
     from lib.models import load_policy
     from lib.tasks import load_problems, make_rows
     from lib.training import make_trainer, save_trained, train
+    from lib.training.rollouts import RolloutEngine
     from tests.conftest import by_turns
     _, training, _, examples = load_problems(config)
     rows = make_rows(training, config.prompt_format, config.shots, examples)
@@ -36,7 +37,7 @@ with hushed(run):
         trainer = make_trainer(policy, rows, [by_turns], [1.0], config, run)
         train(trainer, config, run)
         save_trained(policy, config, run)
-        trainer.engine.engine.close()
+        RolloutEngine.start = lambda *_: trainer.engine  # in the next training, too
         return trainer.is_unsloths, policy.notes, read_jsonl(run.train_log)
 
     unsloths, notes, log = learn(config)

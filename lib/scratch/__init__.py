@@ -87,9 +87,8 @@ def surrogate(
 def k3(logps_BT: Tensor, ref_logps_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """KL(policy ‖ reference) estimated a token: q/p − log(q/p) − 1, unbiased and never negative.
 
-    Schulman, "Approximating KL Divergence" (2020), the estimator k3; DeepSeekMath, eq. 4.
-    The loss weighs it by the ratio, as TRL does: then its gradient is unbiased, too
-    (DeepSeek-V3.2, arXiv:2512.02556).
+    Schulman, "Approximating KL Divergence" (2020), the estimator k3; DeepSeekMath, eq. 4. The loss
+    weighs it by the ratio, as TRL does, so that its gradient is unbiased (arXiv:2512.02556).
     """
     log_ratio_BT = torch.where(mask_BT.bool(), ref_logps_BT - logps_BT, 0.0)
     return log_ratio_BT.exp() - log_ratio_BT - 1

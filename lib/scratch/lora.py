@@ -24,8 +24,8 @@ from lib.files import read_json
 class LoraLinear(nn.Module):
     """y = W x + (alpha / R) B A x, with W frozen (eq. 3 of the paper; sec. 4.1 for the scale).
 
-    A and B are kept in 32 bit, since an update is small against bf16's steps, and
-    multiply in the layer's own precision.
+    A and B are kept in 32 bit, since an update is small against bf16's steps, and multiply in the
+    layer's own precision.
     """
 
     def __init__(self, base: nn.Linear, r: int, alpha: float, dropout: float = 0.0):
@@ -54,14 +54,8 @@ class LoraLinear(nn.Module):
 def add_lora(
     model: nn.Module, r: int, alpha: float, targets: Sequence[str], dropout: float = 0.0
 ) -> list[str]:
-    """Freeze the model and wrap its linear layers of these names; returns the full names.
-
-    Args:
-        targets: last parts of names ("q_proj", for all layers) or full ones.
-
-    Raises:
-        BadInput: a name that no linear layer has.
-    """
+    """Freeze the model and wrap its linear layers of these names, full ones or last parts (as
+    "q_proj"); returns the full names. Raises BadInput for a name that no linear layer has."""
     model.requires_grad_(False)
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     names = []
@@ -132,11 +126,8 @@ def save_lora(model: nn.Module, folder: Path, base: str = "") -> None:
 
 @torch.no_grad()
 def load_lora(model: nn.Module, folder: Path) -> None:
-    """Put a saved adapter (ours or peft's) on the model, which may have its wrappers already.
-
-    Raises:
-        BadInput: its weights are not those of this model's layers.
-    """
+    """Put a saved adapter (ours or peft's) on the model, which may have its wrappers already;
+    raises BadInput where its weights are not those of this model's layers."""
     stored = load_file(folder / "adapter_model.safetensors")
     if not lora_layers(model):
         settings = read_json(folder / "adapter_config.json")

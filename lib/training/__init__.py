@@ -111,11 +111,9 @@ def _settings(config: Config) -> dict:
 
 
 def grpo_arguments(config: Config, run: Run) -> dict[str, Any]:
-    """The arguments of TRL's GRPOConfig for this configuration (`lib.memory.settled`).
-
-    One optimizer step consumes prompts_per_step × num_generations completions, in passes of
-    per_device_train_batch_size; TRL counts its batch in completions, too.
-    """
+    """The arguments of TRL's GRPOConfig for this configuration (`lib.memory.settled`). A step
+    consumes prompts_per_step × num_generations completions, in passes of
+    per_device_train_batch_size; TRL counts its batch in completions, too."""
     own = config.completions_per_step // config.num_processes  # of each process
     rows = min(config.per_device_train_batch_size, own)
     with_vllm = config.rollout_engine == "vllm" and not generates_here(config)
@@ -149,11 +147,9 @@ def grpo_arguments(config: Config, run: Run) -> dict[str, Any]:
 
 
 def generates_here(config: Config) -> bool:
-    """Whether rollouts are to come from a `RolloutEngine`, and not from the trainer.
-
-    On a GPU Unsloth's trainer generates by the engine whose weights it trains; weights in 4 bit
-    are TRL's to hand over, and so is all that a vLLM server or several processes need.
-    """
+    """Whether rollouts are to come from a `RolloutEngine`. On a GPU Unsloth's trainer generates by
+    the engine whose weights it trains; weights in 4 bit are TRL's to hand over, and so is all that
+    a vLLM server or several processes need."""
     ours = config.profile == "cpu" or not (by_unsloth(config) or config.load_in_4bit)
     alone = config.num_processes == 1 and config.vllm_mode == "colocate"
     return config.rollout_engine == "vllm" and ours and alone
