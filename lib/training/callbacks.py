@@ -236,7 +236,9 @@ def answering(policy: Policy, engine: Engine | None = None) -> Iterator[Engine]:
         from unsloth import FastLanguageModel as modes
 
         modes.for_inference(model)
-    yield TransformersEngine(model.eval(), policy.tokenizer)
-    if modes:
-        modes.for_training(model)
-    model.train(training)
+    try:
+        yield TransformersEngine(model.eval(), policy.tokenizer)
+    finally:
+        if modes:
+            modes.for_training(model)
+        model.train(training)
