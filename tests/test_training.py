@@ -79,6 +79,7 @@ def test_turned_knobs_are_in_force_and_train(small_training):
     assert rows["use_cpu"]["why"] == "follows: profile"
     assert len(turned) == 11
     [row] = read_jsonl(run.train_log)
+    assert {"rewards/by_turns/mean", "rewards/second/std"} <= row.keys()  # by their own names
     # Below its target, the coefficient has gone up by TRL's step.
     assert row["entropy_coef"] == pytest.approx(0.015) and row["grad_norm"] > 0
     moved = [n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])]
