@@ -51,7 +51,7 @@ def make_portable(folder: Path, config: Config, examples: Sequence[Problem]) -> 
 def conversation(folder: Path, question: str) -> list[dict[str, str]]:
     """The question as the model in the folder was trained to be asked."""
     file = folder / "prompt.json"
-    messages = read_json(file)["messages"] if file.is_file() else []
+    messages = read_json(file, {}).get("messages", [])
     blank = messages[-1]["content"] if messages else "{question}"
     last = {"role": "user", "content": blank.replace("{question}", question)}
     return [*messages[:-1], last]

@@ -19,8 +19,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
 from lib.adapters import block_layers
 from lib.config import ROOT, Config, side_config
 from lib.errors import BadInput, first_line, nearest
@@ -37,7 +35,7 @@ from lib.models import (
 )
 from lib.process import duration, quiet_process
 from lib.proof import proof_of_policy, sample_by_unsloth
-from lib.rewards import learned_rewards, recipe_rewards, score, temptations
+from lib.rewards import learned_rewards, recipe_rewards, score, temptations, totals
 from lib.runs import Run, check_place, hushed, run_folder
 from lib.stack import installation, read_stack
 from lib.stats import detectable_difference, power_sentence
@@ -171,7 +169,7 @@ def dialogue(tokenizer: Any, folder: Path) -> Iterator[BadInput]:
     ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
     ends = {tokenizer.eos_token_id}
     for file in (folder / "generation_config.json", folder / "config.json"):  # as vLLM and exports
-        given = read_json(file).get("eos_token_id") if file.is_file() else None
+        given = read_json(file, {}).get("eos_token_id")
         ends |= set(given if isinstance(given, list) else [given])
     if not ends & set(ids):
         last = f"{tokenizer.convert_ids_to_tokens(ids[0])!r} (id {ids[0]})" if ids else "nothing"
@@ -221,18 +219,16 @@ def rewards_hold(
             "reward-order",
         )
         return
-    totals = np.nansum(
-        [np.array(there[n], float) * w for n, w in zip(there, weights, strict=True)], 0
-    )
-    if len(set(totals)) <= 1:
+    earned = totals(there, weights)
+    if len(set(earned)) <= 1:
         yield BadInput(
-            f"Every made-up completion earns {totals[0] if len(totals) else 'nothing'}, the right "
+            f"Every made-up completion earns {earned[0]}, the right "
             f"answer and an empty one alike, so that no group would differ: look at the rewards in "
             f"02_reward_design.",
             "reward-constant",
         )
         return
-    paid = {name: totals[[n == name for n in names]].sum() for name in names}
+    paid = {name: earned[[n == name for n in names]].sum() for name in names}
     better = max(("wrong", "nothing"), key=paid.get)
     if paid["right"] < paid[better]:
         yield note(

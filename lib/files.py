@@ -59,7 +59,10 @@ def write_json(path: Path, value: Any) -> None:
     _replace(path, text, f".{path.name}.{os.getpid()}")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *missing: Any) -> Any:
+    """What the file holds; where there is none, `missing`, if it is given."""
+    if missing and not path.is_file():
+        return missing[0]
     return json.loads(path.read_text(encoding="utf-8"))
 
 

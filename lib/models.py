@@ -85,7 +85,7 @@ def _from_hub(name: str) -> Path:
 def _shards(folder: Path) -> set[str]:
     """The files that a model's index names; none where it has no index."""
     index = folder / "model.safetensors.index.json"
-    return set(read_json(index)["weight_map"].values()) if index.is_file() else set()
+    return set(read_json(index, {}).get("weight_map", {}).values())
 
 
 def _with_safetensors(folder: Path, name: str) -> Path:

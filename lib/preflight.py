@@ -25,7 +25,7 @@ from lib.engines import Completion, Engine, chat_text, in_order, training_sampli
 from lib.errors import BadInput
 from lib.models import load_tokenizer, model_folder
 from lib.process import Progress
-from lib.rewards import recipe_rewards, score, temptations
+from lib.rewards import recipe_rewards, score, temptations, totals
 from lib.runs import Run, read_json, write_json
 from lib.tasks import Problem, Task, load_problems, problem_notes, sample_problems
 from lib.tasks.prompts import fitting_rows, get_format, make_rows
@@ -110,7 +110,7 @@ def preflight(
     flat = [answer for completions in in_order(answers) for answer in completions]
     rows = [row for row in rows for _ in range(group)]
     scores = score(rewards, rows, flat)
-    totals = np.nansum(np.transpose(list(scores.values())) * np.array(weights), axis=1)
+    earned = totals(scores, weights)
     tag, samples = get_format(config.prompt_format).answer_tag, []
     for i, (row, answer) in enumerate(zip(rows, flat, strict=True)):
         grade = task.grade(by_id[row["id"]], answer.text, tags=tag)
@@ -120,7 +120,7 @@ def preflight(
                 "answer": row["answer"],
                 "completion": answer.text,
                 "rewards": {name: values[i] for name, values in scores.items()},
-                "total": float(totals[i]),
+                "total": float(earned[i]),
                 "correct": grade.correct,
                 "format": grade.extracted is not None,
                 "truncated": answer.finish_reason == "length",

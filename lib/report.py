@@ -40,8 +40,8 @@ CHANGES = {
 def write_report(run: Run, config: Config) -> str:
     """Write `report.html` from what the notebooks left; what to print at the end of the run."""
     table, pairs = read_json(run.evals / "comparison.json"), _pairs(run)
-    warned = [alarm["sentence"] for alarm in _json(run.folder / "alarms.json", [])]
-    certificate = _json(run.evals / "certificate.json", None)
+    warned = [alarm["sentence"] for alarm in read_json(run.folder / "alarms.json", [])]
+    certificate = read_json(run.evals / "certificate.json", None)
     record, log = run.recorded(), read_jsonl(run.train_log)
     rewards = [row["reward"] for row in log if "reward" in row]
     settings = Config.model_construct(**config.model_dump() | record.get("config", {}))
@@ -68,7 +68,7 @@ def write_report(run: Run, config: Config) -> str:
         pages=[_export(path) for path in sorted(run.notebooks.glob("*.ipynb"))],
         origins=record.get("origins", {}),
         record=record,
-        evaluation=_json(run.evals / "base.json", {}).get("protocol", {}),
+        evaluation=read_json(run.evals / "base.json", {}).get("protocol", {}),
     )
     run.report.write_text(page, encoding="utf-8")
     run.made("report")
@@ -122,10 +122,6 @@ def _template(name: str = "report") -> jinja2.Template:
     return jinja2.Environment(loader=loader, **given).get_template(f"{name}.html.jinja")
 
 
-def _json(path: Path, missing: Any) -> Any:
-    return read_json(path) if path.is_file() else missing
-
-
 def _pairs(run: Run) -> list[dict[str, Any]]:
     """The answers side by side; none where the answers compared are not the two of 04."""
     before, after = (read_jsonl(run.evals / f"{name}.jsonl") for name in ("base", "trained"))
@@ -140,7 +136,7 @@ def _figure(path: Path) -> str:
 def _cost(run: Run, record: dict[str, Any], log: Sequence[dict]) -> list[tuple[str, str]]:
     """What the run took, as far as it is known."""
     stages, last = record.get("finished", {}).values(), log[-1] if log else {}
-    asked = [_json(run.evals / f"{name}.json", {}) for name in ("base", "trained")]
+    asked = [read_json(run.evals / f"{name}.json", {}) for name in ("base", "trained")]
     gigabytes, whole = "{:.1f} GiB".format, "{:,.0f}".format
     rows = (
         ("time", sum(stage["seconds"] for stage in stages), duration),

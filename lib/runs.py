@@ -86,7 +86,7 @@ class Run:
 
     def recorded(self) -> dict[str, Any]:
         """What the record holds; nothing before the run is opened."""
-        return read_json(self.record) if self.record.is_file() else {}
+        return read_json(self.record, {})
 
     def note(self, **facts: Any) -> None:
         """Put facts into the record, in place of what it had under these names."""

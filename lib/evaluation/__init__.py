@@ -30,7 +30,7 @@ from lib.errors import BadInput
 from lib.evaluation.compare import compare, compare_records, digest, is_judged, summarize
 from lib.files import read_json, read_jsonl, write_json, write_jsonl
 from lib.process import Progress
-from lib.rewards import recipe_rewards, score
+from lib.rewards import recipe_rewards, score, totals
 from lib.runs import Run, append_jsonl, installed_versions
 from lib.tasks import (
     Problem,
@@ -183,9 +183,8 @@ def add_rewards(records: Sequence[dict], rows: Sequence[dict], config: Config) -
     # Rewards of length count tokens; which ones they were, the log does not keep.
     answers = [Completion(r["completion"], (0,) * r["tokens"], r["finish_reason"]) for r in records]
     scores = score(rewards, [by_id[record["id"]] for record in records], answers)
-    weight_of = dict(zip(scores, weights, strict=True))
-    paid = np.nansum([w * np.array(scores[name], float) for name, w in weight_of.items()], axis=0)
-    watched = [name for name, weight in weight_of.items() if not weight]
+    paid = totals(scores, weights)
+    watched = [name for name, weight in zip(scores, weights, strict=True) if not weight]
     return [
         record | {"reward": float(paid[i])} | {f"rewards/{n}": float(scores[n][i]) for n in watched}
         for i, record in enumerate(records)

@@ -272,14 +272,11 @@ def write_card(folder: Path, run: Run, config: Config) -> Path:
     """`README.md` of an adapter, merged model or GGUF folder, made of what the run has recorded."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    def kept(name: str, missing: Any) -> Any:
-        file = run.evals / name
-        return read_json(file) if file.is_file() else missing
-
     base, (data, data_licence) = public_name(config), DATA.get(config.task, ("", "generated"))
     licences = [name for name in LICENCES if base.startswith(name)]
     licence = LICENCES[max(licences, key=len)] if licences else "other"
-    comparison, gguf = kept("comparison.json", {}), sorted(p.name for p in folder.glob("*.gguf"))
+    comparison = read_json(run.evals / "comparison.json", {})
+    gguf = sorted(path.name for path in folder.glob("*.gguf"))
     results = [
         EvalResult(
             task_type="text-generation",
@@ -305,7 +302,7 @@ def write_card(folder: Path, run: Run, config: Config) -> Path:
     )
     record, log = run.recorded(), [row for row in read_jsonl(run.train_log) if "reward" in row]
     hardware = record.get("hardware", {})
-    certificate = kept("certificate.json", {"rows": [], "verdict": "Not made."})
+    certificate = read_json(run.evals / "certificate.json", {"rows": [], "verdict": "Not made."})
     forms = readable(certificate)
     source = (ROOT / "lib" / "card.md.jinja").read_text("utf-8")
     text = (

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ipywidgets as widgets
-import numpy as np
 import pandas as pd
 
 from lib.engines import Completion
 from lib.plots import advantages
-from lib.rewards import score
+from lib.rewards import score, totals
 from lib.runs import Run, read_rollouts, rollout_steps
 
 EXECUTED = "GRPO_WORKING_DIR"  # set where `lib.suite` executes a notebook, with nobody to play
@@ -69,8 +68,7 @@ def component_rows(
     answers = [Completion(text, tuple(text.encode()), "stop") for text in texts]
     scores = score(rewards, [row] * len(texts), answers)
     weight_of = dict(zip(scores, weights, strict=True))
-    paid = [w * np.array(scores[name], dtype=float) for name, w in weight_of.items()]
-    totals_G = np.nansum(paid, axis=0)
+    totals_G = totals(scores, weights)
     advantages_G, rows = advantages(totals_G, scale), []
     for i, text in enumerate(texts):
         parts = paid_parts({name: values[i] for name, values in scores.items()}, weight_of)

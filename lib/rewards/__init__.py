@@ -29,6 +29,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lib.config import Config
 from lib.errors import BadInput, first_line, nearest
 from lib.rewards.rules import RULES, per_answer
@@ -368,6 +370,12 @@ def score(
     columns["completion_ids"] = [list(a.token_ids) for a in answers]
     paid = {function.__name__: Checked(function)(**columns) for function in rewards}
     return {k: [math.nan if v is None else v for v in values] for k, values in paid.items()}
+
+
+def totals(scores: Mapping[str, Sequence[float]], weights: Sequence[float]) -> np.ndarray:
+    """What each completion earns: its rewards by their weights; one that cannot judge adds 0."""
+    pairs = zip(scores.values(), weights, strict=True)
+    return np.nansum([np.array(values, float) * weight for values, weight in pairs], axis=0)
 
 
 def temptations(row: Mapping[str, Any], form: PromptFormat) -> dict[str, str]:

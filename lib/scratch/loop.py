@@ -30,7 +30,7 @@ from lib.errors import BadInput
 from lib.keys import PEFT, TRL
 from lib.models import load_tokenizer, lora_targets, model_folder, without_head_copies
 from lib.process import Progress
-from lib.rewards import score
+from lib.rewards import score, totals
 from lib.runs import Run, append_jsonl, discard, read_json, write_json, written_whole
 from lib.scratch import Batch, lora
 from lib.tasks import fitting_rows
@@ -208,7 +208,7 @@ class Learner:
         group, step = self.config.num_generations, self.step + 1
         rows = [row for row in rows for _ in range(group)]
         scores = score(self.rewards, rows, completions)
-        totals_B = np.nansum(np.transpose(list(scores.values())) * self.weights, axis=1)
+        totals_B = totals(scores, self.weights)
         rewards_B = torch.tensor(totals_B, dtype=torch.float32, device=self.model.device)
         grpo.set_advantages(batch, rewards_B, self.config)
         lengths_B = batch.mask_BT.sum(1).clamp(min=1)

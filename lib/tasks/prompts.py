@@ -282,7 +282,7 @@ def _probed(tokenizer: Any) -> str:
 
 def _check_embeddings(tokenizer: Any, folder: Path) -> None:
     file = folder / "config.json"
-    shape = read_json(file) if file.is_file() else {}
+    shape = read_json(file, {})
     rows = shape.get("text_config", shape).get("vocab_size")
     extra = [(i, token) for token, i in tokenizer.get_added_vocab().items() if rows and i >= rows]
     if extra:

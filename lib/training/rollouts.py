@@ -40,7 +40,7 @@ def choose_rows(rows: Sequence[dict], run: Run, config: Config) -> tuple[list[di
     if not config.drop_dead and config.curriculum == "none":
         return list(rows), "Every prompt may be drawn, in random order."
     path = run.folder / "preflight.json"
-    measured = read_json(path) if path.is_file() else {}
+    measured = read_json(path, {})
     rates = measured.get("pass_rates", {})
     if not rates:
         raise BadInput(
