@@ -31,6 +31,7 @@ from lib.runs import hushed, installed_versions, open_run, write_json
 
 STEPS = 2
 BASE = {
+    "precision": "bf16",
     "profile": "cpu",
     "prompts_per_step": 1,
     "num_generations": 8,
