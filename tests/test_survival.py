@@ -9,7 +9,7 @@ import pytest
 
 from lib.config import ROOT
 from lib.runs import Run, read_json, read_jsonl
-from lib.training.survival import is_whole
+from lib.training.survival import is_whole, resume_point
 
 TIMED = ("seconds", "time/rollouts", "time/hand_over", "step_time", "train_runtime")
 
@@ -117,3 +117,16 @@ def test_a_whole_run_does_no_further_step_and_keeps_no_pickle_that_nothing_reads
     assert {name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))} == {
         *("optimizer.pt", "scheduler.pt", "rng_state.pth")  # read with weights_only
     }
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_no_process_goes_on_from_half_a_checkpoint(run, monkeypatch, rank):
+    """The first deletes it, and the others do not wait for that."""
+    monkeypatch.setenv("RANK", str(rank))
+    whole, half = (run.checkpoints / f"checkpoint-{step}" for step in (1, 2))
+    for place in (whole, half):
+        place.mkdir(parents=True)
+        (place / "trainer_state.json").write_text("{}")
+    (half / "training_args.bin").touch()
+    assert resume_point(run) == whole
+    assert half.exists() == (rank == 1)

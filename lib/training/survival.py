@@ -187,9 +187,12 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def resume_point(run: Run) -> Path | None:
-    """The latest whole checkpoint; those that a kill or a full disk left in part are deleted."""
+    """The latest whole checkpoint; those that a kill or a full disk left in part are deleted, by
+    the first process, and no process takes one for whole."""
+    whole = {}
     for checkpoint in run.checkpoints.glob("checkpoint-*"):
-        if not is_whole(checkpoint):
+        if is_whole(checkpoint):
+            whole[int(checkpoint.name.removeprefix("checkpoint-"))] = checkpoint
+        else:
             discard(checkpoint)
-    step = run.kept_step()
-    return run.checkpoints / f"checkpoint-{step}" if step else None
+    return whole[max(whole)] if whole else None
