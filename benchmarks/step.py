@@ -21,7 +21,7 @@ On a GPU every process is held to 16 GiB of its memory, as `gpu_memory_cap` does
 
 `useful tokens/s` counts completion tokens of groups whose rewards differ. `share of peak` is what
 the training pass cannot do without (each prompt once, completions, nothing of a dead group; two
-multiplications of the frozen weights) over what it took, as a share of the bf16 matrix product
+multiplications of the frozen weights) over what it took, as a share of the matrix product
 measured in the same process; `products alone` is the same of the pass's matrix products without
 all else, as torch's profiler counts them in one further pass: what no leaner pass could exceed.
 """
@@ -127,7 +127,7 @@ def measure(system: str, shape: Shape, dead: float, model: str) -> dict[str, flo
             trainer = make(system, config, run, shape, dead, clock)
             clock.watch(trainer, shape)
             trainer.train()
-            peak = matmul_peak(torch)
+            peak = matmul_peak(torch, config.precision)
             found = summary(clock, trainer.model, shape, dead, peak)
             training = found["forward"] + found["backward"]
             alone = found["share of peak"] * training / products(trainer, torch)
@@ -316,10 +316,11 @@ class Clock:
         trainer.add_callback(Steps())
 
 
-def matmul_peak(torch) -> float:
-    """FLOP/s of a bf16 matrix product, the best of ten."""
+def matmul_peak(torch, precision: str) -> float:
+    """FLOP/s of a matrix product in this precision, the best of ten."""
     size, device = (8192, "cuda") if on_gpu() else (2048, "cpu")
-    a = torch.randn(size, size, device=device).bfloat16()
+    a = torch.randn(size, size, device=device)
+    a = a if precision == "fp32" else a.bfloat16()
     times = []
     for _ in range(10):
         started = now()

@@ -61,7 +61,7 @@ COMMANDS = {  # what else there is, by its first word
 }
 IN_WORDS = ("BadInput", "Stopped", "InputRejected")  # errors that are a sentence for the user
 # Seconds of the demo on two CPU cores, for a machine where it has not run yet.
-FIRST_TIME = dict(zip(CHAIN, (30, 40, 260, 60, 110), strict=True))
+FIRST_TIME = dict(zip(CHAIN, (35, 40, 240, 90, 105), strict=True))
 
 
 # --- the commands -----------------------------------------------------------------------------
