@@ -19,7 +19,7 @@ from lib.config import Config, resolve
 from lib.doctor import check_inputs
 from lib.errors import BadInput
 from lib.evaluation import evaluate
-from lib.evaluation.compare import HEADER, compare, comparison_rows
+from lib.evaluation.comparison import HEADER, compare, comparison_rows
 from lib.hardware import detect_hardware
 from lib.memory import estimate, read_shape
 from lib.models import live_weights, load_policy, model_folder
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
 
 
 def improve(config: Config, run: Run) -> dict:
-    """Base against trained, as `lib.evaluation.compare.compare`."""
+    """Base against trained, as `lib.evaluation.comparison.compare`."""
     # It imports torch, whose libraries `open_run` has asked for silence.
     from lib.training import make_trainer, save_trained, train
 

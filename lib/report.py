@@ -13,7 +13,7 @@ import pandas as pd
 
 from lib.adapters import public_name
 from lib.config import Config
-from lib.evaluation.compare import HEADER, comparison_rows, greedy_records, side_by_side, verdict
+from lib.evaluation.comparison import HEADER, comparison_rows, greedy_records, side_by_side, verdict
 from lib.evaluation.runs import accuracy_rows, cost_rows, sentences
 from lib.process import duration
 from lib.runs import Run, read_json, read_jsonl
@@ -80,8 +80,8 @@ def write_report(run: Run, config: Config) -> str:
 
 
 def write_answers(run: Run, rows: Sequence[dict[str, Any]]) -> Path:
-    """Every problem with both models' greedy answers (`lib.evaluation.compare.side_by_side`) beside
-    each other: `side_by_side.html`."""
+    """Every problem with both models' greedy answers (`lib.evaluation.comparison.side_by_side`)
+    beside each other: `side_by_side.html`."""
     page = run.evals / "side_by_side.html"
     page.parent.mkdir(exist_ok=True)
     counts = Counter(row["change"] for row in rows)

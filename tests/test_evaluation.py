@@ -25,7 +25,7 @@ from lib.evaluation import (
     regrade,
     tracked,
 )
-from lib.evaluation.compare import (
+from lib.evaluation.comparison import (
     LENIENTLY,
     by_difficulty,
     compare,

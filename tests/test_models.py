@@ -9,7 +9,7 @@ import torch
 from lib.config import resolve
 from lib.engines import Sampling, chat_text, draw
 from lib.errors import BadInput
-from lib.evaluation.compare import compare
+from lib.evaluation.comparison import compare
 from lib.models import Policy, embedded_folder, load_policy, model_folder
 from lib.runs import open_run, read_json, read_jsonl, write_json
 from tests.conftest import CPU, refuses

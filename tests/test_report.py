@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from lib.config import resolve
-from lib.evaluation.compare import compare_records, side_by_side
+from lib.evaluation.comparison import compare_records, side_by_side
 from lib.report import write_answers, write_report
 from lib.runs import append_jsonl, open_run, write_json
 from tests.conftest import CPU

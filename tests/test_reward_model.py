@@ -219,7 +219,7 @@ def test_the_switch_decides_what_is_trained(full, config, run):
 
 def test_watched_rewards_are_told_apart_from_paid_ones(trained, config):
     from lib.evaluation import add_rewards
-    from lib.evaluation.compare import score_names
+    from lib.evaluation.comparison import score_names
 
     run, held_out, *_ = trained
     shutil.copytree(run.folder / "reward_model", run.folder / "reward_model_gold")

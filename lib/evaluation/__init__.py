@@ -5,7 +5,7 @@
 
 An evaluation has a greedy pass and, where `eval_samples` asks for it, samples for pass@k. Each
 answer is graded as it comes and is a line of `evals/<name>.jsonl`. What the answers of two models
-add up to stands in `lib.evaluation.compare`.
+add up to stands in `lib.evaluation.comparison`.
 """
 
 import json
@@ -27,7 +27,7 @@ import pandas as pd
 from lib.config import ROOT, Config, side_config
 from lib.engines import Completion, Engine, Sampling, prompt_hash
 from lib.errors import BadInput
-from lib.evaluation.compare import compare, compare_records, digest, is_judged, summarize
+from lib.evaluation.comparison import compare, compare_records, digest, is_judged, summarize
 from lib.files import read_json, read_jsonl, write_json, write_jsonl
 from lib.process import Progress
 from lib.rewards import recipe_rewards, score, totals

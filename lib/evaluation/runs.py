@@ -16,7 +16,7 @@ import pandas as pd
 
 from lib.config import ROOT, Config, with_changes
 from lib.errors import BadInput
-from lib.evaluation.compare import (
+from lib.evaluation.comparison import (
     difference_text,
     figure,
     greedy_records,

@@ -24,7 +24,7 @@ from lib.adapters import conversation, is_adapter, public_name
 from lib.config import ROOT, Config
 from lib.engines import Completion, Messages, Sampling, TransformersEngine
 from lib.errors import BadInput
-from lib.evaluation.compare import HEADER, comparison_rows
+from lib.evaluation.comparison import HEADER, comparison_rows
 from lib.export import load_trained
 from lib.export.certificate import questions, readable
 from lib.files import read_json, read_jsonl, write_json, write_jsonl

@@ -265,8 +265,8 @@ def comparison_bars(table: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 @styled
 def several_answers_figure(curves: Mapping[str, Mapping[str, Sequence[Estimate]]]) -> Figure:
-    """pass@k and majority@k (`lib.evaluation.compare.curves_of_k` of each model), a line with its
-    95 % band each model."""
+    """pass@k and majority@k (`lib.evaluation.comparison.curves_of_k` of each model), a line with
+    its 95 % band each model."""
     figure, axes = grid_of_axes(*next(iter(curves.values())), height=3.3, sharey=True)
     for axis in axes:
         for (model, lines), color in zip(curves.items(), MODELS, strict=False):
@@ -283,7 +283,7 @@ def several_answers_figure(curves: Mapping[str, Mapping[str, Sequence[Estimate]]
 
 @styled
 def groups_figure(rows: Sequence[dict]) -> Figure:
-    """Accuracy before and after in groups of problems (`lib.evaluation.compare.by_difficulty`),
+    """Accuracy before and after in groups of problems (`lib.evaluation.comparison.by_difficulty`),
     with Wilson intervals and their sizes."""
     figure, [axis] = grid_of_axes("", height=3.4, width=8)
     for side, color, shift in (("before", GREY, -0.19), ("after", BLUE, 0.19)):

@@ -122,7 +122,7 @@ def playground(
 
 
 def answer_viewer(rows: Sequence[dict], show: Callable[[list[tuple[str, Any]]], Any]) -> Playable:
-    """Two models' answers to a problem (`lib.evaluation.compare.side_by_side`), chosen by what
+    """Two models' answers to a problem (`lib.evaluation.comparison.side_by_side`), chosen by what
     changed and by a slider; `show` displays its (what, text) rows (as a table)."""
     counts = Counter(row["change"] for row in rows)
     options = [(f"all ({len(rows)})", None), *((f"{k} ({n})", k) for k, n in counts.items())]
