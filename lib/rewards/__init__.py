@@ -29,8 +29,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lib.config import Config
 from lib.errors import BadInput, first_line, nearest
 from lib.rewards.rules import RULES, per_answer
@@ -372,8 +370,11 @@ def score(
     return {k: [math.nan if v is None else v for v in values] for k, values in paid.items()}
 
 
-def totals(scores: Mapping[str, Sequence[float]], weights: Sequence[float]) -> np.ndarray:
-    """What each completion earns: its rewards by their weights; one that cannot judge adds 0."""
+def totals(scores: Mapping[str, Sequence[float]], weights: Sequence[float]) -> Any:
+    """What each completion earns, as an array: its rewards by their weights; one that cannot judge
+    adds 0."""
+    import numpy as np
+
     pairs = zip(scores.values(), weights, strict=True)
     return np.nansum([np.array(values, float) * weight for values, weight in pairs], axis=0)
 
