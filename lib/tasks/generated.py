@@ -63,6 +63,7 @@ _SAFE_ANSWERS = dict.fromkeys(("countdown", "puzzle24"), _ARITHMETIC) | dict.fro
 _HUGE_EXPONENT = re.compile(r"(?<![\w.,])[\d.,]+[eE][+-]?\d{3}")
 _LONGEST_ANSWER = 10_000  # characters
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?")
+_POOLS: dict[str, list[dict]] = {}  # a notebook asks for the same problems several times
 
 
 @task("reasoning_gym")
@@ -88,11 +89,18 @@ class ReasoningGym(Task):
         **parameters,
     ):
         self.dataset, self.test_share, self.numbers_at_most = dataset, test_share, numbers_at_most
-        self.generator = _make_generator(dataset, {**parameters, "size": size, "seed": seed})
+        parameters |= {"size": size, "seed": seed}
+        self.generator = _make_generator(dataset, parameters)
+        self.asked = repr((dataset, numbers_at_most, sorted(parameters.items())))
 
-    @cached_property
+    @property
     def pool(self) -> list[dict]:
         """reasoning-gym's entries (question, answer, metadata), each question once."""
+        if self.asked not in _POOLS:
+            _POOLS[self.asked] = self._draw()
+        return _POOLS[self.asked]
+
+    def _draw(self) -> list[dict]:
         most = float("inf") if self.numbers_at_most is None else self.numbers_at_most
         entries = {}
         for index in range(len(self.generator)):
