@@ -10,8 +10,9 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -91,6 +92,26 @@ def start_child(
         start_new_session=True,
         preexec_fn=partial(ctypes.CDLL(None).prctl, 1, number),
     )
+
+
+@contextmanager
+def on_interrupt(ask: Callable[[int], None]) -> Iterator[None]:
+    """Inside, the first Ctrl-C or SIGTERM calls `ask` with the signal's number; a second one does
+    what it did before. Signals are the main thread's: in another one nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def first(number: int, frame: Any) -> None:
+        signal.signal(number, before[number])
+        ask(number)
+
+    before = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def installed_versions() -> dict[str, str]:

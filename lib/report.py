@@ -48,7 +48,6 @@ def write_report(run: Run, config: Config) -> str:
     page = _template().render(
         title=f"{run.folder.name}: {public_name(settings).split('/')[-1]} on {settings.task}",
         config=settings,
-        stale=[what for what in run.stale() if what != "report"],
         verdict=verdict(table),
         alarms=warned,
         figures={p.stem: _figure(p) for p in sorted(run.figures.glob("*.png"))},
@@ -71,7 +70,6 @@ def write_report(run: Run, config: Config) -> str:
         evaluation=read_json(run.evals / "base.json", {}).get("protocol", {}),
     )
     run.report.write_text(page, encoding="utf-8")
-    run.made("report")
     curve = run.figures / "training.png"
     said = [pd.DataFrame(comparison_rows(table), columns=HEADER).to_string(index=False), ""]
     said += [verdict(table), *(f"While it trained: {sentence}" for sentence in warned), ""]

@@ -21,7 +21,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -46,12 +46,9 @@ from lib.hardware import GIB, detect_hardware, is_main_process
 from lib.process import commit, installed_versions, quiet_process
 
 STAMP = "%Y%m%d-%H%M%S"
-# What a training leaves, and what is made from that; figures but those of 01, 02 and 06, too.
-OF_TRAINING = (
-    *("train_log.jsonl", "rollouts", "checkpoints", "best", "adapter", "alarms.json"),
-    *("merged", "gguf", "evals", "report.html", "live.html"),
-)
-BEFORE_EVALUATION = ("validation", "certificate", ".")
+# What a training leaves, and what is made from its adapter; not the figures of 01, 02 and 06.
+OF_TRAINING = ("train_log.jsonl", "rollouts", "checkpoints", "best", "alarms.json", "live.html")
+OF_ADAPTER = ("merged", "gguf", "evals/*", "figures/*.png", "notebooks/*.html", "report.html")
 BEFORE_TRAINING = ("memory", "preflight", "reward_model")
 # Keys that do not make another training: where it lies, what it runs on, how it is measured.
 UNNAMED = (
@@ -60,10 +57,6 @@ UNNAMED = (
     *("gradient_checkpointing", "preflight_prompts", "ignore_preflight", "eval_", "side_task"),
     *("candidate", "variants", "seeds", "push_to_hub", "certificate_", "logging_", "stop_at"),
     *("num_processes", "accelerate_config"),
-)
-STALE = (
-    '<p role="alert" style="padding:.6rem 1rem;border:2px solid #c60">This page is of an earlier '
-    "adapter than the one beside it: run 04_pass_at_k_eval again (--only 04).</p>"
 )
 
 
@@ -104,23 +97,18 @@ class Run:
                     digest.update(file.read(2**18))
         return digest.hexdigest()[:16] if files else ""
 
-    def made(self, *results: str) -> None:
-        """Note that these ("evals", "merged", "report") are of the adapter that is there now."""
-        self.note(made=self.recorded().get("made", {}) | dict.fromkeys(results, self.model_id()))
-
-    def stale(self) -> list[str]:
-        """What was made from another adapter than the one that is there now."""
-        now, made = self.model_id(), self.recorded().get("made", {})
-        old = [what for what, of in made.items() if of != now]
-        return [what for what in old if getattr(self, what, self.folder / what).exists()]
-
-    def mark_stale(self) -> None:
-        """Say so at the top of the page, where it no longer fits."""
-        if not (is_main_process() and self.report.is_file() and "report" in self.stale()):
-            return
-        page = self.report.read_text(encoding="utf-8")
-        if STALE not in page:
-            self.report.write_text(re.sub("(<body.*?>)", rf"\1{STALE}", page, count=1), "utf-8")
+    @contextmanager
+    def new_adapter(self) -> Iterator[Path]:
+        """A folder to write into, which becomes `adapter/`; what was made from another one, as
+        before a training that has gone on, moves to `previous/<time>/`."""
+        with written_whole(self.adapter) as beside:
+            yield beside
+            if self.model_id() not in ("", self.model_id(beside)) and is_main_process():
+                self._move_to_previous(
+                    *OF_ADAPTER,
+                    but=(*BEFORE_TRAINING, "training", "validation", "base", "."),
+                    still_good=("01", "02", "03", "06"),
+                )
 
     def put_aside_training(self) -> Path | None:
         """Move what a training left, and all that was made from it, to `previous/<time>/`: that
@@ -128,29 +116,39 @@ class Run:
         trained = self._begun.is_dir() or self.train_log.exists() or self.adapter.exists()
         if not (trained and is_main_process()):
             return None
-        pictures = self.figures.glob("*.png")
-        left = [path for path in map(self.folder.joinpath, OF_TRAINING) if path.exists()]
-        left += [path for path in pictures if not path.name.startswith(BEFORE_TRAINING)]
-        left += self.notebooks.glob("*.html")
-        return self._move_to_previous(left, still_good=("01", "02"))
+        of_training = (*OF_TRAINING, "adapter", *OF_ADAPTER)
+        return self._move_to_previous(
+            *of_training, but=BEFORE_TRAINING, still_good=("01", "02", "06")
+        )
 
     def put_aside_evaluation(self, name: str) -> Path | None:
         """Move an evaluation that is about to be done in another way, and what was made from it,
         to `previous/<time>/`; with that of "base" go all."""
         names = ["comparison.json", "side_by_side.html", f"{name}.json", f"{name}.jsonl"]
-        left = [self.evals / each for each in names]
-        if name == "base":
-            left = [p for p in self.evals.glob("*") if not p.name.startswith(BEFORE_EVALUATION)]
-        left = [path for path in (*left, self.report) if path.exists()]
-        return self._move_to_previous(left, still_good=("01", "02", "03", "05")) if left else None
+        return self._move_to_previous(
+            *(f"evals/{each}" for each in (["*"] if name == "base" else names)),
+            "report.html",
+            but=("validation", "certificate", "."),
+            still_good=("01", "02", "03", "05", "06"),
+        )
 
     def put_aside(self, path: Path) -> None:
         """Move a file or folder of this run that is about to be made anew to `previous/<time>/`."""
-        if path.exists():
-            self._move_to_previous([path], still_good=("0",))
+        self._move_to_previous(str(path.relative_to(self.folder)))
 
-    def _move_to_previous(self, paths: Iterable[Path], still_good: tuple[str, ...]) -> Path:
-        """`still_good`: how the names of notebooks begin that remain finished."""
+    def _move_to_previous(
+        self, *patterns: str, but: tuple[str, ...] = (), still_good: tuple[str, ...] = ("0",)
+    ) -> Path | None:
+        """Where to what the patterns match has moved; None where that is nothing.
+
+        Args:
+            but: how the names begin of what stays.
+            still_good: how the names of notebooks begin that remain finished.
+        """
+        matches = (path for pattern in patterns for path in self.folder.glob(pattern))
+        paths = [path for path in matches if not path.name.startswith(but)]
+        if not (paths or self._begun.is_dir()):
+            return None
         self._begun.mkdir(parents=True, exist_ok=True)
         if self.record.is_file() and not (self._begun / "run.json").exists():
             shutil.copy2(self.record, self._begun)
@@ -278,7 +276,6 @@ def open_run(config: Config) -> Run:
     for place in (run.best, run.adapter, run.merged):
         put_back(place)
     quiet_process(run)
-    run.mark_stale()
     if config.resume or not (run.adapter.exists() or run.train_log.exists()):
         record_settings(config, run)
     run.note(

@@ -27,7 +27,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ from lib.doctor import check_inputs, examine
 from lib.errors import BadInput, nearest
 from lib.files import hold, read_json, read_jsonl, release
 from lib.hardware import is_main_process
-from lib.process import duration, start_child
+from lib.process import duration, on_interrupt, start_child
 from lib.rewards import learned_rewards
 from lib.runs import Run, check_place, named_config, open_run, output_folder, put_aside, run_folder
 from lib.stack import read_stack, which_way
@@ -121,7 +121,6 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
         usual = [times.get(each, 0) for each in left[place:]]
         watch = Watch(label if len(chain) > 1 else name, run, usual)
         code = run_notebook(name, run, parameters | resumes, watch, config if training else None)
-        run.mark_stale()
         if code:
             return code
     print(*outcome(config, run, chain), *whats_next(options, config, run), sep="\n")
@@ -295,7 +294,7 @@ def run_notebook(
     configuration, in its `num_processes` processes."""
     run.notebooks.mkdir(exist_ok=True)
     watch, kernels = watch or Watch(name, run), Kernels()
-    with watch, kernels.interrupted():
+    with watch, on_interrupt(kernels.interrupt):
         if config and config.num_processes > 1:
             code, why = in_processes(name, run, parameters, config, kernels)
         else:
@@ -311,31 +310,18 @@ def run_notebook(
 
 class Kernels:
     """To those at work the first Ctrl-C (or a SIGTERM) is passed on, which does not reach their
-    sessions, so that the notebook can shut down cleanly; the second one is Python's."""
+    sessions, so that the notebook can shut down cleanly."""
 
     code = 0  # the exit code by the signal that came
     parent: int | None = None  # the process whose children they are; None: this one
 
-    @contextmanager
-    def interrupted(self) -> Iterator[None]:
-        def pass_on(number: int, frame: Any) -> None:
-            signal.signal(number, before[number])
-            self.code = 128 + number
-            # Not print, which this may have cut into.
-            os.write(
-                2, b"\nInterrupted: training finishes its step and keeps it; again: at once.\n"
-            )
-            for kernel in psutil.Process(self.parent).children():
-                with suppress(psutil.NoSuchProcess):
-                    kernel.send_signal(signal.SIGINT)
-
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, pass_on) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def interrupt(self, number: int) -> None:
+        self.code = 128 + number
+        # Not print, which this may have cut into.
+        os.write(2, b"\nInterrupted: training finishes its step and keeps it; again: at once.\n")
+        for kernel in psutil.Process(self.parent).children():
+            with suppress(psutil.NoSuchProcess):
+                kernel.send_signal(signal.SIGINT)
 
 
 def in_kernel(name: str, run: Run, parameters: dict[str, Any], kernels: Kernels) -> tuple[int, str]:

@@ -120,12 +120,7 @@ def test_what_is_off_is_in_the_page(finished):
     rows = [policy, policy | {"form": "q4_k_m", "difference": -0.1, "stops_equal": False}]
     write_json(run.evals / "certificate.json", {"rows": rows, "verdict": "1 faults: <eos>."})
     write_json(run.folder / "alarms.json", [{"sentence": "The reward was flat."}])
-    run.adapter.mkdir()
-    (run.adapter / "adapter_model.safetensors").write_bytes(b"one")
-    run.made("evals")
-    (run.adapter / "adapter_model.safetensors").write_bytes(b"two")
     write_report(run, config)
     text = run.report.read_text()
     assert "1 faults: &lt;eos&gt;." in text and "DIFFER: stops" in text and ">-10.0<" in text
     assert "While it trained: The reward was flat." in text
-    assert "Made from an earlier adapter" in text

@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -178,15 +177,14 @@ def trained(config, weight: float = 1.0) -> Run:
     append_jsonl(run.train_log, [{"step": 1}])
     write_json(run.evals / "comparison.json", {})
     run.report.write_text("<html><body>better</body></html>")
-    run.made("evals", "report")
-    run.note(finished={"01_setup": {}, "03_training": {}})
+    run.note(finished={name: {} for name in ("01_setup", "03_training", "06_reward_model")})
     return run
 
 
 def write_adapter(run: Run, weight: float) -> None:
     from safetensors.numpy import save_file
 
-    with written_whole(run.adapter) as beside:
+    with run.new_adapter() as beside:
         save_file({"a": np.full(4, weight)}, beside / "adapter_model.safetensors")
 
 
@@ -218,9 +216,9 @@ def test_a_training_begun_anew_puts_aside_all_that_was_made_of_the_last(tmp_path
     old = Run(aside)
     assert old.adapter.is_dir() and old.report.is_file() and old.evals.is_dir()
     assert old.recorded()["config"]["max_steps"] == 2
-    assert not (run.adapter.exists() or run.report.exists() or run.evals.exists())
+    assert not (run.adapter.exists() or run.report.exists() or any(run.evals.iterdir()))
     assert run.recorded()["config"]["max_steps"] == 1
-    assert list(run.recorded()["finished"]) == ["01_setup"]
+    assert list(run.recorded()["finished"]) == ["01_setup", "06_reward_model"]
     begin_training(again, run)  # nothing to put aside
     assert len(list((run.folder / "previous").iterdir())) == 1
 
@@ -258,17 +256,16 @@ def test_putting_aside_can_be_killed(tmp_path, monkeypatch):
     assert not (run.folder / "previous" / ".begun").exists()
 
 
-def test_a_page_of_an_earlier_adapter_says_so(tmp_path):
-    config = configure(tmp_path)
-    run = trained(config)
-    assert run.stale() == [] and "earlier" not in run.report.read_text()
-    shutil.copytree(run.folder, tmp_path / "copied")  # on another machine, with other times
-    assert Run(tmp_path / "copied").stale() == []
+def test_what_was_made_from_another_adapter_makes_way(tmp_path):
+    run = trained(configure(tmp_path))
+    (run.evals / "base.json").touch()
+    write_adapter(run, 1.0)  # as a training that was resumed at its end
+    assert run.report.is_file() and not (run.folder / "previous").exists()
     write_adapter(run, 2.0)
-    assert run.stale() == ["evals", "report"]
-    for _ in range(2):
-        open_run(config)
-        assert run.report.read_text().count("earlier adapter") == 1
+    [aside] = (run.folder / "previous").iterdir()
+    assert (aside / "report.html").is_file() and (aside / "evals" / "comparison.json").is_file()
+    assert os.listdir(run.evals) == ["base.json"] and run.train_log.is_file()
+    assert list(run.recorded()["finished"]) == ["01_setup", "03_training", "06_reward_model"]
 
 
 def test_where_no_run_can_be_written_is_told_before_anything_is(tmp_path):

@@ -149,7 +149,6 @@ def compare(run: Run, config: Config, before: str, after: str, to: str = "compar
     rows = compare_records(*map(read_jsonl, logs), config.eval_k, config.prompt_format)
     files = {log.name: digest(log) for log in logs}
     write_json(run.evals / f"{to}.json", {k: row | {"answers": files} for k, row in rows.items()})
-    run.made("evals")
     return read_json(run.evals / f"{to}.json")
 
 

@@ -123,7 +123,7 @@ class Learner:
                 if watch:
                     watch(log)
             progress.close()
-        with written_whole(self.run.adapter) as folder:
+        with self.run.new_adapter() as folder:
             self.save_adapter(folder)
 
     def steps(self) -> Iterator[list[dict]]:

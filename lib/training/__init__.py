@@ -16,11 +16,11 @@ from typing import Any
 
 from lib.config import Config
 from lib.errors import BadInput
-from lib.files import discard, read_json, read_jsonl, write_json, written_whole
+from lib.files import discard, read_json, read_jsonl, write_json
 from lib.hardware import cap_gpu_memory
 from lib.keys import DEFAULTS, TRL, corrects, translate
 from lib.memory import by_unsloth, read_shape, settled
-from lib.models import Policy, lora_targets, save_adapter, widen_head
+from lib.models import Policy, lora_targets, widen_head, write_adapter
 from lib.runs import Run, begin_training
 from lib.tasks import fitting_rows
 
@@ -261,14 +261,14 @@ def save_trained(policy: Policy, config: Config, run: Run) -> str:
     from accelerate import PartialState
 
     said = f"the adapter of step {config.max_steps}, the last"
-    if config.keep == "last":
-        save_adapter(policy, run.adapter)
-    else:
-        with written_whole(run.adapter) as beside:
-            shutil.copytree(run.best, beside, dirs_exist_ok=True)
-        best = read_json(run.best / "validation.json")
-        said = f"the adapter of step {best['step']}, the best in validation ({best['score']:.1%})"
-    run.mark_stale()
+    with run.new_adapter() as folder:
+        if config.keep == "last":
+            write_adapter(policy, folder)
+        else:
+            shutil.copytree(run.best, folder, dirs_exist_ok=True)
+            best = read_json(folder / "validation.json")
+            score = f"the best in validation ({best['score']:.1%})"
+            said = f"the adapter of step {best['step']}, {score}"
     PartialState().wait_for_everyone()
     return said
 

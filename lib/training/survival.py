@@ -6,8 +6,6 @@
 
 import errno
 import math
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +20,7 @@ from lib.config import Config
 from lib.errors import BadInput, Stopped, first_line
 from lib.files import on_disk
 from lib.memory import ran_out, shape_of
-from lib.process import random_state, set_random_state
+from lib.process import on_interrupt, random_state, set_random_state
 from lib.runs import Run, discard
 from lib.stack import is_out_of_memory
 
@@ -133,8 +131,12 @@ def survived(training: Any, run: Run) -> Iterator[None]:
         step = run.kept_step()
         return f"Step {step} is kept: resume goes on from it." if step else "No step was kept."
 
+    def stop(number: int) -> None:
+        training.stop_asked = "Training was interrupted."
+
+    training.stop_asked = ""
     try:
-        with _stop_when_asked(training):
+        with on_interrupt(stop):
             yield
     except Exception as error:
         with suppress(BadInput):
@@ -149,25 +151,6 @@ def survived(training: Any, run: Run) -> Iterator[None]:
         raise Stopped(f"{reason} {way_on()}", getattr(error, "key", "")) from error
     if training.stop_asked:
         raise Stopped(f"{training.stop_asked} {way_on()}", key="interrupted")
-
-
-@contextmanager
-def _stop_when_asked(training: Any) -> Iterator[None]:
-    training.stop_asked = ""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are the main thread's
-        return
-
-    def ask(number: int, frame: Any) -> None:
-        signal.signal(number, before[number])
-        training.stop_asked = "Training was interrupted."
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def need_number(what: str, value: Any, step: int) -> None:
