@@ -30,7 +30,8 @@ def public_name(config: Config) -> str:
     """The base model's name as others know it, never a path of this machine."""
     if config.model == "embedded":
         return EMBEDDED_NAME
-    return Path(config.model).name if Path(config.model).expanduser().exists() else config.model
+    local = config.find(config.model)
+    return local.name if local else config.model
 
 
 def make_portable(folder: Path, config: Config, examples: Sequence[Problem]) -> None:

@@ -143,15 +143,13 @@ class Keys(BaseModel):
         given = {k: values[k] for k, origin in self._origins.items() if "profile" not in origin}
         return {k: 0 if v is None and k in ZERO_IS_NONE else v for k, v in given.items()}
 
-    @property
-    def recipe_folder(self) -> Path:
-        """Where the recipe's file is; the working folder where there is none."""
-        return self._recipe.parent if self._recipe else self.working_folder
-
-    @property
-    def working_folder(self) -> Path:
-        """Where the user is: the kernels that the runner starts are elsewhere."""
-        return Path(os.environ.get("GRPO_WORKING_DIR") or ".").resolve()
+    def find(self, path: str) -> Path | None:
+        """The file or folder that a user names: from where they are (the kernels that the runner
+        starts are elsewhere), beside the recipe, or in the repository; None where there is none."""
+        working = Path(os.environ.get("GRPO_WORKING_DIR") or ".").resolve()
+        beside = self._recipe.parent if self._recipe else working
+        places = (folder / Path(path).expanduser() for folder in (working, beside, ROOT))
+        return next((place.resolve() for place in places if os.path.exists(place)), None)
 
     @property
     def run_name(self) -> str:

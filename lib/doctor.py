@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lib.adapters import block_layers
-from lib.config import ROOT, Config, side_config
+from lib.config import Config, side_config
 from lib.errors import BadInput, first_line, nearest
 from lib.files import existing, read_json, read_jsonl
 from lib.hardware import GIB, Hardware, detect_hardware
@@ -80,7 +80,7 @@ def check_inputs(config: Config, run: Run) -> None:
 
 def _is_here(config: Config) -> bool:
     """Whether the model needs no Hub."""
-    return not is_hub_name(config.model) or (ROOT / config.model).is_dir()
+    return not is_hub_name(config.model) or config.find(config.model) is not None
 
 
 def find_shape(config: Config) -> ModelShape | None:

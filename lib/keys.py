@@ -289,7 +289,7 @@ RULES: tuple[tuple[str, Callable[[Any, Any], Any], str], ...] = (
      or (c.profile == "cpu" and c.rollout_engine == "vllm")),
      "resample, backend unsloth and, on a CPU, rollout_engine vllm work in one process, and "
      "num_processes is {c.num_processes}: set resample to 0 and the others to transformers."),
-    ("processes", lambda c, h: not (c.working_folder / c.accelerate_config).exists(),
+    ("processes", lambda c, h: not c.find(c.accelerate_config),
      "accelerate_config {c.accelerate_config}: there is no such file; without one, num_processes "
      "processes train by DDP."),
     ("no-room", lambda c, h: c.max_completion_length >= c.max_seq_length,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lib.config import ROOT, Config
+from lib.config import Config
 from lib.embedded import embedded_folder
 from lib.errors import BadInput
 from lib.files import read_json, written_whole
@@ -50,9 +50,8 @@ def model_folder(config: Config) -> Path:
     BadInput where there is no such model, or it has none."""
     if config.model == EMBEDDED:
         return embedded_folder()
-    for local in (Path(config.model).expanduser(), ROOT / config.model):
-        if local.is_dir():
-            return _with_safetensors(local.resolve(), config.model)
+    if (local := config.find(config.model)) and local.is_dir():
+        return _with_safetensors(local, config.model)
     if not is_hub_name(config.model):
         raise BadInput(
             f'model {config.model!r} is neither a folder nor a Hub name: give "embedded", '

@@ -60,6 +60,7 @@ COMMANDS = {  # what else there is, by its first word
     "notebook": "lib.suite:notebook",  # what `accelerate launch` starts
 }
 IN_WORDS = ("BadInput", "Stopped", "InputRejected")  # errors that are a sentence for the user
+FOLDERS = ("data_dir", "model", "reward_model_base", "candidate")  # keys that may name one
 # Seconds of the demo on two CPU cores, for a machine where it has not run yet.
 FIRST_TIME = dict(zip(CHAIN, (35, 40, 240, 90, 105), strict=True))
 
@@ -197,8 +198,9 @@ def _value(key: str, text: str) -> Any:
             f"-p {key} {text!r} is no YAML ({said}): put the value in quotes, as -p {key} \"'…'\".",
             key="parameter-yaml",
         ) from None
-    if key == "data_dir" and isinstance(value, str) and Path(value).expanduser().is_dir():
-        return str(Path(value).expanduser().resolve())
+    if key in FOLDERS and isinstance(value, str):
+        place = Path(value).expanduser().resolve()
+        return str(place) if place.is_dir() and not place.is_relative_to(ROOT) else value
     return value
 
 
@@ -392,7 +394,7 @@ def launch_words(config: Config) -> list[str]:
     """What `accelerate launch` is given."""
     words = ["--num_processes", str(config.num_processes)]
     if config.accelerate_config:
-        return [*words, "--config_file", str(config.working_folder / config.accelerate_config)]
+        return [*words, "--config_file", str(config.find(config.accelerate_config))]
     # Processes of this machine, on a CPU, too (with --cpu there would be one).
     return [*words, "--multi_gpu", "--main_process_port", "0"]
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lib.adapters import public_name
 from lib.config import ROOT, resolve
 from lib.errors import BadInput
+from lib.models import model_folder
 from lib.tasks import Problem, get_task, gold_text, load_problems, make_rows, problem_notes
 from tests.conftest import CPU
 
@@ -337,6 +339,8 @@ def test_files_are_found_from_where_the_user_is_and_beside_the_recipe(tmp_path, 
     monkeypatch.setenv("GRPO_WORKING_DIR", str(tmp_path.parent))
     beside = configured(f"{tmp_path.name}/mine.jsonl", eval_problems=3)
     assert len(load_problems(beside)[1]) == 6
+    own = resolve(None, {"model": f"./{tmp_path.name}"}, CPU)  # a folder, if not with a model
+    assert key_of(model_folder, own) == "no-safetensors" and public_name(own) == tmp_path.name
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(load_problems(configured("~/mine.jsonl", eval_problems=3))[1]) == 6
     monkeypatch.delenv("GRPO_WORKING_DIR")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.adapters import check_adapter, is_adapter
-from lib.config import ROOT, Config
+from lib.config import Config
 from lib.engines import Engine
 from lib.errors import BadInput
 from lib.files import read_json, write_json, written_whole
@@ -37,12 +37,12 @@ def find_candidate(named: str, config: Config, run: Run) -> Path:
         return run.need(own[named], made_by)
     if named == "base":
         return model_folder(config)
-    for path in (Path(named).expanduser(), ROOT / named):
+    if path := config.find(named):
         if path.is_file() and path.suffix == ".gguf":
-            return path.resolve()
+            return path
         if is_adapter(path):
             check_adapter(path, model_folder(config))
-            return path.resolve()
+            return path
     if named.endswith(".gguf"):
         raise BadInput(f"There is no file {named}: give the path of a .gguf file.")
     return model_folder(config.model_copy(update={"model": named}))

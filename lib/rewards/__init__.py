@@ -33,7 +33,7 @@ from lib.config import Config
 from lib.errors import BadInput, first_line, nearest
 from lib.rewards.rules import RULES, per_answer
 from lib.runs import run_folder
-from lib.tasks import PromptFormat, find_file, get_format, message_text
+from lib.tasks import PromptFormat, get_format, message_text
 
 # Every value is ready to be called with TRL's signature, a class with its defaults.
 REWARDS: dict[str, Callable] = {}
@@ -56,7 +56,7 @@ def recipe_rewards(config: Config) -> tuple[list[Callable], list[float]]:
         max_completion_length=config.max_completion_length,
         run_folder=str(run_folder(config)),
     )
-    files = {name: find_file(name.partition(":")[0], config) for name in config.rewards}
+    files = {name: str(config.find(name.partition(":")[0]) or "") for name in config.rewards}
     stamps = [os.path.isfile(file) and os.stat(file).st_mtime_ns for file in files.values()]
     registered = [id(REWARDS.get(name)) for name in files]
     key = json.dumps([config.rewards, shared, files, stamps, registered])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from lib.config import ROOT, Config
+from lib.config import Config
 from lib.errors import BadInput, nearest
 from lib.tasks.datasets import OwnRows, StoredTask, message_text
 from lib.tasks.generated import ReasoningGym, SmallSums
@@ -110,7 +110,7 @@ def problem_notes(config: Config) -> list[str]:
 def _load(config: Config) -> tuple[tuple, list[str]]:
     files = ("path", "test_path")
     given = {
-        key: find_file(value, config) if key in files and isinstance(value, str) else value
+        key: str(config.find(value) or value) if key in files and isinstance(value, str) else value
         for key, value in config.task_config.items()
     }
     task, data_dir = get_task(config.task, given), find_data_dir(config)
@@ -168,22 +168,11 @@ def _gold_notes(name: str, problems: Sequence[Problem]) -> list[str]:
     return [f"{said} No answer to them can be right, and no reward judges them."]
 
 
-def find_file(path: str, config: Config) -> str:
-    """The path of a file or folder that a recipe names: from the working folder, beside the
-    recipe, or in the repository. As it is where there is none (it may be a name on the Hub)."""
-    for folder in (config.working_folder, config.recipe_folder, ROOT):
-        place = folder / Path(path).expanduser()
-        if place.exists():
-            return str(place.resolve())
-    return str(Path(path).expanduser())
-
-
 def find_data_dir(config: Config) -> Path | None:
-    """data_dir, from the working folder or the repository; None where it is not set."""
+    """data_dir, where it is set."""
     if not config.data_dir:
         return None
-    folder = Path(find_file(config.data_dir, config))
-    if folder.is_dir():
+    if (folder := config.find(config.data_dir)) and folder.is_dir():
         return folder
     hint = "fix data_dir, or leave it empty to load the data from the Hub"
     raise BadInput(f"There is no data folder {config.data_dir}: {hint}.", "data-dir")
