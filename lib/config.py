@@ -10,9 +10,10 @@ and peft's LoraConfig has its own (`lib.keys`). docs/keys.md lists them all.
 """
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
@@ -322,7 +323,14 @@ class _OneValueAKey(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
 def _validate(values: dict[str, Any], origins: dict[str, str]) -> Config:
+    for key, field in Config.model_fields.items():  # YAML reads 5e-6, without a dot, as text
+        text = values.get(key)
+        if float in (field.annotation, *get_args(field.annotation)) and isinstance(text, str):
+            values[key] = float(text) if _EXPONENT.fullmatch(text) else text
     try:
         config = Config(**values)
     except ValidationError as error:
@@ -352,7 +360,5 @@ def _refusal(errors: list[dict[str, Any]], origins: dict[str, str]) -> BadInput:
     wanted = wanted.replace("a valid integer", "a whole number").replace("a valid ", "a ")
     if isinstance(value, str) and kind in ("bool_type", "int_type", "float_type"):
         wanted += ", without quotes"
-        if kind == "float_type" and "e" in value:
-            wanted += ' and with a dot ("5.0e-6", since YAML reads "5e-6" as text)'
     shown = value if len(repr(value)) < 80 else f"{str(value)[:60]}…"
     return BadInput(f"{key} ({where}) is {shown!r}: it should be {wanted}.", "value")

@@ -80,7 +80,7 @@ PAIRS = [  # of settings that exclude each other
         ({"learning_rat": 1.0}, "unknown-key", 'did you mean "learning_rate"'),
         ({"top_entropy_quantil": 0.5}, "unknown-key", '"top_entropy_quantile"'),
         ({"use_rslor": True}, "unknown-key", '"use_rslora"'),
-        ({"learning_rate": "5e-6"}, "value", "5.0e-6"),
+        ({"learning_rate": "5e"}, "value", "without quotes"),
         ({"learning_rate": float("nan")}, "value", "finite"),
         ({"learning_rate": float("inf")}, "value", "finite"),
         ({"temperature": -1.0}, "value", "greater than 0"),
@@ -160,7 +160,7 @@ def test_bad_values_get_one_sentence(parameters, key, word):
         ("max_steps: 5  # é\n".encode("latin-1"), "encoding", "UTF-8"),
         ("max_steps: 5\n".encode("utf-16"), "encoding", "UTF-8"),
         ("max_steps: 5\n".encode("utf-16-le"), "yaml", "not valid YAML"),
-        (b"learning_rate: 5e-6\n", "value", "5.0e-6"),
+        (b"learning_rate: 5e\n", "value", "without quotes"),
         (b"beta: .nan\n", "value", "finite"),
         (b"load_in_4bit: 'yes'\n", "value", "without quotes"),
     ],
@@ -176,6 +176,13 @@ def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path):
     path = tmp_path / "marked.yaml"
     path.write_text("max_steps: 5\n", encoding="utf-8-sig")
     assert resolve(path, {}, CPU).max_steps == 5
+
+
+def test_a_number_may_have_an_exponent_without_a_dot(tmp_path):
+    (tmp_path / "rate.yaml").write_text("learning_rate: 5e-6\n")
+    assert resolve(tmp_path / "rate.yaml", {}, CPU).learning_rate == 5e-6
+    assert resolve(None, {"beta": "1E-3"}, CPU).beta == 1e-3
+    assert resolve(None, {"run": "1e5"}, CPU).run == "1e5"
 
 
 def test_any_field_of_the_libraries_is_a_key():
