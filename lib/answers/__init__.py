@@ -223,7 +223,7 @@ def closing_brace(text: str, start: int) -> int:
     return -1
 
 
-_PHRASE_WORD = re.compile(r"(?<![a-z])(?:answers?|ans|option|choice)(?![a-z])", re.IGNORECASE)
+_PHRASE_WORD = re.compile(r"(?<![a-z])(?:answers?|ans\.?|option|choice)(?![a-z])", re.IGNORECASE)
 _PHRASE = re.compile(
     r"""[*_)"]{0,4}
     (?:\s(?:to|of|for|in|we|I|here|which|therefore|then|thus|must|rounded|,)\b[^.\n:=]{0,80}?)?

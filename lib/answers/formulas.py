@@ -458,7 +458,7 @@ class _Reader:
         while self.peek() not in ("}", ""):
             self.next()
         self.expect("}")
-        return "".join(self.tokens[start : self.at - 1])
+        return "".join(self.tokens[start : self.at - 1]).strip("()")
 
     def letters(self, token: str) -> Node:
         """A run of letters: a name that is known, else the product of its letters."""

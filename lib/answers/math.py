@@ -48,7 +48,8 @@ _UNICODE = str.maketrans(
 # What a command is written as here; one of looks alone is left out.
 _LOOKS = re.compile(
     r"left|right|middle|[bB]igg?[lrm]?|(?:display|text)style|limits|rm|bf|it|bm|bold(?:symbol)?"
-    r"|math(?:bf|it|sf|tt|bb|cal|frak)|vec|overrightarrow|f?box|boxed|angle|triangle"
+    r"|math(?:bf|it|sf|tt|bb|cal|frak)|vec|overrightarrow|f?box|boxed|angle|triangle|underline"
+    r"|checkmark|blacksquare"
 )
 _COMMANDS = {
     "dfrac": r"\frac", "tfrac": r"\frac", "cfrac": r"\frac", "dbinom": r"\binom",
@@ -57,7 +58,8 @@ _COMMANDS = {
     "cdot": "*", "ast": "*", "div": "/", "vert": "|", "lvert": "|", "rvert": "|",
     "lbrace": r"\{", "rbrace": r"\}", "langle": "(", "rangle": ")", "lbrack": "[", "rbrack": "]",
     "vartheta": r"\theta", "varphi": r"\phi", "varepsilon": r"\epsilon", "degree": r"^\circ ",
-    "varnothing": r"\emptyset ", "backslash": r"\setminus ", "smallsetminus": r"\setminus ",
+    "bar": r"\overline", "varnothing": r"\emptyset ", "backslash": r"\setminus ",
+    "smallsetminus": r"\setminus ",
     **dict.fromkeys(("lor", "land", "vee", "wedge"), ","),
 }  # fmt: skip
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
@@ -139,6 +141,18 @@ _AS_WRITTEN = _rules(
         "",
     ),
     (r"√ ?(\d+(?:\.\d+)?)", r"\\sqrt{\1}"),
+    (r"\\Bbb(?![A-Za-z])", r"\\mathbb"),
+    (r"\\(?:text)?color\s?\{\w+\}|(?<=\d)\{\}", " "),
+    (r"(\d{0,12}\.\d{0,12}?)(\d{1,6}?)\2+\s?(?:\.{3}|…|\\[lc]?dots)", r"\1\\overline{\2}"),
+    (rf"^{_TEXT_OPENS}[A-Za-z ,']*\b(?:is|are|equals)[:\s]*\}}", ""),
+    (rf"[\s,]*{_TEXT_OPENS}[\s,]*for (?:all|any|every)[A-Za-z ]*\}}\s?[a-z]?\s*$", ""),
+    (
+        rf"^(?:{_TEXT_OPENS})?(?:no (?:real )?solutions?|(?:the )?empty set)\W*$",
+        r"\\emptyset",
+        re.I,
+    ),
+    (rf"(?<=\d)\s?{_TEXT_OPENS}\s?to\s?\}}\s?(?=\d)", ":"),
+    (rf"(?<=\d)[\s\\,]*?\\[dt]?frac(?:\{{{_TEXT_OPENS}[^{{}}]*\}}\}}){{2}}$", ""),  # m/s
     (rf"^(?:\\text|\W)*+{ALL_REALS.pattern}\W*$", _reals_in_words, re.IGNORECASE),
     (
         r"(?:ℝ|\\math(?:bb|bf|rm)\s?\{?\s?R\s?\}?+|\\(?:R|reals)(?![A-Za-z]))"
@@ -168,7 +182,7 @@ _SPELLINGS = _rules(
     (r">=", r"\\ge "),
     (r"!=|\\not\ ?=", r"\\ne "),
     (r"\\\{\s?\\\}", r"\\emptyset "),
-    (r"\^\s?\{\s?\\circ\s?\}", r"^\\circ "),
+    (r"\^\s?(?:\{\s?\\circ\s?\}|\{o\}|\{?\\(?:text|mathrm)\s?\{o\}\s?\}?)", r"^\\circ "),
     (_COMMAND.pattern, _as_written_here),
     (
         r"\\(?:text(?:bf|it|rm|normal|sf|up)?|mbox|hbox|mathrm) ?\{([^{}]*)\}( ?\^ ?\{?[23]\}?)?",

@@ -77,9 +77,16 @@ _SPAN = re.compile(r"(\d[\d.,]*+)\s?-\s?(\d[\d.,]*+)")
 _LATEX_OF_SUM = re.compile(r"\\[()\[\],]|\\(?:left|right)(?![a-z])")
 _JOINED = re.compile(r"\W{0,9}\b(?:or|and|to|plus|minus|times)\b")
 _BRACKETED = re.compile(r"(?<=\w\s)\([^()]*+\)")  # a remark
-_ARITHMETIC = re.compile(r"(?:[^A-WYZa-wyz=]|\bof\b)*=")
+_TERM_WITH_UNIT = r"\W{0,3}\d[\d.,]*+(?:\s?/?[A-Za-z]{1,20}){0,2}"
+_ARITHMETIC = re.compile(  # 9 * 2 =, 9 eggs x $2/egg =
+    rf"(?:[^A-WYZa-wyz=]|\bof\b)*=|{_TERM_WITH_UNIT}(?:\s[-+*/x]\s{_TERM_WITH_UNIT}){{1,9}}\s?="
+)
+_WHICH_IS = re.compile(r",?\s(?:which|that)\s(?:is|equals|makes|gives)\s")
+_SPOKEN = {"times": "*", "plus": "+", "minus": "-", "divided by": "/"}  # 9 times 2, which is 18
+_SPOKEN_SIGN = re.compile(rf"(?<=\d)\s({'|'.join(_SPOKEN)})\s(?=\$?\d)")
 _NOT = re.compile(r"\W{0,9}not\b")
 _AND_NOT = re.compile(r"(?:,|\sand|\sbut)\snot\s\W?\d[\d.,]*+\W*$")
+_ASIDE = re.compile(r"(\d(?:\s[A-Za-z]{1,20}){0,3})\s\([^()\n]{0,60}\)\W*$")  # 36 (2 x 18)
 
 
 def arithmetic(text: str) -> str | None:
@@ -116,7 +123,8 @@ def number_in(place: str, where: str) -> str | None:
         return NO_ANSWER
     if where == "hashes" and (not leads or _NUMBERED.match(clause)):
         return None  # a heading of markdown: "#### 2. Subtract"
-    outside = _BRACKETED.sub(" ", clause)
+    outside = _SPOKEN_SIGN.sub(lambda m: f" {_SPOKEN[m[1]]} ", _BRACKETED.sub(" ", clause))
+    outside = _WHICH_IS.sub(" = ", outside)
     numbers = find_numbers(outside) or find_numbers(clause)
     if "=" in outside and (not leads or _ARITHMETIC.match(outside)):
         sides = outside.split("=")
@@ -171,6 +179,7 @@ def nothing_else(text: str, kind: str) -> str | None:
     return re.sub(r"^[ *_]+|(?<![\^ *_])[ *_]+$", "", text)
 
 
+_RESULT = re.compile(r"=(?:\s?\$?<<[^<>\n]*>>)?((?:[^=<>,;:(*+.!?-]|-(?! )|[.](?! \w))*)$")
 _BOLD = re.compile(r"(?<![\w)])\*\*([^*\n]{1,60})\*\*(?![\w(])")
 
 
@@ -181,7 +190,7 @@ def last_number(text: str) -> str | None:
         if read_number(part) is not None:
             numbers = find_numbers(part)
             return numbers[0] if len(numbers) == 1 else part
-    text, tail = _AND_NOT.sub("", text), _AND_NOT.sub("", tail)
+    text, tail = (_ASIDE.sub(r"\1", _AND_NOT.sub("", part)) for part in (text, tail))
     last_line = tail.rstrip().rpartition("\n")[2]
     last_line = plain_characters(_TAG.sub(" ", last_line[-200:]))
     two = _TWO_AT_THE_END.search(last_line)
@@ -192,6 +201,9 @@ def last_number(text: str) -> str | None:
     total = _sum_at_the_end(last_line)
     if total is not None and (not total or "(" in total):  # while "leaves 12-5" ends in a 5
         return total
+    stated = _RESULT.search(last_line)
+    if stated and (numbers := find_numbers(f"={stated[1]}")):
+        return numbers[0]  # 9 + 5 = 14 eggs for 7 people
     for size in (MAX_ANSWER, 16 * MAX_ANSWER):  # further back there is no answer
         part = text if len(text) <= size else text[-size:].partition(" ")[2]
         if numbers := find_numbers(part):
@@ -234,9 +246,10 @@ _AND_ANOTHER = re.compile(
     re.VERBOSE,
 )
 _NEGATED = re.compile(
-    r"(?:\bnot|n['’]t)\s(?:be\s)?(?:option\s|choice\s)?\(?[A-J]\)?(?!\w)"
-    r"(?:\s(?:or|and|nor)\s\(?[A-J]\)?(?!\w)){0,5}"
-    r"|\(?(?<!\w)[A-J]\)?\s(?:is|are)\s(?:wrong|incorrect|false|not\s(?:right|correct))\b"
+    r"(?:\b(?:[Nn](?:ot|either)|except|all but|[Ee]liminate|rule out)|n['’]t)\s(?:be\s)?"
+    r"(?:option\s|choice\s)?\(?[A-J]\)?(?!\w)(?:\s(?:or|and|nor)\s\(?[A-J]\)?(?!\w)){0,5}"
+    r"|\(?(?<!\w)[A-J]\)?\s(?:(?:is|are)\s(?:wrong|incorrect|false|not\s(?:right|correct))\b"
+    r"|(?:is|does)n['’]t\b)"
 )
 _LINE_LETTER = re.compile(r"^[ *_(]{0,3}([A-J])[).:][ *_)]", re.MULTILINE)
 _PRAISED = re.compile(
@@ -260,7 +273,11 @@ def letter_in(place: str, where: str) -> str | None:
         chosen = set(_CHOSEN.findall(clause))
         if article and chosen:
             return chosen.pop() if len(chosen) == 1 else NO_ANSWER
-    letters = {m[2] for m in _FREE_LETTER.finditer(clause) if m["open"] or m[2] not in "AI"}
+    letters = {
+        m[2]
+        for m in _FREE_LETTER.finditer(clause)
+        if m["open"] or m[2] not in "AI" or _AND_ANOTHER.match(clause, m.end(2))
+    }
     if len(letters) > 1:
         return NO_ANSWER
     letters = letters or set(_CHOSEN.findall(clause))
@@ -280,6 +297,7 @@ def last_letter(text: str) -> str | None:
         if two and not _FREE_LETTER.search(tail, two.end(1)):
             return NO_ANSWER
         marked = first["closed"] or _WITH_VALUE.match(tail)  # b. 4
+        marked = marked or re.match(r"\s(?:because|since|as)\b", tail[first.end() :])
         if marked and not re.search(r"\b[A-J][).:\]]", tail[first.end() :]):
             return first[1].upper()
     leading = set(_LINE_LETTER.findall(tail))
@@ -303,14 +321,14 @@ _REASON = re.compile(
     re.DOTALL | re.IGNORECASE,
 )
 _OPINION = r"(?:I\s(?:would\s|am\s)?(?:think|believe|guess|say|suppose|sure)\s(?:that\s)?)?"
+_CALLED = r"(?:\w+\sby\s|called\s|named\s|known\sas\s|in\s|at\s|on\s)?"
 _LEADING = re.compile(
-    rf"(?:so |thus |hence )?{_OPINION}(?:(?:it|this|that|he|she|they)\s(?:is|was|are|were)|it's)\s"
-    r"(?:\w+\sby\s|called\s|named\s|in\s|at\s|on\s)?",
+    rf"(?:so |thus |hence )?{_OPINION}(?:(?:it|this|that|he|she|they)"
+    rf"\s(?:is|was|are|were|would\sbe)|it's)\s{_CALLED}",
     re.IGNORECASE,
 )
 _STATES = re.compile(
-    r".*\b(?:is|are|was|were|it['’]s|say|think|believe|guess)\b:?\s"
-    r"(?:\w+\sby\s|called\s|named\s|in\s|at\s|on\s)?",
+    rf".*\b(?:is|are|was|were|it['’]s|say|think|believe|guess)\b:?\s{_CALLED}",
     re.DOTALL,
 )
 # A sentence that answers "who?" as well as "what?": Paris is the capital of France.
@@ -339,11 +357,16 @@ def words_in(place: str, where: str) -> str | None:
     return text if plain_words(text) else None
 
 
+_QUOTES = str.maketrans("", "", '*"“”')
+_REMARK = re.compile(r"(?<=\w)\s\([^()]*\)\W*$")
+
+
 def last_words(text: str) -> str | None:
     """The last line, or what its last sentence says that something is."""
     line = _TAG.sub(" ", text[-MAX_ANSWER:]).strip().rpartition("\n")[2]
     sentence = next((part for part in reversed(_TEXT_END.split(line)) if plain_words(part)), "")
-    stated = None if _SENTENCE.fullmatch(sentence.strip()) else _STATES.match(sentence)
+    sentence = _REASON.sub("", sentence.translate(_QUOTES)).strip()
+    stated = None if _SENTENCE.fullmatch(sentence) else _STATES.match(sentence)
     if stated and len(sentence.split()) > 3:
         sentence = sentence[stated.end() :] or sentence
     return words_in(sentence, "last")
@@ -352,7 +375,7 @@ def last_words(text: str) -> str | None:
 def same_words(mine: str, gold: str) -> bool:
     """Whether a phrase is the gold one, or a sentence says it: "Jane Austen wrote it"."""
     sentence = None if _DENIED.search(mine) else _SENTENCE.fullmatch(mine)
-    said = [mine, *(filter(None, sentence.groups()) if sentence else ())]
+    said = [mine, _REMARK.sub("", mine), *(filter(None, sentence.groups()) if sentence else ())]
     return plain_words(gold) in map(plain_words, said)
 
 
@@ -381,7 +404,7 @@ _MATH = re.compile(
 )
 _MONEY = re.compile(r"\d[\d,.]*+(?:\s[^\\]*[A-Za-z]{2}|.*[-+*/=]\s?$)", re.DOTALL)
 # A formula without dollar signs: "so we obtain \\sqrt{2}."
-_STATED = re.compile(r".*\b(?:is|are|equals|obtain|get|gives?)\b:?\s(.+?)\.?$")
+_STATED = re.compile(r".*\b(?:is|are|equals|obtain|get|gives?|need|have|when|if)\b:?\s(.+?)\.?$")
 _LAST_VERB = re.compile(r".*\b(?:is|are|be|equals)\b:?\s?", re.DOTALL)
 ALL_REALS = re.compile(
     r"\b(?:all|any)\s(?:the\s)?(?:(positive|negative|non-?negative|non-?positive|non-?zero)\s)?"
