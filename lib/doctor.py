@@ -272,7 +272,7 @@ def cost(config: Config) -> str:
     return (
         f"{config.max_steps:,} steps of {config.completions_per_step} completions: {written:,} "
         f"completions of at most {config.max_completion_length} tokens, "
-        f"{written * config.max_completion_length / 1e6:.1f} M tokens; evaluation, before and "
+        f"{written * config.max_completion_length:,} tokens; evaluation, before and "
         f"after: {evaluated} of at most {config.completion_tokens} tokens. "
         f"`python -m lib.suite doctor {config.name}` times two steps."
     )

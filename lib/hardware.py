@@ -60,7 +60,7 @@ class Hardware:
     memory: float = 0.0
 
     def __str__(self) -> str:
-        cpu = f"{self.cores} CPU cores, {self.memory:.0f} GiB"
+        cpu = f"{self.cores} CPU core{'s' * (self.cores > 1)}, {self.memory:.0f} GiB"
         if not self.gpu:
             return f"no GPU; {cpu}"
         return f"{self.gpu}, {self.gpu_memory:.1f} GiB (compute {self.capability}); {cpu}"

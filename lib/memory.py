@@ -363,13 +363,12 @@ def on_other_hardware(config: Config, shape: ModelShape) -> list[dict[str, str]]
         hardware = Hardware(profile, memory, 7.5 if profile == "t4" else 8.0)
         other = settled(other, shape, hardware)
         need = estimate(other, shape, hardware)
-        rows.append(
-            {
-                "profile": f"{profile} ({memory:.1f} GiB)",
-                "needs": f"{need.total:.1f} GiB",
-                "fits": "yes" if need.fits else "no",
-                "checkpointing": "on" if other.gradient_checkpointing else "off",
-                "with": ", ".join(f"{key} {value}" for key, value in special.items()),
-            }
-        )
+        row = {
+            "profile": f"{profile} ({memory:.1f} GiB)",
+            "needs": f"{need.total:.1f} GiB",
+            "fits": "yes" if need.fits else "no",
+            "checkpointing": "on" if other.gradient_checkpointing else "off",
+        }
+        settings = ", ".join(f"{key} {value}" for key, value in special.items())
+        rows.append(row | ({"the recipe's settings for it": settings} if settings else {}))
     return rows

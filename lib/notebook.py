@@ -1,6 +1,8 @@
 """The first steps of every notebook, and its small tables."""
 
 import inspect
+import math
+import textwrap
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -24,7 +26,8 @@ def show(function: Any) -> Any:
     """The source of a function or class, highlighted."""
     from IPython.display import Markdown
 
-    return Markdown(f"```python\n{inspect.getsource(inspect.unwrap(function))}```")
+    source = textwrap.dedent(inspect.getsource(inspect.unwrap(function)))
+    return Markdown(f"```python\n{source}```")
 
 
 def table(rows: Iterable[Mapping[str, Any] | Sequence[Any]], columns: Sequence[str] = ()) -> Any:
@@ -37,10 +40,11 @@ def table(rows: Iterable[Mapping[str, Any] | Sequence[Any]], columns: Sequence[s
     style = frame.style.hide(axis="index")
     if isinstance(frame.columns, pd.RangeIndex):  # rows without names
         style = style.hide(axis="columns")
-    looks = {"text-align": "left", "white-space": "pre-wrap", "overflow-wrap": "anywhere"}
+    # A word breaks only where it is longer than a cell may be wide; a wide table scrolls.
+    looks = {"text-align": "left", "white-space": "pre-wrap", "overflow-wrap": "break-word"}
     return (
         style.format(_readable, escape="html", na_rep="")
-        .set_properties(**looks, **{"min-width": "3em"})
+        .set_properties(**looks, **{"max-width": "36em"})
         .set_table_styles([{"selector": "th", "props": "text-align: left"}])
     )
 
@@ -48,7 +52,9 @@ def table(rows: Iterable[Mapping[str, Any] | Sequence[Any]], columns: Sequence[s
 def _readable(value: Any) -> Any:
     if not isinstance(value, float):
         return value
-    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.3f}"
+    if 1e-12 < abs(value) < 1e-3:
+        return f"{value:.1e}"
+    return f"{value:.3f}".rstrip("0").rstrip(".") if math.isfinite(value) else str(value)
 
 
 def config_table(config: Config) -> Any:

@@ -103,9 +103,10 @@ def preflight(
     by_id, group = {problem.id: problem for problem in problems}, config.num_generations
     progress = Progress(len(rows), "sampling the base model", progress_file)
     answers, prompts = [], [row["prompt"] for row in rows]
+    progress.update(0)
     for answer in engine.stream(prompts, training_sampling(config, group)):
-        progress.update(len(answers))
         answers.append(answer)
+        progress.update(len(answers))
     progress.close()
     flat = [answer for completions in in_order(answers) for answer in completions]
     rows = [row for row in rows for _ in range(group)]

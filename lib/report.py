@@ -39,14 +39,18 @@ CHANGES = {
 
 def write_report(run: Run, config: Config) -> str:
     """Write `report.html` from what the notebooks left; what to print at the end of the run."""
+    from lib.export.certificate import readable
+
     table, pairs = read_json(run.evals / "comparison.json"), _pairs(run)
     warned = [alarm["sentence"] for alarm in read_json(run.folder / "alarms.json", [])]
     certificate = read_json(run.evals / "certificate.json", None)
     record, log = run.recorded(), read_jsonl(run.train_log)
     rewards = [row["reward"] for row in log if "reward" in row]
     settings = Config.model_construct(**config.model_dump() | record.get("config", {}))
+    about = settings.task_config
+    data = about.get("path") or about.get("dataset") or settings.task
     page = _template().render(
-        title=f"{run.folder.name}: {public_name(settings).split('/')[-1]} on {settings.task}",
+        title=f"{run.folder.name}: {public_name(settings).split('/')[-1]} on {Path(data).name}",
         config=settings,
         verdict=verdict(table),
         alarms=warned,
@@ -56,7 +60,7 @@ def write_report(run: Run, config: Config) -> str:
         header=HEADER,
         rows=comparison_rows(table),
         certificate=certificate,
-        forms=_certificate_table(certificate) if certificate else None,
+        forms=pd.DataFrame(readable(certificate)) if certificate else None,
         examples=random.Random(0).sample(pairs, min(2 * SHOWN, len(pairs))),
         changes=CHANGES,
         pairs_of=lambda kind: [pair for pair in pairs if pair["change"] == kind],
@@ -147,19 +151,6 @@ def _cost(run: Run, record: dict[str, Any], log: Sequence[dict]) -> list[tuple[s
         ("energy of the GPU", record.get("energy_wh"), "{:.0f} Wh".format),
     )
     return [(what, form(value)) for what, value, form in rows if value]
-
-
-def _certificate_table(certificate: dict[str, Any]) -> pd.DataFrame:
-    """As 05 shows it, the verdict first, with all that is equal or differs in one column."""
-    from lib.export.certificate import readable
-
-    checks, rows = ("template", "tokens", "stops", "weights"), readable(certificate)
-    for row in rows:
-        differ = [name for name in checks if row.pop(name) == "DIFFERS"]
-        row[", ".join(checks)] = f"DIFFER: {', '.join(differ)}" if differ else "equal"
-    frame = pd.DataFrame(rows).drop(columns="computed by")
-    frame.insert(1, "verdict", frame.pop("verdict"))
-    return frame
 
 
 def _export(notebook: Path) -> str:

@@ -216,7 +216,7 @@ def verdict(rows: Rows, metric: str = "greedy_strict") -> str:
             f"({interval_text(rows[name])})"
             for name in [*watched, "greedy_rougeL", "greedy_words"]
         )
-        sentences.append(f"That is what it was trained on; what it was not: {moved}.")
+        sentences.append(f"That is what it was trained on. What it was not trained on: {moved}.")
     if word == CANNOT:
         sentences.append(_what_would_show(row))
     sentences.append(

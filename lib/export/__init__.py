@@ -238,5 +238,4 @@ def adapter_report(adapter: Path) -> dict[str, Any]:
         "alpha": config["lora_alpha"],
         "layers": len(norms),
         "norm of B": sum(float(norm) ** 2 for norm in norms) ** 0.5,
-        "size_gib": size_gib(adapter),
     }

@@ -298,22 +298,28 @@ def measured_before(run: Run) -> list[Measured]:
 
 COLUMNS = (  # of the table as a person reads it: title, key of a row, how its value is written
     ("form", "form", ""),
-    ("computed by", "engine", ""),
+    ("verdict", "verdict", ""),
     ("accuracy", "accuracy", ".1%"),
     ("points from the policy", "difference", "points"),
     ("nats a token", "logprob_gap", ".4f"),
     ("equal answers", "equal_answers", ".0%"),
-    *((name, f"{name}_equal", "equal") for name in ("template", "tokens", "stops", "weights")),
     ("GiB", "size_gib", ".2f"),
     ("tokens/s", "tokens_per_s", ".0f"),
-    ("verdict", "verdict", ""),
 )
+CHECKS = ("template", "tokens", "stops", "weights")  # one column of the table together
 
 
 def readable(certificate: dict[str, Any]) -> list[dict[str, str]]:
     """The rows as a person reads them: points, and "n/a" where a form cannot be asked."""
-    rows = certificate["rows"]
-    return [{title: _cell(row, key, form) for title, key, form in COLUMNS} for row in rows]
+    rows = []
+    for row in certificate["rows"]:
+        checks = []
+        for word, value in (("DIFFER", False), ("n/a", None)):
+            if names := [name for name in CHECKS if row[f"{name}_equal"] is value]:
+                checks.append(f"{word}: {', '.join(names)}")
+        cells = {title: _cell(row, key, form) for title, key, form in COLUMNS}
+        rows.append(cells | {", ".join(CHECKS): "; ".join(checks) or "equal"})
+    return rows
 
 
 def _cell(row: dict[str, Any], key: str, form: str) -> str:
@@ -321,10 +327,9 @@ def _cell(row: dict[str, Any], key: str, form: str) -> str:
     if form == "points":
         text = "" if value is None else f"{100 * value:+.1f}"
         if row["interval_95"]:
-            text += " ({:+.1f} to {:+.1f})".format(*(100 * end for end in row["interval_95"]))
+            low, high = (f"{100 * end:+.1f}" for end in row["interval_95"])
+            text += f" ({low} to {high})".replace(" to ", "\N{NO-BREAK SPACE}to\N{NO-BREAK SPACE}")
         return text
-    if form == "equal" and value is not None:
-        return "equal" if value else "DIFFERS"
     return "n/a" if value is None else format(value, form)
 
 

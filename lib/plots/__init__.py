@@ -285,20 +285,21 @@ def several_answers_figure(curves: Mapping[str, Mapping[str, Sequence[Estimate]]
 def groups_figure(rows: Sequence[dict]) -> Figure:
     """Accuracy before and after in groups of problems (`lib.evaluation.comparison.by_difficulty`),
     with Wilson intervals and their sizes."""
-    figure, [axis] = grid_of_axes("", height=3.4, width=8)
+    figure, [axis] = grid_of_axes("", height=3.4)
     for side, color, shift in (("before", GREY, -0.19), ("after", BLUE, 0.19)):
         xs, rates = np.arange(len(rows)) + shift, [row[side] for row in rows]
-        for x, share in zip(xs, rates, strict=True):
-            axis.annotate(share["answers"], (x, 1.01), ha="center", fontsize=9, color=color)
         middle = np.array([share["rate"] for share in rates])
         axis.bar(xs, middle, 0.36, color=color, label=side)
         # A rate of 0 or 1 lies on its interval's bound, but for rounding.
         below = np.maximum(0, middle - [share["low"] for share in rates])
         above = np.maximum(0, [share["high"] for share in rates] - middle)
         axis.errorbar(xs, middle, yerr=[below, above], fmt="none", color="black", lw=1, capsize=2)
-    axis.set_xticks(range(len(rows)), [row["group"] for row in rows])
-    axis.set(ylim=(0, 1.1), ylabel="greedy answers strictly right")
-    axis.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+    names = [f"{row['group']}\n{row['before']['answers']} problems" for row in rows]
+    axis.set_xticks(range(len(rows)), names)
+    if not rows[0]["group"].startswith("level"):
+        axis.set_xlabel("how often the base model's samples are right, in any form")
+    axis.set(ylim=(0, 1.02), ylabel="greedy answers strictly right")
+    axis.legend()
     return figure
 
 

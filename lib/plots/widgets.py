@@ -19,6 +19,7 @@ from lib.rewards import score, totals
 from lib.runs import Run, read_rollouts, rollout_steps
 
 EXECUTED = "GRPO_WORKING_DIR"  # set where `lib.suite` executes a notebook, with nobody to play
+STATIC_ROWS = 8  # that an executed page shows
 SORTS = ("advantage", "total", "tokens")  # of the rollout browser; besides, any reward's name
 
 
@@ -40,8 +41,9 @@ class Playable:
 def playable(
     controls: Sequence[Any], choose: Callable[[], Any], show: Callable[[Any], Any], box: Any
 ) -> Playable:
-    """Shows what is chosen beneath `box`, and anew whenever one of its controls changes."""
-    out, first = widgets.Output(), show(choose())
+    """Shows the rows chosen beneath `box`, and anew whenever one of its controls changes."""
+    out, rows = widgets.Output(), choose()
+    first = show(rows)
     out.append_display_data(first)
 
     def render(*_: Any) -> None:
@@ -50,7 +52,8 @@ def playable(
 
     for control in controls:
         control.observe(render, "value")
-    return Playable(widgets.VBox([*box, out]), first)
+    static = first if len(rows) <= STATIC_ROWS else show(rows[:STATIC_ROWS])
+    return Playable(widgets.VBox([*box, out]), static)
 
 
 # --- rewards of completions ---------------------------------------------------------------------

@@ -106,8 +106,7 @@ class Attempt:
 
 
 def correctness(attempt: Attempt, *, right: float = 2.0, wrong: float = 0.0) -> float:
-    """2.0 for the right answer, else 0. (learning_llm and the GSM8K demo compare strings; here
-    "$108" is 108.)"""
+    """2.0 for the right answer, else 0. Answers are compared by value: "$108" is 108."""
     return right if attempt.grade.correct else wrong
 
 

@@ -152,10 +152,8 @@ def grpo_loss(logps_BT: Tensor, batch: Batch, step: Totals, config: Config) -> T
     loss_type "grpo" with importance_sampling_level "sequence"."""
     mask_BT = batch.mask_BT
     ratio_BT = policy_ratio(logps_BT, batch.old_logps_BT, mask_BT, config.importance_sampling_level)
-    loss_BT = -surrogate(
-        *(ratio_BT, logps_BT, batch.advantages_BT),
-        *(config.loss_type, config.epsilon, config.epsilon_high),
-    )
+    bounds = (config.epsilon, config.epsilon_high)
+    loss_BT = -surrogate(ratio_BT, logps_BT, batch.advantages_BT, config.loss_type, *bounds)
     if config.beta:
         loss_BT = loss_BT + config.beta * ratio_BT * k3(logps_BT, batch.ref_logps_BT, mask_BT)
     return (loss_BT * token_weights(mask_BT, config.loss_type, step)).sum()

@@ -162,7 +162,7 @@ def in_force(arguments: dict[str, Any], trainer: Any, config: Config) -> list[di
         default = TRL.get(name, (None, None))[1]
         actual = getattr(trainer.args, name, "—")
         actual = getattr(actual, "value", actual)
-        if asked == default and actual == asked:
+        if asked == default and (actual == asked or not (actual or asked)):
             continue
         why = config.origin(name)
         if why == "default":
