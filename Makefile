@@ -19,12 +19,10 @@ lock:
 demo: setup
 	$(VENV)/python -m lib.suite demo
 
-# In a process's own folder, so that nothing is left and no run is touched.
 test: lint
-	$(VENV)/python -m pytest -n 2 --no-loadscope-reorder tests
 	rm -rf outputs/.test
-	GRPO_RECIPE=ci GRPO_OUTPUT_DIR=outputs/.test $(VENV)/python -m pytest -n 2 \
-		--nbmake --nbmake-timeout=900 --durations=9 notebooks
+	$(VENV)/python -m pytest -n 2 --no-loadscope-reorder --nbmake --nbmake-timeout=900 \
+		--durations=20 tests notebooks
 	rm -rf outputs/.test
 
 lint: .venv/.dev

@@ -15,8 +15,6 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
     os.environ["OMP_NUM_THREADS"] = "1"
-    if folder := os.environ.get("GRPO_OUTPUT_DIR"):  # notebooks: two processes cannot write a run
-        os.environ["GRPO_OUTPUT_DIR"] = f"{folder}/{worker}"
 
 # vLLM, wandb and Gradio leave sockets and files there; pytest's own stay for a look at a failure.
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
@@ -24,13 +22,29 @@ os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="grpo-")
 atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 
 CHAIN = ("01", "02", "03", "04", "05", "08")  # each needs what those before it left
-# The files that take longest, which begin, so that no process is left with one at the end.
+# What takes longest begins, so that no process is left with it at the end.
 SLOW = ("survival", "suite", "export", "sweep", "evaluation", "doctor", "models", "recipes")
-SLOW = tuple(f"test_{name}" for name in SLOW)
+FIRST = [*CHAIN, "07", "06", "09", *SLOW]
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.stem not in SLOW)
+    def place(item) -> int:
+        name = item.path.stem.removeprefix("test_")
+        names = (FIRST.index(each) for each in FIRST if each in (name, name[:2]))
+        return next(names, len(FIRST))
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """A notebook runs the smallest recipe, into a folder of its process."""
+    with pytest.MonkeyPatch.context() as patch:
+        if item.path.suffix == ".ipynb":
+            patch.setenv("GRPO_RECIPE", os.environ.get("GRPO_RECIPE", "ci"))
+            folder = os.environ.get("GRPO_OUTPUT_DIR", "outputs/.test")
+            patch.setenv("GRPO_OUTPUT_DIR", f"{folder}/{worker or ''}")
+        return (yield)
 
 
 @pytest.hookimpl(optionalhook=True)
