@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
@@ -13,6 +14,7 @@ from tools.address import HOST, address, places, set_address
 from tools.colab import lacking, lock_for, needs_of, normal, read_lock
 
 LOCK = read_lock("requirements.txt")
+needs = cache(lambda: list(needs_of(LOCK, "gpu")))
 
 
 def lacks(**other: str) -> set[str]:
@@ -20,7 +22,7 @@ def lacks(**other: str) -> set[str]:
     there = {normal(pin.split("==")[0]): pin.split("==")[1] for pin in LOCK}
     there |= {name.replace("_", "-"): version for name, version in other.items()}
     here = {name: version for name, version in there.items() if version}
-    return {pin.split("==")[0] for pin in lacking(LOCK, needs_of(LOCK, "gpu"), here)}
+    return {pin.split("==")[0] for pin in lacking(LOCK, needs(), here)}
 
 
 def test_only_what_is_missing_or_does_not_meet_a_need_is_installed():
@@ -29,14 +31,8 @@ def test_only_what_is_missing_or_does_not_meet_a_need_is_installed():
     assert lacks(torch=f"{torch}+cu130", wandb="0.99", math_verify="0.9.0") == set()
     assert lacks(math_verify="") == {"math-verify"}
     assert lacks(trl="1.14.0", torch="2.11.0+cu128", pandas="2.2.2") == {"trl", "torch", "pandas"}
-
-
-def test_what_the_locks_own_packages_need_counts_too():
-    """datasets needs a newer pyarrow, which the suite does not name."""
-    assert lacks(pyarrow="15.0.0") == {"pyarrow"}
-
-
-def test_the_machines_own_page_keeps_what_it_speaks_by():
+    assert lacks(pyarrow="15.0.0") == {"pyarrow"}  # datasets needs it
+    # The machine's own page keeps what it speaks by.
     assert lacks(ipykernel="6.17.1", ipython="7.34.0", tornado="6.3") == set()
 
 
