@@ -1,6 +1,5 @@
 """What several tests share: the real data, a run folder of their own, the embedded model."""
 
-import gc
 import json
 import os
 import shutil
@@ -110,11 +109,12 @@ def small_training(first_layers, tmp_path):
 
 
 @contextmanager
-def refuses(key: str):
-    """What is done within raises a BadInput of that key."""
+def refuses(key: str, *words: str):
+    """What is done within raises a BadInput of that key: a sentence with these words."""
     with pytest.raises(BadInput) as error:
         yield error
-    assert error.value.key == key, str(error.value)
+    sentence = str(error.value)
+    assert error.value.key == key and all(word in sentence for word in words), sentence
 
 
 def by_turns(completions, **_) -> list[float]:
@@ -126,21 +126,6 @@ SAY_A_NUMBER = [
     {"prompt": [{"role": "user", "content": "Say a number."}], "id": str(i), "answer": ""}
     for i in range(2)
 ]
-
-
-@pytest.fixture(scope="module")
-def engine(embedded, tmp_path_factory):
-    """vLLM with the embedded model: give it back the weights it came with. Ending one takes from
-    all others of the process what they share, so that earlier ones end now."""
-    from lib.engines import VllmEngine
-
-    gc.collect()
-    given = {"output_dir": str(tmp_path_factory.mktemp("engine")), "profile": "cpu"}
-    config = resolve("ci", given | {"max_seq_length": 1024}, CPU)
-    open_run(config)  # sets up the process for vLLM
-    engine = VllmEngine.start(config, embedded)
-    yield engine
-    engine.close()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from lib import stats
 from lib.config import ROOT, resolve
-from lib.engines import Completion, Engine, Sampling, TransformersEngine, make_engine
+from lib.engines import Completion, Engine
 from lib.errors import BadInput
 from lib.evaluation import (
     _fetched,
@@ -36,7 +36,7 @@ from lib.evaluation.comparison import (
     summarize,
     verdict,
 )
-from lib.export import become_trained, find_candidate, merged_weights
+from lib.export import find_candidate
 from lib.models import load_tokenizer
 from lib.runs import (
     append_jsonl,
@@ -47,12 +47,7 @@ from lib.runs import (
 )
 from lib.tasks import get_task, judge, make_rows
 from lib.tasks.problems import Problem, harness_scores
-from tests.conftest import CPU
-
-QUESTIONS = [
-    [{"role": "user", "content": text}]
-    for text in ("What is 2 + 2?", "Name a colour.", "What is the capital of France?", "Say hello.")
-]
+from tests.conftest import CPU, refuses
 
 
 @pytest.fixture(scope="module")
@@ -61,78 +56,7 @@ def config(tmp_path_factory):
     return resolve("ci", given | {"max_seq_length": 1024}, CPU)
 
 
-# Engines
-
-
-def test_each_answer_comes_as_soon_as_it_is_there_and_all_in_order(config, embedded, engine):
-    for each in (engine, TransformersEngine.start(config, embedded)):
-        sampling = Sampling(n=2, temperature=1.0, max_tokens=4)
-        streamed = dict(each.stream(QUESTIONS, sampling))
-        answers = each.generate(QUESTIONS, sampling)
-        assert [streamed[index] for index in range(len(QUESTIONS))] == answers
-        assert [len(completions) for completions in answers] == [2] * len(QUESTIONS)
-        assert list(each.stream([], sampling)) == []
-
-
-def test_log_probabilities_of_both_engines_agree(config, embedded, engine):
-    """bf16 sums in another order; as long as both say the same, so do their log-probabilities."""
-    sampling = Sampling(max_tokens=6, logprobs=True)
-    theirs = TransformersEngine.start(config, embedded).generate(QUESTIONS, sampling)
-    compared = 0
-    for [a], [b] in zip(engine.generate(QUESTIONS, sampling), theirs, strict=True):
-        assert len(a.logprobs) == len(a.token_ids) and len(b.logprobs) == len(b.token_ids)
-        for i, token in enumerate(a.token_ids):
-            if b.token_ids[: i + 1] != a.token_ids[: i + 1]:
-                break
-            assert a.logprobs[i] == pytest.approx(b.logprobs[i], abs=0.25), (a.text, token)
-            compared += 1
-    assert compared >= 12
-
-
-def test_an_interrupted_generation_leaves_nothing_to_the_next(engine, monkeypatch):
-    def interrupted():
-        raise KeyboardInterrupt
-
-    before = engine.generate(QUESTIONS, Sampling(max_tokens=4))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(engine.llm.llm_engine, "step", interrupted)
-        engine.generate(QUESTIONS, Sampling(n=2, temperature=1.0, max_tokens=4))
-    assert engine.llm.llm_engine.has_unfinished_requests()
-    assert engine.generate(QUESTIONS, Sampling(max_tokens=4)) == before
-    assert not engine.llm.llm_engine.has_unfinished_requests()
-
-
-def test_without_vllm_transformers_generates_and_says_so(config, embedded, monkeypatch):
-    monkeypatch.setitem(sys.modules, "vllm", None)
-    found = make_engine(config, embedded)
-    assert found.name == "transformers"
-    [note] = found.notes
-    assert note.startswith("vLLM could not start (") and note.endswith("generates, slower.")
-
-
 # What is measured
-
-
-def test_a_gguf_file_answers_as_the_model_it_was_converted_to(config, embedded, engine):
-    from lib.embedded import embedded_gguf
-
-    sampling = Sampling(max_tokens=6)
-    base = engine.generate(QUESTIONS, sampling)
-    weights = merged_weights(embedded, embedded)
-    engine.hand_over((name, weight.neg()) for name, weight in weights.items())
-    assert engine.generate(QUESTIONS, sampling) != base
-    become_trained(engine, embedded, embedded_gguf())
-    assert engine.generate(QUESTIONS, sampling) == base
-
-
-def test_a_model_of_another_shape_is_refused(embedded, tmp_path):
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    small = AutoConfig.from_pretrained(embedded)
-    small.hidden_size, small.num_hidden_layers, small.intermediate_size = 18, 2, 32
-    AutoModelForCausalLM.from_config(small).save_pretrained(tmp_path / "small")
-    with pytest.raises(BadInput, match="small has hidden_size 18 and its base 576"):
-        merged_weights(embedded, tmp_path / "small")
 
 
 def test_a_candidate_is_found_by_name_or_path(config, run, embedded, tmp_path):
@@ -367,6 +291,13 @@ def test_the_verdict_says_what_holds_strictly_and_what_leniently(strict, lenient
     assert ("not in the form" in said) == (
         lenient == "better" and strict in ("no difference", "cannot be told")
     )
+
+
+def test_evaluations_of_other_prompts_are_not_compared(run, ci_config):
+    for name in ("base", "trained"):
+        write_json(run.evals / f"{name}.json", {"protocol": {"prompt_hash": name}})
+    with refuses("protocol"):
+        compare(run, ci_config, *PAIR)
 
 
 def test_what_can_only_be_zero_is_no_row(run, ci_config):
@@ -608,8 +539,7 @@ def test_an_address_names_no_file_outside_its_folder(proved, capsys):
     for row in rows.values():
         row["answers"] = {"../../secret.jsonl": ""}
     write_json(proved / "comparison.json", rows)
-    with pytest.raises(BadInput) as error:
+    with refuses("outside"):
         _fetched(proved.parent.as_uri(), proved)
-    assert error.value.key == "outside"
     assert main(["nowhere"]) == 2
     assert "run 04_pass_at_k_eval" in capsys.readouterr().out

@@ -22,7 +22,7 @@ from lib.export.serve import serve_gguf
 from lib.files import read_json, write_json
 from lib.models import load_policy, load_tokenizer
 from lib.runs import open_run
-from tests.conftest import CPU, SMALL
+from tests.conftest import CPU, SMALL, refuses
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +105,8 @@ def certified(ask, config, first_layers, adapter, base_row):
         model = export.load_policy_as_trained(config, folder, None)
         form = c.transformers_form("merged", model, folder, config, **facts)
         certificate = c.certify([ask.keywords["policy"], ask(form), base_row])
-        with pytest.raises(ValueError) as error:
+        with refuses("certificate"):
             c.need_same(certificate)
-        assert error.value.key == "certificate"
         return certificate["rows"][1], certificate["verdict"]
 
     return certify
@@ -315,9 +314,9 @@ def test_weights_too_large_for_fp16_are_not_written(first_layers, tmp_path):
     model = export.load_merged(first_layers, first_layers, torch.float32)
     with torch.no_grad():
         model.get_parameter(ONE)[0, 0] = 1e5
-    with pytest.raises(ValueError) as error:
+    with refuses("fp16"):
         export.save_merged(model, first_layers, tmp_path / "merged")
-    assert error.value.key == "fp16" and not (tmp_path / "merged").exists()
+    assert not (tmp_path / "merged").exists()
 
 
 def another_pre_tokenizer(file):
@@ -457,9 +456,8 @@ def test_go_renders_the_dialogues_byte_for_byte(tmp_path):
 
 def test_a_template_that_go_cannot_have_is_refused():
     picky = "{% for m in messages %}{{ loop.length }}{{ m.content }}{% endfor %}"
-    with pytest.raises(ValueError) as error:
+    with refuses("go-template"):
         g.go_template(Jinja(picky))
-    assert error.value.key == "go-template"
 
 
 def test_generation_tags_go_and_the_text_stays():

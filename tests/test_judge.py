@@ -8,7 +8,7 @@ import pytest
 
 from lib.judge import Judge
 from lib.rewards import build_rewards
-from tests.conftest import JsonHandler
+from tests.conftest import JsonHandler, refuses
 
 PROMPTS = [[{"role": "user", "content": "Greet me."}]] * 3
 TEXTS = ["good day", "bad", "silent"]
@@ -62,9 +62,9 @@ def test_equal_answers_are_asked_once(endpoint):
 def test_the_cost_ends_at_its_limit(endpoint):
     judge = Judge(endpoint.url, price_in=10_000.0, max_cost=1.0)  # a mark costs 1.0
     assert judge(PROMPTS[:1], ["good day"]) == [0.8]
-    with pytest.raises(ValueError) as error:
+    with refuses("judge-cost"):
         judge(PROMPTS[:1], ["another"])
-    assert error.value.key == "judge-cost" and len(endpoint.seen) == 1
+    assert len(endpoint.seen) == 1
 
 
 def test_a_recipe_names_it_by_its_path(endpoint):

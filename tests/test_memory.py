@@ -10,7 +10,6 @@ from benchmarks.memory import BASE
 from benchmarks.step import SHAPES as SHAPES_OF_STEPS
 from benchmarks.step import configuration
 from lib.config import ROOT, resolve
-from lib.errors import BadInput
 from lib.hardware import Hardware, _container_memory
 from lib.memory import (
     SHAPES,
@@ -92,9 +91,8 @@ def test_a_step_on_a_gpu_takes_about_what_is_planned(tmp_path, monkeypatch):
 
 def test_too_small_a_gpu_is_refused_with_advice():
     config = resolve("qwen3-4b_gsm8k", {"load_in_4bit": False, "full_finetuning": True}, T4)
-    with pytest.raises(BadInput, match="full_finetuning: false") as error:
+    with refuses("memory", "full_finetuning: false"):
         check_fit(config, SHAPES[config.model], T4)
-    assert error.value.key == "memory"
 
 
 def test_other_hardware_is_a_row_a_profile():

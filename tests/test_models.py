@@ -1,18 +1,21 @@
 """Models load, answer alike in every engine, and merge to what the adapter does."""
 
+import gc
 import json
 import re
+import sys
 
 import pytest
 import torch
 
 from lib.config import resolve
-from lib.engines import Sampling, chat_text, draw
+from lib.embedded import embedded_gguf
+from lib.engines import Sampling, VllmEngine, chat_text, draw, make_engine
 from lib.errors import BadInput
-from lib.evaluation.comparison import compare
+from lib.export import become_trained, merged_weights
 from lib.models import Policy, embedded_folder, load_policy, model_folder
-from lib.runs import open_run, read_json, read_jsonl, write_json
-from tests.conftest import CPU, refuses
+from lib.runs import open_run, read_json, read_jsonl
+from tests.conftest import CPU
 
 QUESTIONS = [
     [{"role": "user", "content": text}]
@@ -24,12 +27,30 @@ QUESTIONS = [
 def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     changes = {"output_dir": str(folder), "profile": "cpu", "backend": "transformers"}
-    return resolve("ci", changes, CPU)
+    return resolve("ci", changes | {"max_seq_length": 1024}, CPU)
 
 
 @pytest.fixture(scope="module")
 def run(config):
     return open_run(config)
+
+
+@pytest.fixture(scope="module")
+def engine(config, run, embedded):
+    """vLLM with the embedded model: give it back the weights it came with. Ending one takes from
+    all others of the process what they share, so that earlier ones end now."""
+    gc.collect()
+    engine = VllmEngine.start(config, embedded)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def slower(config, embedded):
+    """The engine where there is no vLLM."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "vllm", None)
+        return make_engine(config, embedded)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +79,6 @@ def test_the_embedded_tokenizer_is_the_files(embedded, data_dir):
     alone also after two spaces, as in SmolLM2's own tokenizer; the settings are those by which
     llama.cpp's converter knows its vocabulary."""
     from transformers import AutoTokenizer
-
-    from lib.embedded import embedded_gguf
 
     file = embedded_gguf()
     before = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
@@ -124,6 +143,50 @@ def test_policy_by_transformers_trains_the_adapter_alone(config):
     assert policy.trainable[0] == 4_884_480
 
 
+def test_without_vllm_transformers_generates_and_says_so(slower):
+    assert slower.name == "transformers"
+    [note] = slower.notes
+    assert note.startswith("vLLM could not start (") and note.endswith("generates, slower.")
+
+
+def test_each_answer_comes_as_soon_as_it_is_there_and_all_in_order(slower, engine):
+    for each in (engine, slower):
+        sampling = Sampling(n=2, temperature=1.0, max_tokens=4)
+        streamed = dict(each.stream(QUESTIONS, sampling))
+        answers = each.generate(QUESTIONS, sampling)
+        assert [streamed[index] for index in range(len(QUESTIONS))] == answers
+        assert [len(completions) for completions in answers] == [2] * len(QUESTIONS)
+        assert list(each.stream([], sampling)) == []
+
+
+def test_log_probabilities_of_both_engines_agree(slower, engine):
+    """bf16 sums in another order; as long as both say the same, so do their log-probabilities."""
+    sampling = Sampling(max_tokens=6, logprobs=True)
+    answers = (each.generate(QUESTIONS, sampling) for each in (engine, slower))
+    compared = 0
+    for [a], [b] in zip(*answers, strict=True):
+        assert len(a.logprobs) == len(a.token_ids) and len(b.logprobs) == len(b.token_ids)
+        for i, token in enumerate(a.token_ids):
+            if b.token_ids[: i + 1] != a.token_ids[: i + 1]:
+                break
+            assert a.logprobs[i] == pytest.approx(b.logprobs[i], abs=0.25), (a.text, token)
+            compared += 1
+    assert compared >= 12
+
+
+def test_an_interrupted_generation_leaves_nothing_to_the_next(engine, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    before = engine.generate(QUESTIONS, Sampling(max_tokens=4))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine.llm.llm_engine, "step", interrupted)
+        engine.generate(QUESTIONS, Sampling(n=2, temperature=1.0, max_tokens=4))
+    assert engine.llm.llm_engine.has_unfinished_requests()
+    assert engine.generate(QUESTIONS, Sampling(max_tokens=4)) == before
+    assert not engine.llm.llm_engine.has_unfinished_requests()
+
+
 def test_samples_repeat_with_the_seed_and_differ_without(engine):
     def drawn(seed: int) -> list[str]:
         answers = engine.generate(QUESTIONS, Sampling(2, 1.0, max_tokens=2, seed=seed))
@@ -134,12 +197,10 @@ def test_samples_repeat_with_the_seed_and_differ_without(engine):
     assert len(drawn(1)) == 2 * len(QUESTIONS)
 
 
-def test_merged_weights_in_the_engine_answer_as_the_adapter(config, embedded, adapter, engine):
+def test_merged_weights_in_the_engine_answer_as_the_adapter(embedded, adapter, engine):
     """Handed over in place, vLLM says what peft's adapter says; and the base again after."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from lib.export import become_trained, merged_weights
 
     sampling = Sampling(max_tokens=6)
     base = [c[0].text for c in engine.generate(QUESTIONS, sampling)]
@@ -159,11 +220,24 @@ def test_merged_weights_in_the_engine_answer_as_the_adapter(config, embedded, ad
     assert sum(a == b for a, b in zip(trained, said, strict=True)) >= len(said) - 1
 
 
-def test_evaluations_of_other_prompts_are_not_compared(config, run):
-    for name in ("base", "trained"):
-        write_json(run.evals / f"{name}.json", {"protocol": {"prompt_hash": name}})
-    with refuses("protocol"):
-        compare(run, config, "base", "trained")
+def test_a_gguf_file_answers_as_the_model_it_was_converted_to(embedded, engine):
+    sampling = Sampling(max_tokens=6)
+    base = engine.generate(QUESTIONS, sampling)
+    weights = merged_weights(embedded, embedded)
+    engine.hand_over((name, weight.neg()) for name, weight in weights.items())
+    assert engine.generate(QUESTIONS, sampling) != base
+    become_trained(engine, embedded, embedded_gguf())
+    assert engine.generate(QUESTIONS, sampling) == base
+
+
+def test_a_model_of_another_shape_is_refused(embedded, tmp_path):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    small = AutoConfig.from_pretrained(embedded)
+    small.hidden_size, small.num_hidden_layers, small.intermediate_size = 18, 2, 32
+    AutoModelForCausalLM.from_config(small).save_pretrained(tmp_path / "small")
+    with pytest.raises(BadInput, match="small has hidden_size 18 and its base 576"):
+        merged_weights(embedded, tmp_path / "small")
 
 
 # How vLLM draws on a CPU: as often as is probable, and without a compiler.
