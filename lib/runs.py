@@ -172,8 +172,8 @@ class Run:
         return read_jsonl(self.train_log)
 
     def kept_step(self) -> int:
-        """Of the latest checkpoint, of 03 or 07; 0 without one."""
-        names = [path.name for path in self.checkpoints.glob("[!.]*[0-9]")]
+        """Of the latest whole checkpoint, of 03 or 07; 0 without one."""
+        names = [path.name for path in self.checkpoints.glob("[!.]*[0-9]") if is_whole(path)]
         return max((int(re.search(r"\d+$", name)[0]) for name in names), default=0)
 
     def need(self, path: Path, made_by: str) -> Path:
@@ -190,6 +190,13 @@ class Run:
                 f"{what} needs {gibibytes:.1f} GiB and {self.shown(self.folder)} has {free:.1f} "
                 f"GiB free: make room, or set output_dir to another disk."
             )
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether all of it was on the disk when the run went on: its state is written last, and after
+    that TRL's `training_args.bin` goes."""
+    has_state = any(checkpoint.glob("*state.json"))
+    return has_state and not (checkpoint / "training_args.bin").exists()
 
 
 def output_folder(config: Config) -> Path:

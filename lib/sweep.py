@@ -41,7 +41,7 @@ from lib.errors import BadInput, first_line, nearest
 from lib.evaluation.runs import is_begun
 from lib.files import hold, read_json, read_jsonl, release, write_json
 from lib.hardware import visible_gpus
-from lib.process import duration, start_child
+from lib.process import duration, on_interrupt, start_child
 from lib.runs import Run, check_place, name_ending, put_aside, run_folder
 from lib.stats import paired_difference, points
 from lib.suite import choose_notebooks, configure, read_arguments
@@ -506,17 +506,19 @@ def _command(name: str, run: Callable[[Path, str | None], int], arguments: Seque
     parser.add_argument("file", type=Path, help="a YAML file (docs/sweeps.md)")
     parser.add_argument("--ray", metavar="ADDRESS", help='a cluster: host:port, or "auto"')
     options = parser.parse_args(arguments)
-    # Also where it was started in the background, which ignores Ctrl-C by default.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+    def stop(number: int) -> None:
+        raise KeyboardInterrupt(number)
+
     try:
-        return run(options.file, options.ray)
+        with on_interrupt(stop):
+            return run(options.file, options.ray)
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         print("Interrupted: the same command goes on from there.", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return 128 + next(iter(stopped.args), signal.SIGINT)
 
 
 sweep, race = partial(_command, "sweep", run_sweep), partial(_command, "race", run_race)

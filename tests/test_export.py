@@ -427,26 +427,29 @@ func main() {
 
 
 def test_go_renders_the_dialogues_byte_for_byte(tmp_path):
-    """In Go itself, where it is installed; what cannot be put in its form is refused."""
-    cases, wanted = [], []
-    names = {"qwen2_5", "qwen3", "llama3", "llama3_2", "gemma", "gemma3", "phi3", "lfm2"}
-    for file in [file for file in trl_templates() if file.stem in names]:
+    """In Go itself, of every template that TRL has; what cannot be put in its form is refused."""
+    cases, wanted, refused = [], [], set()
+    for file in trl_templates():
         tokenizer = Jinja(file.read_text())
-        for without_bos in (False, True):
-            template = g.go_template(tokenizer, without_bos)
-            for messages in g.DIALOGUES.values():
-                if file.stem == "gemma" and messages[0]["role"] == "system":  # which it refuses
-                    messages = messages[1:]
-                system = messages[0]["content"] if messages[0]["role"] == "system" else ""
-                cases.append({"Template": template, "Messages": messages, "System": system})
-                text = chat_text(tokenizer, messages)
-                wanted.append(text.removeprefix("<s>") if without_bos else text)
-    assert len(cases) == 2 * len(names) * len(g.DIALOGUES)
-    if not shutil.which("go"):
-        pytest.skip("Go is not installed")
+        try:
+            templates = [g.go_template(tokenizer, without_bos) for without_bos in (False, True)]
+            takes_system = "system" in g._parts(tokenizer)
+        except ValueError as error:
+            assert error.key == "go-template"
+            refused.add(file.stem.removesuffix("_training"))
+            continue
+        for messages in g.DIALOGUES.values():
+            system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+            if system and not takes_system:
+                messages, system = messages[1:], ""
+            text = chat_text(tokenizer, messages)
+            wanted += [text, text.removeprefix("<s>")]
+            given = {"Messages": messages, "System": system}
+            cases += [{"Template": template} | given for template in templates]
+    assert refused == {"glm4moe", "idefics3", "llava_next", "smolvlm"}
     (tmp_path / "main.go").write_text(_RENDER)
     done = subprocess.run(
-        ["go", "run", "main.go"],
+        [Path(sys.executable).with_name("go"), "run", "main.go"],
         **{"cwd": tmp_path, "input": json.dumps(cases), "capture_output": True, "text": True},
         env=os.environ | {"GOCACHE": str(tmp_path / "cache"), "GO111MODULE": "off"},
     )
@@ -477,6 +480,10 @@ def test_a_modelfile_has_every_stop(merged, files):
         f'FROM ./model-q8_0.gguf\nTEMPLATE """{template}"""\nSYSTEM """Say "hi""""\n'
         'MESSAGE user """a\nb"""\nPARAMETER stop "<|im_end|>"\nPARAMETER num_ctx 8\n'
     )
+    for lost in ("a\u200db", 'say """\nhi'):  # which Ollama's parser drops, or ends the text at
+        with pytest.raises(ValueError) as error:
+            g.write_modelfile(merged, files["q8_0"], {}, [{"role": "user", "content": lost}])
+        assert error.value.key == "modelfile"
 
 
 def test_after_fetching_the_converter_setuptools_can_be_imported(tmp_path):

@@ -18,7 +18,7 @@ from lib.doctor import check_inputs
 from lib.errors import BadInput
 from lib.hardware import Hardware
 from lib.models import LINEAR_LAYERS
-from lib.runs import Run, read_json, read_jsonl, run_folder
+from lib.runs import Run, read_json, read_jsonl, run_folder, write_json
 from lib.suite import main, run_notebook
 from lib.training import check_resumable, fresh_checkpoints
 from tests.conftest import CPU, SMALL, as_parameters, start_suite
@@ -146,10 +146,11 @@ def test_a_recipe_that_the_checkpoints_do_not_fit_is_told_at_once(tmp_path, caps
         check_resumable(resolve("ci", given | {"resume": True} | changes, CPU), run)
 
     resumed(lora_r=8)  # no checkpoint came of it
-    (run.checkpoints / "checkpoint-1").mkdir()
+    write_json(run.checkpoints / "checkpoint-1" / "trainer_state.json", {})
     resumed(max_steps=9, save_steps=7, report_to=["tensorboard"], micro_batch=4, seed=3)
     resumed(lora_targets=LINEAR_LAYERS)  # all-linear, in other words
-    (run.checkpoints / "checkpoint-7").mkdir()
+    write_json(run.checkpoints / "checkpoint-7" / "trainer_state.json", {})
+    (run.checkpoints / "checkpoint-9").mkdir()  # half-written
     resumed(max_steps=7)
     with pytest.raises(BadInput, match="checkpoint of step 7") as error:
         resumed(max_steps=5)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from lib.config import ROOT
-from lib.runs import Run, read_json, read_jsonl
-from lib.training.survival import is_whole, resume_point
+from lib.runs import Run, is_whole, read_json, read_jsonl
+from lib.training.survival import resume_point
 
 TIMED = ("seconds", "time/rollouts", "time/hand_over", "step_time", "train_runtime")
 
@@ -54,6 +54,7 @@ def same_run(one: Run, other: Run, batches: tuple[int, ...] = (1, 2, 3, 4)) -> N
 def test_killed_failed_and_interrupted_and_resumed_it_is_the_same_run(lives):
     killed, whole = Run(lives / "as_killed"), Run(lives / "whole")
     assert kept_steps(killed) == ["checkpoint-1"], "the one that was being written is not whole"
+    assert killed.kept_step() == 1
     assert (killed.checkpoints / "checkpoint-2" / "optimizer.pt").is_file()
     assert len(read_jsonl(killed.train_log)) == 2
     assert said(lives, "resumed").startswith("the adapter of step")

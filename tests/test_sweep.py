@@ -114,7 +114,10 @@ def test_what_is_finished_is_not_repeated(tmp_path, capsys):
     for config in configs_of(path):
         open_run(config).note(finished={"03_training": {"seconds": 1}})
     assert finished(path) == [True, True]
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.getsignal(number) for number in numbers]
     assert main(["sweep", str(path)]) == 0
+    assert [signal.getsignal(number) for number in numbers] == handlers
     assert "2 of them done before" in capsys.readouterr().out
     for change in ({"parameters": {"max_steps": 2}}, {"only": ["03", "04"]}):
         assert finished(sweep_file(tmp_path, seeds=[0, 1], **change)) == [False, False]

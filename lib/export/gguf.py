@@ -365,8 +365,12 @@ def write_modelfile(
     template = go_template(tokenizer, facts.get("tokenizer.ggml.add_bos_token", False))
     lines = [f"FROM ./{file.name}", f'TEMPLATE """{template}"""']
     for message in messages:
-        role = "SYSTEM" if message["role"] == "system" else f"MESSAGE {message['role']}"
-        lines.append(f'{role} """{message["content"]}"""')
+        role, text = message["role"], message["content"]
+        lost = [c for c in text if not c.isprintable() and c not in "\n\r\t"]
+        if lost or '"""\n' in text:
+            what = f"U+{ord(lost[0]):04X}" if lost else "three quotes before a new line"
+            raise BadInput(f"A Modelfile cannot hold {what} ({role}): rewrite it.", key="modelfile")
+        lines.append(f'{"SYSTEM" if role == "system" else f"MESSAGE {role}"} """{text}"""')
     ends = read_json(merged / "generation_config.json")["eos_token_id"]
     for token in ends if isinstance(ends, list) else [ends]:  # read as it stands, no escapes
         lines.append(f'PARAMETER stop "{tokenizer.convert_ids_to_tokens(token)}"')

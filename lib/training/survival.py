@@ -21,7 +21,7 @@ from lib.errors import BadInput, Stopped, first_line
 from lib.files import on_disk
 from lib.memory import ran_out, shape_of
 from lib.process import on_interrupt, random_state, set_random_state
-from lib.runs import Run, discard
+from lib.runs import Run, discard, is_whole
 from lib.stack import is_out_of_memory
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a disk, a quota, a limit on a file's size
@@ -32,10 +32,9 @@ class Survival(TrainerCallback):
 
     On a CPU, the resumed run's rewards and adapter are those of a run that was not stopped.
 
-    transformers writes a checkpoint file by file under its final name. One is whole when
-    `training_args.bin`, a pickle that nothing reads, is gone from it, which is the last that
-    happens to it. One interrupt (Ctrl-C, a notebook's stop button, SIGTERM) lets the present step
-    finish; a second one does not.
+    transformers writes a checkpoint file by file under its final name; `on_save` makes it whole by
+    removing `training_args.bin`, a pickle that nothing reads. One interrupt (Ctrl-C, a notebook's
+    stop button, SIGTERM) lets the present step finish; a second one does not.
     """
 
     trainer: Any = None
@@ -161,12 +160,6 @@ def need_number(what: str, value: Any, step: int) -> None:
             f"left as they are: lower learning_rate, or set precision to fp32.",
             key="not-a-number",
         )
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Whether all of it was on the disk when the run went on."""
-    state, pickle = checkpoint / "trainer_state.json", checkpoint / "training_args.bin"
-    return state.is_file() and not pickle.exists()
 
 
 def resume_point(run: Run) -> Path | None:
