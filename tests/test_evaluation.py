@@ -31,6 +31,7 @@ from lib.evaluation.comparison import (
     compare,
     comparison_rows,
     curves_of_k,
+    digest,
     outcomes,
     side_by_side,
     summarize,
@@ -467,6 +468,7 @@ def test_a_candidates_answers_overwrite_no_other_file(run, tmp_path):
 def proved(run, ci_config) -> Path:
     """The evaluations of a run, as they are written."""
     protocol = {"task": "small_sums", "task_config": {"largest": 9}, "prompt_format": "answer"}
+    protocol["passes"] = {"greedy": {"n": 1}, "sampled": {"n": 2}}
     sides = {"base": [WRONG, RIGHT, BARE, SILENT] * 5, "trained": [RIGHT, RIGHT, BARE, WRONG] * 5}
     for name, texts in sides.items():
         records = greedy(*texts)
@@ -481,8 +483,8 @@ def proved(run, ci_config) -> Path:
 def test_every_number_comes_from_the_stored_answers(proved, capsys):
     assert check(proved)[0] == []
     assert main([str(proved.parent)]) == 0
-    # strict, lenient, pass@1 and pass@2 of both, format, flexible extract; 7 numbers each
-    assert "56 numbers in 8 scores computed from 120 stored answers" in capsys.readouterr().out
+    # strict, lenient, pass@1 and pass@2 of both, format, flexible extract
+    assert "figures in 8 scores computed from 120 stored answers" in capsys.readouterr().out
 
 
 def test_forged_numbers_and_answers_are_named(proved, capsys):
@@ -498,7 +500,7 @@ def test_forged_numbers_and_answers_are_named(proved, capsys):
     assert "base.json: truncated, greedy, answers: 21 is written, the answers give 20." in said
     assert "pass@2_lenient, after: 0.99 is written, the answers give 0.75" in said
     assert "trained.json: " not in said and "greedy_strict, after" not in said
-    assert "SHA-256" not in said
+    assert "base.json is not the file" in said and said.count("SHA-256") == 1
     records = read_jsonl(proved / "trained.jsonl")
     records[3] |= {"completion": RIGHT}
     write_jsonl(proved / "trained.jsonl", records)
@@ -507,6 +509,47 @@ def test_forged_numbers_and_answers_are_named(proved, capsys):
     assert "trained.jsonl: 1 answers are graded differently now (strict; the first is 3" in said
     assert "greedy_strict, after: 0.5 is written, the answers give 0.55" in said
     assert "base.jsonl" not in said
+
+
+@pytest.mark.parametrize(
+    ("forge", "named"),
+    [
+        (lambda a, b: b.pop(3), "lack an answer, have one too many"),
+        (lambda a, b: b.append(b[0]), "(the first is 0)"),
+        (lambda a, b: b.append(b[-1] | {"sample": 2}), "have one too many"),
+        (lambda a, b: b.__setitem__(3, b[0]), "2 problems lack an answer"),
+        (lambda a, b: b[3].update(expected="7"), "are not the other file's"),
+        (lambda a, b: b[3].update(question="1 + 1?"), "are not the other file's"),
+        (lambda a, b: [r.update(id=f"other/{r['id']}") for r in b], "base.jsonl: 2"),
+        (lambda a, b: (a.insert(3, b[3]), b.insert(3, a.pop(4)), b.pop(4)), "greedy_format, broken: 0 is written"),
+        (lambda a, b: b[0].update(tokens=99), "trained.json: tokens: "),
+    ],
+)
+def test_forged_rows_are_named_even_where_the_digests_were_made_anew(proved, forge, named):
+    logs = [read_jsonl(proved / f"{name}.jsonl") for name in PAIR]
+    forge(*logs)
+    for name, records in zip(PAIR, logs, strict=True):
+        write_jsonl(proved / f"{name}.jsonl", records)
+    rows = read_json(proved / "comparison.json")
+    for row in rows.values():
+        row["answers"] = {file: digest(proved / file) for file in row["answers"]}
+    write_json(proved / "comparison.json", rows)
+    assert named in " ".join(check(proved)[0])
+
+
+def test_a_forged_verdict_seed_or_page_is_named(proved):
+    rows, summary = read_json(proved / "comparison.json"), read_json(proved / "trained.json")
+    page = proved.parent / "report.html"
+    page.write_text(f"{verdict(rows)} {comparison_rows(rows)}")
+    assert check(proved)[0] == []
+    rows["greedy_strict"]["verdict"] = "better!"
+    write_json(proved / "comparison.json", rows)
+    write_json(proved / "trained.json", summary | {"protocol": summary["protocol"] | {"seed": 9}})
+    page.write_text(page.read_text().replace("+", "-"))
+    said = " ".join(check(proved)[0])
+    assert "greedy_strict, verdict: better! is written" in said
+    assert "trained.json is not the file that" in said
+    assert "report.html does not say what the answers give: +" in said
 
 
 def test_regrading_a_run_needs_no_torch_and_takes_an_address(proved):

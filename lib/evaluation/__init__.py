@@ -17,6 +17,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,15 @@ import pandas as pd
 from lib.config import ROOT, Config, side_config
 from lib.engines import Completion, Engine, Sampling, prompt_hash
 from lib.errors import BadInput
-from lib.evaluation.comparison import compare, compare_records, digest, is_judged, summarize
+from lib.evaluation.comparison import (
+    compare,
+    compare_records,
+    comparison_rows,
+    digest,
+    is_judged,
+    summarize,
+    verdict,
+)
 from lib.files import read_json, read_jsonl, write_json, write_jsonl
 from lib.process import Progress
 from lib.rewards import recipe_rewards, score, totals
@@ -225,7 +234,6 @@ def tracked(summary: dict[str, Any]) -> dict[str, float]:
 # Graded again, by today's rules: no model, no torch
 
 SUMMARIES = ("scores", "outcomes", "truncated", "tokens")  # of one evaluation
-NUMBERS = ("before", "after", "difference", "stderr", "interval_95", "p_value", "problems")
 
 
 def regrade(
@@ -266,42 +274,74 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def check(evals: Path, name: str = "comparison") -> tuple[list[str], str]:
-    """What of `<name>.json` is not what the stored answers give, and what was looked at.
+    """What of `<name>.json`, and of the page, is not what the stored answers give, and what was
+    looked at.
 
     Raises:
         BadInput: a file is missing, or its task cannot be made here.
     """
     stored = read_json(evals / f"{name}.json")
-    complaints, logs, protocol, summed = [], [], {}, 0
+    complaints, logs, protocol, summed = [], {}, {}, 0
     for file, written in next(iter(stored.values()))["answers"].items():
-        log = evals / file
-        if not log.is_file():
+        if not (evals / file).is_file():
             raise BadInput(f"There is no {file} in {evals}: its answers are needed.", "no-answers")
-        if digest(log) != written:
+        if digest(evals / file) != written:
             complaints.append(
                 f"{file} is not the file that {name}.json was made of (its SHA-256 differs): it "
                 f"was changed or exchanged afterwards."
             )
-        summary, records = read_json(log.with_suffix(".json")), read_jsonl(log)
-        protocol = summary["protocol"]
-        logs.append(_graded_again(records, protocol))
-        complaints += _other_grades(file, records, logs[-1])
+        if file.endswith(".jsonl"):
+            logs[file] = read_jsonl(evals / file)
+    summaries = {file: read_json((evals / file).with_suffix(".json")) for file in logs}
+    answers = f"{sum(map(len, logs.values())):,} stored answers"
+    if gaps := _gaps(logs, summaries):
+        return complaints + gaps, f"{name}.json: its {answers} do not make pairs."
+    for file, summary in summaries.items():
+        protocol, records = summary["protocol"], logs[file]
+        logs[file] = _graded_again(records, protocol)
+        complaints += _other_grades(file, records, logs[file])
         rules = SimpleNamespace(**protocol, eval_k=_ks(summary.get("scores", {})))
         summary = {key: summary[key] for key in SUMMARIES if key in summary}
-        again = {k: v for k, v in summarize(logs[-1], rules).items() if k in summary}
-        complaints += _other_numbers(f"{log.stem}.json", summary, again)
+        again = {k: v for k, v in summarize(logs[file], rules).items() if k in summary}
+        complaints += _other_numbers(file.removesuffix("l"), summary, again)
         summed += len(_numbers(again))
-    rows = compare_records(*logs, _ks(stored), protocol["prompt_format"])
-    stored, rows = (
-        {row: {k: v for k, v in some[row].items() if k in NUMBERS} for row in some if row in stored}
-        for some in (stored, rows)
-    )
-    complaints += _other_numbers(f"{name}.json", stored, rows)
+    rows = compare_records(*logs.values(), _ks(stored), protocol["prompt_format"])
+    rows = {row: values for row, values in rows.items() if row in stored}
+    unsigned = {
+        row: {k: v for k, v in values.items() if k != "answers"} for row, values in stored.items()
+    }
+    complaints += _other_numbers(f"{name}.json", unsigned, rows)
+    page = evals.parent / "report.html"
+    if name == "comparison" and page.is_file():
+        there = unescape(page.read_text("utf-8"))
+        for text in (verdict(rows), *(cell for row in comparison_rows(rows) for cell in row)):
+            if text not in there:
+                complaints.append(f"report.html does not say what the answers give: {text}")
     return complaints, (
-        f"{name}.json: {len(_numbers(rows))} numbers in {len(rows)} scores computed from "
-        f"{sum(map(len, logs)):,} stored answers, and {summed} of their summaries"
+        f"{name}.json: {len(_numbers(rows))} figures in {len(rows)} scores computed from "
+        f"{answers}, and {summed} of their summaries"
         f"{'' if complaints else ', each as it is written'}."
     )
+
+
+def _gaps(logs: dict[str, list[dict]], summaries: dict[str, dict]) -> list[str]:
+    """Files that do not have each problem's answers, or not once."""
+
+    def problem(record: dict) -> tuple[str, ...]:
+        return record["id"], record["question"], str(record["expected"])
+
+    problems, complaints = {problem(r) for records in logs.values() for r in records}, []
+    for file, records in logs.items():
+        passes = summaries[file]["protocol"]["passes"]
+        answers = [(kind, i) for kind, sampling in passes.items() for i in range(sampling["n"])]
+        once = Counter((asked, *answer) for asked in problems for answer in answers)
+        there = Counter((problem(r), r["pass"], r["sample"]) for r in records)
+        if wrong := sorted({asked[0] for asked, *_ in (once - there) | (there - once)}):
+            complaints.append(
+                f"{file}: {len(wrong)} problems lack an answer, have one too many, or are not the "
+                f"other file's (the first is {wrong[0]})."
+            )
+    return complaints
 
 
 def _graded_again(records: Sequence[dict], protocol: dict[str, Any]) -> list[dict]:
@@ -350,9 +390,9 @@ def _other_numbers(file: str, stored: dict, again: dict) -> list[str]:
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Of numbers, intervals, or None."""
-    if a is None or b is None:
-        return a is b
+    """Of numbers, intervals, words, or None."""
+    if any(value is None or isinstance(value, str) for value in (a, b)):
+        return a == b
     return np.shape(a) == np.shape(b) and np.allclose(a, b, rtol=0, atol=1e-9)
 
 
@@ -387,5 +427,5 @@ def _fetched(address: str, folder: Path) -> Path:
     rows = read_json(fetch("comparison.json"))
     for name in next(iter(rows.values()))["answers"]:
         fetch(name)
-        fetch(f"{name.removesuffix('.jsonl')}.json")
+        fetch(Path(name).with_suffix(".json").name)
     return folder

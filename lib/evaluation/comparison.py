@@ -132,8 +132,8 @@ def summarize(records: Records, config: Config) -> dict[str, Any]:
 def compare(run: Run, config: Config, before: str, after: str, to: str = "comparison") -> Rows:
     """Paired differences between two evaluations of the same problems; `evals/<to>.json`.
 
-    Each row names the files of answers that it is made of, with their digests (SHA-256), by which
-    `lib.evaluation.check` tells files that have been changed since.
+    Each row names the files that it is made of, answers and their protocol, with their digests
+    (SHA-256), by which `lib.evaluation.check` tells files that have been changed since.
 
     Raises:
         BadInput: the two were not asked the same prompts in the same way.
@@ -147,7 +147,7 @@ def compare(run: Run, config: Config, before: str, after: str, to: str = "compar
         )
     logs = [run.evals / f"{name}.jsonl" for name in (before, after)]
     rows = compare_records(*map(read_jsonl, logs), config.eval_k, config.prompt_format)
-    files = {log.name: digest(log) for log in logs}
+    files = {file.name: digest(file) for log in logs for file in (log, log.with_suffix(".json"))}
     write_json(run.evals / f"{to}.json", {k: row | {"answers": files} for k, row in rows.items()})
     return read_json(run.evals / f"{to}.json")
 
