@@ -521,7 +521,10 @@ def test_forged_numbers_and_answers_are_named(proved, capsys):
         (lambda a, b: b[3].update(expected="7"), "are not the other file's"),
         (lambda a, b: b[3].update(question="1 + 1?"), "are not the other file's"),
         (lambda a, b: [r.update(id=f"other/{r['id']}") for r in b], "base.jsonl: 2"),
-        (lambda a, b: (a.insert(3, b[3]), b.insert(3, a.pop(4)), b.pop(4)), "greedy_format, broken: 0 is written"),
+        (
+            lambda a, b: (a.insert(3, b[3]), b.insert(3, a.pop(4)), b.pop(4)),
+            "greedy_format, broken: 0 is written",
+        ),
         (lambda a, b: b[0].update(tokens=99), "trained.json: tokens: "),
     ],
 )
