@@ -70,17 +70,21 @@ FIRST_TIME = dict(zip(CHAIN, (35, 40, 240, 90, 105), strict=True))
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments and arguments[0] in COMMANDS:
-        module, _, function = COMMANDS[arguments[0]].partition(":")
-        return getattr(import_module(module), function)(arguments[1:])
+    command = COMMANDS.get(arguments[0]) if arguments else None
     try:
+        if command:
+            module, _, function = command.partition(":")
+            return getattr(import_module(module), function)(arguments[1:])
         code = run_recipe(*read_arguments(arguments))
     except BadInput as error:
         print(error, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:  # by the signal that it names
+        code = 128 + next(iter(stopped.args), signal.SIGINT)
+        if command:
+            print("Interrupted: the same command goes on from there.", file=sys.stderr)
+            return code
         print("Interrupted.", file=sys.stderr)
-        code = 128 + signal.SIGINT
     if code:
         again = shlex.join([word for word in arguments if word != "--resume"])
         print(f"Go on from there with: python -m lib.suite {again} --resume")
@@ -133,11 +137,7 @@ def doctor(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.suite doctor")
     add_recipe(parser)
     options = parser.parse_args(arguments)
-    try:
-        config = configure(options, parameters_of(options))
-    except BadInput as error:
-        print(error)
-        return 2
+    config = configure(options, parameters_of(options))
     print(f"{config.name} on profile {config.profile}: {config.model} on {config.task}")
     print(which_way(config, read_stack()))
     started, code = time.monotonic(), 0

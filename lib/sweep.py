@@ -510,15 +510,8 @@ def _command(name: str, run: Callable[[Path, str | None], int], arguments: Seque
     def stop(number: int) -> None:
         raise KeyboardInterrupt(number)
 
-    try:
-        with on_interrupt(stop):
-            return run(options.file, options.ray)
-    except BadInput as error:
-        print(error, file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stopped:
-        print("Interrupted: the same command goes on from there.", file=sys.stderr)
-        return 128 + next(iter(stopped.args), signal.SIGINT)
+    with on_interrupt(stop):
+        return run(options.file, options.ray)
 
 
 sweep, race = partial(_command, "sweep", run_sweep), partial(_command, "race", run_race)

@@ -255,20 +255,15 @@ def regrade(
 def main(arguments: Sequence[str]) -> int:
     """Prints what was recomputed, and all that differs; 1 where something does, else 0."""
     if len(arguments) != 1:
-        print("Give one run: its name, its folder, or the http(s) address of its folder.")
-        return 2
+        raise BadInput("Give one run: its name, its folder, or the http(s) address of its folder.")
     complaints = []
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            evals = _evals_of(arguments[0], Path(folder))
-            for name in ("comparison", "side_comparison"):
-                if (evals / f"{name}.json").is_file():
-                    differ, sentence = check(evals, name)
-                    complaints += differ
-                    print(sentence)
-    except BadInput as error:
-        print(error)
-        return 2
+    with tempfile.TemporaryDirectory() as folder:
+        evals = _evals_of(arguments[0], Path(folder))
+        for name in ("comparison", "side_comparison"):
+            if (evals / f"{name}.json").is_file():
+                differ, sentence = check(evals, name)
+                complaints += differ
+                print(sentence)
     print(*complaints, sep="\n", end="\n" if complaints else "")
     return int(bool(complaints))
 
