@@ -286,11 +286,12 @@ Stage = tuple[str, list[BadInput]]
 def examine(config: Config, deep: bool = True) -> Iterator[Stage]:
     """The stages in order, each with what it found; a stage that stops a run is the last. `deep`
     loads the model: prompts, a few completions, two steps with the proof."""
-    stages = {
-        "stack": _stack,
+    hardware = detect_hardware(config.gpu_memory_cap)
+    stages: dict[str, Callable[[Config], Iterator[BadInput]]] = {
+        "stack": lambda config: installation(config, hardware, read_stack()),
         "rewards, data, model, memory, disk": _inputs,
         "what the rewards pay": _rewards,
-        "power": _power,
+        "power": lambda config: power(len(load_problems(config)[2])),
     }
     with TemporaryDirectory() as folder:
         run = Run(Path(folder))
@@ -322,10 +323,6 @@ def require_none(stages: Sequence[Stage]) -> None:
             raise finding
 
 
-def _stack(config: Config) -> Iterator[BadInput]:
-    return installation(config, detect_hardware(config.gpu_memory_cap), read_stack())
-
-
 def _inputs(config: Config) -> Iterator[BadInput]:
     check_place(config)
     # Nothing is made yet: the disk is asked where the folder will be.
@@ -338,10 +335,6 @@ def _rewards(config: Config) -> Iterator[BadInput]:
     if not learned_rewards(config):  # which 06_reward_model trains first
         form = get_format(config.prompt_format)
         yield from rewards_hold(*recipe_rewards(config), _rows(config), form)
-
-
-def _power(config: Config) -> Iterator[BadInput]:
-    return power(len(load_problems(config)[2]))
 
 
 def _rows(config: Config) -> list[dict]:

@@ -16,7 +16,7 @@ from typing import Any
 from lib.config import Config
 from lib.embedded import embedded_folder
 from lib.errors import BadInput
-from lib.files import read_json, written_whole
+from lib.files import read_json
 from lib.hardware import cap_gpu_memory
 from lib.keys import LORA
 from lib.memory import read_shape, settled
@@ -282,14 +282,8 @@ def load_tokenizer(folder: Path) -> Any:
     return ready_tokenizer(AutoTokenizer.from_pretrained(folder), folder)
 
 
-def save_adapter(policy: Policy, folder: Path) -> None:
-    """The adapter (after full fine-tuning the model) with its tokenizer."""
-    with written_whole(folder) as beside:
-        write_adapter(policy, beside)
-
-
 def write_adapter(policy: Policy, folder: Path) -> None:
-    """As `save_adapter`, into a folder that is whole when more has been written to it."""
+    """The adapter (after full fine-tuning the model) with its tokenizer."""
     policy.model.save_pretrained(str(folder))
     policy.tokenizer.save_pretrained(str(folder))
 

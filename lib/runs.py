@@ -171,10 +171,13 @@ class Run:
                 write_jsonl(log, [row for row in read_jsonl(log) if row["step"] <= step])
         return read_jsonl(self.train_log)
 
+    def kept(self, names: str = "[!.]*[0-9]") -> list[Path]:
+        """The whole checkpoints of these names (03's and 07's differ), the latest last."""
+        return sorted(filter(is_whole, self.checkpoints.glob(names)), key=_step)
+
     def kept_step(self) -> int:
-        """Of the latest whole checkpoint, of 03 or 07; 0 without one."""
-        names = [path.name for path in self.checkpoints.glob("[!.]*[0-9]") if is_whole(path)]
-        return max((int(re.search(r"\d+$", name)[0]) for name in names), default=0)
+        """Of the latest whole checkpoint; 0 without one."""
+        return max(map(_step, self.kept()), default=0)
 
     def need(self, path: Path, made_by: str) -> Path:
         """The path, which an earlier notebook must have written; raises BadInput otherwise."""
@@ -197,6 +200,10 @@ def is_whole(checkpoint: Path) -> bool:
     that TRL's `training_args.bin` goes."""
     has_state = any(checkpoint.glob("*state.json"))
     return has_state and not (checkpoint / "training_args.bin").exists()
+
+
+def _step(checkpoint: Path) -> int:
+    return int(re.search(r"\d+$", checkpoint.name)[0])
 
 
 def output_folder(config: Config) -> Path:

@@ -195,10 +195,10 @@ def test_two_adapters_in_one_engine_are_two(tmp_path):
 
 @pytest.fixture(scope="module")
 def adapter(embedded, tmp_path_factory):
-    from lib.models import load_policy, save_adapter
+    from lib.models import load_policy, write_adapter
 
     folder = tmp_path_factory.mktemp("adapters") / "good"
-    save_adapter(load_policy(resolve("ci", SMALL, CPU)), folder)
+    write_adapter(load_policy(resolve("ci", SMALL, CPU)), folder)
     return folder
 
 

@@ -95,7 +95,7 @@ def test_a_gpu_too_small_is_told(tmp_path, run, monkeypatch):
 
 
 def test_a_failure_stops_the_run_and_resume_goes_on_there(tmp_path, first_layers):
-    from lib.models import load_policy, save_adapter
+    from lib.models import load_policy, write_adapter
 
     model = {"model": str(first_layers)}
     given = dict(run="ci", max_steps=1, eval_problems=4, eval_samples=0, eval_engine="transformers")
@@ -113,7 +113,7 @@ def test_a_failure_stops_the_run_and_resume_goes_on_there(tmp_path, first_layers
     (tmp_path / "ci" / "notebooks" / "01_setup.ipynb").unlink()
 
     # What 03_training would leave.
-    save_adapter(load_policy(resolve("ci", SMALL | model, CPU)), tmp_path / "ci" / "adapter")
+    write_adapter(load_policy(resolve("ci", SMALL | model, CPU)), tmp_path / "ci" / "adapter")
     code, out, errors = run_it("--resume", cwd=tmp_path, env=OFFLINE | {"PYTHONPATH": str(ROOT)})
     assert code == 0, errors
     assert "01_setup: done before" in out and "greedy strict" in out and "report.html" in out

@@ -38,7 +38,7 @@ from lib.training import check_fills_a_step, check_resumable, fresh_checkpoints
 from lib.training.rollouts import prompt_order, rollout_row
 from lib.training.survival import need_number, survived
 
-KEPT = 2  # checkpoints
+CHECKPOINTS, KEPT = "lora_epoch*_step*", 2  # their names, and how many stay
 LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "cispo")
 # What this loop does in one way only; the trainer of 03_training does more.
 READ = {
@@ -111,7 +111,7 @@ class Learner:
     def train(self, watch: Callable[[list[dict]], None] | None = None) -> None:
         """Train, from the run's last checkpoint where `resume` is set; afresh otherwise. `watch` is
         called after each step with the log so far. Raises Stopped as `survived`."""
-        if self.config.resume and (kept := checkpoints(self.run)):
+        if self.config.resume and (kept := self.run.kept(CHECKPOINTS)):
             self.load_checkpoint(kept[-1])
         else:
             fresh_checkpoints(self.config, self.run)
@@ -303,7 +303,7 @@ class Learner:
             if self.value_head:
                 save_file(self.value_head.state_dict(), folder / "value_head.safetensors")
             write_json(folder / "state.json", {"step": self.step, "epoch": epoch})
-        for old in checkpoints(self.run)[:-KEPT]:
+        for old in self.run.kept(CHECKPOINTS)[:-KEPT]:
             discard(old)
 
     def save_adapter(self, folder: Path) -> None:
@@ -361,9 +361,3 @@ def engine_samples(
         pad_sequence([torch.tensor(row, device=prompts_NS.device) for row in part], True)
         for part in zip(*rows, strict=True)
     ]
-
-
-def checkpoints(run: Run) -> list[Path]:
-    """The run's checkpoints, oldest first."""
-    step = "lora_epoch*_step*"
-    return sorted(run.checkpoints.glob(step), key=lambda path: int(path.name.rpartition("step")[2]))

@@ -32,9 +32,7 @@ from lib.training.rollouts import beside_trainer
 
 def run_variants(config: Config) -> Iterator[str]:
     """Train and measure what is not there yet; yields each run's name when it is done."""
-    base = arms.base_config(config)
-    wanted = {arms.BASE: base, **arms.variant_configs(config)}
-    missing = {name: each for name, each in wanted.items() if not arms.is_finished(each)}
+    base, missing = arms.base_config(config), arms.missing_runs(config)
     if not missing:
         return
     task, training, problems, examples = load_problems(base)

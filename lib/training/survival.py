@@ -165,10 +165,7 @@ def need_number(what: str, value: Any, step: int) -> None:
 def resume_point(run: Run) -> Path | None:
     """The latest whole checkpoint; those that a kill or a full disk left in part are deleted, by
     the first process, and no process takes one for whole."""
-    whole = {}
-    for checkpoint in run.checkpoints.glob("checkpoint-*"):
-        if is_whole(checkpoint):
-            whole[int(checkpoint.name.removeprefix("checkpoint-"))] = checkpoint
-        else:
-            discard(checkpoint)
-    return whole[max(whole)] if whole else None
+    whole = run.kept("checkpoint-*")
+    for left in {*run.checkpoints.glob("checkpoint-*")} - {*whole}:
+        discard(left)
+    return whole[-1] if whole else None
