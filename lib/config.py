@@ -177,11 +177,8 @@ def resolve(
 ) -> Config:
     """The effective configuration of a recipe (a name in notebooks/recipes, a path, or None for
     plain defaults) with parameters, where None counts as not given. GRPO_RUN and GRPO_OUTPUT_DIR
-    stand in for `run` and `output_dir` where no parameter sets them.
-
-    Raises:
-        BadInput: an unknown key, a wrong type or an impossible value or pair.
-    """
+    stand in for `run` and `output_dir` where no parameter sets them. BadInput: an unknown key, a
+    wrong type or an impossible value or pair."""
     given = translate({k: value for k, value in (parameters or {}).items() if value is not None})
     path = find_recipe(recipe) if recipe else None
     stored = translate(read_recipe(path)) if path else {}

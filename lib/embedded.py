@@ -22,11 +22,8 @@ EMBEDDED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110d
 
 
 def embedded_folder() -> Path:
-    """The embedded model as safetensors, converted once (about 20 s) and kept.
-
-    Raises:
-        BadInput: the package is missing, or its file is not the one expected.
-    """
+    """The embedded model as safetensors, converted once (about 20 s) and kept. BadInput: the
+    package is missing, or its file is not the one expected."""
     folder = cache_folder() / f"SmolLM2-135M-Instruct-{EMBEDDED_SHA256[:8]}-2"
     if not folder.is_dir():
         beside = folder.with_name(f"{folder.name}.{os.getpid()}")

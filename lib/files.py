@@ -107,10 +107,8 @@ def written_whole(folder: Path) -> Iterator[Path]:
     """Yields a folder to write into, which takes its place when all of it is there, on disk.
 
     A kill at any moment leaves the old folder or the new one: by its name or, between two renames,
-    as `.<name>.old`, from where `put_back` brings it.
-
-    Raises:
-        BadInput: it could not be written, as on a full disk; the old one stays.
+    as `.<name>.old`, from where `put_back` brings it. BadInput: it could not be written, as on a
+    full disk; the old one stays.
     """
     if not is_main_process():
         with tempfile.TemporaryDirectory() as nowhere:
@@ -178,11 +176,7 @@ _timer: threading.Timer | None = None  # since this kernel's last cell ended; No
 
 def hold(folder: Path) -> None:
     """Take the folder's lock, until this process ends or a notebook's cells have run; again where
-    the process has made the folder anew.
-
-    Raises:
-        BadInput: another process has it ("run-in-use").
-    """
+    the process has made the folder anew. BadInput: another process has it ("run-in-use")."""
     if not is_main_process():
         return
     folder = folder.resolve()

@@ -12,11 +12,8 @@ from lib.runs import Run, named_config, open_run
 
 
 def start(namespace: Mapping[str, Any]) -> tuple[Config, Run]:
-    """Configuration and run folder from a notebook's parameters: `start(globals())`.
-
-    Raises:
-        BadInput: a parameter does not work, or another process writes into the run's folder.
-    """
+    """Configuration and run folder from a notebook's parameters: `start(globals())`. BadInput: a
+    parameter does not work, or another process writes into the run's folder."""
     warnings.filterwarnings("ignore")
     config = named_config(*notebook_parameters(namespace))
     return config, open_run(config)

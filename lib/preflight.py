@@ -163,11 +163,8 @@ def keep(result: Preflight, run: Run) -> None:
 
 
 def require_signal(run: Run, config: Config) -> str:
-    """The preflight's verdict, or a note that there was none.
-
-    Raises:
-        BadInput: a long run on rewards that the preflight found dead.
-    """
+    """The preflight's verdict, or a note that there was none. BadInput: a long run on rewards that
+    the preflight found dead."""
     path = run.folder / "preflight.json"
     if not path.is_file():
         return "No preflight was run: 02_reward_design tells whether the rewards give a signal."
@@ -182,10 +179,7 @@ def require_signal(run: Run, config: Config) -> str:
 
 def data_notes(config: Config, tokenizer: Any) -> list[str]:
     """What is wrong with a recipe's problems and does not stop it, too long prompts included.
-
-    Raises:
-        BadInput: something stops it.
-    """
+    BadInput: something stops it."""
     notes = problem_notes(config)
     _, training, held_out, examples = load_problems(config)
     for problems, tokens in ((training, 0), (held_out, config.completion_tokens)):

@@ -278,9 +278,7 @@ def open_run(config: Config) -> Run:
 
     The record of a run that was trained keeps its settings until `begin_training`. Libraries write
     here and not into the working folder: call it before torch, Unsloth or vLLM are imported.
-
-    Raises:
-        BadInput: the run is written by another process, or its place cannot be written to.
+    BadInput: the run is written by another process, or its place cannot be written to.
     """
     check_place(config)
     run = Run(run_folder(config))

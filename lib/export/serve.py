@@ -59,11 +59,8 @@ class Server:
         return OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=300)
 
     def chat(self, messages: Messages, max_tokens: int, model: str = "", **settings: Any) -> Any:
-        """A whole answer, greedy, as the API has it; `settings` go to it.
-
-        Raises:
-            BadInput: what the server refused, or that it is gone.
-        """
+        """A whole answer, greedy, as the API has it; `settings` go to it. BadInput: what the server
+        refused, or that it is gone."""
         given = dict(temperature=0, model=model or self.models[-1]) | settings
         with self._refusals():
             return self.client.chat.completions.create(
@@ -71,11 +68,8 @@ class Server:
             )
 
     def stream(self, messages: Messages, max_tokens: int = 512, model: str = "") -> Iterator[str]:
-        """The answer in pieces.
-
-        Raises:
-            BadInput: as `chat`, and where the server ends before the answer does.
-        """
+        """The answer in pieces. BadInput: as `chat`, and where the server ends before the answer
+        does."""
         finished = False
         with self.chat(messages, max_tokens, model, stream=True) as pieces:
             while True:
@@ -151,11 +145,8 @@ def serve_vllm(
     adapters: dict[str, Path] | None = None,
     name: str = "base",
 ) -> Server:
-    """`vllm serve` with a model and, beside it under names of their own, adapters.
-
-    Raises:
-        BadInput: it does not start, and its last words.
-    """
+    """`vllm serve` with a model and, beside it under names of their own, adapters. BadInput: it
+    does not start, and its last words."""
     command = [*vllm_command(folder), "--served-model-name", name]
     command += ["--dtype", str(torch_dtype(config)).removeprefix("torch.")]
     command += ["--max-model-len", str(config.max_seq_length)]
@@ -223,10 +214,7 @@ def launch(
     **environment: str,
 ) -> Server:
     """Start a server's command and wait, ten minutes at most, until it answers at `/health`.
-
-    Raises:
-        BadInput: it ended, or does not answer in time.
-    """
+    BadInput: it ended, or does not answer in time."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         began = file.tell()  # an earlier server's words stand before it

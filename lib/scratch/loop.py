@@ -61,9 +61,8 @@ class Learner:
         rewards, weights: reward functions in TRL's signature and the weight of each.
         engine: samples, several times faster on a CPU than the policy itself, by its weights.
 
-    Raises:
-        BadInput: a setting that this loop does not have or that its checkpoints do not fit, or
-            fewer rows than a step takes.
+    BadInput: a setting that this loop does not have or that its checkpoints do not fit, or fewer
+    rows than a step takes.
     """
 
     stop_asked = ""  # why it is to stop, with a checkpoint, once the present batch is done

@@ -76,8 +76,6 @@ def start(config: Config, run: Run) -> None:
     created = run.recorded().get("created", "")
     os.environ |= {
         "TENSORBOARD_LOGGING_DIR": str(run.folder / "tensorboard"),
-        "TRACKIO_DIR": str(run.folder / "trackio"),
-        "WANDB_DIR": str(run.folder),
         "WANDB_NAME": config.run_name,
         # The same for every notebook of a run, and not for another run of its name.
         "WANDB_RUN_ID": hashlib.sha256(f"{run.folder}{created}".encode()).hexdigest()[:16],
