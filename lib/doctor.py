@@ -21,6 +21,7 @@ from typing import Any
 
 from lib.adapters import block_layers
 from lib.config import Config, side_config
+from lib.engines import Completion, chat_text, make_engine, training_sampling
 from lib.errors import BadInput, first_line, nearest
 from lib.files import existing, read_json, read_jsonl
 from lib.hardware import GIB, Hardware, detect_hardware
@@ -186,8 +187,6 @@ def rewards_hold(
 ) -> Iterator[BadInput]:
     """Rewards on made-up completions: they run, pay a group the same in any order and company, and
     pay the right answer best."""
-    from lib.engines import Completion
-
     tries = [(row, name, text) for row in rows[:4] for name, text in temptations(row, form).items()]
     batch, names = [row for row, *_ in tries], [name for _, name, _ in tries]
     answers = [Completion(text, tuple(range(len(text.split()))), "stop") for *_, text in tries]
@@ -351,7 +350,6 @@ def _dialogue(config: Config) -> Iterator[BadInput]:
 
 def _completions(config: Config) -> Iterator[BadInput]:
     """A few of the base model: are they cut off, and do the rewards tell them apart?"""
-    from lib.engines import make_engine, training_sampling
     from lib.preflight import preflight
 
     probed = dict(
@@ -376,7 +374,6 @@ def _completions(config: Config) -> Iterator[BadInput]:
 def _two_steps(config: Config, run: Run) -> Iterator[BadInput]:
     """Of the training itself. Its engine proves at the first hand-over that it has the policy;
     Unsloth's, whose weights are the policy's, is asked here."""
-    from lib.engines import chat_text
     from lib.training import make_trainer, train
 
     few = dict(max_steps=2, warmup_steps=0, validation_steps=0, save_steps=100)
