@@ -71,9 +71,9 @@ def detect_hardware(cap: float = 0.0) -> Hardware:
     `cap` GiB at the most (0: all)."""
     gpu, gpu_memory, capability = _query_gpu()
     gpu_memory = min(gpu_memory, cap or gpu_memory)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(os.sched_getaffinity(0))
     memory = min(psutil.virtual_memory().total / GIB, _container_memory())
-    return Hardware(gpu, gpu_memory, capability, cores or 1, memory)
+    return Hardware(gpu, gpu_memory, capability, cores, memory)
 
 
 def _container_memory(file: Path = Path("/sys/fs/cgroup/memory.max")) -> float:

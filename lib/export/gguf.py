@@ -91,7 +91,8 @@ def write_gguf(merged: Path, folder: Path, kinds: Sequence[str]) -> dict[str, Pa
                 key="gguf-kind",
             )
     need_llama_cpp()
-    home, python, first = converter(), sys.executable, "bf16" if "bf16" in kinds else "f16"
+    cores, home, python = len(os.sched_getaffinity(0)), converter(), sys.executable
+    first = "bf16" if "bf16" in kinds else "f16"
     with written_whole(folder) as beside:
         source = beside / f"model-{first}.gguf"
         options = ("--outfile", source, "--outtype", first)
@@ -101,17 +102,12 @@ def write_gguf(merged: Path, folder: Path, kinds: Sequence[str]) -> dict[str, Pa
             raise BadInput(refuses, key="gguf-convert")
         for kind in (kind for kind in kinds if kind not in SIXTEEN_BIT):
             to = beside / f"model-{kind}.gguf"
-            reason = _failure(python, "-c", _QUANTIZE, source, to, ftypes[kind], _cores())
+            reason = _failure(python, "-c", _QUANTIZE, source, to, ftypes[kind], cores)
             if reason or not to.is_file():
                 raise BadInput(f"llama.cpp cannot quantise to {kind}: {reason}", "gguf-quantise")
         if first not in kinds:
             source.unlink()
     return {kind: folder / f"model-{kind}.gguf" for kind in kinds}
-
-
-def _cores() -> int:
-    """Those this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _failure(*command: Any, **environment: str) -> str:
@@ -140,7 +136,7 @@ class LlamaCpp:
         self.model = Model(str(file), params)
         context = llama_cpp.LlamaContextParams()
         context.n_ctx = context.n_batch = context.n_ubatch = max_tokens
-        context.n_threads = context.n_threads_batch = _cores()
+        context.n_threads = context.n_threads_batch = len(os.sched_getaffinity(0))
         self.context = llama_cpp.LlamaContext(self.model, context)
         self._cached: list[int] = []
         self.vocab = self.model.get_vocab()
