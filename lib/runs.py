@@ -104,11 +104,13 @@ class Run:
         with written_whole(self.adapter) as beside:
             yield beside
             if self.model_id() not in ("", self.model_id(beside)) and is_main_process():
-                self._move_to_previous(
+                aside = self._move_to_previous(
                     *OF_ADAPTER,
                     but=(*BEFORE_TRAINING, "training", "validation", "base", "."),
                     still_good=("01", "02", "03", "06"),
                 )
+                if aside:
+                    print(f"What was made from the adapter before is kept in {shown(aside)}")
 
     def put_aside_training(self) -> Path | None:
         """Move what a training left, and all that was made from it, to `previous/<time>/`: that
