@@ -23,8 +23,8 @@ atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 
 CHAIN = ("01", "02", "03", "04", "05", "08")  # each needs what those before it left
 # What takes longest begins, so that no process is left with it at the end.
-SLOW = ("survival", "suite", "export", "sweep", "evaluation", "doctor", "models", "recipes")
-FIRST = [*CHAIN, "07", "06", "09", *SLOW]
+FIRST = (*CHAIN, "06", "09", "07", "sweep", "recipes", "unsloth_trainer", "jupyterlab", "export")
+FIRST += ("processes", "models", "survival", "suite", "doctor", "serving", "scratch", "own_data")
 
 
 def pytest_collection_modifyitems(items):
