@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -44,14 +43,15 @@ with hushed(run):
     rollouts = [read_jsonl(path) for path in sorted(run.rollouts.iterdir())]
     shutil.rmtree(run.checkpoints / "checkpoint-2")
     *_, again = learn(resolve("ci", given | {"resume": True}))
-print(json.dumps(dict(unsloths=unsloths, notes=notes, log=log, again=again,
+kernels = [line.split()[-1] for line in open("/proc/self/maps") if "vllm/_C" in line]
+print(json.dumps(dict(unsloths=unsloths, notes=notes, log=log, again=again, kernels=kernels,
                       rollouts=rollouts, kept=[p.name for p in run.checkpoints.iterdir()])))
 """
 
+# On a CPU as most laptops have it.
 KERNELS = """
 import sys, torch
-torch.cpu._is_avx512_bf16_supported = lambda: False
-torch.cpu._is_avx512_supported = lambda: sys.argv[1] == "avx512"
+torch.cpu._is_avx512_bf16_supported = torch.cpu._is_avx512_supported = lambda: False
 from lib.config import resolve
 from lib.stack import choose_backend
 assert choose_backend(resolve("ci", {"profile": "cpu"}))[0] == "unsloth"
@@ -60,15 +60,13 @@ print(*(line for line in open("/proc/self/maps") if "vllm/_C" in line))
 """
 
 
-@pytest.mark.parametrize("cpu", ["avx2", "avx512"])
-def test_one_build_of_vllms_kernels_is_loaded(cpu):
+def test_one_build_of_vllms_kernels_is_loaded(seen):
     """Two of them end the process, and on most laptops Unsloth would load another one than vLLM."""
-    if cpu not in Path("/proc/cpuinfo").read_text():
-        pytest.skip(f"this CPU has no {cpu}")
-    command = [sys.executable, "-c", KERNELS, cpu]
+    assert len(set(seen["kernels"])) == 1
+    command = [sys.executable, "-c", KERNELS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert set(re.findall(r"vllm/(_C\w*)", done.stdout)) == {f"_C_{cpu.upper()}"}
+    assert set(re.findall(r"vllm/(_C\w*)", done.stdout)) == {"_C_AVX2"}
 
 
 @pytest.fixture(scope="module")
@@ -82,20 +80,14 @@ def seen(first_layers, tmp_path_factory) -> dict:
 
 
 def test_it_trains_by_unsloths_trainer_and_says_what_that_does_not_do(seen):
+    """Every completion is kept, and the entropy logged."""
     assert seen["unsloths"]
     assert any("Unsloth's trainer has a loss of its own" in note for note in seen["notes"])
-    assert all(row["grad_norm"] > 0 for row in seen["log"])
-
-
-def test_every_completion_is_kept(seen):
     assert [len(rows) for rows in seen["rollouts"]] == [8, 8]
     for row, rows in zip(seen["log"], seen["rollouts"], strict=True):
+        assert row["grad_norm"] > 0 and 0 < row["entropy"] < 12
         assert sum(r["total"] for r in rows) / 8 == pytest.approx(row["reward"], abs=1e-5)
         assert any(r["advantage"] for r in rows) == (row["frac_reward_zero_std"] < 1)
-
-
-def test_the_entropy_is_logged(seen):
-    assert all(0 < row["entropy"] < 12 for row in seen["log"])
 
 
 def test_a_resumed_run_goes_on_as_it_would_have(seen):
