@@ -34,6 +34,12 @@ def public_name(config: Config) -> str:
     return local.name if local else config.model
 
 
+def data_name(config: Config) -> str:
+    """What the model was trained on: a file's or a data set's name, else the task's."""
+    about = config.task_config
+    return Path(about.get("path") or about.get("dataset") or config.task).name
+
+
 def make_portable(folder: Path, config: Config, examples: Sequence[Problem]) -> None:
     """What another machine needs to ask the model in a folder as it was trained to be asked.
 

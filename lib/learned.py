@@ -137,7 +137,7 @@ class RewardModel:
         import torch
 
         with torch.inference_mode():
-            # In 32 bit: 16 would round scores that differ by less than 1 %.
+            # In 32 bit: 16 would round scores that differ by less than 1%.
             return self.model.score(self.states(prompts, answers))[:, 0].tolist()
 
     def rewards(self, prompts: Sequence[list[dict]], answers: Sequence[str]) -> list[float]:

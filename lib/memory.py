@@ -4,7 +4,7 @@
     plan.total, plan.rows()     # GiB, and where they go, each with its formula
 
 Training holds the most at the end of a pass's forward: what stays for the whole run, and what
-backward needs of the pass. The formulas are ones that a reader can check, within 25 % of what was
+backward needs of the pass. The formulas are ones that a reader can check, within 25% of what was
 measured (benchmarks/results/memory_cpu.json; one model on a GPU, step_demo_nvidia_h200.json).
 """
 
@@ -21,7 +21,7 @@ from lib.keys import translate
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 NF4 = 0.625  # bytes a weight: 4 bits, scales, and the layers that stay in 16 bit
-MARGIN = 0.85  # of what there is: the estimate may be 15 % low
+MARGIN = 0.85  # of what there is: the estimate may be 15% low
 EVALUATION_SHARE = 0.85  # of the card, which evaluation and the merge have alone
 CUDA_CONTEXT = 0.6  # GiB before a model is loaded; not measured here
 PROCESS = 0.9  # GiB: Python, torch, transformers, Unsloth and TRL, ready to train

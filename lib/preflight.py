@@ -1,7 +1,7 @@
 """Before GPU time is spent: do the rewards tell the base model's completions apart?
 
     result, samples = preflight(engine, rows, rewards, weights, config, task, problems)
-    result.verdict      # "Go: 62 % of the groups carry signal …"
+    result.verdict      # "Go: 62% of the groups carry signal …"
 
 GRPO learns from differences within a group. Where all G completions of a
 prompt earn the same, their advantages are zero and the step is lost.

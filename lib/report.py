@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from lib.adapters import public_name
+from lib.adapters import data_name, public_name
 from lib.config import Config
 from lib.evaluation.comparison import HEADER, comparison_rows, greedy_records, side_by_side, verdict
 from lib.evaluation.runs import accuracy_rows, cost_rows, sentences
@@ -47,10 +47,8 @@ def write_report(run: Run, config: Config) -> str:
     record, log = run.recorded(), read_jsonl(run.train_log)
     rewards = [row["reward"] for row in log if "reward" in row]
     settings = Config.model_construct(**config.model_dump() | record.get("config", {}))
-    about = settings.task_config
-    data = about.get("path") or about.get("dataset") or settings.task
     page = _template().render(
-        title=f"{run.folder.name}: {public_name(settings).split('/')[-1]} on {Path(data).name}",
+        title=f"{run.folder.name}: {public_name(settings).split('/')[-1]} on {data_name(settings)}",
         config=settings,
         verdict=verdict(table),
         alarms=warned,
@@ -103,7 +101,7 @@ def write_comparison(run: Run, compared: Sequence[dict[str, Any]]) -> Path:
 
     figures = {
         "learning_curves": "Reward while each arm trains: mean and range over seeds.",
-        "differences": "Differences with 95 % intervals: what crosses zero may be chance.",
+        "differences": "Differences with 95% intervals: what crosses zero may be chance.",
     }
     files = {run.figures / f"{name}.png": sentence for name, sentence in figures.items()}
     page = run.folder / "comparison.html"

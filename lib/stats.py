@@ -107,7 +107,7 @@ def mean_with_error(
     within: tuple[float, float] | None = None,
     level: float = LEVEL,
 ) -> Estimate:
-    """The mean over problems with its standard error and Student's interval, of 95 % by default.
+    """The mean over problems with its standard error and Student's interval, of 95% by default.
 
     SE² = s²/n (Miller eq. 1), or clustered C/(C−1) · Σ_c (Σ_{i in c} (x_i − x̄))² / n² (eq. 4 with
     the finite-sample factor of inspect_ai and Stata).
@@ -216,7 +216,7 @@ def crossed_difference(differences_SP: np.ndarray) -> Difference:
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a plain rate, sound near 0 and 1 too (Wilson 1927)."""
+    """The 95% interval of a plain rate, sound near 0 and 1 too (Wilson 1927)."""
     if not 0 <= successes <= n or n < 1:
         raise BadInput(f"{successes} of {n} is no rate: give 0 ≤ successes ≤ n ≥ 1.", "stats")
     middle = (successes + Z**2 / 2) / (n + Z**2)

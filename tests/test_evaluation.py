@@ -252,8 +252,8 @@ PAIR = ("base", "trained")
         ),
         # All of three fixed: an exact test of 3 against 0 says p = 0.25.
         ([WRONG] * 3, [RIGHT] * 3, ["cannot be told", "not even the largest gain"]),
-        ([WRONG], [RIGHT], ["cannot be told", "95 % interval n/a", "gives no interval"]),
-        ([RIGHT], [RIGHT], ["cannot be told", "95 % interval n/a"]),
+        ([WRONG], [RIGHT], ["cannot be told", "95% interval n/a", "gives no interval"]),
+        ([RIGHT], [RIGHT], ["cannot be told", "95% interval n/a"]),
     ],
 )
 def test_the_verdict_claims_what_can_be_claimed(before, after, sentences, run, ci_config):

@@ -212,7 +212,7 @@ def pairs_of_answers(shares, n, draws, seed):
 
 @pytest.mark.parametrize(("gain", "changed"), [(0.05, 0.15), (0.1, 0.3), (0.2, 4 / 9)])
 def test_the_power_promised_is_the_power_of_the_verdict(gain, changed):
-    """80 ± 3 % of evaluations of that many problems end with the verdict "better"."""
+    """80 ± 3% of evaluations of that many problems end with the verdict "better"."""
     shares, better = ((changed + gain) / 2, (changed - gain) / 2), 0
     for a, b, times in pairs_of_answers(shares, problems_needed(gain, changed), 4000, 1):
         paired = paired_difference(a, b)
@@ -220,7 +220,7 @@ def test_the_power_promised_is_the_power_of_the_verdict(gain, changed):
     assert better / 4000 == pytest.approx(0.8, abs=0.03)
 
 
-# Simulation: 95 % intervals hold the truth in 93 to 97 % of evaluations
+# Simulation: 95% intervals hold the truth in 93 to 97% of evaluations
 
 
 def coverage(truth: float, intervals) -> float:

@@ -248,7 +248,7 @@ def _what_would_show(row: dict[str, Any]) -> str:
     if row["stderr"] is None:
         return "A single problem, or a single family of problems, gives no interval: ask more."
     if not row.get("share", True):
-        seen = 2.8 * row["stderr"]  # Miller eq. 10 at 95 % and a power of 80 %
+        seen = 2.8 * row["stderr"]  # Miller eq. 10 at 95% and a power of 80%
         return f"A true difference below about {seen:.2f} would often be missed."
     if not row["stderr"]:
         return stats.power_sentence(row["problems"])
@@ -278,14 +278,14 @@ def interval_text(row: dict[str, Any]) -> str:
 
 
 def _change(row: dict[str, Any]) -> str:
-    """ "15.0% → 22.5%, difference +7.5 points (95 % interval +1.2 to +13.8 points)"."""
+    """ "15.0% → 22.5%, difference +7.5 points (95% interval +1.2 to +13.8 points)"."""
     interval = interval_text(row)
-    name = "" if interval.startswith("none") else "95 % interval "
+    name = "" if interval.startswith("none") else "95% interval "
     values = f"{figure(row['before'], row)} → {figure(row['after'], row)}"
     return f"{values}, difference {difference_text(row)} ({name}{interval})"
 
 
-HEADER = ["metric", "before", "after", "difference", "95 % interval", "problems"]
+HEADER = ["metric", "before", "after", "difference", "95% interval", "problems"]
 
 
 def comparison_rows(rows: Rows) -> list[list[str]]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from lib.adapters import conversation, is_adapter, public_name
+from lib.adapters import conversation, data_name, is_adapter, public_name
 from lib.config import ROOT, Config
 from lib.engines import Completion, Messages, Sampling, TransformersEngine
 from lib.errors import BadInput
@@ -160,7 +160,7 @@ def build(ask: Ask, samples: Sequence[dict], config: Config, folder: Path) -> An
         yield *texts.values(), paid_lines(config, row, [*texts.values()]) if row else []
 
     with gr.Blocks(title="Before and after") as page:
-        gr.Markdown(f"## Before and after\n{public_name(config)}, trained on {config.task}")
+        gr.Markdown(f"## Before and after\n{public_name(config)}, trained on {data_name(config)}")
         question = gr.Textbox(label="Question", lines=2, elem_id="question")
         button = gr.Button("Ask both", variant="primary", elem_id="ask")
         with gr.Row():
@@ -307,6 +307,7 @@ def write_card(folder: Path, run: Run, config: Config) -> Path:
         .from_string(source)
         .render(
             config=config,
+            data=data_name(config),
             record=record,
             base=base,
             licence=licence,

@@ -246,7 +246,7 @@ def comparison_bars(table: Mapping[str, Mapping[str, Any]]) -> Figure:
     rows, y = list(shares.values()), np.arange(len(shares))[::-1]
     figure, (left, right) = grid_of_axes(
         "share of held-out problems",
-        "paired difference in points, 95 % interval",
+        "paired difference in points, 95% interval",
         height=1.6 + 0.45 * len(rows),
         sharey=True,
     )
@@ -266,7 +266,7 @@ def comparison_bars(table: Mapping[str, Mapping[str, Any]]) -> Figure:
 @styled
 def several_answers_figure(curves: Mapping[str, Mapping[str, Sequence[Estimate]]]) -> Figure:
     """pass@k and majority@k (`lib.evaluation.comparison.curves_of_k` of each model), a line with
-    its 95 % band each model."""
+    its 95% band each model."""
     figure, axes = grid_of_axes(*next(iter(curves.values())), height=3.3, sharey=True)
     for axis in axes:
         for (model, lines), color in zip(curves.items(), MODELS, strict=False):
@@ -333,7 +333,7 @@ def learning_curves(arms: Mapping[str, Sequence[Sequence[dict]]], key: str = "re
 
 @styled
 def differences_figure(compared: Sequence[Mapping[str, Any]]) -> Figure:
-    """Each arm's difference in accuracy to those compared with, with 95 % intervals."""
+    """Each arm's difference in accuracy to those compared with, with 95% intervals."""
     others = dict.fromkeys(key for row in compared for key in row if key.startswith("to "))
     titles = [f"difference {other}, in points" for other in others]
     figure, axes = grid_of_axes(*titles, height=1 + 0.35 * len(compared), sharey=True)

@@ -131,7 +131,7 @@ def last_number(attempt: Attempt, *, right: float = 1.0) -> float | None:
 def partial_credit(
     attempt: Attempt, *, right=1.0, near=0.5, far=0.25, wrong=0.1, near_error=0.1, far_error=0.2
 ) -> float:
-    """1.0 for the right answer, 0.5 within 10 % of it, 0.25 within 20 %, 0.1 if it parses, else 0.
+    """1.0 for the right answer, 0.5 within 10% of it, 0.25 within 20%, 0.1 if it parses, else 0.
 
     Nearness, |answer − gold| / |gold|, is for numbers only. It helps where a group would otherwise
     never be right; drop it once it is, since near is still wrong.

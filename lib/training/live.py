@@ -28,7 +28,7 @@ NO_SIGNAL = 0.75  # share of groups: then a step costs four times what it teache
 TRUNCATED = 0.5  # share of completions: their reward tells of the limit, not of the answer
 LONGER = 2.0  # without more reward: GRPO's length bias (Liu et al. 2025, Dr. GRPO, sec. 3.1)
 SHORTER = 1 / 3  # without more reward; with it the policy merely stopped rambling
-# At 0.02 nats a token the likeliest one has about 99.7 %: nothing is left to try, and the
+# At 0.02 nats a token the likeliest one has about 99.7%: nothing is left to try, and the
 # reward stays where it is (Cui et al. 2025, arXiv 2505.22617). Healthy runs of short answers
 # end at 0.1 to 0.5.
 ENTROPY_LOW = 0.02
