@@ -96,7 +96,7 @@ def write_comparison(run: Run, compared: Sequence[dict[str, Any]]) -> Path:
     click on a column sorts; no network."""
 
     def table(rows: Sequence[dict[str, Any]]) -> str:
-        frame, form = pd.DataFrame(rows, dtype=object), "{:.1f}".format
+        frame, form = pd.DataFrame(rows, dtype=object), "{:.2f}".format
         return frame.to_html(index=False, border=0, na_rep="", float_format=form)
 
     figures = {

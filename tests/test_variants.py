@@ -173,7 +173,7 @@ def test_arms_are_told_apart_where_they_are_apart(arms):
     assert accuracy_rows(compared)[2]["to base"].startswith("+")
     assert cost_rows(compared)[0] == {
         **{"arm": "grpo", "steps": 4, "tokens": 100, "seconds": 6},
-        **{"cpu_seconds": None, "peak_gib": None},
+        **{"CPU seconds": None, "peak GiB": None},
     }
     log = arms["grpo"][0].train_log
     log.write_text(log.read_text().replace("num_tokens", "others"))

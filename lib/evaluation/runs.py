@@ -243,12 +243,19 @@ def accuracy_rows(compared: Sequence[dict]) -> list[dict[str, str]]:
 
 def _difference_text(row: Mapping[str, Any], other: str) -> str:
     paired = row[other] | {"share": row["share"], "interval_95": row[other]["interval"]}
-    return f"{difference_text(paired)} ({interval_text(paired)})"
+    return f"{difference_text(paired)} ({interval_text(paired).removesuffix(' points')})"
 
 
 def cost_rows(compared: Sequence[dict]) -> list[dict[str, Any]]:
-    keys = ("arm", "steps", "tokens", "seconds", "cpu_seconds", "peak_gib")
-    return [{key: row.get(key) for key in keys} for row in compared if "steps" in row]
+    titles = {"cpu_seconds": "CPU seconds", "peak_gib": "peak GiB"}
+    rows = []
+    for row in (row for row in compared if "steps" in row):
+        shown = {"arm": row["arm"]}
+        for key in ("steps", "tokens", "seconds", "cpu_seconds", "peak_gib"):
+            value, digits = row.get(key), 2 if key == "peak_gib" else None
+            shown[titles.get(key, key)] = value if value is None else round(value, digits)
+        rows.append(shown)
+    return rows
 
 
 def sentences(compared: Sequence[dict]) -> list[str]:
