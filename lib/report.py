@@ -27,7 +27,6 @@ PAGES = """
 }
 @media (prefers-color-scheme: dark) {
   html { filter: invert(0.92) hue-rotate(180deg); background: white }
-  img { filter: invert(1) hue-rotate(180deg) }
 }"""
 CHANGES = {
     "fixed": "For the better",
