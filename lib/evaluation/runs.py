@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lib.config import ROOT, Config, with_changes
+from lib.config import Config, with_changes
 from lib.errors import BadInput
 from lib.evaluation.comparison import (
     difference_text,
@@ -121,7 +121,7 @@ def find_arms(config: Config) -> dict[str, list[Run]]:
 
 def _arms(name: str, config: Config) -> dict[str, list[Run]]:
     """A run by its name under output_dir or by its path; of a sweep's folder, what is measured."""
-    for folder in (Path(name).expanduser(), output_folder(config) / name, ROOT / name):
+    for folder in filter(None, (output_folder(config) / name, config.find(name))):
         if (folder / "run.json").is_file():
             return {Path(name).name: [Run(folder.resolve())]}
         arms: dict[str, list[Run]] = {}
