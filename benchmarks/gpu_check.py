@@ -72,8 +72,7 @@ def load() -> None:
 def policy() -> None:
     """vLLM's log-probs are the trainer's, of the fresh adapter and of one that has moved, twice."""
     from lib.models import load_policy
-    from lib.proof import APART, GAP, measure_gaps, sample_by_unsloth
-    from lib.training.rollouts import RolloutEngine
+    from lib.training.rollouts import APART, GAP, RolloutEngine, measure_gaps, sample_by_unsloth
 
     config = config_of("policy")
     with hushed(open_run(config)):

@@ -10,7 +10,7 @@ judge                              a language model behind an API as one more re
 memory                             what a run takes, planned before it starts
 embedded, adapters                 the model that comes with a package; what an adapter must have
 models, engines                    a policy to train; completions from vLLM or transformers
-proof, preflight                   does the engine sample from the policy; is there a signal
+preflight                          do the rewards tell completions apart
 plots/                             figures and widgets
 training/                          TRL's GRPOTrainer, and the callbacks of 03_training
 evaluation/                        ask, grade, compare, and compute again without the model

@@ -35,7 +35,6 @@ from lib.models import (
     model_folder,
 )
 from lib.process import duration, quiet_process
-from lib.proof import proof_of_policy, sample_by_unsloth
 from lib.rewards import learned_rewards, recipe_rewards, score, temptations, totals
 from lib.runs import Run, check_place, hushed, run_folder
 from lib.stack import installation, read_stack
@@ -375,6 +374,7 @@ def _two_steps(config: Config, run: Run) -> Iterator[BadInput]:
     """Of the training itself. Its engine proves at the first hand-over that it has the policy;
     Unsloth's, whose weights are the policy's, is asked here."""
     from lib.training import make_trainer, train
+    from lib.training.rollouts import proof_of_policy, sample_by_unsloth
 
     few = dict(max_steps=2, warmup_steps=0, validation_steps=0, save_steps=100)
     few |= dict(resume=False, report_to=[], keep="last")

@@ -24,10 +24,10 @@ from lib.hardware import Hardware
 from lib.memory import check_fit
 from lib.models import load_tokenizer
 from lib.process import installed_versions
-from lib.proof import policy_logps, proof_of_policy
 from lib.rewards import recipe_rewards
 from lib.stack import Stack, conflicts, installation
 from lib.tasks import get_format
+from lib.training.rollouts import policy_logps, proof_of_policy
 from tests.conftest import CPU, L4, T4, refuses, start_suite
 
 RTX = Hardware("NVIDIA GeForce RTX 4060 Ti", 15.6, 8.9, 8, 32.0)
