@@ -292,6 +292,10 @@ RULES: tuple[tuple[str, Callable[[Any, Any], Any], str], ...] = (
     ("processes", lambda c, h: not c.find(c.accelerate_config),
      "accelerate_config {c.accelerate_config}: there is no such file; without one, num_processes "
      "processes train by DDP."),
+    ("server", lambda c, h: c.rollout_engine == "vllm" and c.vllm_mode == "server"
+     and (c.profile == "cpu" or (c.backend != "transformers" and c.num_processes == 1)),
+     "vllm_mode server takes weights by NCCL, from a GPU on which transformers trains: set backend "
+     "to transformers there, or vllm_mode to colocate."),
     ("no-room", lambda c, h: c.max_completion_length >= c.max_seq_length,
      "max_completion_length {c.max_completion_length} leaves no room for a prompt in "
      "max_seq_length {c.max_seq_length}: lower the one or raise the other."),

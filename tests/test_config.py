@@ -121,6 +121,7 @@ PAIRS = [  # of settings that exclude each other
         ({"micro_batch": 4, "per_device_train_batch_size": 4}, "twice", "micro_batch"),
         ({"max_completion_length": 4096}, "no-room", "1024"),
         ({"load_in_4bit": True, "full_finetuning": True}, "4bit-full", "one of them"),
+        ({"rollout_engine": "vllm", "vllm_mode": "server"}, "server", "by NCCL, from a GPU"),
         ({"eval_samples": 4}, "eval-k", "eval_samples"),
         ({"num_train_epochs": 2}, "decided", "max_steps"),
         ({"reward_weights": [1.0]}, "decided", "rewards"),

@@ -241,6 +241,20 @@ def change_rope(folder):
     rewrite(folder / "config.json", rope_parameters=rope | {"rope_theta": 500.0})
 
 
+def swap_tensors(folder):
+    """Of two layers."""
+    other = ONE.replace("1", "0")
+    change_tensors(folder, lambda t: t | {ONE: t[other], other: t[ONE]})
+
+
+def swap_special_tokens(folder):
+    data = read_json(folder / "tokenizer.json")
+    vocab, added = data["model"]["vocab"], data["added_tokens"]
+    vocab |= {"<|im_start|>": 2, "<|im_end|>": 1}
+    added[1]["content"], added[2]["content"] = added[2]["content"], added[1]["content"]
+    rewrite(folder / "tokenizer.json", **data)
+
+
 def untie_head(folder):
     rewrite(folder / "config.json", tie_word_embeddings=False)
     change_tensors(folder, lambda t: t | {"lm_head.weight": t[EMBEDDINGS].flip(0)})
@@ -251,6 +265,10 @@ def untie_head(folder):
     [
         (setting(GENERATION, eos_token_id=1), "stops", "token 2 does not end", False),
         (without(GENERATION), "weights", "generation_config.json is missing", False),
+        (setting(GENERATION, temperature=0.1), "weights", "has temperature 0.1, the base", False),
+        (setting("config.json", eos_token_id=0), "weights", "config.json has eos_token_id", False),
+        (swap_special_tokens, "tokens", "its tokenizer reads", False),
+        (swap_tensors, "weights", "layers.0.mlp.up_proj.weight is off by", True),
         (drop_template, "template", "template is missing", False),
         (drop_merge, "tokens", "its tokenizer reads", False),
         (add_bos, "tokens", "its tokenizer reads 1 where", False),
@@ -279,6 +297,12 @@ def test_a_zeroed_tensor_of_a_gguf_file_is_named(merged, files, tmp_path, kind):
     tensor.data[:] = 0
     tensor.data.flush()
     assert [fault.split()[0] for fault in g.gguf_faults(Path(file), merged)] == [ONE]
+    os.truncate(file, tensor.data_offset + 100)
+    faults = g.gguf_faults(Path(file), merged)
+    assert f"{ONE} is cut off where the file ends" in faults
+    with pytest.raises(ValueError) as error:
+        serve_gguf(Path(file), tmp_path / "serve.log")
+    assert error.value.key == "server-start"
 
 
 def without_a_layer(tensors):
@@ -289,13 +313,23 @@ def shorter(tensors):
     return {name: (w[:8] if "lora_A" in name else w[:, :8]) for name, w in tensors.items()}
 
 
-@pytest.mark.parametrize(("change", "number"), [(without_a_layer, 7), (shorter, 14)])
+def doubled(tensors):
+    return tensors  # with twice the alpha
+
+
+CUTS = [(without_a_layer, 7), (shorter, 14), (doubled, 14)]
+
+
+@pytest.mark.parametrize(("change", "number"), CUTS)
 @pytest.mark.filterwarnings("ignore:Found missing adapter keys")
-def test_an_adapter_cut_short_is_named(first_layers, adapter, tmp_path, change, number):
+def test_an_adapter_cut_short_or_scaled_is_named(first_layers, adapter, tmp_path, change, number):
     other = shutil.copytree(adapter, tmp_path / "adapter")
     change_tensors(other, lambda tensors: {k: v.contiguous() for k, v in change(tensors).items()})
     if change is shorter:
         rewrite(other / "adapter_config.json", r=8, lora_alpha=16)
+    if change is doubled:
+        alpha = read_json(other / "adapter_config.json")["lora_alpha"]
+        rewrite(other / "adapter_config.json", lora_alpha=2 * alpha)
     folder = merge(first_layers, other, tmp_path / "merged")
     assert len(export.weight_faults(first_layers, adapter, folder)) == number
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -159,6 +160,33 @@ def test_no_server_is_left_where_the_kernel_ends(tmp_path, killed):
     kernel.communicate()
     _, alive = psutil.wait_procs(processes, timeout=20)
     assert not alive
+
+
+_STARTING = """
+import sys
+from pathlib import Path
+from lib.export.serve import launch
+try:
+    launch("it", [sys.executable, "-c", "import time; time.sleep(99)"], 1, [], Path(sys.argv[1]))
+except KeyboardInterrupt:
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_no_server_is_left_where_its_start_is_cut_short(tmp_path, number):
+    """With its kernel, or by a notebook's stop button, after which the kernel goes on."""
+    kernel = subprocess.Popen(
+        [sys.executable, "-c", _STARTING, str(tmp_path / "log")],
+        **dict(stdin=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}),
+    )
+    processes = []
+    while len(processes) < 2:
+        processes = psutil.Process(kernel.pid).children(recursive=True)
+    kernel.send_signal(number)
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    assert not alive
+    kernel.communicate()
 
 
 def test_vllm_holds_and_leaves_nothing_behind(embedded, tmp_path):

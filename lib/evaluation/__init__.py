@@ -233,8 +233,6 @@ def tracked(summary: dict[str, Any]) -> dict[str, float]:
 
 # Graded again, by today's rules: no model, no torch
 
-SUMMARIES = ("scores", "outcomes", "truncated", "tokens")  # of one evaluation
-
 
 def regrade(
     records: Sequence[dict], problems: Sequence[Problem], task: Task, tag: str | None
@@ -292,16 +290,14 @@ def check(evals: Path, name: str = "comparison") -> tuple[list[str], str]:
         logs[file] = _graded_again(records, protocol)
         complaints += _other_grades(file, records, logs[file])
         rules = SimpleNamespace(**protocol, eval_k=_ks(summary.get("scores", {})))
-        summary = {key: summary[key] for key in SUMMARIES if key in summary}
         again = {k: v for k, v in summarize(logs[file], rules).items() if k in summary}
-        complaints += _other_numbers(file.removesuffix("l"), summary, again)
+        written = {key: summary[key] for key in again}
+        complaints += _other_numbers(file.removesuffix("l"), written, again)
         summed += len(_numbers(again))
     rows = compare_records(*logs.values(), _ks(stored), protocol["prompt_format"])
     rows = {row: values for row, values in rows.items() if row in stored}
-    unsigned = {
-        row: {k: v for k, v in values.items() if k != "answers"} for row, values in stored.items()
-    }
-    complaints += _other_numbers(f"{name}.json", unsigned, rows)
+    written = {row: {k: r[k] for k in r if k != "answers"} for row, r in stored.items()}
+    complaints += _other_numbers(f"{name}.json", written, rows)
     page = evals.parent / "report.html"
     if name == "comparison" and page.is_file():
         there = unescape(page.read_text("utf-8"))

@@ -143,7 +143,9 @@ def plain_jinja(template: str) -> str:
 
 # Is what was written what merging gives?
 
-# of a config.json, what says nothing of the model's answers
+# of a generation_config.json, what vLLM's server takes for its defaults; and of a config.json, what
+# says nothing of the model's answers
+SERVED_BY = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens")
 NO_SETTINGS = ("_name_or_path", "transformers_version", "dtype", "architectures", "use_cache")
 
 
@@ -156,10 +158,12 @@ def weight_faults(base: Path, trained: Path, merged: Path) -> list[str]:
     import torch
     from transformers import AutoConfig
 
-    source, faults = base if is_adapter(trained) else trained, []
-    generation = "generation_config.json"
-    if (source / generation).is_file() and not (merged / generation).is_file():
-        faults.append(f"{generation} is missing")
+    source, generation = base if is_adapter(trained) else trained, "generation_config.json"
+    ours, theirs = (read_json(folder / generation, {}) for folder in (source, merged))
+    faults = [f"{generation} is missing"] if ours and not theirs else []
+    for key in SERVED_BY if theirs else ():
+        if theirs.get(key) != ours.get(key):
+            faults.append(f"{generation} has {key} {theirs.get(key)}, the base {ours.get(key)}")
     ours, theirs = (AutoConfig.from_pretrained(folder).to_dict() for folder in (source, merged))
     for key in sorted((ours.keys() | theirs.keys()) - set(NO_SETTINGS)):
         if theirs.get(key) != ours.get(key):

@@ -221,7 +221,10 @@ def gguf_faults(file: Path, merged: Path) -> list[str]:
         if ours.ndim == 1 and arch.startswith("gemma"):  # there 1 + w
             continue
         kind = GGMLQuantizationType(tensor["type"])
-        theirs = dequantize(data[start : start + tensor["size"]], kind).reshape(ours.shape)
+        if len(block := data[start : start + tensor["size"]]) < tensor["size"]:
+            faults.append(f"{name} is cut off where the file ends")
+            continue
+        theirs = dequantize(block, kind).reshape(ours.shape)
         off = error(theirs, ours)
         if ours.ndim == 2:
             off = min(off, error(*(np.linalg.norm(w, axis=0) for w in (theirs, ours))))

@@ -18,7 +18,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -225,14 +225,17 @@ def launch(
             start_new_session=True,
         )
     server, end = Server(engine, port, models, key, process, log), time.monotonic() + 600
-    while time.monotonic() < end and process.poll() is None:
-        with suppress(OSError), urllib.request.urlopen(f"{server.url}/health", timeout=5):
-            atexit.register(server.close)
-            return server
-        time.sleep(0.2)
-    server.close()
+    with ExitStack() as stop:  # also where a notebook's stop button ends the waiting
+        stop.callback(server.close)
+        while time.monotonic() < end and process.poll() is None:
+            with suppress(OSError), urllib.request.urlopen(f"{server.url}/health", timeout=5):
+                stop.pop_all()
+                atexit.register(server.close)
+                return server
+            time.sleep(0.2)
     text = log.read_bytes()[began:].decode(errors="replace")
-    lines = [line for line in text.splitlines() if line.strip()] or ["nothing"]
+    lines = [line for line in text.splitlines() if line.strip()]
+    lines = lines or ["it ended without a word, as when memory runs out"]
     said = next((line for line in reversed(lines) if "Error" in line), lines[-1])
     raise BadInput(f"{engine} did not start ({said[-300:]}): its log is {log}.", key="server-start")
 
