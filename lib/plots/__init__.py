@@ -97,13 +97,16 @@ def memory_bars(need: MemoryPlan) -> Figure:
 
 @styled
 def preflight_figure(found: Preflight, samples: Sequence[dict]) -> Figure:
-    """How the completions' totals spread, and how often each prompt is answered rightly."""
-    titles = f"{found.completions} completions", f"{found.prompts} prompts"
-    figure, (left, right) = grid_of_axes(*titles, height=3)
-    left.hist([sample["total"] for sample in samples], bins=20, color=BLUE)
-    left.set_xlabel("weighted reward of a completion")
-    right.hist(list(found.pass_rates.values()), bins=np.linspace(0, 1, 11), color=GREEN)
-    right.set_xlabel("share of a prompt's completions that are right")
+    """How the completions' totals spread, and how often each prompt is answered rightly (where an
+    answer can be right)."""
+    titles = [f"{found.completions} completions"]
+    titles += [f"{found.prompts} prompts"] if found.pass_rates else []
+    figure, axes = grid_of_axes(*titles, height=3)
+    axes[0].hist([sample["total"] for sample in samples], bins=20, color=BLUE)
+    axes[0].set_xlabel("weighted reward of a completion")
+    for axis in axes[1:]:
+        axis.hist(list(found.pass_rates.values()), bins=np.linspace(0, 1, 11), color=GREEN)
+        axis.set_xlabel("share of a prompt's completions that are right")
     return figure
 
 

@@ -162,7 +162,8 @@ def in_force(arguments: dict[str, Any], trainer: Any, config: Config) -> list[di
         default = TRL.get(name, (None, None))[1]
         actual = getattr(trainer.args, name, "—")
         actual = getattr(actual, "value", actual)
-        if asked == default and (actual == asked or not (actual or asked)):
+        same = actual == asked or not (actual or asked)  # a library may write [] for ""
+        if name == "output_dir" or (asked == default and same):
             continue
         why = config.origin(name)
         if why == "default":
