@@ -145,12 +145,8 @@ class Keys(BaseModel):
         return {k: 0 if v is None and k in ZERO_IS_NONE else v for k, v in given.items()}
 
     def find(self, path: str) -> Path | None:
-        """The file or folder that a user names: from where they are (the kernels that the runner
-        starts are elsewhere), beside the recipe, or in the repository; None where there is none."""
-        working = Path(os.environ.get("GRPO_WORKING_DIR") or ".").resolve()
-        beside = self._recipe.parent if self._recipe else working
-        places = (folder / Path(path).expanduser() for folder in (working, beside, ROOT))
-        return next((place.resolve() for place in places if os.path.exists(place)), None)
+        """As `find_path`, beside the recipe, too."""
+        return find_path(path, *([self._recipe.parent] if self._recipe else []))
 
     @property
     def run_name(self) -> str:
@@ -279,6 +275,14 @@ def notebook_parameters(namespace: Mapping[str, Any]) -> tuple[str | None, dict[
     if not recipe and "name" not in names:  # papermill -f gives a recipe's own keys
         recipe = "demo"
     return recipe, names
+
+
+def find_path(path: str | Path, *beside: Path) -> Path | None:
+    """The file or folder that a user names: from where they are (the kernels that the runner starts
+    are elsewhere), in these folders, or in the repository; None where there is none."""
+    working = Path(os.environ.get("GRPO_WORKING_DIR") or ".").resolve()
+    places = (folder / Path(path).expanduser() for folder in (working, *beside, ROOT))
+    return next((place.resolve() for place in places if os.path.exists(place)), None)
 
 
 def find_recipe(recipe: str | Path) -> Path:

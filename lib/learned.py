@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from lib.config import ROOT, Config
+from lib.config import Config, find_path
 from lib.errors import BadInput
 from lib.hardware import cpu_precision
 from lib.models import load_tokenizer, lora_arguments, model_folder
@@ -220,9 +220,9 @@ class LearnedReward:
     def folder(self) -> Path:
         """Where the model is, looked at anew each time: a run must not outlive its reward."""
         named = self.path or f"{self.run_folder}/{self.own}"
-        for folder in (Path(named).expanduser(), ROOT / named):
-            if (folder / RECORD).is_file() and any(folder.glob("*.safetensors")):
-                return folder
+        folder = find_path(named)
+        if folder and (folder / RECORD).is_file() and any(folder.glob("*.safetensors")):
+            return folder
         raise BadInput(
             f"There is no reward model in {Run.shown(Path(named))}: run 06_reward_model for this "
             f"run (and go on with --resume), or give the reward the path of another one.",

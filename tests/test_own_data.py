@@ -14,6 +14,7 @@ import pytest
 from lib.adapters import public_name
 from lib.config import ROOT, resolve
 from lib.errors import BadInput
+from lib.learned import LearnedReward
 from lib.models import model_folder
 from lib.tasks import Problem, get_task, gold_text, load_problems, make_rows, problem_notes
 from tests.conftest import CPU
@@ -341,6 +342,9 @@ def test_files_are_found_from_where_the_user_is_and_beside_the_recipe(tmp_path, 
     assert len(load_problems(beside)[1]) == 6
     own = resolve(None, {"model": f"./{tmp_path.name}"}, CPU)  # a folder, if not with a model
     assert key_of(model_folder, own) == "no-safetensors" and public_name(own) == tmp_path.name
+    for name in ("reward.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    assert LearnedReward(f"./{tmp_path.name}").folder() == tmp_path.resolve()
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(load_problems(configured("~/mine.jsonl", eval_problems=3))[1]) == 6
     monkeypatch.delenv("GRPO_WORKING_DIR")

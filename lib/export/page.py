@@ -21,7 +21,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from lib.adapters import conversation, data_name, is_adapter, public_name
-from lib.config import ROOT, Config
+from lib.config import ROOT, Config, find_path
 from lib.engines import Completion, Messages, Sampling, TransformersEngine
 from lib.errors import BadInput
 from lib.evaluation.comparison import HEADER, comparison_rows
@@ -42,10 +42,9 @@ Ask = Callable[[str, Messages], Iterator[str]]
 def run_config(path: str | Path) -> tuple[Path, Config]:
     """A trained folder (adapter, merged, checkpoint …) as a full path, and its run's configuration.
     BadInput: there is no such folder, or it lies in no run's."""
-    folder = next((p for p in (Path(path).expanduser(), ROOT / path) if p.is_dir()), None)
-    if folder is None:
+    folder = find_path(path)
+    if folder is None or not folder.is_dir():
         raise BadInput(f"There is no folder {path}.", key="no-folder")
-    folder = folder.resolve()
     for place in (folder, *folder.parents):
         if (place / "run.json").is_file():
             recorded = read_json(place / "run.json")["config"]
