@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -357,23 +358,28 @@ def test_files_are_found_from_where_the_user_is_and_beside_the_recipe(tmp_path, 
 # All of it in one place
 
 
-def test_mine_is_looked_at_before_it_is_trained(tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("ignore:'lib.preflight' found in sys.modules")
+def test_mine_is_looked_at_before_it_is_trained(tmp_path, monkeypatch, capsys):
     """docs/your_own.md: the three files, copied elsewhere and changed."""
-    from lib.preflight import look
 
+    def look() -> str:
+        runpy.run_module("lib.preflight", run_name="__main__")
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(sys, "argv", ["lib.preflight", "./mine.yaml"])
     for name in ("mine.csv", "mine.yaml", "my_rewards.py"):
         shutil.copy(ROOT / "notebooks" / "recipes" / name, tmp_path)
     monkeypatch.chdir(tmp_path)
     rows = (tmp_path / "mine.csv").read_text()
     (tmp_path / "mine.csv").write_text(rows + "Calculate  2 + 12.,14\nHow many?,a few\n")
-    page = look("./mine.yaml")
+    page = look()
     assert "problems to train on, 16 held out" in page and "'a few'" in page
     assert "<|im_start|>user\nCalculate" in page
     paid = {what: float(value) for value, what in re.findall(r"(\d\.\d+)  (right|wrong):", page)}
     assert paid["right"] > 2 > paid["wrong"]
     (tmp_path / "my_rewards.py").write_text("def shrt(completions, **columns): return [0.0]\n")
-    with pytest.raises(BadInput, match='did you mean "shrt"'):
-        look("./mine.yaml")
+    with pytest.raises(SystemExit, match='did you mean "shrt"'):
+        look()
 
 
 def test_mine_trains_two_steps(tmp_path):

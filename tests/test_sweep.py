@@ -124,12 +124,12 @@ def test_what_is_finished_is_not_repeated(tmp_path, capsys):
 
 
 def test_runs_follow_each_other_and_none_stops_another(tmp_path, capsys):
-    assert main(["sweep", str(sweep_file(tmp_path, seeds=[0, 1], only=["04"]))]) == 1
+    assert main(["sweep", str(sweep_file(tmp_path, seeds=[0, 1], only=["05"]))]) == 1
     out = capsys.readouterr().out
     assert "1 of 2: small/ci_0 failed; about" in out and "2 of 2: small/ci_1 failed" in out
     for seed in (0, 1):
         log = tmp_path / "small" / f"ci_{seed}" / "sweep.log"
-        said = rf"small/ci_{seed} failed: 04_pass_at_k_eval stopped: .*adapter is not there.*{log}"
+        said = rf"small/ci_{seed} failed: 05_merge_export stopped: .*adapter is not there.*{log}"
         assert re.search(said, out)
 
 

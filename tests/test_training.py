@@ -86,15 +86,6 @@ def test_turned_knobs_are_in_force_and_train(small_training):
     assert moved and all("lora_" in name for name in moved)
 
 
-def test_several_updates_from_one_batch_train(small_training):
-    trainer, config, run = small_training(num_iterations=2, max_steps=2)
-    train(trainer, config, run)
-    log = read_jsonl(run.train_log)
-    assert trainer.state.global_step == 2
-    assert [row["step"] for row in log] == [1] and log[0]["grad_norm"] > 0
-    assert len(list(run.rollouts.iterdir())) == 1, "one batch for both updates"
-
-
 def test_a_step_that_no_reward_can_judge_is_one_without_signal(small_training):
     """As where every gold of its prompts is unreadable; a resumed run gets past it, too."""
 

@@ -20,13 +20,9 @@ def config_of(folder, **changes):
     return resolve("ci", given | changes, CPU)
 
 
-def test_nothing_is_set_aside_unless_asked_for(tmp_path):
-    problems = get_task("small_sums", {"largest": 9}).load("train")
-    assert set_aside(problems, config_of(tmp_path)) == (problems, [])
-
-
 def test_no_problem_is_both_trained_on_and_validated_on(tmp_path):
     problems = get_task("small_sums", {"largest": 9}).load("train")
+    assert set_aside(problems, config_of(tmp_path)) == (problems, [])  # not asked for
     config = config_of(tmp_path, validation_steps=1, validation_problems=5)
     training, held_out = set_aside(problems, config)
     assert len(held_out) == 5 and len(training) == len(problems) - 5
