@@ -11,6 +11,7 @@ steps of training: the proof that the engine samples from the policy that is tra
 """
 
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -59,6 +60,8 @@ def check_inputs(config: Config, run: Run) -> None:
     does not work."""
     recipe_rewards(config)
     get_format(config.prompt_format)
+    if config.rollout_engine == "vllm" and config.vllm_mode == "server":
+        _need_server(config)
     check_fills_a_step(load_problems(config)[1], config)
     if config.side_task:
         load_problems(side_config(config))
@@ -76,6 +79,20 @@ def check_inputs(config: Config, run: Run) -> None:
             f"target_modules names {name!r}, which {config.model} has not: {nearest(name, layers)}",
             key="targets",
         )
+
+
+def _need_server(config: Config) -> None:
+    """Raises BadInput where no vLLM answers: TRL waits four minutes, with the model loaded."""
+    there = f"http://{config.vllm_server_host}:{config.vllm_server_port}"
+    there = config.vllm_server_base_url or there
+    try:
+        urllib.request.urlopen(f"{there}/health", timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"No vLLM answers at {there} ({first_line(error)}): start it first, as "
+            f"docs/training.md shows, or set vllm_mode to colocate.",
+            key="no-server",
+        ) from error
 
 
 def _is_here(config: Config) -> bool:

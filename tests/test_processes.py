@@ -15,6 +15,7 @@ import torch
 from transformers import TrainerCallback
 
 from lib.config import ROOT, resolve
+from lib.doctor import check_inputs
 from lib.errors import BadInput
 from lib.models import load_policy
 from lib.runs import Run, quiet_process, read_jsonl, read_rollouts
@@ -159,6 +160,8 @@ def test_a_vllm_server_is_trls_to_ask(run):
     given = {"backend": "transformers", "rollout_engine": "vllm", "vllm_mode": "server"}
     given |= {"vllm_server_host": "127.0.0.1", "num_processes": 2}
     config = resolve("qwen2.5-1.5b_math", given, L4)
+    with pytest.raises(BadInput, match="No vLLM answers at http://127"):
+        check_inputs(config, run)
     arguments = grpo_arguments(config, run) | {"bf16": False, "use_cpu": True}
     args = GRPOConfig(**arguments)
     assert args.use_vllm and (args.vllm_mode, args.vllm_server_host) == ("server", "127.0.0.1")
