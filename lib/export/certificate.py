@@ -163,7 +163,7 @@ def token_fault(
     """
     texts = [text for problem in problems for text in (problem.question, problem.answer)]
     words, ids = _vocabulary(reader)
-    texts += OTHER_TEXTS
+    texts += [*OTHER_TEXTS, *reader.all_special_tokens]
     for theirs, ours in zip(tokens(texts + words), reader(texts)["input_ids"] + ids, strict=True):
         for x, y in zip_longest(theirs, ours, fillvalue="nothing"):
             if x != y:
