@@ -73,7 +73,7 @@ def check_adapter(folder: Path, base: Path) -> None:
 
 def _faults(folder: Path, base: Path) -> Iterator[tuple[str, str]]:
     settings = read_json(folder / "adapter_config.json") if is_adapter(folder) else {}
-    kind = settings.get("peft_type", "of no kind")
+    kind = "DORA" if settings.get("use_dora") else settings.get("peft_type", "of no kind")
     if kind != "LORA":
         yield "type", f"is no LoRA adapter ({kind}): give one"
     layers: dict[str, dict[str, tuple]] = {}  # by name, the shapes of A and B

@@ -42,7 +42,7 @@ class Keys(BaseModel):
     # --- the run -----------------------------------------------------------
     name: str = "custom"  # the recipe's name
     run: str = ""  # folder under output_dir; "": the recipe's name
-    output_dir: str = "outputs"  # relative to the repository
+    output_dir: str = Field("outputs", min_length=1)  # relative to the repository
     profile: Literal["auto", "cpu", "t4", "rtx16", "l4", "a100", "h100"] = "auto"  # "auto": detect
     by_profile: dict[str, dict[str, Any]] = {}  # settings of this recipe on one profile
     resume: bool = False  # training goes on from the run's last checkpoint

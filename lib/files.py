@@ -63,7 +63,11 @@ def read_json(path: Path, *missing: Any) -> Any:
     """What the file holds; where there is none, `missing`, if it is given."""
     if missing and not path.is_file():
         return missing[0]
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        said = f"{path} is no JSON that can be read ({error})"
+        raise BadInput(f"{said}: it was cut short or edited; copy it again.", "json") from None
 
 
 def append_jsonl(path: Path, rows: Iterable[dict]) -> None:

@@ -9,7 +9,7 @@ measured (benchmarks/results/memory_cpu.json; one model on a GPU, step_demo_nvid
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class ModelShape:
     vocab: int
     tied: bool
     convolutions: int = 0  # the blocks of LFM2 that have one in place of attention
+    context: int = field(default=0, compare=False)  # tokens that it reads at the most; 0: not known
 
     @property
     def layer_sizes(self) -> dict[str, tuple[int, int, int]]:
@@ -133,6 +134,7 @@ def shape_of(settings: dict[str, Any]) -> ModelShape:
         vocab=size("vocab_size"),
         tied=text.get("tie_word_embeddings", True),
         convolutions=(text.get("layer_types") or []).count("conv"),
+        context=0 if text.get("rope_scaling") else text.get("max_position_embeddings") or 0,
     )
 
 
@@ -309,6 +311,9 @@ def _learning(config: Config, shape: ModelShape) -> Parts:
 
 def check_fit(config: Config, shape: ModelShape, hardware: Hardware) -> MemoryPlan:
     """The plan; raises BadInput where training does not fit, with what to change."""
+    if 0 < shape.context < config.max_seq_length:
+        said = f"max_seq_length is {config.max_seq_length} and {config.model} reads {shape.context}"
+        raise BadInput(f"{said} tokens at the most: lower it to that.", key="context")
     config = settled(config, shape, hardware)
     need = estimate(config, shape, hardware)
     if not need.fits:

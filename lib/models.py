@@ -15,7 +15,7 @@ from typing import Any
 
 from lib.config import Config
 from lib.embedded import embedded_folder
-from lib.errors import BadInput
+from lib.errors import BadInput, first_line
 from lib.files import read_json
 from lib.hardware import cap_gpu_memory
 from lib.keys import LORA
@@ -279,7 +279,13 @@ def load_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer, as `ready_tokenizer` makes it."""
     from transformers import AutoTokenizer
 
-    return ready_tokenizer(AutoTokenizer.from_pretrained(folder), folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        said = f"The tokenizer in {folder} cannot be loaded ({first_line(error)})"
+        hint = "copy tokenizer.json and tokenizer_config.json there again"
+        raise BadInput(f"{said}: {hint}.", "no-tokenizer") from error
+    return ready_tokenizer(tokenizer, folder)
 
 
 def write_adapter(policy: Policy, folder: Path) -> None:

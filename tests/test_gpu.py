@@ -227,6 +227,7 @@ MISFITS = {  # what is changed in an adapter's tensors and settings: the fault
     "whole-modules": lambda ws, _: with_zeros(("model.norm.weight", (576,)))(ws, _),
     "empty": lambda ws, _: {},
     "type": lambda ws, settings: settings.update(peft_type="PROMPT_TUNING") or ws,
+    "type that vLLM takes": lambda ws, settings: settings.update(use_dora=True) or ws,
 }
 
 
@@ -340,6 +341,11 @@ def test_a_missing_shard_is_named(copy):
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     assert refused(copy) == "missing-shard"
+    (copy / "model.safetensors.index.json").write_text('{"weight_map": {"a')
+    assert refused(copy) == "json"
+    (copy / "model.safetensors.index.json").unlink()
+    (copy / "tokenizer.json").unlink()
+    assert refused(copy) == "no-tokenizer"
 
 
 def test_from_the_hub_come_the_files_that_the_index_names(monkeypatch, copy):

@@ -135,17 +135,18 @@ def test_the_plan_is_near_what_was_measured(name):
             {"text_config": {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2,
                              "vocab_size": 100, "intermediate_size": 128, "head_dim": 32,
                              "num_key_value_heads": 2}, "tie_word_embeddings": False},
-            (2, 64, 128, 4, 2, 32, 100, False, 0),
+            (2, 64, 128, 4, 2, 32, 100, False, 0, 0),
         ),
         (
             {"n_embd": 64, "n_head": 4, "n_layer": 2, "vocab_size": 100},
-            (2, 64, 256, 4, 4, 16, 100, True, 0),
+            (2, 64, 256, 4, 4, 16, 100, True, 0, 0),
         ),
         (
             {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 100,
              "intermediate_size": 384, "block_auto_adjust_ff_dim": True,
-             "layer_types": ["conv", "full_attention", "conv"], "num_key_value_heads": 2},
-            (3, 64, 256, 4, 2, 16, 100, True, 2),
+             "layer_types": ["conv", "full_attention", "conv"], "num_key_value_heads": 2,
+             "max_position_embeddings": 512},
+            (3, 64, 256, 4, 2, 16, 100, True, 2, 512),
         ),
     ],
 )  # fmt: skip
@@ -154,6 +155,9 @@ def test_shapes_under_other_names(settings, expected):
     assert tuple(vars(shape).values()) == expected
     with refuses("no-shape"):
         shape_of({"vocab_size": 5})
+    if shape.context:
+        with refuses("context"):
+            check_fit(resolve("ci", {"max_seq_length": 513}, CPU), shape, CPU)
 
 
 def test_a_container_has_what_it_may_use(tmp_path):

@@ -156,12 +156,15 @@ def test_csv_tsv_json_and_parquet_are_read_as_jsonl_is(tmp_path):
     frame.to_csv(tmp_path / "excel.csv", index=False, sep=";")
     frame.to_csv(tmp_path / "mine.tsv", index=False, sep="\t")
     frame.to_parquet(tmp_path / "mine.parquet")
-    (tmp_path / "mine.json").write_text(json.dumps(rows))
+    frame.rename(columns="{} ".format).to_csv(tmp_path / "spaces.csv", index=False)
+    for name in ("mine.json", "list.jsonl"):
+        (tmp_path / name).write_text(json.dumps(rows))
     write(tmp_path / "mine.jsonl", *rows)
     (tmp_path / "smile.jsonl").write_bytes(b'{"question": "\\ud83d\\ude00?", "answer": 1}')
     smile = get_task("file", {"path": str(tmp_path / "smile.jsonl")}).load("test")
     assert smile[0].question == "😀?"
-    for name in ("mine.csv", "excel.csv", "mine.tsv", "mine.parquet", "mine.json", "mine.jsonl"):
+    names = {path.name for path in tmp_path.iterdir()} - {"smile.jsonl"}
+    for name in names:
         first, second = get_task("file", {"path": str(tmp_path / name)}).load("test")
         assert (first.question, first.answer) == (rows[0]["question"], "2"), name
         assert (second.answer, str(second.meta["level"])) == ("4", "2"), name
@@ -189,8 +192,12 @@ def test_csv_tsv_json_and_parquet_are_read_as_jsonl_is(tmp_path):
         ("a.jsonl", b'{"question": "1?", "answer": "1"}\n\n{"question": "2?"}', "column"),
         ("a.jsonl", b'{"question": "1?", "answer": null}', "empty"),
         ("a.jsonl", b'{"question": "1?", "answer": ' + b"[" * 5000 + b"]" * 5000 + b"}", "line 1"),
-        ("a.jsonl", b'{"question": "\xff", "answer": "1"}', "line 1 is not valid JSON"),
-        ("a.jsonl", b"[1, 2]", "line 1 is not a JSON object"), ("a.jsonl", b"\n", "has no rows"),
+        ("a.jsonl", b'{"question": "\xff", "answer": "1"}', "encoding"),
+        ("a.xlsx", b"PK\x03\x04\xff", "encoding"), ("a.jsonl", b"\n", "has no rows"),
+        ("a.jsonl", b"[1, 2]", "row 1 is not a JSON object"),
+        ("a.csv", b"question,answer,answer \n1 + 1?,2,3\n", "csv"),
+        ("a.jsonl", b'{"question": {"role": "user", "content": [{"type": "image"}]}, "answer": 1}',
+         "question"),
     ],
 )  # fmt: skip
 def test_a_broken_file_is_named(tmp_path, name, content, key):
@@ -281,7 +288,7 @@ def test_preference_pairs_as_messages(tmp_path):
 
 def test_lists_and_dicts_reach_the_rewards(tmp_path):
     more = {"tests": ["f(1) == 2", "f(2) == 3"], "extra": {"unit": "eggs"}}
-    path = write(tmp_path / "mine.jsonl", *sums(3, **more))
+    path = write(tmp_path / "mine.jsonl", *sums(3, **more, earlier_turns="4"))
     rows = make_rows(get_task("file", {"path": path}).load("test"), "answer")
     assert {key: rows[0][key] for key in more} == more
 

@@ -12,12 +12,14 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lib import rewards
 from lib.config import ROOT, resolve
 from lib.errors import BadInput
 from lib.rewards import (
@@ -338,6 +340,16 @@ def test_columns_may_have_any_name_and_a_missing_one_is_named():
     for name, column in (("correctness", "answer"), ("soft_overlong", "completion_ids")):
         with pytest.raises(BadInput, match=f'"{name}" needs the column "{column}"'):
             REWARDS[name](completions=[GOOD])
+
+
+def test_rewards_get_what_trl_gives_beside_the_columns():
+    def mine(completions, trainer_state, log_extra, log_metric, **columns):
+        log_extra("seen", completions)
+        log_metric("one", 1.0)
+        return [float(trainer_state.global_step)]
+
+    answer = SimpleNamespace(text="1", token_ids=(1,))
+    assert rewards.score([mine], [{"prompt": "?", "answer": "1"}], [answer]) == {"mine": [0.0]}
 
 
 def test_completions_plain_and_conversational():

@@ -63,9 +63,6 @@ _COMPARED = re.compile(
     r"|\b(?:more|greater|less|fewer|larger|smaller|higher|lower)\sthan)"
     rf"\s?{_A_NUMBER}{_TO_THE_END}"
 )
-_RANGE = re.compile(
-    r"[^\d=]{0,60}\b(?:between|from)\s[^A-Za-z]{0,3}\d[^A-Za-z]{0,30}\s(?:and|to)\s", re.I
-)
 # Arithmetic and nothing else: 18-20, (5)/(8), \\frac13+\\frac14. What it comes to is compared.
 _SUM = re.compile(
     r"(?=.*(?:\d[)}\s]*[-+*/^]|\\frac|\\sqrt|√|[\d)]\())"
@@ -119,7 +116,7 @@ def number_in(place: str, where: str) -> str | None:
     clause = unwrap(clause)
     rest = after_number(clause)
     leads = rest is not None
-    if _RANGE.match(clause) or (not leads and _COMPARED.search(_TAG.sub(" ", clause))):
+    if not leads and _COMPARED.search(_TAG.sub(" ", clause)):
         return NO_ANSWER
     if where == "hashes" and (not leads or _NUMBERED.match(clause)):
         return None  # a heading of markdown: "#### 2. Subtract"

@@ -27,6 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from lib.config import Config
@@ -366,6 +367,9 @@ def score(
     columns["prompts"] = columns.pop("prompt")
     columns["completions"] = [[{"role": "assistant", "content": a.text}] for a in answers]
     columns["completion_ids"] = [list(a.token_ids) for a in answers]
+    # What TRL gives beside the columns, as before the first step.
+    columns["trainer_state"] = SimpleNamespace(global_step=0, epoch=0.0, log_history=[])
+    columns |= dict.fromkeys(("log_extra", "log_metric"), lambda *values: None)
     paid = {function.__name__: Checked(function)(**columns) for function in rewards}
     return {k: [math.nan if v is None else v for v in values] for k, values in paid.items()}
 

@@ -225,7 +225,8 @@ class OwnColumns(Task):
             raise BadInput(f"test_share is {self.test_share}: give a share from 0 to below 1.")
 
     def problems(self, rows: list[dict], source: str) -> Iterator[Problem]:
-        used = {column.partition(".")[0] for column in (self.question, self.answer, "id")}
+        used = {self.question, self.answer, "id", "earlier_turns"}
+        used |= {column.partition(".")[0] for column in used}
         for i, row in enumerate(rows):
             id = f"{source}/{i}"
             question, meta = conversation(cell(row, self.question), id)
@@ -301,8 +302,8 @@ def read_rows(path: str | Path, columns: Iterable[str] = (), filled: bool = Fals
 def _read_json(path: Path) -> list[tuple[str, dict]]:
     """JSON Lines (blank lines are skipped), or one JSON list; rows by where they stand."""
     data = path.read_bytes()
-    if path.suffix.lower() == ".json" and data.lstrip()[:1] == b"[":
-        rows = [(f"{path}, row {i}", row) for i, row in enumerate(_json(data, str(path)))]
+    if data.lstrip()[:1] == b"[":
+        rows = [(f"{path}, row {i}", row) for i, row in enumerate(_json(data, str(path)), 1)]
     else:
         lines = [(f"{path}, line {i}", line) for i, line in enumerate(data.split(b"\n"), 1)]
         rows = [(where, _json(line, where)) for where, line in lines if line.strip()]
@@ -321,7 +322,10 @@ def _json(data: bytes, where: str) -> Any:
     except UnicodeEncodeError:
         said = "holds half a character (a lone surrogate), which no tokenizer reads"
         raise BadInput(f"{where} {said}: fix that line.", "surrogate") from None
-    except (ValueError, RecursionError) as error:  # broken JSON or broken UTF-8
+    except UnicodeDecodeError:
+        said = "is not UTF-8 text: save the rows as CSV or JSON Lines in UTF-8, or as Parquet"
+        raise BadInput(f"{where} {said}.", "encoding") from None
+    except (ValueError, RecursionError) as error:
         raise BadInput(f"{where} is not valid JSON ({error}): fix that line.") from None
 
 
@@ -334,11 +338,14 @@ def _read_csv(path: Path) -> list[tuple[str, dict]]:
             separator = max(",;\t|", key=header.count)
             csv.field_size_limit(1 << 30)
             reader = csv.DictReader(file, delimiter=separator, skipinitialspace=True)
+            names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
             rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
     except UnicodeDecodeError:
         raise BadInput(f"{path} is not UTF-8: save it as UTF-8.", "encoding") from None
     except csv.Error as error:
         raise BadInput(f"{path} is no CSV that can be read ({error}): fix it.", "csv") from None
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise BadInput(f"{path} has two columns {twice[0]!r}: rename one of them.", "csv")
     for where, row in rows:
         if None in row:
             hint = f"put quotation marks around a text that holds {separator!r}"
@@ -347,11 +354,11 @@ def _read_csv(path: Path) -> list[tuple[str, dict]]:
 
 
 def _read_parquet(path: Path) -> list[tuple[str, dict]]:
-    import pandas as pd
+    from pyarrow import parquet
 
     try:
-        # By way of JSON, since pandas' cells hold numpy's arrays and NaN where a list is missing.
-        rows = json.loads(pd.read_parquet(path).to_json(orient="records", double_precision=15))
+        rows = parquet.read_table(path).to_pylist()
+        rows = json.loads(json.dumps(rows, default=str))  # a date or a Decimal as text
     except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
         raise BadInput(f"{path} is no Parquet file that can be read ({error}): fix it.") from None
     return [(f"{path}, row {i}", row) for i, row in enumerate(rows, 1)]
@@ -391,7 +398,7 @@ def cell(row: dict, column: str) -> Any:
 def check_columns(row: dict, columns: Iterable[str], where: str, filled: bool = False) -> None:
     """Raises BadInput unless the row has each of `columns`, with a value; not empty if `filled`."""
     for column in columns:
-        if column.partition(".")[0] not in row:
+        if not {column, column.partition(".")[0]} & row.keys():
             there = ", ".join(map(str, row)) or "none"
             hint = f"it has {there}; name the one you mean in task_config (question: …, answer: …)"
             raise BadInput(f'{where} has no column "{column}": {hint}.', "column")
@@ -433,6 +440,12 @@ def _turn(message: Any) -> dict[str, str]:
         return {}
     role = str(message.get("role") or message.get("from")).lower()
     role = {"human": "user", "gpt": "assistant"}.get(role, role)
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    if any(
+        isinstance(p, dict) and p.get("type", "text") not in ("text", "input_text") for p in parts
+    ):
+        return {}  # a picture, of which nothing would be asked
     return {"role": role, "content": message_text(message)}
 
 

@@ -263,8 +263,8 @@ def ready_tokenizer(tokenizer: Any, folder: Path) -> Any:
         tokenizer.chat_template = head + begins + tail
     prompt = _probed(tokenizer)
     if _SYSTEM not in prompt or _OPENED.search(prompt):
-        said = f"The chat template of the model in {folder} leaves out the system message or opens"
-        said += " the reasoning's tag itself, and could not be changed"
+        said = f"The chat template of the model in {folder} cannot be used, leaves out the system"
+        said += " message, or opens the reasoning's tag itself, and could not be changed"
         raise BadInput(f"{said}: {way_out}.", "chat-template")
     return tokenizer
 
