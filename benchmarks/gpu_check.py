@@ -116,13 +116,17 @@ def train(config: Config) -> list[dict]:
     from lib.tasks import load_problems, make_rows
     from lib.training import make_trainer, save_trained
     from lib.training import train as train_on
+    from lib.training.callbacks import StepLog
 
     run = open_run(config)
     with hushed(run):
         policy = load_policy(config)
         _, training, _, examples = load_problems(config)
         rows = make_rows(training, config.prompt_format, config.shots, examples)
-        trainer = make_trainer(policy, rows, *recipe_rewards(config), config, run, note_log)
+        trainer = make_trainer(policy, rows, *recipe_rewards(config), config, run)
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, StepLog):
+                callback.watch = note_log
         note(notes=policy.notes)
         train_on(trainer, config, run)
         save_trained(policy, config, run)
@@ -161,7 +165,7 @@ def adapters() -> None:
                     if "lora_B" in name:
                         weight.normal_(std=0.02)
             model.save_pretrained(f"{place}/{seed}")
-        engine = VllmEngine.start(config, folder, adapters=True)
+        engine = VllmEngine.start(config, folder, rank=config.r)
         for which in ("1", "2", "1 again"):
             become_trained(engine, folder, Path(place, which[0]))
             said[which] = engine.generate(question, Sampling(max_tokens=24))[0][0].text

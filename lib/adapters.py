@@ -26,6 +26,12 @@ def is_adapter(folder: Path) -> bool:
     return (folder / "adapter_config.json").is_file()
 
 
+def adapter_rank(folder: Path) -> int:
+    """The largest rank of an adapter's layers; 0 of a whole model."""
+    settings = read_json(folder / "adapter_config.json", {})
+    return max([settings.get("r", 0), *(settings.get("rank_pattern") or {}).values()])
+
+
 def public_name(config: Config) -> str:
     """The base model's name as others know it, never a path of this machine."""
     if config.model == "embedded":

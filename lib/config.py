@@ -157,6 +157,11 @@ class Keys(BaseModel):
         return self.prompts_per_step * self.num_generations
 
     @property
+    def largest_rank(self) -> int:
+        """Of the adapter's layers."""
+        return max([self.r, *(self.rank_pattern or {}).values()])
+
+    @property
     def completion_tokens(self) -> int:
         """The longest completion in evaluation, in tokens."""
         return self.eval_max_tokens or self.max_completion_length
@@ -205,7 +210,7 @@ def resolve(
     for place, changes in parts.items():
         _validate(values | changes, origins | dict.fromkeys(changes, place))
     # Which profile is meant is settled now.
-    config = _validate(_completed(values) | {"profile": profile}, origins)
+    config = _validate(_completed(values | {"profile": profile}), origins)
     config._recipe = path.resolve() if path else None
     for key, contradicts, sentence in RULES:
         if contradicts(config, hardware):
@@ -260,6 +265,9 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
     steps, warmup = values.get("max_steps"), values.get("warmup_steps")
     if isinstance(steps, int) and isinstance(warmup, int) and 0 < steps <= warmup:
         more["warmup_steps"] = steps - 1  # or a short try would end before it has begun
+    by_vllm = values["profile"] != "cpu" and values.get("rollout_engine") == "vllm"
+    if by_vllm and values.get("full_finetuning") and values.get("backend", "auto") == "auto":
+        more["backend"] = "transformers"  # Unsloth shares no weights with vLLM that it trains
     return values | more
 
 

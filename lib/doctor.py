@@ -13,9 +13,11 @@ steps of training: the proof that the engine samples from the policy that is tra
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,7 +27,7 @@ from lib.config import Config, side_config
 from lib.engines import Completion, chat_text, make_engine, training_sampling
 from lib.errors import BadInput, first_line, nearest
 from lib.files import existing, read_json, read_jsonl
-from lib.hardware import GIB, Hardware, detect_hardware
+from lib.hardware import GIB, Hardware, detect_hardware, free_share
 from lib.memory import EVALUATION_SHARE, SHAPES, ModelShape, check_fit, evaluation_gib, read_shape
 from lib.models import (
     EMBEDDED,
@@ -109,7 +111,7 @@ def find_shape(config: Config) -> ModelShape | None:
 
 def disk_needed(config: Config, shape: ModelShape) -> float:
     """GiB: checkpoints (two kept, a third while it is written) and the merged model."""
-    trained = shape.parameters if config.full_finetuning else shape.lora_parameters(config.r)
+    trained = shape.parameters if config.full_finetuning else shape.lora_parameters(config)
     checkpoint = trained * (4 + 8)  # weights, and Adam's two moments
     converted = 2 * shape.parameters if config.model == EMBEDDED else 0
     return (3 * checkpoint + 2 * 2 * shape.parameters + converted) / GIB
@@ -125,6 +127,12 @@ def evaluation_fits(config: Config, hardware: Hardware) -> Iterator[BadInput]:
             f"{hardware.gpu} has {hardware.gpu_memory:.1f} GiB: run 04 and 05 on a larger card, or "
             f"choose a smaller model.",
             "memory-evaluation",
+        )
+    if config.profile != "cpu" and free_share() < 0.9:
+        yield note(
+            f"Only {free_share():.0%} of the GPU's memory is free: end what holds the rest, such "
+            f"as another notebook's kernel.",
+            "busy-gpu",
         )
 
 
@@ -312,18 +320,31 @@ def examine(config: Config, deep: bool = True) -> Iterator[Stage]:
         run = Run(Path(folder))
         if deep:
             quiet_process(run)  # before torch, Unsloth and vLLM are imported
-            stages |= {"template and ends": _dialogue, "signal and length": _completions}
-            stages["proof of the policy, time"] = partial(_two_steps, run=run)
+            stages |= {"template and ends": _dialogue}
+            stages |= {"signal and length": partial(alone, _completions, run)}
+            stages |= {"proof of the policy, time": partial(alone, _two_steps, run)}
         for title, stage in stages.items():
             findings = []
-            with hushed(run) if deep else nullcontext():
-                try:
+            try:
+                with hushed(run) if deep else nullcontext():
                     findings.extend(stage(config))
-                except BadInput as error:
-                    findings.append(error)
+            except BadInput as error:
+                findings.append(error)
             yield title, findings
             if any(finding.stops for finding in findings):
                 return
+
+
+def alone(stage: Callable[..., Iterator[BadInput]], run: Run, config: Config) -> list[BadInput]:
+    """What a stage finds in a process of its own, which gives the GPU back to the next one, and
+    where Unsloth is imported before what it patches."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(_findings, stage, run, config).result()
+
+
+def _findings(stage: Callable[..., Iterator[BadInput]], run: Run, config: Config) -> list[BadInput]:
+    with hushed(run):
+        return list(stage(run, config))
 
 
 def findings_table(stages: Sequence[Stage]) -> list[dict[str, str]]:
@@ -364,7 +385,7 @@ def _dialogue(config: Config) -> Iterator[BadInput]:
     check_fills_a_step(fitting_rows(_rows(config), tokenizer, config)[0], config)
 
 
-def _completions(config: Config) -> Iterator[BadInput]:
+def _completions(run: Run, config: Config) -> Iterator[BadInput]:
     """A few of the base model: are they cut off, and do the rewards tell them apart?"""
     from lib.preflight import preflight
 
@@ -376,7 +397,7 @@ def _completions(config: Config) -> Iterator[BadInput]:
     probe = config.model_copy(update=probed)
     task, training, _, _ = load_problems(probe)
     rows = _rows(probe)
-    engine = make_engine(probe, model_folder(probe))
+    engine = make_engine(probe, model_folder(probe), as_trained=True)
     longer = replace(training_sampling(probe), max_tokens=2 * config.max_completion_length)
     answers = engine.generate([row["prompt"] for row in rows[:PROBED]], longer)
     yield from length([len(answer.token_ids) for [answer] in answers], probe)
@@ -384,10 +405,9 @@ def _completions(config: Config) -> Iterator[BadInput]:
         result, _ = preflight(engine, rows, *recipe_rewards(probe), probe, task, training)
         if result.dead:
             yield BadInput(result.verdict, "signal")
-    engine.close()
 
 
-def _two_steps(config: Config, run: Run) -> Iterator[BadInput]:
+def _two_steps(run: Run, config: Config) -> Iterator[BadInput]:
     """Of the training itself. Its engine proves at the first hand-over that it has the policy;
     Unsloth's, whose weights are the policy's, is asked here."""
     from lib.training import make_trainer, train

@@ -5,7 +5,6 @@ engine.generate(prompts, Sampling(n=8, temperature=1.0, max_tokens=256))
 # per prompt a list of n completions: text, token ids, finish reason
 """
 
-import gc
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,12 +16,13 @@ from typing import Any
 
 from lib.config import Config
 from lib.errors import BadInput
-from lib.hardware import cap_gpu_memory
-from lib.process import random_state, set_random_state
+from lib.hardware import GIB, cap_gpu_memory, free_share
+from lib.memory import EVALUATION_SHARE, shape_of
+from lib.process import random_state, set_random_state, trim_memory
 from lib.stack import LORA_RANKS, raise_if_memory
 from lib.tasks.prompts import ready_tokenizer
 
-ALONE, ALONE_T4 = 0.9, 0.85  # of the card's memory, for an engine with nothing beside it
+CACHE = GIB  # bytes of a GPU for keys and values where transformers generates, beside a training
 
 
 @dataclass(frozen=True)
@@ -95,8 +95,8 @@ class Engine:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Give the memory back, as far as the engine can."""
-        gc.collect()
+        """Give the memory back."""
+        trim_memory()
 
     def _ids(self, prompts: Prompts) -> list[list[int]]:
         if not prompts or isinstance(prompts[0][0], int):
@@ -115,7 +115,8 @@ def make_engine(config: Config, folder: Path, **vllms: Any) -> Engine:
     notes, engine = [], None
     if config.eval_engine == "vllm":
         engine = start_vllm(config, folder, notes, **vllms)
-    engine = engine or TransformersEngine.start(config, folder)
+    as_trained = vllms.get("as_trained", False)
+    engine = engine or TransformersEngine.start(config, folder, as_trained)
     engine.notes += notes
     return engine
 
@@ -168,10 +169,20 @@ def in_order(answers: Answers) -> list[list[Completion]]:
 
 
 def engine_arguments(
-    config: Config, folder: Path, adapters: bool = False, share: float | None = None
+    config: Config,
+    folder: Path,
+    rank: int = 0,
+    share: float | None = None,
+    as_trained: bool = False,
 ) -> dict[str, Any]:
-    """What `vllm.LLM` is made with, 16-bit weights: `LLM(**engine_arguments(config, folder))`;
-    `share` is of the card's memory, None where the engine has the card alone."""
+    """What `vllm.LLM` is made with: `LLM(**engine_arguments(config, folder))`.
+
+    Args:
+        rank: of the adapters that it is to take; 0: none.
+        share: of the card's memory; None where nothing is to come beside the engine.
+        as_trained: the base model as training sees it, in 4 bit where the recipe says so; else
+            in 16.
+    """
     names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
     arguments = dict(
         model=str(folder),
@@ -190,14 +201,20 @@ def engine_arguments(
         # blocks of 128, and only full ones are shared.
         draw_without_compiler()
         return arguments | dict(enforce_eager=True, block_size=32)
-    if share is None:
-        share = ALONE_T4 if config.profile == "t4" else ALONE
+    share = share or share_alone()
     arguments |= dict(gpu_memory_utilization=cap_gpu_memory(config.gpu_memory_cap, share))
+    if as_trained and config.load_in_4bit:
+        arguments |= dict(quantization="bitsandbytes", load_format="bitsandbytes")
     if config.profile == "t4":  # FlashAttention and FlashInfer need compute capability 8.0
         arguments |= dict(attention_backend="TRITON_ATTN")
-    if adapters:  # on a CPU an adapter costs a factor of seven, merged weights nothing
-        arguments |= dict(enable_lora=True, max_lora_rank=lora_rank(config.r))
+    if rank:  # on a CPU an adapter costs a factor of seven, merged weights nothing
+        arguments |= dict(enable_lora=True, max_lora_rank=lora_rank(rank))
     return arguments
+
+
+def share_alone() -> float:
+    """Of the card's memory, for an engine with nothing to come beside it: most of what is free."""
+    return min(EVALUATION_SHARE, free_share())
 
 
 def lora_rank(r: int) -> int:
@@ -250,12 +267,13 @@ class VllmEngine(Engine):
 
     @classmethod
     def start(
-        cls, config: Config, folder: Path, adapters=False, share=None, **settings: Any
+        cls, config: Config, folder: Path, rank=0, share=None, as_trained=False, **settings: Any
     ) -> "VllmEngine":
         """By `engine_arguments`, and further ones of vLLM's LLM."""
         from vllm import LLM
 
-        return cls(LLM(**engine_arguments(config, folder, adapters, share) | settings))
+        arguments = engine_arguments(config, folder, rank, share, as_trained)
+        return cls(LLM(**arguments | settings))
 
     def _stream(self, prompts, sampling):
         """vLLM's own loop in `LLM.generate`, which returns nothing before its end."""
@@ -282,6 +300,8 @@ class VllmEngine(Engine):
         self.llm.collective_rpc("reload_weights", kwargs=dict(weights_iterator=weights))
 
     def close(self):
+        # It keeps what it loaded from the garbage collector until it is told to end.
+        self.llm.llm_engine.engine_core.shutdown()
         del self.llm
         super().close()
 
@@ -342,14 +362,17 @@ class TransformersEngine(Engine):
         self.notes, self.model, self.tokenizer = [], model, tokenizer
 
     @classmethod
-    def start(cls, config: Config, folder: Path) -> "TransformersEngine":
+    def start(cls, config: Config, folder: Path, as_trained=False) -> "TransformersEngine":
+        """`as_trained` as of `engine_arguments`."""
         from transformers import AutoModelForCausalLM
 
-        from lib.models import load_tokenizer, torch_dtype, widen_head
+        from lib.models import in_4_bit, load_tokenizer, torch_dtype, widen_head
 
-        device = "cpu" if config.profile == "cpu" else {"": 0}
         model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch_dtype(config), device_map=device
+            folder,
+            dtype=torch_dtype(config),
+            device_map="cpu" if config.profile == "cpu" else {"": 0},
+            quantization_config=in_4_bit(config) if as_trained and config.load_in_4bit else None,
         ).eval()
         if config.cast_lm_head_to_fp32:
             widen_head(model)
@@ -358,6 +381,10 @@ class TransformersEngine(Engine):
     def _stream(self, prompts, sampling):
         n, wanted = sampling.n, [prompt for prompt in prompts for _ in range(sampling.n)]
         size = self.batch_with_logprobs if sampling.logprobs else self.batch
+        if self.model.device.type != "cpu":
+            longest = max(map(len, self._ids(prompts)), default=0) + sampling.max_tokens
+            a_row = shape_of(self.model.config.to_dict()).kv_bytes(longest)
+            size = min(size, max(1, CACHE // a_row))
         flat: list[Completion] = []
         for start in range(0, len(wanted), size):
             done = len(flat) // n

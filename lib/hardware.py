@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 GIB = 2**30
+CUDA_CONTEXT = 0.6  # GiB that a process takes of a GPU before a model is loaded; not measured here
 
 
 def cpu_precision(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
@@ -120,6 +121,18 @@ def cap_gpu_memory(cap: float, utilization: float) -> float:
     return utilization * cap / whole
 
 
+def free_share() -> float:
+    """The share of the GPU's memory that an engine of its own could take now: a desktop, another
+    kernel or this one's policy may hold the rest."""
+
+    def question(nvml: Any, cards: list[Any]) -> float:
+        memory = nvml.nvmlDeviceGetMemoryInfo(cards[0], nvml.nvmlMemory_v2)
+        return (memory.free - CUDA_CONTEXT * GIB) / (memory.total - memory.reserved)
+
+    free = _ask(question)
+    return 1.0 if free is None else max(free, 0.01)
+
+
 def gpu_environment(capability: float) -> dict[str, str]:
     """What a card wants set before Unsloth loads a model: below 8.0 FlashInfer has no kernels, and
     Unsloth asks for its sampler where it can be compiled."""
@@ -187,7 +200,8 @@ def _query_gpu() -> tuple[str, float, float]:
 
     def question(nvml: Any, cards: list[Any]) -> tuple[str, float, float]:
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(cards[0])
-        memory = nvml.nvmlDeviceGetMemoryInfo(cards[0]).total / GIB
-        return nvml.nvmlDeviceGetName(cards[0]), memory, major + minor / 10
+        memory = nvml.nvmlDeviceGetMemoryInfo(cards[0], nvml.nvmlMemory_v2)
+        gib = (memory.total - memory.reserved) / GIB  # as CUDA counts: a T4 has 14.6 of its 16 GB
+        return nvml.nvmlDeviceGetName(cards[0]), gib, major + minor / 10
 
     return _ask(question) or ("", 0.0, 0.0)

@@ -302,6 +302,10 @@ RULES: tuple[tuple[str, Callable[[Any, Any], Any], str], ...] = (
     ("4bit-full", lambda c, h: c.load_in_4bit and c.full_finetuning,
      "full_finetuning and load_in_4bit exclude each other, since 4-bit weights cannot be trained: "
      "set one of them to False."),
+    ("unsloth-full", lambda c, h: c.full_finetuning and c.backend == "unsloth"
+     and c.rollout_engine == "vllm" and c.profile != "cpu",
+     "Unsloth trains no weights that it shares with vLLM: set full_finetuning to False, or backend "
+     "or rollout_engine to transformers."),
     ("fp32-head", lambda c, h: c.cast_lm_head_to_fp32
      and (c.load_in_4bit or c.backend != "transformers"),
      "cast_lm_head_to_fp32 is for weights in 16 bit, trained and sampled by this suite: set "

@@ -9,6 +9,7 @@ measured (benchmarks/results/memory_cpu.json; one model on a GPU, step_demo_nvid
 """
 
 import os
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,25 @@ from typing import Any
 from lib.config import Config
 from lib.errors import BadInput
 from lib.files import read_json
-from lib.hardware import GIB, PROFILE_MEMORY, PROFILES, Hardware, detect_hardware, free_memory
+from lib.hardware import (
+    CUDA_CONTEXT,
+    GIB,
+    PROFILE_MEMORY,
+    PROFILES,
+    Hardware,
+    detect_hardware,
+    free_memory,
+)
 from lib.keys import translate
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 NF4 = 0.625  # bytes a weight: 4 bits, scales, and the layers that stay in 16 bit
 MARGIN = 0.85  # of what there is: the estimate may be 15% low
-EVALUATION_SHARE = 0.85  # of the card, which evaluation and the merge have alone
-CUDA_CONTEXT = 0.6  # GiB before a model is loaded; not measured here
+EVALUATION_SHARE = 0.85  # of the card, which evaluation has alone; prompts' log-probs need more
 PROCESS = 0.9  # GiB: Python, torch, transformers, Unsloth and TRL, ready to train
 VLLM = 0.3  # GiB more for vLLM's libraries and engine on a CPU
+PART = dict.fromkeys(("gate_proj", "up_proj", "down_proj"), "mlp")  # of a block; else: attention
+PART |= dict.fromkeys(("w1", "w2", "w3"), "feed_forward") | {"in_proj": "conv"}
 LOGIT_ROWS = 512  # rows of logits at a time, in the passes that compute them in parts
 # Unsloth's standby replaces the share that was asked: the card's GiB, and the share it makes of it
 # (unsloth_zoo's vllm_utils.load_vllm: tiers of the card's size, times 0.95).
@@ -73,16 +83,31 @@ class ModelShape:
     def parameters(self) -> int:
         return self.linear + self.embeddings
 
-    def lora_parameters(self, r: int, targets: str | list[str] = "all-linear") -> int:
-        """Weights of an adapter of rank r on these linear layers: r·(in + out) each."""
-        sizes = self.layer_sizes
-        names = sizes if targets == "all-linear" else [n for n in targets if n in sizes]
-        return r * sum((i + o) * blocks for i, o, blocks in (sizes[name] for name in names))
+    def lora_parameters(self, config: Config) -> int:
+        """Weights of the recipe's adapter: r·(in + out) of each layer that peft adapts."""
+        total, sizes, targets = 0, self.layer_sizes, config.target_modules
+        for name in sizes if targets == "all-linear" else [n for n in targets if n in sizes]:
+            inputs, outputs, blocks = sizes[name]
+            total += sum(rank_at(i, name, config) for i in range(blocks)) * (inputs + outputs)
+        return total
 
     def kv_bytes(self, tokens: int, width: int = 2) -> int:
         """Keys and values of that many tokens, each number in `width` bytes."""
         layers = self.layers - self.convolutions
         return 2 * width * layers * self.kv_heads * self.head_dim * tokens
+
+
+def rank_at(block: int, layer: str, config: Config) -> int:
+    """Of the adapter at a block's layer, by peft's rules; 0 where it leaves that out."""
+    place = f"model.layers.{block}.{PART.get(layer, 'self_attn')}.{layer}"
+    blocks, left_out = config.layers_to_transform, config.exclude_modules or "(?!)"
+    if isinstance(left_out, list):
+        left_out = rf"(.*\.)?({'|'.join(map(re.escape, left_out))})"
+    blocks = [blocks] if isinstance(blocks, int) else blocks
+    if (blocks and block not in blocks) or re.fullmatch(left_out, place):
+        return 0
+    ranks = (config.rank_pattern or {}).items()
+    return next((rank for at, rank in ranks if re.match(rf"(.*\.)?({at})$", place)), config.r)
 
 
 # Models that recipes name, so that a plan needs no connection.
@@ -258,7 +283,7 @@ def _trained(config: Config, shape: ModelShape) -> Parts:
     """What is trained, in 32 bit, and its optimizer's state."""
     count, adapter = shape.parameters, 0
     if not config.full_finetuning:
-        count = shape.lora_parameters(config.r, config.target_modules)
+        count = shape.lora_parameters(config)
         adapter = 6 if config.precision != "fp32" else 4  # computed with in 16 bit
     widths = {"adapter": adapter, "gradients": 4, "optimizer": 2 if "8bit" in config.optim else 8}
     trained = f"{count / 1e6:.1f} M trained weights"

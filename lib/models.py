@@ -70,9 +70,12 @@ def _from_hub(name: str) -> Path:
 
     try:
         folder = Path(snapshot_download(name, allow_patterns=SMALL_FILES))
+        need_16_bit(folder, name)
         # A repository may hold the weights a second time, as Mistral's consolidated.safetensors.
         weights = sorted(_shards(folder)) or ["model*.safetensors"]
         return Path(snapshot_download(name, allow_patterns=[*SMALL_FILES, *weights]))
+    except BadInput:
+        raise
     except Exception as error:  # not found, gated, no connection: one way out for all
         raise BadInput(
             f"model {name!r} could not be fetched from the Hugging Face Hub "
@@ -94,6 +97,7 @@ def _with_safetensors(folder: Path, name: str) -> Path:
             f"are loaded; convert the model, or choose another.",
             key="no-safetensors",
         )
+    need_16_bit(folder, name)
     missing = sorted(file for file in _shards(folder) if not (folder / file).is_file())
     if missing:
         raise BadInput(
@@ -102,6 +106,17 @@ def _with_safetensors(folder: Path, name: str) -> Path:
             key="missing-shard",
         )
     return folder
+
+
+def need_16_bit(folder: Path, name: str) -> None:
+    """Raises BadInput for a model that is quantised already: nothing could be merged into it."""
+    if how := read_json(folder / "config.json", {}).get("quantization_config"):
+        raise BadInput(
+            f"model {name!r} is quantised ({how.get('quant_method', 'somehow')}), and an adapter "
+            f"is merged into 16 bit: give the model it was made from, and load_in_4bit to train "
+            f"on 4.",
+            key="quantised",
+        )
 
 
 def unsloth_arguments(config: Config, folder: Path) -> dict[str, Any]:
@@ -123,7 +138,7 @@ def unsloth_arguments(config: Config, folder: Path) -> dict[str, Any]:
         share = config.vllm_gpu_memory_utilization
         arguments |= dict(
             fast_inference=True,
-            max_lora_rank=config.r,
+            max_lora_rank=config.largest_rank,
             # Left to Unsloth, it follows from the memory that happens to be free.
             max_num_seqs=min(256, max(config.completions_per_step, 32)),
             gpu_memory_utilization=cap_gpu_memory(config.gpu_memory_cap, share),
@@ -142,12 +157,11 @@ def plain_arguments(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def in_4_bit(config: Config) -> Any:
-    """How bitsandbytes loads the weights, as Unsloth and vLLM do."""
+    """How bitsandbytes loads the weights, as Unsloth and vLLM do: with its scales in 8 bit."""
     from transformers import BitsAndBytesConfig
 
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch_dtype(config)
-    )
+    how = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch_dtype(config), **how)
 
 
 def lora_arguments(config: Config) -> dict[str, Any]:

@@ -139,8 +139,11 @@ def peak_memory() -> float:
 
 
 def trim_memory() -> None:
-    """Give back to the system what this process has freed, which glibc would keep for later."""
+    """Give back what this process has freed, which glibc and torch would keep for later: to the
+    system, and to whoever wants the GPU."""
     gc.collect()
+    if "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()
     with suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 

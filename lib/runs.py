@@ -44,6 +44,7 @@ from lib.files import (
 )
 from lib.hardware import GIB, detect_hardware, is_main_process
 from lib.process import commit, installed_versions, quiet_process
+from lib.stack import raise_if_memory
 
 STAMP = "%Y%m%d-%H%M%S"
 # What a training leaves, and what is made from its adapter; not the figures of 01, 02 and 06.
@@ -323,10 +324,15 @@ def begin_training(config: Config, run: Run) -> None:
 
 @contextmanager
 def hushed(run: Run) -> Iterator[None]:
-    """What libraries print inside goes to the run's `libraries.log`, not over the page."""
+    """What libraries print inside goes to the run's `libraries.log`, not over the page; that there
+    is too little memory is said in a sentence."""
     file = run.folder / "libraries.log"
     with file.open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
-        yield
+        try:
+            yield
+        except Exception as error:
+            raise_if_memory(error, "go on")
+            raise
 
 
 def _rollouts(run: Run, step: int) -> Path:

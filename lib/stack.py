@@ -141,8 +141,8 @@ def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[B
             "PYTORCH_CUDA_ALLOC_CONF: unset one of them.",
         ),
         "rank": (
-            c.rollout_engine == "vllm" and c.r > most and not c.full_finetuning,
-            f"vLLM has no LoRA kernel for r {c.r}: set it to {most} at most.",
+            c.rollout_engine == "vllm" and c.largest_rank > most and not c.full_finetuning,
+            f"vLLM has no LoRA kernel for r {c.largest_rank}: set it to {most} at most.",
         ),
     }
     yield from (BadInput(sentence, key) for key, (holds, sentence) in faults.items() if holds)
@@ -225,7 +225,7 @@ def raise_if_memory(error: BaseException, doing: str) -> None:
         first = " ".join(str(error).split())[:160]
         raise BadInput(
             f"There is not enough memory to {doing} ({first}): end what else holds memory there, "
-            f"such as another notebook's kernel, or choose a smaller model, load_in_4bit or a "
-            f"smaller max_seq_length.",
+            f"such as another notebook's kernel (or restart this one, where it has loaded a model "
+            f"before), or choose a smaller model, load_in_4bit or a smaller max_seq_length.",
             key="memory",
         ) from error

@@ -186,12 +186,11 @@ def look(config: Config, card: Card, folder: Path) -> dict[str, Any]:
     plan = check_fit(config, SHAPES[config.model], card.hardware)
     base = write_config(config.model, folder)
     seen: dict[str, Any] = {"GiB": round(plan.total, 1), "KV": round(plan.parts["KV cache"], 1)}
-    alone = engine_arguments(config, base, adapters=True)
-    alone.pop("use_tqdm_on_load")
-    seen["evaluation"] = configured(alone)
-    if config.load_in_4bit:
-        four_bit = dict(quantization="bitsandbytes", load_format="bitsandbytes")
-        seen["4-bit base"] = configured(alone | four_bit)
+    for name, as_trained in (("evaluation", False), ("4-bit base", True)):
+        if config.load_in_4bit or not as_trained:
+            alone = engine_arguments(config, base, config.largest_rank, as_trained=as_trained)
+            alone.pop("use_tqdm_on_load")
+            seen[name] = configured(alone)
     ours = unsloth_arguments(config, base)
     if ours.get("fast_inference"):
         seen |= by_unsloth(ours, base)

@@ -98,11 +98,10 @@ def test_on_a_gpu_a_broken_vllm_stops_and_an_unknown_model_does_not(installed):
 
 
 def test_an_engine_for_evaluation_has_the_card_alone(embedded):
-    t4, l4 = config_on(T4), config_on(L4)
-    assert engine_arguments(t4, embedded)["gpu_memory_utilization"] == 0.85
-    assert engine_arguments(l4, embedded)["gpu_memory_utilization"] == 0.9
-    beside = engine_arguments(t4, embedded, share=t4.vllm_gpu_memory_utilization)
-    assert beside["gpu_memory_utilization"] == 0.5
+    for config in (config_on(T4), config_on(L4)):
+        assert engine_arguments(config, embedded)["gpu_memory_utilization"] == 0.85
+        beside = engine_arguments(config, embedded, share=config.vllm_gpu_memory_utilization)
+        assert beside["gpu_memory_utilization"] == 0.5
 
 
 def test_a_t4_gets_no_flashinfer(embedded):
@@ -126,7 +125,7 @@ def test_the_arguments_are_those_that_the_installed_libraries_take(embedded):
 
     for card in (T4, L4):
         config = config_on(card, **FOUR_BIT, rollout_engine="vllm")
-        arguments = engine_arguments(config, embedded, adapters=True)
+        arguments = engine_arguments(config, embedded, rank=16, as_trained=True)
         assert set(arguments) - {"use_tqdm_on_load"} <= set(
             inspect.signature(EngineArgs).parameters
         )
@@ -335,6 +334,13 @@ def test_tokens_without_embeddings_are_refused(copy):
     tokenizer.add_tokens(["<answer>"])
     tokenizer.save_pretrained(copy)
     assert refused(copy) == "tokens-without-embeddings"
+
+
+def test_a_quantised_base_is_refused(copy):
+    settings = json.loads((copy / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (copy / "config.json").write_text(json.dumps(settings))
+    assert refused(copy) == "quantised"
 
 
 def test_a_missing_shard_is_named(copy):

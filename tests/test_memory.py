@@ -21,6 +21,7 @@ from lib.memory import (
     settled,
     shape_of,
 )
+from lib.models import lora_arguments
 from tests.conftest import CPU, L4, T4, refuses
 
 A100 = Hardware("NVIDIA A100", 79.0, 8.0, 8, 100.0)
@@ -52,7 +53,33 @@ def test_shape_of_the_embedded_model_is_read_from_its_folder(embedded):
 def test_lora_parameters_by_hand():
     # SmolLM2: 30 layers; q, o: 576→576; k, v: 576→192; gate, up, down: 576↔1536; r = 16.
     a_layer = 16 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
-    assert SHAPES["embedded"].lora_parameters(16) == 30 * a_layer == 4_884_480
+    config = resolve("ci", {}, CPU)
+    assert SHAPES["embedded"].lora_parameters(config) == 30 * a_layer == 4_884_480
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"target_modules": ["q_proj", "v_proj"], "r": 4},
+        {"exclude_modules": ["mlp.up_proj", "k_proj"], "layers_to_transform": [0, 2]},
+        {"exclude_modules": r".*\.1\..*_proj", "rank_pattern": {"q_proj": 64}},
+        {"layers_to_transform": 1, "rank_pattern": {r"layers\.\d\.mlp\.(up|gate)_proj": 2}},
+        {"layers_to_transform": [], "rank_pattern": {"model.layers.2.self_attn.o_proj": 1}},
+    ],
+)
+def test_an_adapter_is_as_large_as_pefts(given):
+    import peft
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, vocab_size=64)
+    settings = LlamaConfig(**sizes, num_attention_heads=4, num_key_value_heads=2)
+    config = resolve("ci", given, CPU)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(settings)
+        model = peft.get_peft_model(model, peft.LoraConfig(**lora_arguments(config)))
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert shape_of(settings.to_dict()).lora_parameters(config) == trained
 
 
 def test_vllm_takes_its_share_of_the_gpu():

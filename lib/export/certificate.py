@@ -381,7 +381,8 @@ def _score(model: Any, prompts: list[Ids], answers: list[Ids]) -> list[Scores]:
     import torch
 
     scores: list[Scores] = []
-    size = max(1, SCORED // max(map(len, prompts)))
+    pairs = zip(prompts, answers, strict=True)
+    size = max(1, SCORED // max(len(p) + len(a) for p, a in pairs))
     for start in range(0, len(prompts), size):
         asked, said = prompts[start : start + size], answers[start : start + size]
         with torch.inference_mode():

@@ -25,11 +25,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lib.adapters import adapter_rank
 from lib.config import Config
-from lib.engines import Messages, lora_rank
+from lib.engines import Messages, lora_rank, share_alone
 from lib.errors import BadInput, first_line
 from lib.export.gguf import need_llama_cpp
-from lib.files import read_json
 from lib.models import torch_dtype
 
 
@@ -151,14 +151,14 @@ def serve_vllm(
     command += ["--dtype", str(torch_dtype(config)).removeprefix("torch.")]
     command += ["--max-model-len", str(config.max_seq_length)]
     if adapters:
-        rank = max(read_json(path / "adapter_config.json")["r"] for path in adapters.values())
+        rank = max(map(adapter_rank, adapters.values()))
         command += ["--enable-lora", "--max-loras", str(len(adapters))]
         command += ["--max-lora-rank", str(lora_rank(rank)), "--lora-modules"]
         command += [f"{name}={path}" for name, path in adapters.items()]
     if config.profile == "cpu":
         command += ["--enforce-eager", "--max-num-seqs", "32"]
     else:
-        command += ["--gpu-memory-utilization", str(config.vllm_gpu_memory_utilization)]
+        command += ["--gpu-memory-utilization", str(share_alone())]
     port, key = free_port(), secrets.token_urlsafe(24)
     command += ["--host", "127.0.0.1", "--port", str(port), "--allowed-origins", "[]"]
     given = dict(key=key, VLLM_API_KEY=key, VLLM_LOGGING_LEVEL="WARNING")
