@@ -27,9 +27,8 @@ def is_adapter(folder: Path) -> bool:
 
 
 def adapter_rank(folder: Path) -> int:
-    """The largest rank of an adapter's layers; 0 of a whole model."""
-    settings = read_json(folder / "adapter_config.json", {})
-    return max([settings.get("r", 0), *(settings.get("rank_pattern") or {}).values()])
+    """Of an adapter; 0 of a whole model."""
+    return read_json(folder / "adapter_config.json", {}).get("r", 0)
 
 
 def public_name(config: Config) -> str:
@@ -114,8 +113,11 @@ def _faults(folder: Path, base: Path) -> Iterator[tuple[str, str]]:
                 f"has A {list(a)} and B {list(b)} at {layer}, where the base model's weight is "
                 f"{list(weight)}: {own_base}, or an adapter that is whole",
             )
+    if settings.get("rank_pattern") or settings.get("alpha_pattern"):
+        how = "merge it with peft and measure the merged folder"
+        yield "patterns", f"scales its layers differently, which vLLM does not: {how}"
     ranks = {pair["A"][0] for pair in layers.values()}
-    if not settings.get("rank_pattern") and ranks != {settings.get("r")}:
+    if ranks != {settings.get("r")}:
         says = f"says rank {settings.get('r')} and has weights of rank {sorted(ranks)}"
         yield "rank", f"{says}: its files are not of one adapter"
 

@@ -157,11 +157,6 @@ class Keys(BaseModel):
         return self.prompts_per_step * self.num_generations
 
     @property
-    def largest_rank(self) -> int:
-        """Of the adapter's layers."""
-        return max([self.r, *(self.rank_pattern or {}).values()])
-
-    @property
     def completion_tokens(self) -> int:
         """The longest completion in evaluation, in tokens."""
         return self.eval_max_tokens or self.max_completion_length

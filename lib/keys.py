@@ -21,7 +21,7 @@ PEFT: dict[str, list] = LIBRARY["peft"]["fields"]
 # Of LoraConfig what a policy can be trained, merged and served with.
 LORA = (
     *("r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora", "init_lora_weights"),
-    *("exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern"),
+    *("exclude_modules", "layers_to_transform", "layers_pattern"),
 )
 
 
@@ -86,6 +86,7 @@ DECIDED: dict[str, str] = each_of({
     "modules_to_save": "neither vLLM nor a merge takes whole layers from an adapter",
     "trainable_token_indices": "neither vLLM nor a merge takes embeddings from an adapter",
     "use_dora": "vLLM does not load DoRA",
+    "rank_pattern alpha_pattern": "vLLM scales all layers of an adapter by lora_alpha / r",
     "bias lora_bias": "vLLM does not load biases from an adapter",
 })
 # fmt: on
@@ -181,9 +182,10 @@ def translate(layer: Mapping[str, Any]) -> dict[str, Any]:
         name = ALIASES.get(key, key)
         if name != key and name in layer:
             raise BadInput(f"{key} and {name} are the same key: leave one out.", key="twice")
-        if name in DECIDED:
+        if name in DECIDED and value != {}:
             raise BadInput(f"{key} cannot be set: {DECIDED[name]}.", key="decided")
-        new |= _today(name, value, layer)
+        if name not in DECIDED:  # nothing, as an earlier run's record has it
+            new |= _today(name, value, layer)
     return new
 
 

@@ -88,8 +88,8 @@ class ModelShape:
         total, sizes, targets = 0, self.layer_sizes, config.target_modules
         for name in sizes if targets == "all-linear" else [n for n in targets if n in sizes]:
             inputs, outputs, blocks = sizes[name]
-            total += sum(rank_at(i, name, config) for i in range(blocks)) * (inputs + outputs)
-        return total
+            total += sum(is_adapted(i, name, config) for i in range(blocks)) * (inputs + outputs)
+        return config.r * total
 
     def kv_bytes(self, tokens: int, width: int = 2) -> int:
         """Keys and values of that many tokens, each number in `width` bytes."""
@@ -97,17 +97,14 @@ class ModelShape:
         return 2 * width * layers * self.kv_heads * self.head_dim * tokens
 
 
-def rank_at(block: int, layer: str, config: Config) -> int:
-    """Of the adapter at a block's layer, by peft's rules; 0 where it leaves that out."""
+def is_adapted(block: int, layer: str, config: Config) -> bool:
+    """Whether peft, by its rules, puts an adapter on a layer of this block."""
     place = f"model.layers.{block}.{PART.get(layer, 'self_attn')}.{layer}"
     blocks, left_out = config.layers_to_transform, config.exclude_modules or "(?!)"
+    blocks = [blocks] if isinstance(blocks, int) else blocks
     if isinstance(left_out, list):
         left_out = rf"(.*\.)?({'|'.join(map(re.escape, left_out))})"
-    blocks = [blocks] if isinstance(blocks, int) else blocks
-    if (blocks and block not in blocks) or re.fullmatch(left_out, place):
-        return 0
-    ranks = (config.rank_pattern or {}).items()
-    return next((rank for at, rank in ranks if re.match(rf"(.*\.)?({at})$", place)), config.r)
+    return (not blocks or block in blocks) and not re.fullmatch(left_out, place)
 
 
 # Models that recipes name, so that a plan needs no connection.

@@ -138,7 +138,7 @@ def unsloth_arguments(config: Config, folder: Path) -> dict[str, Any]:
         share = config.vllm_gpu_memory_utilization
         arguments |= dict(
             fast_inference=True,
-            max_lora_rank=config.largest_rank,
+            max_lora_rank=config.r,
             # Left to Unsloth, it follows from the memory that happens to be free.
             max_num_seqs=min(256, max(config.completions_per_step, 32)),
             gpu_memory_utilization=cap_gpu_memory(config.gpu_memory_cap, share),

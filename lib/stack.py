@@ -141,8 +141,8 @@ def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[B
             "PYTORCH_CUDA_ALLOC_CONF: unset one of them.",
         ),
         "rank": (
-            c.rollout_engine == "vllm" and c.largest_rank > most and not c.full_finetuning,
-            f"vLLM has no LoRA kernel for r {c.largest_rank}: set it to {most} at most.",
+            c.rollout_engine == "vllm" and c.r > most and not c.full_finetuning,
+            f"vLLM has no LoRA kernel for r {c.r}: set it to {most} at most.",
         ),
     }
     yield from (BadInput(sentence, key) for key, (holds, sentence) in faults.items() if holds)

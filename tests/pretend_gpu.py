@@ -188,7 +188,7 @@ def look(config: Config, card: Card, folder: Path) -> dict[str, Any]:
     seen: dict[str, Any] = {"GiB": round(plan.total, 1), "KV": round(plan.parts["KV cache"], 1)}
     for name, as_trained in (("evaluation", False), ("4-bit base", True)):
         if config.load_in_4bit or not as_trained:
-            alone = engine_arguments(config, base, config.largest_rank, as_trained=as_trained)
+            alone = engine_arguments(config, base, config.r, as_trained=as_trained)
             alone.pop("use_tqdm_on_load")
             seen[name] = configured(alone)
     ours = unsloth_arguments(config, base)

@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +18,7 @@ from lib.adapters import check_adapter
 from lib.config import ROOT, resolve
 from lib.engines import VllmEngine, engine_arguments, no_vllm
 from lib.errors import BadInput
-from lib.hardware import gpu_environment
+from lib.hardware import detect_hardware, gpu_environment
 from lib.models import (
     lora_arguments,
     model_folder,
@@ -102,6 +103,26 @@ def test_an_engine_for_evaluation_has_the_card_alone(embedded):
         assert engine_arguments(config, embedded)["gpu_memory_utilization"] == 0.85
         beside = engine_arguments(config, embedded, share=config.vllm_gpu_memory_utilization)
         assert beside["gpu_memory_utilization"] == 0.5
+
+
+def test_an_engine_takes_what_a_desktop_leaves(embedded, monkeypatch):
+    """Of the memory that CUDA can use, which is less than the card has."""
+    memory = SimpleNamespace(total=15360 << 20, reserved=444 << 20, free=12000 << 20)
+    nvml = SimpleNamespace(
+        NVMLError=RuntimeError,
+        nvmlMemory_v2=2,
+        nvmlDeviceGetCount=lambda: 1,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetHandleByUUID=None,
+        nvmlDeviceGetName=lambda card: "Tesla T4",
+        nvmlDeviceGetCudaComputeCapability=lambda card: (7, 5),
+        nvmlDeviceGetMemoryInfo=lambda card, version: memory,
+    )
+    monkeypatch.setattr("lib.hardware._nvml", lambda: nvml)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert detect_hardware().gpu_memory == pytest.approx(14.6, abs=0.05)
+    share = engine_arguments(config_on(T4), embedded)["gpu_memory_utilization"]
+    assert share == pytest.approx((12000 - 0.6 * 1024) / (15360 - 444))
 
 
 def test_a_t4_gets_no_flashinfer(embedded):
@@ -217,6 +238,7 @@ MISFITS = {  # what is changed in an adapter's tensors and settings: the fault
         n: w.repeat(1, 2) if "lora_A" in n else w.repeat(2, 1) for n, w in ws.items()
     },
     "rank": lambda ws, settings: settings.update(r=64) or ws,
+    "patterns": lambda ws, settings: settings.update(alpha_pattern={"q_proj": 64}) or ws,
     "tied": lambda ws, settings: with_zeros(("lm_head.weight", (49152, 576)))(
         ws, settings.update(modules_to_save=["lm_head"])
     ),

@@ -62,9 +62,9 @@ def test_lora_parameters_by_hand():
     [
         {"target_modules": ["q_proj", "v_proj"], "r": 4},
         {"exclude_modules": ["mlp.up_proj", "k_proj"], "layers_to_transform": [0, 2]},
-        {"exclude_modules": r".*\.1\..*_proj", "rank_pattern": {"q_proj": 64}},
-        {"layers_to_transform": 1, "rank_pattern": {r"layers\.\d\.mlp\.(up|gate)_proj": 2}},
-        {"layers_to_transform": [], "rank_pattern": {"model.layers.2.self_attn.o_proj": 1}},
+        {"exclude_modules": r".*\.1\..*_proj"},
+        {"layers_to_transform": 1, "layers_pattern": "layers"},
+        {"layers_to_transform": []},
     ],
 )
 def test_an_adapter_is_as_large_as_pefts(given):
