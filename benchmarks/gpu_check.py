@@ -24,11 +24,11 @@ from types import SimpleNamespace
 from typing import Any
 
 from lib.config import ROOT, Config, resolve
-from lib.hardware import detect_hardware, gpu_memory_taken
+from lib.hardware import GIB, detect_hardware, gpu_memory_taken
 from lib.runs import hushed, open_run, read_json, read_jsonl, write_json
 
 RESULTS = ROOT / "benchmarks" / "results"
-LIMIT = 115  # seconds
+LIMIT = 115  # seconds, where --limit does not say more: a T4 takes minutes to start vLLM
 BENCHMARKS = {  # system: the switches of Unsloth's trainer, beside which ours is timed
     "ours": {},
     "trl": {},
@@ -144,7 +144,8 @@ def note_log(log: list[dict]) -> None:
 
 
 def adapters() -> None:
-    """Two adapters in one engine are two, and the first is itself again afterwards."""
+    """Two adapters in one engine are two, and the first is itself again afterwards; closed, the
+    engine gives the card back."""
     import torch
 
     from lib.engines import Sampling, VllmEngine
@@ -170,6 +171,9 @@ def adapters() -> None:
             become_trained(engine, folder, Path(place, which[0]))
             said[which] = engine.generate(question, Sampling(max_tokens=24))[0][0].text
             note(takes_adapters=engine.takes_adapters, said=said)
+        engine.close()
+        if config.profile != "cpu":
+            note(gib_after_close=round(torch.cuda.memory_reserved() / GIB, 2))
     assert said["1"] == said["1 again"] != said["2"], said
 
 
@@ -211,18 +215,18 @@ def gpu_name() -> str:
     return re.sub(r"\W+", "_", (detect_hardware().gpu or "rehearsal").lower()).strip("_")
 
 
-def run_stage(name: str, file: Path) -> bool:
+def run_stage(name: str, file: Path, limit: float) -> bool:
     """Run a stage in a process of its own and write what came of it; whether it passed."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "result.json")
         command = [sys.executable, "-m", "benchmarks.gpu_check", "--inside", name]
         environment = os.environ | {"GPU_CHECK_RESULT": str(out)}
-        limit = None if name == "accuracy" or not detect_hardware().gpu else LIMIT
+        given = dict(cwd=ROOT, env=environment, capture_output=True, text=True)
+        if name != "accuracy" and detect_hardware().gpu:
+            given["timeout"] = limit
         try:
-            done = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=limit
-            )
+            done = subprocess.run(command, **given)
             words = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
             failed = words[0][:600] if done.returncode else ""
         except subprocess.TimeoutExpired:
@@ -241,6 +245,7 @@ def main(given: list[str]) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=ORDER)
     parser.add_argument("--rehearse", action="store_true", help="on the CPU")
+    parser.add_argument("--limit", type=float, default=LIMIT, help="seconds a stage")
     parser.add_argument("--inside", help=argparse.SUPPRESS)
     options = parser.parse_args(given)
     if options.inside:
@@ -253,7 +258,9 @@ def main(given: list[str]) -> int:
     if options.rehearse:
         file = ROOT / "outputs" / file.name
         options.stage = ORDER[:7] if options.stage is ORDER else options.stage
-    passed = [run_stage(name, file) for name in options.stage]  # each, whatever came before
+    passed = [
+        run_stage(name, file, options.limit) for name in options.stage
+    ]  # each, whatever came before
     return 0 if all(passed) else 1
 
 

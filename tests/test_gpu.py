@@ -190,6 +190,17 @@ def test_every_recipe_is_configured_on_a_pretended_card(card):
             assert attention == {"TRITON_ATTN"} and seen["flashinfer"] == "0", seen
 
 
+def test_the_check_of_a_card_trains_and_notes_its_steps(first_layers, tmp_path, monkeypatch):
+    from benchmarks import gpu_check
+
+    monkeypatch.setattr(gpu_check, "RESULT", str(tmp_path / "result.json"))
+    given = SMALL | {"model": str(first_layers), "output_dir": str(tmp_path), "max_steps": 2}
+    log = gpu_check.train(resolve("mine", given, CPU))  # whose rewards differ by length
+    noted = json.loads((tmp_path / "result.json").read_text())
+    assert [row["step"] for row in noted["log"]] == [1, 2] == [row["step"] for row in log]
+    assert noted["largest_b"] > 0
+
+
 def test_two_adapters_in_one_engine_are_two(tmp_path):
     """vLLM loads an adapter only where its id is new."""
     engine = VllmEngine.__new__(VllmEngine)
