@@ -304,6 +304,11 @@ RULES: tuple[tuple[str, Callable[[Any, Any], Any], str], ...] = (
     ("4bit-full", lambda c, h: c.load_in_4bit and c.full_finetuning,
      "full_finetuning and load_in_4bit exclude each other, since 4-bit weights cannot be trained: "
      "set one of them to False."),
+    ("4bit-rollouts", lambda c, h: c.load_in_4bit and c.rollout_engine == "vllm"
+     and c.profile != "cpu" and (c.backend == "transformers" or c.num_processes > 1),
+     "Unsloth alone gives vLLM the adapter of a 4-bit policy (TRL merges it into 4 bits, which "
+     "rounds it away): leave backend at auto and num_processes at 1, or set rollout_engine to "
+     "transformers."),
     ("unsloth-full", lambda c, h: c.full_finetuning and c.backend == "unsloth"
      and c.rollout_engine == "vllm" and c.profile != "cpu",
      "Unsloth trains no weights that it shares with vLLM: set full_finetuning to False, or backend "

@@ -185,6 +185,12 @@ def choose_backend(config: Config, hardware: Hardware | None = None) -> tuple[st
         return "unsloth", ""
     if config.backend == "unsloth":
         raise BadInput(f"Unsloth cannot be used ({reason}): set backend to auto.", key="no-unsloth")
+    if config.profile != "cpu" and config.load_in_4bit and config.rollout_engine == "vllm":
+        raise BadInput(
+            f"Unsloth, which gives vLLM the adapter of a 4-bit policy, cannot be used ({reason}): "
+            f"set rollout_engine to transformers.",
+            key="no-unsloth",
+        )
     return "transformers", f"Unsloth is not used ({reason}): transformers and peft train."
 
 

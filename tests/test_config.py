@@ -148,6 +148,14 @@ def test_bad_values_get_one_sentence(parameters, key, word):
     assert error.key == key and word in str(error)
 
 
+def test_what_unsloth_and_vllm_share_on_a_gpu():
+    for_all = {"full_finetuning": True}
+    assert refused({"load_in_4bit": True, "backend": "transformers"}, L4).key == "4bit-rollouts"
+    assert refused(for_all | {"backend": "unsloth"}, L4).key == "unsloth-full"
+    assert resolve(None, for_all, L4).backend == "transformers"
+    assert resolve(None, for_all | {"rollout_engine": "transformers"}, L4).backend == "auto"
+
+
 @pytest.mark.parametrize(
     ("content", "key", "word"),
     [

@@ -54,12 +54,14 @@ def test_two_reasons_fall_back(installed, monkeypatch):
     assert backend == "transformers" and "Tesla P100" in note
     monkeypatch.setitem(sys.modules, "unsloth", None)
     assert choose_backend(config_on(T4), T4)[0] == "transformers"
-    with refuses("no-unsloth"):
-        choose_backend(config_on(T4, backend="unsloth"), T4)
+    for changes in ({"backend": "unsloth"}, FOUR_BIT):
+        with refuses("no-unsloth"):
+            choose_backend(config_on(T4, **changes), T4)
     del installed["vllm-bnb-plugin"]
     for way in ("auto", "unsloth", "transformers"):
         with refuses("no-plugin"):
-            choose_backend(config_on(T4, backend=way, rollout_engine="vllm", **FOUR_BIT), T4)
+            given = FOUR_BIT | {"backend": way, "rollout_engine": "transformers"}
+            choose_backend(config_on(T4, **given), T4)
 
 
 def test_without_unsloth_a_policy_is_loaded(first_layers, monkeypatch):

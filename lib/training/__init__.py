@@ -148,11 +148,9 @@ def grpo_arguments(config: Config, run: Run) -> dict[str, Any]:
 
 def generates_here(config: Config) -> bool:
     """Whether rollouts are to come from a `RolloutEngine`. On a GPU Unsloth's trainer generates by
-    the engine whose weights it trains; weights in 4 bit are TRL's to hand over, and so is all that
-    a vLLM server or several processes need."""
-    ours = config.profile == "cpu" or not (by_unsloth(config) or config.load_in_4bit)
+    the engine whose weights it trains; what a vLLM server or several processes need is TRL's."""
     alone = config.num_processes == 1 and config.vllm_mode == "colocate"
-    return config.rollout_engine == "vllm" and ours and alone
+    return config.rollout_engine == "vllm" and not by_unsloth(config) and alone
 
 
 def in_force(arguments: dict[str, Any], trainer: Any, config: Config) -> list[dict[str, Any]]:
