@@ -157,6 +157,7 @@ def write_config(model: str, folder: Path) -> Path:
         tie_word_embeddings=shape.tied,
         max_position_embeddings=8192,
         architectures=[architecture],
+        **dict.fromkeys(("block_dim", "conv_dim"), shape.hidden),  # LFM2's own words
     )
     place = folder / model.replace("/", "--")
     settings.save_pretrained(place)
