@@ -136,7 +136,7 @@ def number_in(place: str, where: str) -> str | None:
     again = len(numbers) > 1 and not two  # 1/2 or 0.5
     if where in ("tags", "boxed") and (two or (not again and _JOINED.match(rest or ""))):
         return NO_ANSWER
-    if "=" not in clause:
+    if "=" not in outside:
         if (total := _sum_at_the_end(outside.strip())) is not None:
             return total  # 18-20 eggs
         if _TERM.match(rest) if leads else _SPAN.search(outside):
