@@ -5,7 +5,6 @@ import os
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from lib.errors import BadInput
 from lib.learned import LearnedReward
 from lib.models import model_folder
 from lib.tasks import Problem, get_task, gold_text, load_problems, make_rows, problem_notes
-from tests.conftest import CPU
+from tests.conftest import CPU, SMALL, as_parameters, refuses, start_suite
 
 
 def write(path: Path, *rows: dict) -> str:
@@ -126,9 +125,8 @@ def test_null_ids_count_as_missing_and_equal_ones_are_refused(tmp_path):
     _, training, held_out, _ = load_problems(config)
     assert len({problem.id for problem in (*training, *held_out)}) == 8
     write(tmp_path / "mine.jsonl", *sums(8, id=7))
-    with pytest.raises(BadInput, match='"7"') as caught:
+    with refuses("equal-ids", '"7"'):
         load_problems(config)
-    assert caught.value.key == "equal-ids"
     rows = [row | {"id": row["answer"] // 4} for row in sums(8)]
     write(tmp_path / "mine.jsonl", *rows)
     assert key_of(load_problems, config) == "equal-ids"
@@ -389,14 +387,15 @@ def test_mine_is_looked_at_before_it_is_trained(tmp_path, monkeypatch, capsys):
         look()
 
 
-def test_mine_trains_two_steps(tmp_path):
-    """As a user does it, from the command line, with weights that are real."""
+def test_mine_trains_two_steps(tmp_path, first_layers):
+    """As a user does it, from the command line, with two layers of the model."""
     for name in ("mine.csv", "mine.yaml", "my_rewards.py"):
         shutil.copy(ROOT / "notebooks" / "recipes" / name, tmp_path)
-    command = [sys.executable, "-m", "lib.suite", str(tmp_path / "mine.yaml"), "--only", "02", "03"]
-    command += ["-p", "output_dir", str(tmp_path), "-p", "preflight_prompts", "2"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    given = SMALL | {"model": str(first_layers), "max_steps": 2, "preflight_prompts": 2}
+    words = as_parameters(given | {"output_dir": str(tmp_path), "run": "mine"})
+    mine = start_suite(tmp_path / "mine.yaml", "--only", "02", "03", *words)
+    out, errors = mine.communicate()
+    assert mine.returncode == 0, out + errors
     steps = [json.loads(line) for line in (tmp_path / "mine/train_log.jsonl").open()]
     assert len(steps) == 2 and all("rewards/short/mean" in step for step in steps)
 
