@@ -232,3 +232,20 @@ def test_without_pass_rates_neither_is_possible(run, given):
         with refuses("no-pass-rates"):
             choose_rows(ASKED, run, resolve(None, given, CPU))
         write_json(run.folder / "preflight.json", {"pass_rates": {}, "drop": []})
+
+
+def test_a_column_called_scores_reaches_the_rewards():
+    from types import SimpleNamespace
+
+    from lib.training.callbacks import Completions
+    from lib.training.rollouts import SCORES
+
+    def mine(completions, scores, **columns):
+        return [float(score[0]) for score in scores]
+
+    kept = Completions(None, [mine], [1.0], SimpleNamespace(extra={}))
+    kept.began, state = 0.0, SimpleNamespace(global_step=0)
+    said = [[{"role": "assistant", "content": "a"}]]
+    assert kept.rewards[0](completions=said, scores=[[3]], trainer_state=state) == [3.0]
+    judged = {SCORES: [{"mine": 9.0}]}
+    assert kept.rewards[0](completions=said, scores=[[3]], **judged) == [9.0]

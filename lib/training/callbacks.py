@@ -27,7 +27,7 @@ from lib.process import Progress
 from lib.rewards import Bound, Checked
 from lib.runs import Run
 from lib.tasks import Problem, Task, fitting_rows, get_format, judge, sample_problems
-from lib.training.rollouts import advantages, is_alike, rollout_row, total
+from lib.training.rollouts import SCORES, advantages, is_alike, rollout_row, total
 
 
 class StepLog(TrainerCallback):
@@ -97,17 +97,17 @@ class Completions(TrainerCallback):
         self._batch: tuple | None = None
         self._values: dict[str, list] = {}
 
-    def _judge(self, name: str, /, scores: Any = None, **columns: Any) -> list:
+    def _judge(self, name: str, /, **columns: Any) -> list:
         """A reward as TRL calls it; the last one ends the batch."""
-        if scores is not None:  # dynamic sampling has had them judged
-            return [row[name] for row in scores]
+        if SCORES in columns:  # dynamic sampling has had them judged
+            return [row[name] for row in columns[SCORES]]
         values = self._values[name] = self.judges[name](**columns)
         if self._values.keys() == self.judges.keys():
             count, judged, self._values = len(values), self._values, {}
             lists = {k: v for k, v in columns.items() if isinstance(v, list) and len(v) == count}
             rows = [{k: v[i] for k, v in lists.items()} for i in range(count)]
             for i, row in enumerate(rows):
-                row["scores"] = {name: some[i] for name, some in judged.items()}
+                row[SCORES] = {name: some[i] for name, some in judged.items()}
             rows = gather_object(rows)
             self.keep(columns["trainer_state"].global_step + 1, rows, [True] * len(rows))
         return values
@@ -127,7 +127,7 @@ class Completions(TrainerCallback):
         if self._batch is None:
             return
         (step, rows, trained), self._batch = self._batch, None
-        scores = [row["scores"] for row, used in zip(rows, trained, strict=True) if used]
+        scores = [row[SCORES] for row, used in zip(rows, trained, strict=True) if used]
         advantage = iter(advantages(scores, self.weights, args).tolist())
         ends = model.generation_config.eos_token_id
         ends = {*(ends if isinstance(ends, list) else [ends])}
@@ -137,7 +137,7 @@ class Completions(TrainerCallback):
             ids, text = row["completion_ids"], row["completions"][-1]["content"]
             said = dict(advantage=next(advantage) if used else 0.0, tokens=len(ids))
             said |= dict(truncated=ids[-1] not in ends, trained=used)
-            self.rows.append(rollout_row(step, row, text, row["scores"], self.weights, **said))
+            self.rows.append(rollout_row(step, row, text, row[SCORES], self.weights, **said))
         append_jsonl(self.run.rollouts / f"step_{step:05d}.jsonl", self.rows)
         totals = [total(each, self.weights) for each in scores]
         if None in totals:  # TRL counts a group that none could judge as one with signal

@@ -306,6 +306,7 @@ def rollout_row(
 # G completions of a prompt: the data set's columns, prompt_ids, completion_ids, logprobs,
 # completions, scores and total.
 Group = list[dict]
+SCORES = "the rewards' scores"  # a key that no column of a data set has
 
 
 def has_signal(group: Group) -> bool:
@@ -385,10 +386,12 @@ class DynamicSampling:
             row |= dict(logprobs=logprobs and logprobs[i])
         columns = {key: [row[key] for row in rows] for key in rows[0]}
         columns |= dict(prompts=columns.pop("prompt"), trainer_state=trainer.state)
+        # Further columns of TRL's table would be of rows that it does not get.
+        columns |= dict(log_metric=trainer._log_metric, log_extra=lambda *values: None)
         values = {name: judge(**columns) for name, judge in self.completions.judges.items()}
         for i, row in enumerate(rows):
-            row["scores"] = {name: some[i] for name, some in values.items()}
-            row["total"] = total(row["scores"], self.completions.weights)
+            row[SCORES] = {name: some[i] for name, some in values.items()}
+            row["total"] = total(row[SCORES], self.completions.weights)
         return [rows[i : i + size] for i in range(0, len(rows), size)]
 
     def order(self, step: int, drawn: Collection[str]) -> list[dict]:
@@ -416,7 +419,7 @@ class DynamicSampling:
 def _as_drawn(groups: Sequence[Group]) -> dict[str, float]:
     """What TRL would log of these."""
     rows = [row for group in groups for row in group]
-    scores = {name: [row["scores"][name] for row in rows] for name in rows[0]["scores"]}
+    scores = {name: [row[SCORES][name] for row in rows] for name in rows[0][SCORES]}
     columns = {"": [row["total"] for row in rows]} | scores
     logged = {"completions/mean_length": float(np.mean([len(r["completion_ids"]) for r in rows]))}
     for name, values in columns.items():
