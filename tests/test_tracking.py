@@ -14,15 +14,17 @@ from lib.runs import append_jsonl
 from lib.training import callbacks
 from lib.training.tracking import has_wandb_key, seed_values
 
-# Two steps as the trainer reports them, and an evaluation after it, as another notebook logs it.
+# Two steps as the trainer reports them, and an evaluation after it, as another notebook logs it;
+# what Trackio then has; and another evaluation, with a key for a server that is not there.
 RUN = """
-import sys
+import json, os, sys
 from pathlib import Path
 from lib.config import resolve
 from lib.hardware import Hardware
 from lib.runs import Run, append_jsonl, open_run
 
-given = {"output_dir": sys.argv[1], "profile": "cpu", "report_to": sys.argv[2:]}
+given = {"output_dir": sys.argv[1], "profile": "cpu"}
+given |= {"report_to": ["tensorboard", "wandb", "trackio"]}
 config = resolve("ci", given, Hardware(cores=2, memory=16.0))
 run = open_run(config)
 
@@ -38,7 +40,7 @@ class Completions:
 tracking.PATIENCE, state = 1, TrainerState()
 ours = tracking.Tracking(config, run, Completions)
 theirs = dict(tensorboard=TensorBoardCallback, wandb=WandbCallback)
-callbacks = [*(theirs[name]() for name in config.report_to if name in theirs), ours]
+callbacks = [*(kind() for kind in theirs.values()), ours]
 args = TrainingArguments(output_dir=str(run.checkpoints), use_cpu=True, report_to="none")
 told = args, state, TrainerControl()
 
@@ -61,6 +63,16 @@ for step in (1, 2):
     ours.alert([Alarm("mostly truncated", step, "90% of the completions were cut off.")])
 fire("on_train_end")
 log_metrics(run, config, {"eval/pass@1": 0.5, "eval/pass@5": 0.75, "eval/pass@10": 1.0})
+from trackio.sqlite_storage import SQLiteStorage as stored
+[name] = stored.get_runs("grpo")
+print(json.dumps([stored.get_logs("grpo", name), stored.get_alerts("grpo"),
+                  stored.get_traces("grpo", name)]))
+import wandb
+wandb.teardown()
+del os.environ["WANDB_MODE"]
+os.environ |= dict(WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9")
+config = config.model_copy(update={"run": "keyed", "report_to": ["wandb"]})
+log_metrics(open_run(config), config, {"eval/pass@1": 0.5})
 print("the run goes on")
 """
 LAST = {
@@ -84,33 +96,27 @@ SAMPLE = {
 }
 
 
-def log_in(folder, trackers, **environment):
-    """Runs RUN in a process with a home folder of its own; (its run folder, what it printed)."""
+@pytest.fixture(scope="module")
+def logged(tmp_path_factory):
+    """The output folder of RUN, in a process with a home folder of its own, and its lines."""
+    folder = tmp_path_factory.mktemp("logged")
     home, work = folder / "home", folder / "work"
-    home.mkdir(parents=True)
+    home.mkdir()
     work.mkdir()
     kept = {key: value for key, value in os.environ.items() if not key.startswith(OURS)}
     done = subprocess.run(
-        [sys.executable, "-c", RUN, str(folder / "outputs"), *trackers],
+        [sys.executable, "-c", RUN, str(folder / "outputs")],
         cwd=work,
-        env=kept | {"PYTHONPATH": str(ROOT), "HOME": str(home), **environment},
+        env=kept | {"PYTHONPATH": str(ROOT), "HOME": str(home)},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stderr
     assert not any(home.rglob("*")) and not any(work.iterdir())
-    return folder / "outputs" / "ci", done.stdout
+    return folder / "outputs", done.stdout.splitlines()
 
 
-@pytest.fixture(scope="module")
-def logged(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("logged")
-    run, printed = log_in(folder, ["tensorboard", "wandb", "trackio"])
-    assert printed == "the run goes on\n"
-    return run
-
-
-def in_tensorboard(run) -> dict:
+def in_tensorboard(run, _) -> dict:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run / "tensorboard")).Reload()
@@ -120,7 +126,7 @@ def in_tensorboard(run) -> dict:
     return last | {name: SAMPLE[name] for name in texts & SAMPLE.keys()}
 
 
-def in_wandb(run) -> dict:
+def in_wandb(run, _) -> dict:
     """Of its records, which are protobufs in LevelDB's log format behind 7 bytes of header."""
     from wandb.proto.wandb_internal_pb2 import Record
 
@@ -143,19 +149,8 @@ def in_wandb(run) -> dict:
     return last
 
 
-def in_trackio(run) -> dict:
-    reading = (
-        "import json; from trackio.sqlite_storage import SQLiteStorage as s;"
-        "[run] = s.get_runs('grpo');"
-        "alerts, traces = s.get_alerts('grpo'), s.get_traces('grpo', run);"
-        "print(json.dumps([s.get_logs('grpo', run), alerts, traces]))"
-    )
-    environment = os.environ | {"TRACKIO_DIR": str(run / "trackio")}
-    read = subprocess.run(
-        [sys.executable, "-c", reading], env=environment, capture_output=True, text=True
-    )
-    assert read.returncode == 0, read.stderr
-    logs, alerts, traces = json.loads(read.stdout)
+def in_trackio(_, lines) -> dict:
+    logs, alerts, traces = json.loads(lines[0])
     assert [alert["title"] for alert in alerts] == ["mostly truncated"], "each alarm once"
     said = [trace["messages"][-1]["content"] for trace in traces]
     assert sorted(said) == ["<answer>4</answer>"] * 2 + ["four"] * 2
@@ -164,16 +159,16 @@ def in_trackio(run) -> dict:
 
 @pytest.mark.parametrize("last_values", [in_tensorboard, in_wandb, in_trackio])
 def test_every_name_is_in_one_run_of_the_tracker(logged, last_values):
-    last = last_values(logged)
+    last = last_values(logged[0] / "ci", logged[1])
     assert {name: last[name] for name in SAMPLE} == SAMPLE
     assert {name: last[name] for name in LAST} == pytest.approx(LAST)
 
 
-def test_without_its_server_wandb_logs_offline(tmp_path):
-    key = dict(WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9")
-    run, printed = log_in(tmp_path, ["wandb"], **key)
-    assert "wandb logs offline, since" in printed and printed.endswith("the run goes on\n")
-    assert list(run.glob("wandb/offline-run-*/*.wandb"))
+def test_without_its_server_wandb_logs_offline(logged):
+    """And says so, as all else that is printed; without a key nothing is said."""
+    folder, (_, sentence, end) = logged
+    assert sentence.startswith("wandb logs offline, since") and end == "the run goes on"
+    assert list(folder.glob("keyed/wandb/offline-run-*/*.wandb"))
 
 
 def test_a_step_without_completions_of_its_own_has_no_sample():
