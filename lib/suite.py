@@ -62,7 +62,7 @@ COMMANDS = {  # what else there is, by its first word
 IN_WORDS = ("BadInput", "Stopped", "InputRejected")  # errors that are a sentence for the user
 FOLDERS = ("data_dir", "model", "reward_model_base", "candidate")  # keys that may name one
 # Seconds of the demo on two CPU cores, for a machine where it has not run yet.
-FIRST_TIME = dict(zip(CHAIN, (35, 40, 240, 90, 105), strict=True))
+FIRST_TIME = dict(zip(CHAIN, (35, 35, 165, 70, 105), strict=True))
 
 
 # --- the commands -----------------------------------------------------------------------------
