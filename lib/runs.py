@@ -43,6 +43,7 @@ from lib.files import (
     written_whole,
 )
 from lib.hardware import GIB, detect_hardware, is_main_process
+from lib.keys import translate
 from lib.process import commit, installed_versions, quiet_process
 from lib.stack import raise_if_memory
 
@@ -58,6 +59,11 @@ UNNAMED = (
     *("gradient_checkpointing", "preflight_prompts", "ignore_preflight", "eval_", "side_task"),
     *("candidate", "variants", "seeds", "push_to_hub", "certificate_", "logging_", "stop_at"),
     *("num_processes", "accelerate_config"),
+)
+
+# Keys that say nothing about how a run was made.
+NOT_SETTINGS = (
+    *("name", "run", "output_dir", "resume", "stop_at", "variants", "seeds", "runs", "by_profile"),
 )
 
 
@@ -277,6 +283,21 @@ def put_aside(run: Run) -> Path | None:
 
 def _unused(path: Path) -> Path:
     return _unused(path.with_name(f"{path.name}+")) if path.exists() else path
+
+
+def is_begun(config: Config) -> bool:
+    """Whether the run's folder is there, made with these settings."""
+    record = Run(run_folder(config)).recorded()
+    if not record:
+        return False
+    stored, wanted = translate(record["config"]), config.model_dump(mode="json")
+    keys = (stored.keys() & wanted.keys()) - set(NOT_SETTINGS)  # newer keys are at their defaults
+    if stored["profile"] != config.profile and config.origin("profile") == "default":
+        # On other hardware, which nobody asked for: what that alone decides may differ.
+        made, decides = record.get("origins", {}), ("profile", "recipe on")
+        origins = {key: (config.origin(key), made.get(key, "")) for key in keys - {"profile"}}
+        keys = {key for key, of in origins.items() if not any(o.startswith(decides) for o in of)}
+    return all(wanted[key] in ("auto", stored[key]) for key in keys)  # which the run decided
 
 
 def open_run(config: Config) -> Run:

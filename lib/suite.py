@@ -42,7 +42,16 @@ from lib.files import hold, read_json, read_jsonl, release
 from lib.hardware import is_main_process
 from lib.process import duration, on_interrupt, start_child
 from lib.rewards import learned_rewards
-from lib.runs import Run, check_place, named_config, open_run, output_folder, put_aside, run_folder
+from lib.runs import (
+    Run,
+    check_place,
+    is_begun,
+    named_config,
+    open_run,
+    output_folder,
+    put_aside,
+    run_folder,
+)
 from lib.stack import read_stack, which_way
 from lib.tasks import problem_notes
 from lib.training import check_resumable
@@ -107,11 +116,14 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
         release()
         raise
     aside = None if options.resume or options.only else put_aside(run)
+    goes_on = options.resume and is_begun(config)  # with other settings nothing is done yet
+    finished = run.recorded().get("finished", {}) if goes_on else {}
     run = open_run(config)
+    if options.resume:
+        run.note(finished=finished)
     print(f"{config.run_name}: {config.model} on {config.task}, profile {config.profile}")
     if aside:
         print(f"The earlier run is kept in {run.shown(aside)}")
-    finished = run.recorded().get("finished", {}) if options.resume else {}
     left, times = [name for name in chain if name not in finished], usual_times(config, run)
     print(*header(run, chain, left, times), *problem_notes(config), sep="\n", flush=True)
     parameters = {"recipe": str(find_recipe(options.recipe).resolve()), **given}

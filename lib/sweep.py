@@ -38,11 +38,10 @@ import yaml
 from lib.config import RECIPES, ROOT, Config, find_recipe, read_recipe, resolve
 from lib.doctor import check_inputs
 from lib.errors import BadInput, first_line, nearest
-from lib.evaluation.runs import is_begun
 from lib.files import hold, read_json, read_jsonl, release, write_json
 from lib.hardware import visible_gpus
 from lib.process import duration, on_interrupt, start_child
-from lib.runs import Run, check_place, name_ending, put_aside, run_folder
+from lib.runs import Run, check_place, is_begun, name_ending, put_aside, run_folder
 from lib.stats import paired_difference, points
 from lib.suite import choose_notebooks, configure, read_arguments
 

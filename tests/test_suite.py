@@ -133,6 +133,11 @@ def test_resume_is_told_to_the_training_alone(tmp_path, monkeypatch):
     given = ["ci", "--only", "01", "03", "-p", "output_dir", str(tmp_path)]
     assert main([*given, "--resume"]) == 0
     assert asked == {"01_setup": None, "03_training": True}
+    # Done is what was done with these settings.
+    asked.clear()
+    Run(tmp_path / "ci").note(finished=dict.fromkeys(["01_setup", "03_training"], {"seconds": 1}))
+    assert main([*given, "--resume"]) == 0 and not asked
+    assert main([*given, "--resume", "-p", "max_steps", "3"]) == 0 and len(asked) == 2
 
 
 def test_a_recipe_that_the_checkpoints_do_not_fit_is_told_at_once(tmp_path, capsys):

@@ -134,7 +134,6 @@ def test_trls_seams_are_as_the_trainer_takes_them():
         ({"rollout_engine": "transformers"}, CPU, False, False),
         ({}, T4, False, True),  # Unsloth's trainer generates by the engine whose weights it trains
         ({"backend": "transformers"}, T4, True, False),
-        ({"backend": "transformers", "load_in_4bit": True}, T4, False, True),
         ({"backend": "transformers", "rollout_engine": "transformers"}, T4, False, False),
     ],
 )

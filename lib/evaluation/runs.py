@@ -24,15 +24,11 @@ from lib.evaluation.comparison import (
     is_reward,
     score_names,
 )
-from lib.keys import translate
-from lib.runs import Run, output_folder, read_jsonl, run_folder
+from lib.runs import NOT_SETTINGS, Run, is_begun, output_folder, read_jsonl, run_folder
 from lib.stats import MARGIN, Difference, crossed_difference, holm, verdict_word
 
 Arms = Mapping[str, Sequence[Run]]
 BASE = "base"
-NOT_SETTINGS = (
-    *("name", "run", "output_dir", "resume", "stop_at", "variants", "seeds", "runs", "by_profile"),
-)
 
 # Which runs there are
 
@@ -69,21 +65,6 @@ def is_finished(config: Config) -> bool:
     """Whether the run was trained with these settings and measured."""
     run = Run(run_folder(config))
     return (run.evals / f"{evaluation_name(run)}.json").is_file() and is_begun(config)
-
-
-def is_begun(config: Config) -> bool:
-    """Whether the run's folder is there, made with these settings."""
-    record = Run(run_folder(config)).recorded()
-    if not record:
-        return False
-    stored, wanted = translate(record["config"]), config.model_dump(mode="json")
-    keys = (stored.keys() & wanted.keys()) - set(NOT_SETTINGS)  # newer keys are at their defaults
-    if stored["profile"] != config.profile and config.origin("profile") == "default":
-        # On other hardware, which nobody asked for: what that alone decides may differ.
-        made, decides = record.get("origins", {}), ("profile", "recipe on")
-        origins = {key: (config.origin(key), made.get(key, "")) for key in keys - {"profile"}}
-        keys = {key for key, of in origins.items() if not any(o.startswith(decides) for o in of)}
-    return all(wanted[key] in ("auto", stored[key]) for key in keys)  # which the run decided
 
 
 def missing_runs(config: Config) -> dict[str, Config]:

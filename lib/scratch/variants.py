@@ -23,7 +23,7 @@ from lib.hardware import GIB
 from lib.models import model_folder
 from lib.process import peak_memory, trim_memory
 from lib.rewards import recipe_rewards
-from lib.runs import Run, hushed, open_run
+from lib.runs import Run, hushed, is_begun, open_run
 from lib.scratch.lora import live_weights
 from lib.tasks import load_problems
 from lib.tasks.prompts import make_rows
@@ -41,7 +41,7 @@ def run_variants(config: Config) -> Iterator[str]:
     folder = model_folder(base)
     engine = None
     for name, each in missing.items():
-        each = each.model_copy(update={"resume": arms.is_begun(each)})
+        each = each.model_copy(update={"resume": is_begun(each)})
         run = open_run(each)
         # What another configuration left there is not this one's.
         (run.evals / f"{arms.evaluation_name(run)}.json").unlink(missing_ok=True)
