@@ -135,7 +135,7 @@ def test_resume_is_told_to_the_training_alone(tmp_path, monkeypatch):
     assert asked == {"01_setup": None, "03_training": True}
     # Done is what was done with these settings.
     asked.clear()
-    Run(tmp_path / "ci").note(finished=dict.fromkeys(["01_setup", "03_training"], {"seconds": 1}))
+    Run(tmp_path / "ci").note(finished={"01_setup": {"seconds": 1}, "03_training": {"seconds": 1}})
     assert main([*given, "--resume"]) == 0 and not asked
     assert main([*given, "--resume", "-p", "max_steps", "3"]) == 0 and len(asked) == 2
 
