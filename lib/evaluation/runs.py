@@ -229,10 +229,12 @@ def _difference_text(row: Mapping[str, Any], other: str) -> str:
 
 def cost_rows(compared: Sequence[dict]) -> list[dict[str, Any]]:
     titles = {"cpu_seconds": "CPU seconds", "peak_gib": "peak GiB"}
+    keys = ("steps", "tokens", "seconds", "cpu_seconds", "peak_gib")
+    keys = [key for key in keys if any(row.get(key) is not None for row in compared)]
     rows = []
     for row in (row for row in compared if "steps" in row):
         shown = {"arm": row["arm"]}
-        for key in ("steps", "tokens", "seconds", "cpu_seconds", "peak_gib"):
+        for key in keys:
             value, digits = row.get(key), 2 if key == "peak_gib" else None
             shown[titles.get(key, key)] = value if value is None else round(value, digits)
         rows.append(shown)

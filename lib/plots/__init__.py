@@ -43,7 +43,7 @@ STYLE = {
     "figure.dpi": 110,
     "figure.constrained_layout.use": True,
 }
-POINTS = plt.FuncFormatter(lambda x, _: f"{100 * x:+.0f}" if round(100 * x) else "0")
+POINTS = plt.FuncFormatter(lambda x, _: f"{100 * x:+.3g}" if round(100 * x, 6) else "0")
 styled = plt.rc_context(STYLE)  # a decorator: what a function draws, it draws in this style
 
 
