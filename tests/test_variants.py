@@ -171,10 +171,8 @@ def test_arms_are_told_apart_where_they_are_apart(arms):
     [told] = sentences(compared)
     assert told.startswith("rloo is better than grpo: +")
     assert accuracy_rows(compared)[2]["to base"].startswith("+")
-    assert cost_rows(compared)[0] == {
-        **{"arm": "grpo", "steps": 4, "tokens": 100, "seconds": 6},
-        **{"CPU seconds": None, "peak GiB": None},
-    }
+    told = {"arm": "grpo", "steps": 4, "tokens": 100, "seconds": 6}  # neither processor nor memory
+    assert cost_rows(compared)[0] == told
     log = arms["grpo"][0].train_log
     log.write_text(log.read_text().replace("num_tokens", "others"))
     assert cost_rows(compare_arms(arms))[0]["tokens"] == 100  # of the other seed
