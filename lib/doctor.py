@@ -128,9 +128,9 @@ def evaluation_fits(config: Config, hardware: Hardware) -> Iterator[BadInput]:
             f"choose a smaller model.",
             "memory-evaluation",
         )
-    if config.profile != "cpu" and free_share() < 0.9:
+    if config.profile != "cpu" and (free := free_share()) < 0.9:
         yield note(
-            f"Only {free_share():.0%} of the GPU's memory is free: end what holds the rest, such "
+            f"Only {free:.0%} of the GPU's memory is free: end what holds the rest, such "
             f"as another notebook's kernel.",
             "busy-gpu",
         )
