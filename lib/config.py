@@ -331,10 +331,10 @@ _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 def _validate(values: dict[str, Any], origins: dict[str, str]) -> Config:
-    for key, field in Config.model_fields.items():  # YAML reads 5e-6, without a dot, as text
-        text = values.get(key)
-        if float in (field.annotation, *get_args(field.annotation)) and isinstance(text, str):
-            values[key] = float(text) if _EXPONENT.fullmatch(text) else text
+    for key, value in values.items():  # YAML reads 5e-6, without a dot, as text
+        if isinstance(value, str) and _EXPONENT.fullmatch(value) and key in Config.model_fields:
+            kind = Config.model_fields[key].annotation
+            values[key] = float(value) if float in (kind, *get_args(kind)) else value
     try:
         config = Config(**values)
     except ValidationError as error:
