@@ -2,7 +2,8 @@
 
 A recipe holds any field of `GRPOConfig` and `LoraConfig` under its own name. Which there are, with
 types and defaults, stands in library_keys.json (`python -m tools.library_keys`); only what the
-suite does differently is written down here.
+suite does differently is written down, in library_changes.yaml. Here are what old recipes write,
+and which keys contradict each other.
 """
 
 import json
@@ -11,11 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import yaml
 from pydantic import Field
 
 from lib.errors import BadInput
 
-LIBRARY = json.loads(Path(__file__).with_name("library_keys.json").read_text(encoding="utf-8"))
+_HERE = Path(__file__).parent
+LIBRARY = json.loads(_HERE.joinpath("library_keys.json").read_text(encoding="utf-8"))
 TRL: dict[str, list] = LIBRARY["trl"]["fields"]  # name → type, default, what it is for
 PEFT: dict[str, list] = LIBRARY["peft"]["fields"]
 # Of LoraConfig what a policy can be trained, merged and served with.
@@ -25,105 +28,16 @@ LORA = (
 )
 
 
-def each_of(table: Mapping[str, Any]) -> dict[str, Any]:
-    """A key for each word of the table's keys."""
-    return {name: value for names, value in table.items() for name in names.split()}
+def _table(name: str) -> dict[str, Any]:
+    """A table of library_changes.yaml, with a key for each word of its keys."""
+    rows = CHANGES[name].items()
+    return {key: value for keys, value in rows for key in keys.split()}
 
 
-# fmt: off
-# Fields whose default is not the library's: the value, and the reason.
-DEFAULTS: dict[str, tuple[Any, str]] = {
-    "max_steps": (200, "a run is counted in steps, not epochs"),
-    "learning_rate": (1e-5, "TRL's 1e-6 is for all weights; an adapter takes more"),
-    "lr_scheduler_type": ("cosine", "the last steps are small ones"),
-    "optim": ("adamw_torch", "runs on every device; GPU profiles take 8 bit"),
-    "max_completion_length": (256, "what 16 GB hold beside the model"),
-    "gradient_checkpointing": ("auto", "on where the activations would not fit"),
-    "vllm_gpu_memory_utilization": (0.5, "the other half is for training"),
-    "min_p": (0.0, "vLLM's own word for none"),
-    "save_steps": (50, "a kill loses a quarter of the default run at the most"),
-    "save_total_limit": (2, "the last, and the one before while it is written"),
-    "logging_steps": (1, "the live plot and the alarms read every step"),
-    "disable_tqdm": (True, "the suite shows its own progress line"),
-    "seed": (0, "variants count their seeds from 0"),
-    "r": (16, "peft's 8 learns less, and vLLM serves 16 as fast"),
-    "lora_alpha": (32, "twice the rank, as is usual"),
-    "target_modules": ("all-linear", "all linear layers of every block"),
-}
-# Fields that the suite sets itself, and what to set instead of them.
-DECIDED: dict[str, str] = each_of({
-    "steps_per_generation generation_batch_size":
-        "a step is prompts_per_step × num_generations completions: set those",
-    "num_train_epochs": "a run is counted in steps: set max_steps",
-    "reward_weights": "each reward has its weight in `rewards`",
-    "resume_from_checkpoint": "set resume to True to go on from the last checkpoint",
-    "use_cpu": 'set profile to "cpu"',
-    "do_train": "run 03_training",
-    "do_eval do_predict eval_strategy eval_steps eval_delay eval_on_start bf16_full_eval "
-    "fp16_full_eval per_device_eval_batch_size prediction_loss_only eval_do_concat_batches "
-    "eval_use_gather_object eval_accumulation_steps include_for_metrics label_names "
-    "batch_eval_metrics num_generations_eval":
-        "set validation_steps to measure while training; 04_pass_at_k_eval measures after it",
-    "load_best_model_at_end metric_for_best_model greater_is_better":
-        'set keep to "best" for the adapter that did best in validation',
-    "hub_token hub_private_repo hub_model_id hub_strategy hub_always_push hub_revision "
-    "log_completions_hub_repo":
-        "set push_to_hub to a repository's name, and 05_merge_export pushes",
-    "save_strategy save_only_model enable_jit_checkpoint ignore_data_skip save_on_each_node "
-    "restore_callback_states_from_checkpoint":
-        "checkpoints stay complete, so that a resumed run is the same run: set save_steps",
-    "log_completions num_completions_to_print log_unique_prompts":
-        "every completion is kept in rollouts/ as it is",
-    "model_init_kwargs trust_remote_code tf32":
-        "the suite loads the model, without code from elsewhere: set model, precision, "
-        "load_in_4bit",
-    "chat_template_kwargs": "training, evaluation and export share one prompt: set prompt_format",
-    "auto_find_batch_size": "TRL cannot split groups: lower per_device_train_batch_size",
-    "remove_unused_columns": "rewards read the rows' other columns, so that they stay",
-    "shuffle_dataset": 'set curriculum to "easy_first" for an order of its own',
-    "router_aux_loss_coef": "only models of mixed experts have it",
-    "local_rank": "accelerate sets it",
-    "modules_to_save": "neither vLLM nor a merge takes whole layers from an adapter",
-    "trainable_token_indices": "neither vLLM nor a merge takes embeddings from an adapter",
-    "use_dora": "vLLM does not load DoRA",
-    "rank_pattern alpha_pattern": "vLLM scales all layers of an adapter by lora_alpha / r",
-    "bias lora_bias": "vLLM does not load biases from an adapter",
-})
-# fmt: on
-
-# A number is finite and at least 0 unless it says more here; a whole one fits into 31 bits.
-LIMITS: dict[str, dict[str, float]] = each_of({
-    "learning_rate max_steps per_device_train_batch_size max_completion_length temperature "
-    "repetition_penalty epsilon epsilon_high num_iterations save_steps logging_steps adam_epsilon "
-    "max_grad_norm ref_model_sync_steps sapo_temperature_neg sapo_temperature_pos vespo_k_pos "
-    "vespo_k_neg vespo_lambda_pos vespo_lambda_neg r lora_alpha": {"gt": 0},
-    "top_p top_entropy_quantile ref_model_mixup_alpha": {"gt": 0, "le": 1},
-    "vllm_gpu_memory_utilization": {"gt": 0, "lt": 1},
-    "min_p adam_beta1 adam_beta2 lora_dropout": {"ge": 0, "lt": 1},
-    "num_generations": {"ge": 2},
-    "seed data_seed": {"ge": 0, "lt": 2**32},  # numpy takes no larger one
-})  # fmt: skip
-# Types that are not the library's.
-TYPES = {
-    "gradient_checkpointing": "bool | Literal['auto']",
-    "target_modules": "Literal['all-linear'] | list[str]",
-    "warmup_steps": "int | float",  # a share of max_steps where it is below 1
-    "save_steps": "int",
-    "logging_steps": "int",
-    "num_generations": "int",  # TRL's may be None; a group has a size
-    "max_completion_length": "int",
-    "init_lora_weights": "bool | Literal['gaussian']",
-    "loss_type": "Literal['grpo', 'dr_grpo', 'dapo', 'bnpo', 'cispo', 'sapo', 'luspo', 'vespo']",
-    "importance_sampling_level": "Literal['token', 'sequence']",
-    "scale_rewards": "Literal['group', 'batch', 'none']",
-    "multi_objective_aggregation": "Literal['sum_then_normalize', 'normalize_then_sum']",
-    "vllm_importance_sampling_mode": "Literal['token_truncate', 'token_mask', "
-    "'sequence_truncate', 'sequence_mask']",
-    "vllm_mode": "Literal['colocate', 'server']",
-    "vllm_model_impl": "Literal['vllm', 'transformers']",
-    "train_sampling_strategy": "Literal['random', 'sequential', 'group_by_length', "
-    "'batch_rebalance']",
-}
+CHANGES = yaml.safe_load(_HERE.joinpath("library_changes.yaml").read_text(encoding="utf-8"))
+DEFAULTS, DECIDED, FOLLOWS = map(_table, ("defaults", "decided", "follows"))
+LIMITS, TYPES, ALIASES, MEANS = map(_table, ("limits", "types", "aliases", "means"))
+BECOME, OPTIMIZER_PACKAGES = map(_table, ("become", "optimizer_packages"))
 
 
 def library_fields() -> dict[str, tuple[Any, Any]]:
@@ -138,34 +52,11 @@ def library_fields() -> dict[str, tuple[Any, Any]]:
             "float": Annotated[float, Field(**limits)],
             "int": Annotated[int, Field(**{"lt": 2**31} | limits)],
         }
-        hint = eval(TYPES.get(name, kind), words)  # this file's text, and library_keys.json's
+        hint = eval(TYPES.get(name, kind), words)  # the text of our two files
         fields[name] = (hint, DEFAULTS.get(name, (default,))[0])
     return fields
 
 
-# Old names of keys, and names of a library's for a key of the suite's.
-ALIASES = {
-    "micro_batch": "per_device_train_batch_size",
-    "lr_scheduler": "lr_scheduler_type",
-    "lora_r": "r",
-    "lora_targets": "target_modules",
-    "gpu_memory_utilization": "vllm_gpu_memory_utilization",
-    "vllm_importance_sampling_cap": "vllm_importance_sampling_clip_max",
-    "use_transformers_paged": "use_transformers_continuous_batching",
-    "run_name": "run",
-}
-# What people write for a key or a value, from other libraries: what is meant.
-MEANS = each_of({
-    "lr": "learning_rate", "group_size": "num_generations", "steps epochs": "max_steps",
-    "max_new_tokens": "max_completion_length", "rank": "r", "kl_coef": "beta",
-    "gpu cuda": "auto", "float16 half": "fp16", "float32 float": "fp32",
-})  # fmt: skip
-# Keys that become others, and what they hold.
-BECOME = each_of({
-    "bf16 fp16 use_vllm": "True or False",
-    "gradient_accumulation_steps": "a whole number",
-    "loss_constants": "names and numbers",
-})  # fmt: skip
 # Where old recipes write 0 for none.
 ZERO_IS_NONE = (
     *("delta", "off_policy_mask_threshold"),
@@ -239,12 +130,6 @@ def _prompts_per_step(accumulation: int, layer: Mapping[str, Any]) -> dict[str, 
 
 
 NO_ADAPTER = {"lm_head", "embed_tokens", "embed_in", "wte", "embeddings"}
-OPTIMIZER_PACKAGES = each_of({  # part of the optimizer's name → package, the first that fits
-    "torch_4bit torch_8bit": "torchao", "galore": "galore_torch", "apollo": "apollo_torch",
-    "8bit 32bit bnb ademamix": "bitsandbytes", "lomo": "lomo_optim", "grokadamw": "grokadamw",
-    "schedule_free": "schedulefree", "stable_adamw": "optimi", "apex": "apex",
-    "npu": "torch_npu", "xla": "torch_xla",
-})  # fmt: skip
 
 
 def lacks_package(optim: str) -> bool:

@@ -18,7 +18,7 @@ from lib.config import Config
 from lib.errors import BadInput
 from lib.files import discard, read_json, read_jsonl, write_json
 from lib.hardware import cap_gpu_memory
-from lib.keys import DEFAULTS, TRL, corrects, translate
+from lib.keys import DEFAULTS, FOLLOWS, TRL, corrects, translate
 from lib.memory import by_unsloth, read_shape, settled
 from lib.models import Policy, lora_targets, widen_head, write_adapter
 from lib.runs import Run, begin_training
@@ -28,28 +28,6 @@ GRPOTrainer: type  # TRL's, or Unsloth's, with ours on top
 # Whose other values a checkpoint does not fit. Those of an adapter matter where there is one.
 OF_A_CHECKPOINT = ("model", "full_finetuning", "algorithm", "num_iterations", "optim")
 OF_AN_ADAPTER = ("r", "lora_alpha", "target_modules")
-# What follows from other keys, and from which.
-FOLLOWS = {
-    "per_device_train_batch_size": "at most prompts_per_step × num_generations",
-    "gradient_accumulation_steps": "prompts_per_step × num_generations in passes of that size",
-    "steps_per_generation": "one batch of completions for one optimizer step",
-    "use_vllm": "rollout_engine vllm, where TRL is to run it",
-    "vllm_importance_sampling_correction": "rollout_engine vllm, and on a CPU if asked for: TRL "
-    "scores each batch a second time for it, a fifth of a step there",
-    "vllm_gpu_memory_utilization": "gpu_memory_cap's share of the card",
-    "cast_lm_head_to_fp32": "lib.models does it for the trainer and vLLM alike",
-    "shuffle_dataset": "training_prompts has the prompts of all steps in their order",
-    "bf16": "precision",
-    "fp16": "precision",
-    "use_cpu": "profile",
-    "dataloader_pin_memory": "profile",
-    "save_steps": "whole batches of completions",
-    "log_completions": "rollouts/ keeps them all",
-    "report_to": "report_to; lib.training.tracking logs to Trackio",
-    "push_to_hub": "05_merge_export pushes",
-    "output_dir": "the run's checkpoints/",
-    "run_name": "run",
-}
 
 
 def __getattr__(name: str) -> Any:
