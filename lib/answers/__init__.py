@@ -26,6 +26,7 @@ from typing import Literal, get_args
 from lib.answers.math import is_list, same_math
 from lib.answers.numerals import normalize_number, read_number, same_number
 from lib.answers.readers import (
+    CJK,
     MAX_ANSWER,
     READERS,
     arithmetic,
@@ -74,6 +75,8 @@ def grade(text: str | None, gold: str | None, kind: Kind, tags: str | None = Non
     if not gold_parses(gold, kind) or (theirs := bare_answer(gold, kind, lists=True)) is None:
         return Grade(False, why="gold not parseable")
     lists = kind == "math" and is_list(theirs)
+    if kind != "text" and isinstance(text, str) and not text.isascii():
+        text = _BESIDE_CJK.sub(" ", text).translate(_IN_ASCII)
     if tags is None:
         mine, where = find_answer(text, kind, lists)
     else:
@@ -163,7 +166,12 @@ def _unmarked(answer: str, kind: str) -> str | None:
 
 # --- places -------------------------------------------------------------------------------------
 
-_MARK = re.compile(r"\\f?box|####|answer|ans\b|option|choice|\bA:|</think>", re.IGNORECASE)
+_MARK = re.compile(r"\\f?box|####|answer|ans\b|option|choice|答案|\bA:|</think>", re.IGNORECASE)
+# Chinese and Japanese put no space around the numbers and letters in a sentence.
+_BESIDE_CJK = re.compile(f"(?<=[{CJK}])(?=[!-~])|(?<=[!-~])(?=[{CJK}])")
+_IN_ASCII = str.maketrans(
+    {"。": ". ", "，": ", ", "、": ", ", "：": ": ", "或": "or", "和": "and", "与": "and"}
+)
 _TURN_END = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end_of_text)\|>|</s>|<end_of_turn>")
 
 
@@ -190,7 +198,7 @@ _BOX = re.compile(r"\\f?box(?:ed)?[ \n]?\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 # What joins two boxes into one list: a comma, "and", "or" or nothing, with a few words and LaTeX.
 _JOINT = re.compile(r"(?:[A-Za-z]{1,9} ){0,5}(?:,|,? ?(?:and|or)|)(?: [A-Za-z]_?\d? ?=)?")
-_LATEX_NOISE = re.compile(r"(?:[\s$\\()\[\]{}]|\\text|\\quad)+")
+_LATEX_NOISE = re.compile(r"(?:\\(?:text\w*|q?quad)|[\s$\\()\[\]{}])+")
 
 
 def _boxed(text: str, lists: bool) -> Iterator[str]:
@@ -223,12 +231,12 @@ def closing_brace(text: str, start: int) -> int:
     return -1
 
 
-_PHRASE_WORD = re.compile(r"(?<![a-z])(?:answers?|ans\.?|option|choice)(?![a-z])", re.IGNORECASE)
+_PHRASE_WORD = re.compile(r"(?<![a-z])(?:answers?|ans\.?|option|choice|答案)(?![a-z])", re.I)
 _PHRASE = re.compile(
     r"""[*_)"]{0,4}
     (?:\s(?:to|of|for|in|we|I|here|which|therefore|then|thus|must|rounded|,)\b[^.\n:=]{0,80}?)?
     (?:\s{0,3}[*_]{0,3}
-        (?:(?:is|was|are|equals|becomes|(?:will|would|should|must|has\ to)\ be)(?![A-Za-z])
+        (?:(?:is|was|are|equals|becomes|[是为]|(?:will|would|should|must|has\ to)\ be)(?![A-Za-z])
            \s{0,3}[*_]{0,3}[:=]?
           |[:=]|\s-\s)
       |[*_#\ ]{0,5}\n

@@ -144,7 +144,7 @@ FUNCTIONS: dict[str, Callable[[complex], complex]] = {
     "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "arcsin": cmath.asin,
     "arccos": cmath.acos, "arctan": cmath.atan, "exp": cmath.exp, "ln": cmath.log,
     "log": cmath.log10, "sec": lambda x: 1 / cmath.cos(x), "csc": lambda x: 1 / cmath.sin(x),
-    "cot": lambda x: 1 / cmath.tan(x),
+    "cot": lambda x: 1 / cmath.tan(x), "sinh": cmath.sinh, "cosh": cmath.cosh, "tanh": cmath.tanh,
 }  # fmt: skip
 
 
@@ -179,10 +179,11 @@ def _rounds_to(mine: Value, gold: Value) -> bool:
 
 def _is_rounding(a: Value, b: Value) -> bool:
     """Whether one is a decimal of six places or more, and the other's rounding: 0.333333."""
-    places = [len(value.literal.partition(".")[2]) for value in (a, b)]
-    if max(places) < 6 or min(places):
+    decimals = [re.fullmatch(r"-?\d*\.(\d+)(?:[eE](.+))?", value.literal) for value in (a, b)]
+    if None not in decimals or not (decimal := decimals[0] or decimals[1]) or len(decimal[1]) < 6:
         return False
-    return abs(a.points[0] - b.points[0]) <= Fraction(1, 2 * 10 ** max(places))
+    last_place = Fraction(10) ** (int(decimal[2] or 0) - len(decimal[1]))
+    return abs(a.points[0] - b.points[0]) <= last_place / 2
 
 
 def _same_number(p: Number, q: Number) -> bool | None:
@@ -287,6 +288,7 @@ class _Reader:
         groups = self.groups()
         if self.peek():
             raise Unreadable
+        groups = _by_name(groups[0]) if len(groups) == 1 else groups
         if len(groups) > 1 and any(len(group) > 1 for group in groups):  # x=1, y=2; x=3, y=4
             return Sequence("", tuple(Sequence("(", tuple(group), ")") for group in groups))
         return _listed([item for group in groups for item in group])
@@ -528,7 +530,9 @@ class _Reader:
             name, exponent = f"arc{name}", None
         outer, self.in_angle = self.in_angle, True
         in_brackets = self.peek() in ("(", "[", "{")
-        inner = self.factor()
+        inner = self.primary() if in_brackets else self.factor()  # cos(x)^2 is (cos x)^2
+        if in_brackets and self.take("^", r"\circ"):
+            inner = apply(operator.mul, inner, constant(math.pi / 180))
         while not in_brackets and self.starts_factor():
             if self.peek().lstrip("\\") in {*FUNCTIONS, "("}:
                 break
@@ -555,6 +559,15 @@ def _listed(items: list[Node]) -> Node:
     if not items:
         raise Unreadable
     return items[0] if len(items) == 1 else Sequence("", tuple(items))
+
+
+def _by_name(items: list[Node]) -> list[list[Node]]:
+    """x=1, y=2, x=3, y=4 in groups: the first name begins the next one."""
+    names = [item.sides[0] if isinstance(item, Relation) else None for item in items]
+    size = next((at for at in range(1, len(items)) if names[at] == names[0] is not None), 1)
+    if size == 1 or len(items) % size or names != names[:size] * (len(items) // size):
+        return [items]
+    return [items[at : at + size] for at in range(0, len(items), size)]
 
 
 def _may_be_name(*nodes: Node) -> bool:

@@ -10,6 +10,7 @@ answer "x = 5" is right, for the gold "x + y = 5" the answer "5" is not.
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -20,6 +21,7 @@ from lib.answers.formulas import (
     Node,
     Relation,
     Sequence,
+    Unreadable,
     Value,
     apply,
     constant,
@@ -28,7 +30,7 @@ from lib.answers.formulas import (
     same_value,
 )
 from lib.answers.numerals import BOLD, SCALES, has_percent, plain_characters, read_number
-from lib.answers.readers import ALL_REALS
+from lib.answers.readers import ALL_REALS, CJK
 from lib.answers.symbolic import symbolically_equal
 
 # --- one spelling: only notation that carries no value goes -------------------------------------
@@ -184,6 +186,11 @@ _SPELLINGS = _rules(
     (r"\\\{\s?\\\}", r"\\emptyset "),
     (r"\^\s?(?:\{\s?\\circ\s?\}|\{o\}|\{?\\(?:text|mathrm)\s?\{o\}\s?\}?)", r"^\\circ "),
     (_COMMAND.pattern, _as_written_here),
+    (r"(?<![/^\d.])(\d+\.\d+) ?\* ?10 ?\^ ?(?:\{ ?([+-]?\d{1,3}) ?\}|([+-]?\d{1,3}))", r"\1e\2\3"),
+    (
+        r"(?:\\\{ ?)?\\begin ?\{(?:cases|array)\}(?: ?\{[lcr]\})?([^&]*=[^&]*)\\end ?\{\w+\}",
+        lambda match: match[1].replace(ROW, ","),
+    ),
     (
         r"\\(?:text(?:bf|it|rm|normal|sf|up)?|mbox|hbox|mathrm) ?\{([^{}]*)\}( ?\^ ?\{?[23]\}?)?",
         _words,
@@ -198,16 +205,16 @@ _UNIT = re.compile(
     (?:\ [mglshLV]                     # 5 m, but 5m has a variable
       |\ ?(?:(?:sq(?:uare|\.)?|cubic|cu\.?)\ ?)?
        (?:rad|lbs?|oz|pct|[ckm]m|[km]g|ml|mi|mph|ft|in|yd|ton|sec|min|hrs?|day|way
-         |[ap]\.?m\.?|[A-Za-z]{4,30}))
+         |[ap]\.?m\.?|[A-Za-z]{4,30}|CJK{1,6}))
     (?:\ ?(?:\^\ ?\{?\ ?[23]\ ?\}?|squared|cubed|(?:per|/)\ ?[A-Za-z]{1,30})){0,3}
-    (?=\ ?(?:,|$))""",
+    (?=\ ?(?:,|$))""".replace("CJK", f"[{CJK}]"),
     re.VERBOSE,
 )
 _OUTER = " ,;:=_" + ROW
 _AT_LAST = _rules(
     # ]2, 5[ is (2, 5)
     (
-        r"([\[\]])([^\[\]()]*[,;][^\[\]()]*)([\[\]])",
+        r"((?<!sqrt)(?<!sqrt )\[|(?<![\d}\])])\])([^\[\]()]*[,;][^\[\]()]*)([\[\]])",
         lambda m: f"{'[' if m[1] == '[' else '('}{m[2]}{']' if m[3] == ']' else ')'}",
     ),
     (
@@ -421,11 +428,29 @@ def _same_relation(mine: Node, gold: Node) -> bool | None:
     for sides, signs in ((mine.sides, mine.signs), (mine.sides[::-1], flipped)):
         if signs == gold.signs and _ordered(sides, gold.sides):
             return True
+    if _is_multiple(mine, gold):
+        return True
     if _is_equation(mine) and _is_equation(gold):
         a, b = _solved(mine), _solved(gold)
         if a and b and (same_answer(a[0], b[0]) or all(map(_is_formula, (a[1], b[1])))):
             return same_answer(a[1], b[1])
     return None
+
+
+def _is_multiple(mine: Relation, gold: Relation) -> bool:
+    """Whether 10 > 2x + 2y is a multiple of x + y < 5."""
+    try:
+        a, b = (apply(operator.sub, *relation.sides) for relation in (mine, gold))
+        ratio = apply(divide, a, b)
+    except (Unreadable, TypeError):
+        return False
+    factor = ratio.points[0]
+    if a.is_constant or b.is_constant or not factor or not same_value(ratio, constant(factor)):
+        return False
+    (sign,), (theirs,) = mine.signs, gold.signs
+    if sign in _FLIPPED and (isinstance(factor, complex) or factor < 0):
+        sign = _FLIPPED[sign] if not isinstance(factor, complex) else ""
+    return sign == theirs
 
 
 def _is_formula(node: Node) -> bool:

@@ -15,6 +15,7 @@ from lib.answers.numerals import after_number, find_numbers, plain_characters, r
 
 MAX_ANSWER = 1000  # characters: what is longer is no answer
 NO_ANSWER = ""
+CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # Chinese, Japanese, Korean
 
 _SENTENCE_END = re.compile(r"\n|(?<!\\)[.!?](?=\s|$|\*|<)|</")
 _WORDS_IN_LATEX = re.compile(r"\\(?:text\w{0,6}|mbox|mathrm)\s?\{[^{}]*+\}")
@@ -33,13 +34,13 @@ def _clause(text: str, end: re.Pattern[str] = _SENTENCE_END) -> str:
 _NUMBERED = re.compile(r"\d+[.):] \S")
 _NAME = r"(?:[A-Za-z]\w?\s?=\s?)"
 _A_NUMBER = r"[$€£'\"(*]{0,3}-?\d++(?:[.,/]\d++)*+%?['\")*]{0,3}"
-_UNITS = r"(?:\s(?!(?:and|or|to|in|all|total|altogether)\b)[A-Za-z]{1,20})"
+_UNITS = r"(?:\s(?!(?:and|or|to|in|all|total|altogether)\b)[^\W\d_]{1,20})"
 _TO_THE_END = rf"{_UNITS}{{0,3}}\W*$"
 # What follows the first of two numbers.
 _SECOND = rf"""
     (?: {_UNITS}{{0,3}},?['\")*]{{0,3}}\s(?:(?:and|or|plus|minus|times)\b|&)  # 3 cats and 5 dogs
       | {_UNITS}?\s(?:to|through)\b | \s?(?:~|\.\.+|…|—) )                # 5 to 6
-    \s?(?: {_NAME}?{_A_NUMBER}
+    \s?(?: (?:about\s|around\s|almost\s|nearly\s|roughly\s|perhaps\s)?{_NAME}?{_A_NUMBER}
         | (?:a\s)?(?:half|quarter|third)                                     # 5 and a half
         | (?:more|less|fewer|above|below|up|over|under)\b )                  # 5 or more
   | {_UNITS}{{1,2}},\s{_A_NUMBER}{_UNITS}{{0,2}}(?=\W*$)                      # 3 cats, 5 dogs
@@ -149,7 +150,8 @@ def number_in(place: str, where: str) -> str | None:
 
 _COUNTED = re.compile(r"(?<![A-Za-z\\])(?<=[\d}])\s[A-Za-z]{2,20}")
 _WORD = re.compile(
-    r"(?<![A-Za-z\\])(?!(?:and|or|pi|sqrt|sin|cos|tan|log|ln|inf|infinity|oo)(?![A-Za-z]))"
+    rf"[{CJK}]|(?<![A-Za-z\\])"
+    r"(?!(?:and|or|pi|sqrt|(?:sin|cos|tan)h?|log|ln|exp|inf|infinity|oo)(?![A-Za-z]))"
     r"(?:[A-Za-z]{3,}|(?:am|an|as|at|be|by|he|if|in|is|it|me|my|no|of|on|so|to|up|us|we)(?![A-Za-z]))"
 )
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s?\{[a-z]+\*?\}")
