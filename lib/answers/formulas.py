@@ -147,6 +147,8 @@ FUNCTIONS: dict[str, Callable[[complex], complex]] = {
     "cot": lambda x: 1 / cmath.tan(x), "sinh": cmath.sinh, "cosh": cmath.cosh, "tanh": cmath.tanh,
 }  # fmt: skip
 
+FUNCTIONS |= {name[:1] + name[3:]: FUNCTIONS[name] for name in FUNCTIONS if name[:3] == "arc"}
+
 
 # --- comparing values ---------------------------------------------------------------------------
 
@@ -359,9 +361,7 @@ class _Reader:
     def product(self) -> Node:
         result = self.factor()
         while True:
-            if self.take("*", "*"):
-                result = self.raised(result, self.factor())
-            elif self.take("*"):
+            if self.take("*"):
                 result = apply(operator.mul, result, self.factor())
             elif self.take("/"):
                 result = apply(divide, result, self.factor())
@@ -381,7 +381,7 @@ class _Reader:
     def factor(self) -> Node:
         minus = self.minus()
         result = self.primary()
-        while self.take("^"):
+        while self.take("^") or self.take("*", "*"):
             if not self.take(r"\circ"):
                 # As people mean it: x^10 is x to the tenth, although LaTeX sets it otherwise.
                 token = self.peek()

@@ -175,6 +175,7 @@ _QUANTITIES = _rules(
     (r"""(?s)^[ .]*(['"`]{1,3})(?!['"`])(.*)\1[ .]*$""", r"\2"),
 )
 _ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z]{2}|[(){}\[\]])")
+_ALL_TWICE = re.compile(r"(?<!\\)\\\\begin")
 _SPELLINGS = _rules(
     (r"(?<=\d)(?:'|\{,\}|,?\\[,!;: ]{1,4}|\{,\\!\}|,~)\ ?(?=\d{3}(?!\d))", ""),  # 12{,}345
     (r"\\q?quad|\\(?:begin|end)\{(?:align|equation|gather)(?:ed)?\*?\}|\\(?:left|right)\.", " "),
@@ -230,6 +231,8 @@ def one_spelling(latex: str) -> str:
     """The answer in the one spelling that `read_answer` reads."""
     text = _spelled(_AS_WRITTEN, plain_characters(latex.strip())).translate(_UNICODE)
     text = _spelled(_QUANTITIES, text)
+    if _ALL_TWICE.search(text):
+        text = text.replace("\\\\", "\\")
     if "\\begin" not in text:
         text = _ESCAPED_TWICE.sub(r"\\", text).replace("\\&", ",").replace("&", ",")
     text = _spelled(_SPELLINGS, " ".join(text.replace("\\\\", ROW).split())).strip()

@@ -55,7 +55,7 @@ def plain_characters(text: str) -> str:
     return _FIXED_SPACE.sub(",", _BEFORE_VULGAR.sub(" ", text)).translate(_PLAIN)
 
 
-BOLD = r"(?<![\w)])\*\*(?=\S)|(?<=\S)\*\*(?![\w(])"  # and not the power in 9**9
+BOLD = r"(?<![\w)])\*\*(?=\S)|(?<=\S)\*\*(?![\w(]|-\d)"  # and not the power in 9**9
 
 # LaTeX and markdown around and inside a number.
 _UNWRAP = [

@@ -151,7 +151,8 @@ def number_in(place: str, where: str) -> str | None:
 _COUNTED = re.compile(r"(?<![A-Za-z\\])(?<=[\d}])\s[A-Za-z]{2,20}")
 _WORD = re.compile(
     rf"[{CJK}]|(?<![A-Za-z\\])"
-    r"(?!(?:and|or|pi|sqrt|(?:sin|cos|tan)h?|log|ln|exp|inf|infinity|oo)(?![A-Za-z]))"
+    r"(?!(?:and|or|pi|sqrt|a?(?:rc)?(?:sin|cos|tan)h?|sec|csc|cot|log|ln|exp"
+    r"|inf|infinity|oo)(?![A-Za-z]))"
     r"(?:[A-Za-z]{3,}|(?:am|an|as|at|be|by|he|if|in|is|it|me|my|no|of|on|so|to|up|us|we)(?![A-Za-z]))"
 )
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s?\{[a-z]+\*?\}")
@@ -403,8 +404,14 @@ _MATH = re.compile(
 )
 _MONEY = re.compile(r"\d[\d,.]*+(?:\s[^\\]*[A-Za-z]{2}|.*[-+*/=]\s?$)", re.DOTALL)
 # A formula without dollar signs: "so we obtain \\sqrt{2}."
-_STATED = re.compile(r".*\b(?:is|are|equals|obtain|get|gives?|need|have|when|if)\b:?\s(.+?)\.?$")
-_LAST_VERB = re.compile(r".*\b(?:is|are|be|equals)\b:?\s?", re.DOTALL)
+_STATED = re.compile(
+    r".*(?:\b(?:is|are|equals|obtain|get|gives?|need|have|when|if)\b|[是为得]到?|等于):?\s(.+?)\.?$"
+)
+_LAST_VERB = re.compile(r".*(?:\b(?:is|are|be|equals)\b|[是为得]到?|等于):?\s?", re.DOTALL)
+# 18 dollars, of which 3 are tax
+_NUMBER_AND_UNIT = re.compile(
+    r"\W?\d[\d.,/]*+(?:\s[^\W\d_]{1,20}){1,3}(?=[,;]\s(?!(?:and|or)\b|\W?\d))"
+)
 ALL_REALS = re.compile(
     r"\b(?:all|any)\s(?:the\s)?(?:(positive|negative|non-?negative|non-?positive|non-?zero)\s)?"
     r"real(?:s|\snumbers?)(?:\s[a-z])?"
@@ -438,6 +445,7 @@ def formula_in(place: str, where: str) -> str | None:
         return reals[0]
     if not place.startswith(("$", "\\(", "\\[")):
         place = _clause(place, _FORMULA_END)
+        place = leads[0] if (leads := _NUMBER_AND_UNIT.match(place)) else place
         verb = _LAST_VERB.match(place)
         if verb and not _WORDS_IN_LATEX.search(place):
             place = place[verb.end() :] or place
