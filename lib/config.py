@@ -5,35 +5,129 @@
     (2, 'parameter')
 
 Everything a user can set is a key in a recipe, a papermill parameter, and an argument of the
-runner, under the same name (`lib.keys`); docs/keys.md lists them all.
+runner, under the same name: the suite's own keys are below, and any field of TRL's GRPOConfig
+and peft's LoraConfig has its own (`lib.keys`). docs/keys.md lists them all.
 """
 
 import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model
 
 from lib.errors import BadInput, nearest
 from lib.hardware import PROFILES, Hardware, choose_profile, detect_hardware
-from lib.keys import ALIASES, MEANS, RULES, ZERO_IS_NONE, recipe_fields, translate
+from lib.keys import ALIASES, MEANS, RULES, ZERO_IS_NONE, library_fields, translate
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "notebooks" / "recipes"
 LITERALS = (str, int, float, bool, list, dict, tuple)
+MANY = 2**31  # what no count reaches
+GGUF = (  # what llama.cpp makes without a calibration set
+    *("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s"),
+    *("q4_1", "q4_0", "iq4_nl", "iq4_xs", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k"),
+)
 
 
-class Settings(BaseModel):
-    """What a configuration can do; its keys are those of `lib.keys`."""
+class Keys(BaseModel):
+    """The suite's own keys. Each field's comment is its documentation."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
     _recipe: Path | None = PrivateAttr(None)
 
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+    # --- the run -----------------------------------------------------------
+    name: str = "custom"  # the recipe's name
+    run: str = ""  # folder under output_dir; "": the recipe's name
+    output_dir: str = Field("outputs", min_length=1)  # relative to the repository
+    profile: Literal["auto", "cpu", "t4", "rtx16", "l4", "a100", "h100"] = "auto"  # "auto": detect
+    by_profile: dict[str, dict[str, Any]] = {}  # settings of this recipe on one profile
+    resume: bool = False  # training goes on from the run's last checkpoint
+    stop_at: int = Field(0, ge=0, lt=MANY)  # step to stop at with a checkpoint; 0: max_steps
+    num_processes: int = Field(1, gt=0, lt=MANY)  # that train together, a GPU each
+    accelerate_config: str = ""  # file of `accelerate config`, as for FSDP; "": none
+    report_to: list[Literal["wandb", "tensorboard", "trackio"]] = []  # where the log goes, too
+
+    # --- the policy --------------------------------------------------------
+    model: str = "embedded"  # the embedded SmolLM2-135M, a Hub name, or a local folder
+    backend: Literal["auto", "unsloth", "transformers"] = "auto"  # what loads and trains it
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"  # of weights and products
+    load_in_4bit: bool = False  # the base model's linear layers in 4 bit
+    max_seq_length: int = Field(1024, gt=0, lt=MANY)  # tokens of prompt and completion together
+    full_finetuning: bool = False  # True: all weights, no adapter
+
+    # --- the task ----------------------------------------------------------
+    task: str = "gsm8k"  # by name: 02 and docs list them
+    task_config: dict[str, Any] = {}  # what the task is made with
+    data_dir: str = ""  # folder of JSON Lines; "": GRPO_DATA_DIR, else the Hub
+    prompt_format: str = "reasoning"  # instruction and tags
+    shots: int = Field(0, ge=0)  # worked examples in the prompt
+    train_problems: int = Field(0, ge=0)  # 0: all
+    # name: weight, or name: {weight: …, and its arguments}
+    rewards: dict[str, float | dict[str, Any]] = {"correctness": 1.0}
+    preflight_prompts: int = Field(32, ge=0)  # sampled before training; 0: all
+    ignore_preflight: bool = False  # True: train although it found no signal
+    drop_dead: bool = False  # True: leave out what the preflight found always right, always wrong
+    curriculum: Literal["none", "easy_first"] = "none"  # order by the preflight's pass rates
+
+    # --- the warm-up -------------------------------------------------------
+    sft_steps: int = Field(0, ge=0)  # supervised steps on right answers, before GRPO; 0: none
+    sft_batch: int = Field(8, gt=0)  # right answers a step
+    sft_learning_rate: float = Field(1e-4, gt=0)  # of the warm-up
+
+    # --- GRPO --------------------------------------------------------------
+    prompts_per_step: int = Field(4, gt=0, lt=MANY)  # an optimizer step: × num_generations
+    resample: int = Field(0, ge=0, lt=MANY)  # more prompts a step may try, for groups with signal
+    # What a reward is compared with: its group (grpo), the group's others (rloo), the whole step
+    # (reinforce), or a value head (ppo). 03 trains grpo, 07 all; the loss keys are grpo's.
+    algorithm: Literal["grpo", "rloo", "reinforce", "ppo"] = "grpo"
+    gae_lambda: float = Field(0.95, ge=0, le=1)  # ppo: how far advantages look ahead
+    value_learning_rate: float = Field(1e-3, gt=0)  # ppo: of the value head
+    value_clip: float = Field(0.2, gt=0)  # ppo: how far a value moves in a step
+    shared_prompts: bool = True  # compute a prompt once for its group, where the model allows it
+    rollout_engine: Literal["vllm", "transformers"] = "transformers"  # what writes completions
+    gpu_memory_cap: float = Field(0.0, ge=0)  # GiB to pretend the GPU has; 0: all it has
+    validation_steps: int = Field(0, ge=0, lt=MANY)  # held-out accuracy every N steps; 0: never
+    validation_problems: int = Field(64, gt=0, lt=MANY)  # set aside from training for it
+    keep: Literal["last", "best"] = "last"  # adapter: as training ends, or best in validation
+
+    # --- the learned reward: 06_reward_model makes it, reward "reward_model" pays it ---
+    preferences: str = ""  # the task of its pairs; "": the recipe's own, or pairs made from it
+    reward_model_base: str = ""  # what it starts from; "": the policy's model
+    reward_layers: int = Field(0, ge=0)  # the lower layers of it that are kept; 0: all
+    reward_steps: int = Field(100, gt=0)  # optimizer steps
+    reward_pairs: int = Field(8, gt=0)  # pairs a step
+    reward_learning_rate: float = Field(1e-4, gt=0)  # of the reward model
+    reward_held_out: int = Field(200, gt=0)  # pairs to measure it on, at the most
+    reward_max_length: int = Field(512, gt=0)  # tokens of prompt and answer; longer pairs stay out
+
+    # --- evaluation --------------------------------------------------------
+    eval_engine: Literal["vllm", "transformers"] = "vllm"  # what writes 04's answers
+    eval_problems: int = Field(256, ge=0)  # held out; 0: all
+    eval_samples: int = Field(10, ge=0)  # a problem, for pass@k; 0: greedy only
+    eval_k: list[Annotated[int, Field(ge=1)]] = [5, 10]  # pass@k for these k
+    eval_temperature: float = Field(0.5, gt=0)  # of the samples for pass@k
+    eval_top_p: float = Field(1.0, gt=0, le=1)  # of the samples for pass@k
+    eval_max_tokens: int = Field(0, ge=0)  # 0: as many as in training
+
+    side_task: dict[str, Any] = {}  # keys of a second task asked before and after; {}: none
+    candidate: str = ""  # what 04 measures; "": the adapter, or merged, gguf, a path
+
+    # --- comparison of runs (09) -------------------------------------------
+    variants: dict[str, dict[str, Any]] = {}  # name → the settings in which it differs
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = []  # each variant is trained with each
+    runs: list[str] = []  # folders under output_dir to compare, of runs or sweeps; []: the variants
+
+    # --- export ------------------------------------------------------------
+    gguf: list[Literal[GGUF]] = ["f16", "q8_0", "q4_k_m"]  # for llama.cpp, Ollama; []: none
+    certificate_problems: int = Field(64, gt=0)  # held out, that each exported form answers
+    push_to_hub: str = ""  # repository to push to; needs HF_TOKEN
+    push_form: Literal["adapter", "merged", "gguf"] = "merged"  # what is pushed
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> "Keys":
         """A copy with these keys changed, unchecked; old names will do."""
         changes = translate(update or {})
         copy = super().model_copy(update=changes, deep=deep)
@@ -68,7 +162,8 @@ class Settings(BaseModel):
         return self.eval_max_tokens or self.max_completion_length
 
 
-Config = create_model("Config", __base__=Settings, **recipe_fields())
+fields = {name: each for name, each in library_fields().items() if name not in Keys.model_fields}
+Config = create_model("Config", __base__=Keys, **fields)
 
 
 def resolve(

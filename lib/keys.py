@@ -1,9 +1,9 @@
-"""The keys of a recipe: the suite's own, and any field of TRL's GRPOConfig and peft's LoraConfig
-under its own name.
+"""The keys that recipes take from TRL and peft: what the suite changes about them, and why.
 
-Which fields those have, with types and defaults, stands in library_keys.json (`python -m
-tools.library_keys`). keys.yaml has the suite's own, and what it changes about the libraries'. Here
-are what old recipes write, and which keys contradict each other.
+A recipe holds any field of `GRPOConfig` and `LoraConfig` under its own name. Which there are, with
+types and defaults, stands in library_keys.json (`python -m tools.library_keys`); only what the
+suite does differently is written down, in library_changes.yaml. Here are what old recipes write,
+and which keys contradict each other.
 """
 
 import json
@@ -28,37 +28,29 @@ LORA = (
 )
 
 
-TABLES = yaml.safe_load(_HERE.joinpath("keys.yaml").read_text(encoding="utf-8"))
-# By section, the suite's own keys: name → type, default, what it is for.
-OWN: dict[str, dict[str, list]] = TABLES["own"]
-OWN_KEYS = {name: row for rows in OWN.values() for name, row in rows.items()}
-
-
 def _table(name: str) -> dict[str, Any]:
-    """A table of keys.yaml, with a key for each word of its keys."""
-    return {key: value for keys, value in TABLES[name].items() for key in keys.split()}
+    """A table of library_changes.yaml, with a key for each word of its keys."""
+    rows = CHANGES[name].items()
+    return {key: value for keys, value in rows for key in keys.split()}
 
 
+CHANGES = yaml.safe_load(_HERE.joinpath("library_changes.yaml").read_text(encoding="utf-8"))
 DEFAULTS, DECIDED, FOLLOWS = map(_table, ("defaults", "decided", "follows"))
 LIMITS, TYPES, ALIASES, MEANS = map(_table, ("limits", "types", "aliases", "means"))
 BECOME, OPTIMIZER_PACKAGES = map(_table, ("become", "optimizer_packages"))
 
 
-def recipe_fields() -> dict[str, tuple[Any, Any]]:
-    """name → (type, default) of each key that a recipe may hold, as pydantic wants them."""
-    left_out = {*DECIDED, *ALIASES, *BECOME}
-    known = {name: row for name, row in TRL.items() if name not in left_out}
-    known |= {name: PEFT[name] for name in LORA}
+def library_fields() -> dict[str, tuple[Any, Any]]:
+    """name → (type, default) of each field that a recipe may hold, as pydantic wants them."""
+    names = {n: f for n, f in TRL.items() if n not in {*DECIDED, *ALIASES, *BECOME}}
     fields = {}
-    for name, (kind, default, _) in (known | OWN_KEYS).items():
+    for name, (kind, default, _) in (names | {n: PEFT[n] for n in LORA}).items():
         kind = kind.replace("dict | str", "dict").replace("dict[str, Any] | str", "dict")
         limits = LIMITS.get(name, {"ge": 0})
         words = {
             "Literal": Literal,
-            "Any": Any,
             "float": Annotated[float, Field(**limits)],
             "int": Annotated[int, Field(**{"lt": 2**31} | limits)],
-            "str": Annotated[str, Field(**limits)] if "min_length" in limits else str,
         }
         hint = eval(TYPES.get(name, kind), words)  # the text of our two files
         fields[name] = (hint, DEFAULTS.get(name, (default,))[0])

@@ -3,10 +3,11 @@
 python -m tools.keys_page
 """
 
+import re
 from pathlib import Path
 
-from lib.config import Config
-from lib.keys import ALIASES, DECIDED, DEFAULTS, LIBRARY, LORA, OWN, OWN_KEYS, PEFT, TRL
+from lib.config import Config, Keys
+from lib.keys import ALIASES, DECIDED, DEFAULTS, LIBRARY, LORA, PEFT, TRL
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "keys.md"
@@ -18,11 +19,12 @@ A recipe is a flat YAML file; each key is also a papermill parameter and an argu
 (`-p KEY VALUE`). Default < hardware profile < recipe < `by_profile` < parameter. A key that does
 not exist, a wrong type or an impossible pair stops at once, in one sentence.
 """
+FIELD = re.compile(r"^    (\w+): .*?(?:  # (.*))?$")
 
 
 def page() -> str:
     parts = [HEAD, *_own()]
-    trl = [name for name in TRL if name in Config.model_fields and name not in OWN_KEYS]
+    trl = [name for name in TRL if name in Config.model_fields and name not in Keys.model_fields]
     version = LIBRARY["trl"]["version"]
     parts += [
         f"\n## Of TRL's GRPOConfig ({version})\n\n"
@@ -41,11 +43,24 @@ def page() -> str:
 
 
 def _own() -> list[str]:
+    """The suite's own keys by the sections of `lib.config.Keys`; their comments describe them."""
+    source = (ROOT / "lib" / "config.py").read_text(encoding="utf-8")
+    source = source[source.index("class Keys") : source.index("    def model_copy")]
     parts: list[str] = []
-    for title, keys in OWN.items():
-        parts.append(f"\n## {title[0].upper()}{title[1:]}\n")
-        parts.append(_table([(name, _default(name), row[2]) for name, row in keys.items()]))
-    return parts
+    rows: list[tuple[str, str, str]] = []
+    above: list[str] = []
+    for line in source.splitlines():
+        if line.startswith("    # ---"):
+            parts += [_table(rows)] if rows else []
+            title = line.strip(" #-")
+            parts.append(f"\n## {title[0].upper()}{title[1:]}\n")
+            rows = []
+        elif line.startswith("    # "):
+            above.append(line.strip(" #"))
+        elif (found := FIELD.match(line)) and found[1] in Keys.model_fields:
+            rows.append((found[1], _default(found[1]), found[2] or " ".join(above)))
+            above = []
+    return [*parts, _table(rows)]
 
 
 def _default(name: str) -> str:

@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 import lib.scratch as grpo
-from lib.config import Config
+from lib.config import Config, Keys
 from lib.engines import Completion, VllmEngine, chat_text, training_sampling
 from lib.errors import BadInput
-from lib.keys import OWN_KEYS, PEFT, TRL
+from lib.keys import PEFT, TRL
 from lib.models import load_tokenizer, lora_targets, model_folder, without_head_copies
 from lib.process import Progress
 from lib.rewards import score, totals
@@ -324,7 +324,7 @@ class Learner:
 
 def check_settings(config: Config) -> None:
     """Raises BadInput where the recipe asks for what this loop does not do."""
-    libraries = (TRL.keys() | PEFT.keys()) - OWN_KEYS.keys() - READ
+    libraries = (TRL.keys() | PEFT.keys()) - Keys.model_fields.keys() - READ
     for key, value in config.given().items():
         default = Config.model_fields[key].default
         known = repr(default)
