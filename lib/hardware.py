@@ -72,9 +72,13 @@ def detect_hardware(cap: float = 0.0) -> Hardware:
     `cap` GiB at the most (0: all)."""
     gpu, gpu_memory, capability = _query_gpu()
     gpu_memory = min(gpu_memory, cap or gpu_memory)
-    cores = len(os.sched_getaffinity(0))
     memory = min(psutil.virtual_memory().total / GIB, _container_memory())
-    return Hardware(gpu, gpu_memory, capability, cores, memory)
+    return Hardware(gpu, gpu_memory, capability, cpu_cores(), memory)
+
+
+def cpu_cores() -> int:
+    """How many of the machine's this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def _container_memory(file: Path = Path("/sys/fs/cgroup/memory.max")) -> float:

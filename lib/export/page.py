@@ -31,7 +31,7 @@ from lib.files import read_json, read_jsonl, write_json, write_jsonl
 from lib.models import EMBEDDED, load_tokenizer, model_folder
 from lib.rewards import recipe_rewards, score
 from lib.runs import Run
-from lib.tasks import get_format, judge, load_problems, make_rows
+from lib.tasks import TASKS, get_format, judge, load_problems, make_rows
 
 # (model's name, conversation) → the answer so far, again and again
 Ask = Callable[[str, Messages], Iterator[str]]
@@ -254,25 +254,50 @@ LICENCES = {
     "mistralai/": "apache-2.0",
     "LiquidAI/": "other",
 }
-DATA = {  # task → the Hub's data set, and its licence
-    "gsm8k": ("openai/gsm8k", "mit"),
-    "math": ("AI-MO/NuminaMath-TIR", "apache-2.0"),
-    "numina": ("AI-MO/NuminaMath-TIR", "apache-2.0"),
-    "math500": ("HuggingFaceH4/MATH-500", "mit"),
-    "aqua_rat": ("deepmind/aqua_rat", "apache-2.0"),
-    "tldr": ("mlabonne/smoltldr", "unknown"),
-}
 
 
 def write_card(folder: Path, run: Run, config: Config) -> Path:
     """`README.md` of an adapter, merged model or GGUF folder, made of what the run has recorded."""
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+    from huggingface_hub import ModelCard
 
-    base, (data, data_licence) = public_name(config), DATA.get(config.task, ("", "generated"))
-    licences = [name for name in LICENCES if base.startswith(name)]
-    licence = LICENCES[max(licences, key=len)] if licences else "other"
     comparison = read_json(run.evals / "comparison.json", {})
-    gguf = sorted(path.name for path in folder.glob("*.gguf"))
+    head = card_data(folder, config, comparison)
+    record, log = run.recorded(), [row for row in read_jsonl(run.train_log) if "reward" in row]
+    hardware = record.get("hardware", {})
+    certificate = read_json(run.evals / "certificate.json", {"rows": [], "verdict": "Not made."})
+    forms, asked = readable(certificate), conversation(folder, "Calculate 9 + 8.")
+    source = (ROOT / "lib" / "card.md.jinja").read_text("utf-8")
+    text = Environment(trim_blocks=True, undefined=StrictUndefined).from_string(source)
+    text = text.render(
+        config=config,
+        data=data_name(config),
+        record=record,
+        base=head.base_model,
+        licence=head.license,
+        embedded=config.model == EMBEDDED,
+        data_licence=TASKS[config.task].licence,
+        hardware=hardware.get("gpu") or f"{hardware.get('cores')} CPU cores",
+        header=HEADER,
+        comparison=comparison_rows(comparison),
+        curve=[(r["step"], f"{r['reward']:.3f}") for r in log[:: max(1, len(log) // 10)]],
+        verdict=certificate["verdict"],
+        forms=forms,
+        rows=[row.values() for row in forms],
+        question=json.dumps(asked, ensure_ascii=False, indent=2),
+        adapter=is_adapter(folder),
+        gguf=max((path.name for path in folder.glob("*.gguf")), default=""),
+    )
+    file = folder / "README.md"
+    ModelCard(f"---\n{head.to_yaml()}\n---\n\n{text}").save(file)
+    return file
+
+
+def card_data(folder: Path, config: Config, comparison: dict[str, Any]) -> Any:
+    """The card's metadata, by which the Hub finds and shows the model."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    base, (data, *_) = public_name(config), (*TASKS[config.task].hub, "")
+    licences = [name for name in LICENCES if base.startswith(name)]
     results = [
         EvalResult(
             task_type="text-generation",
@@ -286,49 +311,16 @@ def write_card(folder: Path, run: Run, config: Config) -> Path:
         for name in ("greedy_strict", "greedy_lenient")
         if name in comparison
     ]
-    head = ModelCardData(
+    return ModelCardData(
         base_model=base,
         datasets=[data] if data else None,
         library_name="peft" if is_adapter(folder) else "transformers",
-        license=licence,
+        license=LICENCES[max(licences, key=len)] if licences else "other",
         model_name=f"{base.split('/')[-1]}-{config.name}",
         pipeline_tag="text-generation",
-        tags=["grpo", "trl", "unsloth", *(["gguf"] if gguf else [])],
+        tags=["grpo", "trl", "unsloth", *(["gguf"] if any(folder.glob("*.gguf")) else [])],
         eval_results=results or None,
     )
-    record, log = run.recorded(), [row for row in read_jsonl(run.train_log) if "reward" in row]
-    hardware = record.get("hardware", {})
-    certificate = read_json(run.evals / "certificate.json", {"rows": [], "verdict": "Not made."})
-    forms = readable(certificate)
-    source = (ROOT / "lib" / "card.md.jinja").read_text("utf-8")
-    text = (
-        Environment(trim_blocks=True, undefined=StrictUndefined)
-        .from_string(source)
-        .render(
-            config=config,
-            data=data_name(config),
-            record=record,
-            base=base,
-            licence=licence,
-            embedded=config.model == EMBEDDED,
-            data_licence=data_licence,
-            hardware=hardware.get("gpu") or f"{hardware.get('cores')} CPU cores",
-            header=HEADER,
-            comparison=comparison_rows(comparison),
-            curve=[(r["step"], f"{r['reward']:.3f}") for r in log[:: max(1, len(log) // 10)]],
-            verdict=certificate["verdict"],
-            forms=forms,
-            rows=[row.values() for row in forms],
-            question=json.dumps(
-                conversation(folder, "Calculate 9 + 8."), ensure_ascii=False, indent=2
-            ),
-            adapter=is_adapter(folder),
-            gguf=gguf[-1] if gguf else "",
-        )
-    )
-    file = folder / "README.md"
-    ModelCard(f"---\n{head.to_yaml()}\n---\n\n{text}").save(file)
-    return file
 
 
 def push(folder: Path, repository: str) -> str:

@@ -30,6 +30,7 @@ from lib.config import Config
 from lib.engines import Messages, lora_rank, share_alone
 from lib.errors import BadInput, first_line
 from lib.export.gguf import need_llama_cpp
+from lib.hardware import cpu_cores
 from lib.models import torch_dtype
 
 
@@ -179,20 +180,21 @@ def serve_gguf(file: Path, log: Path, context: int = 2048, slots: int = 8) -> Se
     in tokens, for each of `slots` requests at once."""
     need_llama_cpp()
     port, key = free_port(), secrets.token_urlsafe(24)
-    command = [sys.executable, "-c", _LLAMA, *map(str, (file, port, context * slots, slots))]
+    given = (file, port, context * slots, slots, cpu_cores())
+    command = [sys.executable, "-c", _LLAMA, *map(str, given)]
     return launch("llama.cpp", command, port, [file.stem], log, key=key, GRPO_SERVER_KEY=key)
 
 
 _LLAMA = """
 import os, sys, threading
 import xllamacpp
-file, port, context, slots = sys.argv[1:]
+file, port, context, slots, cores = sys.argv[1:]
 params = xllamacpp.CommonParams()
 params.model.path, params.port, params.n_ctx = file, int(port), int(context)
 params.n_parallel, params.kv_unified = int(slots), False
 params.hostnames, params.api_keys = ["127.0.0.1"], [os.environ["GRPO_SERVER_KEY"]]
 params.use_jinja, params.warmup, params.ui, params.cors_origins = True, False, False, ""
-params.cpuparams.n_threads = len(os.sched_getaffinity(0))
+params.cpuparams.n_threads = int(cores)
 server = xllamacpp.Server(params)
 threading.Event().wait()
 """

@@ -23,7 +23,7 @@ import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -374,13 +374,19 @@ def score(
     return {k: [math.nan if v is None else v for v in values] for k, values in paid.items()}
 
 
+def total(scores: Iterable[float | None], weights: Sequence[float]) -> float | None:
+    """What a completion earns: its rewards by their weights, without those that could not judge
+    (None or NaN); None where none could."""
+    pairs = zip(scores, weights, strict=True)
+    known = [value * weight for value, weight in pairs if value is not None and value == value]
+    return float(sum(known)) if known else None
+
+
 def totals(scores: Mapping[str, Sequence[float]], weights: Sequence[float]) -> Any:
-    """What each completion earns, as an array: its rewards by their weights; one that cannot judge
-    adds 0."""
+    """What each completion earns, as an array; 0 where no reward could judge it."""
     import numpy as np
 
-    pairs = zip(scores.values(), weights, strict=True)
-    return np.nansum([np.array(values, float) * weight for values, weight in pairs], axis=0)
+    return np.array([total(each, weights) or 0.0 for each in zip(*scores.values(), strict=True)])
 
 
 def temptations(row: Mapping[str, Any], form: PromptFormat) -> dict[str, str]:

@@ -39,7 +39,6 @@ class StoredTask(Task):
     """A task whose rows stand in `<data_dir>/<folder>/<split>.jsonl` or on the Hub.
 
     Attributes:
-        hub: repository, and configuration if it has several.
         splits: our split → the data set's, where its name differs, in files and on the Hub.
         hub_splits: the same for the Hub alone.
         columns: what every row must have.
@@ -49,7 +48,7 @@ class StoredTask(Task):
     """
 
     folder: str
-    hub: tuple[str, ...]
+    licence = "unknown"
     splits: dict[str, str] = {}  # noqa: RUF012
     hub_splits: dict[str, str] = {}  # noqa: RUF012
     columns: tuple[str, ...] = ("question", "answer")
@@ -93,7 +92,7 @@ class StoredTask(Task):
 class Gsm8k(StoredTask):
     """Grade-school word problems (Cobbe et al. 2021, arXiv 2110.14168)."""
 
-    kind, folder, hub = "number", "gsm8k", ("openai/gsm8k", "main")
+    kind, folder, hub, licence = "number", "gsm8k", ("openai/gsm8k", "main"), "mit"
 
     def problem(self, row, id):
         solution, marker, gold = gold_text(row["answer"], id).rpartition("####")
@@ -109,7 +108,7 @@ class NuminaMath(StoredTask):
     """Competition mathematics, whose gold stands in the solution's last \\boxed{}. A twentieth of
     its questions is the test split; `math500` is the benchmark others report."""
 
-    kind, folder, hub = "math", "math", ("AI-MO/NuminaMath-TIR",)
+    kind, folder, hub, licence = "math", "math", ("AI-MO/NuminaMath-TIR",), "apache-2.0"
     columns, held_out = ("problem", "solution"), 0.05
 
     def problem(self, row, id):
@@ -129,7 +128,7 @@ class NuminaMath(StoredTask):
 class Math500(NuminaMath):
     """500 problems of MATH's test split (Hendrycks et al. 2021; Lightman et al. 2023)."""
 
-    folder, hub = "math500", ("HuggingFaceH4/MATH-500",)
+    folder, hub, licence = "math500", ("HuggingFaceH4/MATH-500",), "mit"
     columns = ("problem", "solution", "answer", "subject", "level")
     held_out, examples_from = 0.0, "numina"
 
@@ -145,6 +144,7 @@ class Aqua(StoredTask):
     validation split serves as train."""
 
     kind, folder, hub = "choice", "aqua_rat", ("deepmind/aqua_rat", "raw")
+    licence = "apache-2.0"
     splits = {"train": "validation"}  # noqa: RUF012
     columns = ("question", "options", "rationale", "correct")
 
@@ -212,6 +212,7 @@ class OwnColumns(Task):
         test_share: the share of questions held out as the test split, chosen by their text.
     """
 
+    licence = "unknown"
     path: str | Path
     question: str = "question"
     answer: str = "answer"

@@ -138,6 +138,8 @@ class Task:
 
     name: str = ""
     kind: str = "number"
+    hub: tuple[str, ...] = ()  # the data set's repository on the Hub, and its configuration
+    licence: str = "generated"  # of its problems
     examples_from: str | None = None  # the task whose train split lends the worked examples
 
     def load(self, split: str, data_dir: str | Path | None = None) -> list[Problem]:

@@ -24,10 +24,10 @@ from lib.files import append_jsonl, discard, read_json, write_json, written_whol
 from lib.hardware import gpu_energy, gpu_memory_taken
 from lib.models import Policy, live_weights, write_adapter
 from lib.process import Progress
-from lib.rewards import Bound, Checked
+from lib.rewards import Bound, Checked, total
 from lib.runs import Run
 from lib.tasks import Problem, Task, fitting_rows, get_format, judge, sample_problems
-from lib.training.rollouts import SCORES, advantages, is_alike, rollout_row, total
+from lib.training.rollouts import SCORES, advantages, is_alike, rollout_row
 
 
 class StepLog(TrainerCallback):
@@ -139,7 +139,7 @@ class Completions(TrainerCallback):
             said |= dict(truncated=ids[-1] not in ends, trained=used)
             self.rows.append(rollout_row(step, row, text, row[SCORES], self.weights, **said))
         append_jsonl(self.run.rollouts / f"step_{step:05d}.jsonl", self.rows)
-        totals = [total(each, self.weights) for each in scores]
+        totals = [total(each.values(), self.weights) for each in scores]
         if None in totals:  # TRL counts a group that none could judge as one with signal
             groups = np.reshape(np.array(totals, dtype=object), (-1, args.num_generations))
             self.log.extra["frac_reward_zero_std"] = float(np.mean([is_alike(g) for g in groups]))

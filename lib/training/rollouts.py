@@ -26,6 +26,7 @@ from lib.config import Config
 from lib.engines import Sampling, VllmEngine, start_vllm, training_sampling
 from lib.errors import BadInput
 from lib.models import Policy, live_weights
+from lib.rewards import total
 from lib.runs import Run, read_json, read_rollouts, rollout_steps
 from lib.training import generates_here
 from lib.training.logps import plain_logps
@@ -256,13 +257,6 @@ def _gap(model: Any, sampled: Sampled) -> float:
 Scores = Mapping[str, float | None]  # what each reward gave; None: it could not judge
 
 
-def total(scores: Scores, weights: Sequence[float]) -> float | None:
-    """The weighted reward of a completion; None where no reward could judge it."""
-    pairs = zip(scores.values(), weights, strict=True)
-    known = [float(value * weight) for value, weight in pairs if value is not None]
-    return sum(known) if known else None
-
-
 def is_alike(totals: Iterable[float | None]) -> bool:
     """Whether a group's completions earned the same, so that it has no signal."""
     known = [value for value in totals if value is not None]
@@ -283,7 +277,7 @@ def advantages(scores: Sequence[Scores], weights: Sequence[float], args: Any) ->
         weighted_BR = scaled(rewards_NGR, **in_group).flatten(0, 1) * torch.tensor(weights)
         totals_B = weighted_BR.nansum(1).masked_fill(weighted_BR.isnan().all(1), math.nan)
         return scaled(totals_B).nan_to_num(0.0)
-    totals = [total(each, weights) for each in scores]
+    totals = [total(each.values(), weights) for each in scores]
     totals_NG = torch.tensor([math.nan if v is None else v for v in totals]).view(-1, group)
     if args.scale_rewards == "group":
         return scaled(totals_NG, **in_group).flatten().nan_to_num(0.0)
@@ -299,7 +293,7 @@ def rollout_row(
     """A completion of training as a line of `rollouts/`; row: as of `lib.tasks.make_rows`,
     more: advantage, tokens (the completion's length), truncated."""
     problem = {"id": row["id"], "question": row.get("question", ""), "answer": row["answer"]}
-    earned = {"rewards": dict(scores), "total": total(scores, weights) or 0.0}
+    earned = {"rewards": dict(scores), "total": total(scores.values(), weights) or 0.0}
     return {"step": step, **problem, "completion": text, **earned, **more}
 
 
@@ -391,7 +385,7 @@ class DynamicSampling:
         values = {name: judge(**columns) for name, judge in self.completions.judges.items()}
         for i, row in enumerate(rows):
             row[SCORES] = {name: some[i] for name, some in values.items()}
-            row["total"] = total(row[SCORES], self.completions.weights)
+            row["total"] = total(row[SCORES].values(), self.completions.weights)
         return [rows[i : i + size] for i in range(0, len(rows), size)]
 
     def order(self, step: int, drawn: Collection[str]) -> list[dict]:

@@ -107,7 +107,8 @@ class Survival(TrainerCallback):
 
     def keep_last_step(self) -> None:
         place = self._checkpoint(self.trainer.state)
-        if self._step_end is None or place.exists():
+        alone = self.trainer.args.world_size == 1  # of several processes the others may not come
+        if self._step_end is None or place.exists() or not alone:
             return
         state, self.trainer.state.num_input_tokens_seen = self._step_end
         set_random_state(state)
