@@ -8,7 +8,7 @@ tasks/                             data sets become problems, problems become pr
 rewards/                           what a completion is paid, by rule
 judge                              a language model behind an API as one more reward
 memory                             what a run takes, planned before it starts
-embedded, adapters                 the model that comes with a package; what an adapter must have
+adapters                           what stands in an adapter's folder, and must
 models, engines                    a policy to train; completions from vLLM or transformers
 preflight                          do the rewards tell completions apart
 plots/                             figures and widgets

@@ -31,7 +31,7 @@ from lib.rewards import completion_texts
 from lib.runs import Run, read_json, write_json, written_whole
 from lib.stats import rate
 from lib.tasks import Problem, get_format, load_problems, make_rows, sample_problems
-from lib.training.warm_up import side_arguments
+from lib.training import side_arguments
 
 RECORD = "reward.json"  # its scale, and how good it is
 BATCH = 16  # answers in one forward pass

@@ -9,11 +9,10 @@ import pytest
 import torch
 
 from lib.config import resolve
-from lib.embedded import embedded_gguf
 from lib.engines import Sampling, VllmEngine, chat_text, draw, make_engine
 from lib.errors import BadInput
 from lib.export import become_trained, merged_weights
-from lib.models import Policy, embedded_folder, load_policy, model_folder
+from lib.models import Policy, embedded_folder, embedded_gguf, load_policy, model_folder
 from lib.runs import open_run, read_json, read_jsonl
 from tests.conftest import CPU
 
@@ -110,7 +109,7 @@ def test_of_two_processes_that_convert_at_once_the_first_counts(monkeypatch, tmp
             (folder / "model.safetensors").write_text(folder.name)
 
     monkeypatch.setenv("GRPO_CACHE", str(tmp_path))
-    monkeypatch.setattr("lib.embedded._convert_quietly", convert)
+    monkeypatch.setattr("lib.models._convert_quietly", convert)
     folder = embedded_folder()
     assert (folder / "model.safetensors").read_text() == folder.name
     assert list(folder.parent.iterdir()) == [folder]

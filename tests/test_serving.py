@@ -15,11 +15,11 @@ import psutil
 import pytest
 
 from lib.config import ROOT, resolve
-from lib.embedded import embedded_gguf
 from lib.export.page import chat_box
 from lib.export.serve import free_port, serve_gguf, serve_vllm
 from lib.files import read_jsonl
 from lib.judge import Judge
+from lib.models import embedded_gguf
 from lib.runs import open_run
 from tests.conftest import CPU, refuses
 

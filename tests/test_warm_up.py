@@ -9,7 +9,7 @@ from lib.errors import BadInput
 from lib.runs import Run
 from lib.tasks import Problem, get_task
 from lib.tasks.prompts import make_rows
-from lib.training.warm_up import IGNORED, warm_up, worked_rows
+from lib.training import IGNORED, warm_up, worked_rows
 from tests.conftest import CPU
 
 PROBLEMS = get_task("small_sums", {"largest": 9}).load("train")
