@@ -15,7 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -99,26 +99,19 @@ def evaluate(
         raise BadInput("No problem is held out: give task_config a test_share.", "no-problems")
     rows, note = fitting_rows(rows, engine.tokenizer, config, config.completion_tokens)
     engine.notes += [note] if note and note not in engine.notes else []
-    passes, protocol = samplings(config), _protocol(config, rows)
+    protocol = _protocol(config, rows)
     # Name, size and time of each weight file: whether a model is still the one begun with.
     files = sorted(model.glob("*.safetensors")) or [model] if model else []
     weights = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     records = _resume(run, name, {**protocol, "model": weights})
-    log, tag = run.evals / f"{name}.jsonl", get_format(config.prompt_format).answer_tag
-    by_id = {problem.id: problem for problem in problems}
-    total = sum(sampling.n for sampling in passes.values()) * len(rows)
+    log, started = run.evals / f"{name}.jsonl", time.perf_counter()
+    total = sum(sampling.n for sampling in samplings(config).values()) * len(rows)
     progress = Progress(total, f"evaluating {name}", run.progress)
     progress.update(len(records))
-    started = time.perf_counter()
-    for kind, sampling in passes.items():
-        done = {record["id"] for record in records if record["pass"] == kind}
-        left = [row for row in rows if row["id"] not in done]
-        for index, answers in engine.stream([row["prompt"] for row in left], sampling):
-            problem = by_id[left[index]["id"]]
-            graded = [_record(task, problem, kind, i, a, tag) for i, a in enumerate(answers)]
-            append_jsonl(log, graded)
-            records += graded
-            progress.update(len(records))
+    for graded in _ask(engine, problems, rows, task, config, [*records]):
+        append_jsonl(log, graded)
+        records += graded
+        progress.update(len(records))
     if not is_judged(records):  # what it earns is then all that can be said
         records = add_rewards(records, rows, config)
     place = {row["id"]: i for i, row in enumerate(rows)}
@@ -135,6 +128,25 @@ def evaluate(
     }
     write_json(run.evals / f"{name}.json", summary)
     return records
+
+
+def _ask(
+    engine: Engine,
+    problems: Sequence[Problem],
+    rows: Sequence[dict],
+    task: Task,
+    config: Config,
+    known: Sequence[dict],
+) -> Iterator[list[dict]]:
+    """The graded answers to each problem, as they come, but for those that are known."""
+    by_id = {problem.id: problem for problem in problems}
+    tag = get_format(config.prompt_format).answer_tag
+    for kind, sampling in samplings(config).items():
+        done = {record["id"] for record in known if record["pass"] == kind}
+        left = [row for row in rows if row["id"] not in done]
+        for index, answers in engine.stream([row["prompt"] for row in left], sampling):
+            problem = by_id[left[index]["id"]]
+            yield [_record(task, problem, kind, i, a, tag) for i, a in enumerate(answers)]
 
 
 def _protocol(config: Config, rows: Sequence[dict]) -> dict[str, Any]:
