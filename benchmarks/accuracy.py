@@ -20,11 +20,12 @@ from lib.doctor import check_inputs
 from lib.errors import BadInput
 from lib.evaluation import evaluate
 from lib.evaluation.comparison import HEADER, compare, comparison_rows
+from lib.files import read_json, read_jsonl, write_json
 from lib.hardware import detect_hardware
 from lib.memory import estimate, read_shape
 from lib.models import live_weights, load_policy, model_folder
 from lib.rewards import recipe_rewards
-from lib.runs import Run, hushed, open_run, read_json, read_jsonl, run_folder, write_json
+from lib.runs import Run, hushed, open_run, run_folder
 from lib.suite import read_arguments
 from lib.tasks import load_problems, make_rows
 

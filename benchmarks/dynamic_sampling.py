@@ -33,20 +33,13 @@ sys.path.insert(0, str(ROOT))
 
 from lib.config import Config, resolve  # noqa: E402
 from lib.engines import VllmEngine, training_sampling  # noqa: E402
+from lib.files import read_json, write_json  # noqa: E402
 from lib.hardware import detect_hardware  # noqa: E402
 from lib.models import live_weights, load_policy  # noqa: E402
 from lib.preflight import keep, preflight  # noqa: E402
+from lib.process import installed_versions  # noqa: E402
 from lib.rewards import recipe_rewards, score  # noqa: E402
-from lib.runs import (  # noqa: E402
-    Run,
-    hushed,
-    installed_versions,
-    open_run,
-    read_json,
-    read_rollouts,
-    rollout_steps,
-    write_json,
-)
+from lib.runs import Run, hushed, open_run, read_rollouts, rollout_steps  # noqa: E402
 from lib.stats import mean_with_error  # noqa: E402
 from lib.tasks import load_problems  # noqa: E402
 from lib.tasks.prompts import make_rows  # noqa: E402

@@ -24,8 +24,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from lib.config import ROOT, Config, resolve
+from lib.files import read_json, read_jsonl, write_json
 from lib.hardware import GIB, detect_hardware, gpu_memory_taken
-from lib.runs import hushed, open_run, read_json, read_jsonl, write_json
+from lib.runs import hushed, open_run
 
 RESULTS = ROOT / "benchmarks" / "results"
 LIMIT = 115  # seconds, where --limit does not say more: a T4 takes minutes to start vLLM

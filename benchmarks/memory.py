@@ -22,12 +22,13 @@ from pathlib import Path
 
 from benchmarks.step import Shape, prompts
 from lib.config import resolve
+from lib.files import write_json
 from lib.hardware import detect_hardware
 from lib.memory import SHAPES, estimate, read_shape, settled
 from lib.models import EMBEDDED, load_policy, model_folder
-from lib.process import peak_memory
+from lib.process import installed_versions, peak_memory
 from lib.rewards import learned_rewards
-from lib.runs import hushed, installed_versions, open_run, write_json
+from lib.runs import hushed, open_run
 
 STEPS = 2
 BASE = {

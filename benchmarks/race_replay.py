@@ -101,7 +101,7 @@ def train(file: Path) -> None:
 
 def _answers(run: "object") -> dict[str, str]:
     """Step → a digit a problem, 1 where the greedy answer was right."""
-    from lib.runs import read_jsonl
+    from lib.files import read_jsonl
 
     steps: dict[str, str] = {}
     for row in read_jsonl(run.evals / "validation.jsonl"):

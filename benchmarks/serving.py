@@ -21,7 +21,8 @@ from lib.export.serve import Server, free_port, launch, serve_gguf, serve_vllm, 
 from lib.files import write_json
 from lib.hardware import detect_hardware
 from lib.models import embedded_folder
-from lib.runs import installed_versions, open_run
+from lib.process import installed_versions
+from lib.runs import open_run
 
 CLIENTS = (1, 8, 32)
 

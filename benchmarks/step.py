@@ -43,10 +43,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from lib.config import resolve  # noqa: E402
+from lib.files import write_json  # noqa: E402
 from lib.hardware import cap_gpu_memory, detect_hardware, gpu_memory_taken  # noqa: E402
 from lib.models import load_policy  # noqa: E402
-from lib.process import peak_memory  # noqa: E402
-from lib.runs import Run, hushed, installed_versions, open_run, write_json  # noqa: E402
+from lib.process import installed_versions, peak_memory  # noqa: E402
+from lib.runs import Run, hushed, open_run  # noqa: E402
 
 SYSTEMS = ("trl", "trl_best", "trl_vllm", "unsloth", "unsloth_best", "ours")
 IN_ONE_PASS = ("trl_best", "unsloth_best", "ours")

@@ -24,11 +24,12 @@ import numpy as np
 
 from lib.config import Config, find_path
 from lib.errors import BadInput
+from lib.files import read_json, write_json, written_whole
 from lib.hardware import cpu_precision
 from lib.models import load_tokenizer, lora_arguments, model_folder
 from lib.process import Progress
 from lib.rewards import completion_texts
-from lib.runs import Run, read_json, write_json, written_whole
+from lib.runs import Run
 from lib.stats import rate
 from lib.tasks import Problem, get_format, load_problems, make_rows, sample_problems
 from lib.training import side_arguments

@@ -23,10 +23,11 @@ import pandas as pd
 from lib.config import Config, resolve
 from lib.engines import Completion, Engine, chat_text, in_order, training_sampling
 from lib.errors import BadInput
+from lib.files import read_json, write_json
 from lib.models import load_tokenizer, model_folder
 from lib.process import Progress
 from lib.rewards import recipe_rewards, score, temptations, totals
-from lib.runs import Run, read_json, write_json
+from lib.runs import Run
 from lib.tasks import Problem, Task, load_problems, problem_notes, sample_problems
 from lib.tasks.prompts import fitting_rows, get_format, make_rows
 

@@ -15,8 +15,9 @@ from lib.adapters import data_name, public_name
 from lib.config import Config
 from lib.evaluation.comparison import HEADER, comparison_rows, greedy_records, side_by_side, verdict
 from lib.evaluation.runs import accuracy_rows, cost_rows, sentences
+from lib.files import read_json, read_jsonl
 from lib.process import duration
-from lib.runs import Run, read_json, read_jsonl
+from lib.runs import Run
 
 SHOWN = 5  # answers of each kind
 # nbconvert's page is for light screens alone, cuts wide tables, and sets sources in body type.

@@ -30,8 +30,6 @@ from typing import Any
 from lib.config import ROOT, Config, resolve
 from lib.errors import BadInput
 from lib.files import (
-    append_jsonl,
-    discard,
     existing,
     hold,
     put_back,

@@ -19,7 +19,8 @@ from pathlib import Path
 from lib.config import resolve
 from lib.errors import Stopped
 from lib.models import load_policy
-from lib.runs import Run, quiet_process
+from lib.process import quiet_process
+from lib.runs import Run
 from lib.tasks import load_problems, make_rows
 from lib.training import make_trainer, save_trained, train
 from lib.training.callbacks import StepLog, Validation, set_aside

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 from lib.config import ROOT
-from lib.runs import read_json, read_jsonl
+from lib.files import read_json, read_jsonl
 
 
 def test_a_recipe_is_trained_measured_and_written_down(tmp_path, first_layers):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lib.config import ROOT
-from lib.runs import read_jsonl
+from lib.files import read_jsonl
 from lib.training.live import WINDOW, alarms
 
 DATA = ROOT / "tests" / "data"

@@ -2,9 +2,10 @@
 
 import pytest
 
+from lib.files import append_jsonl
 from lib.notebook import table
 from lib.plots.widgets import browse, browser, paid_parts, two_steps
-from lib.runs import append_jsonl, read_rollouts, rollout_steps
+from lib.runs import read_rollouts, rollout_steps
 
 
 def row(step, prompt, text, correctness, advantage, **others):

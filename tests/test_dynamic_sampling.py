@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from lib.config import resolve
 from lib.engines import chat_text
-from lib.runs import append_jsonl, read_jsonl, write_json
+from lib.files import append_jsonl, read_jsonl, write_json
 from lib.tasks import get_task
 from lib.tasks.prompts import make_rows
 from lib.training import train

@@ -38,14 +38,8 @@ from lib.evaluation.comparison import (
     verdict,
 )
 from lib.export import find_candidate
+from lib.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
 from lib.models import load_tokenizer
-from lib.runs import (
-    append_jsonl,
-    read_json,
-    read_jsonl,
-    write_json,
-    write_jsonl,
-)
 from lib.tasks import get_task, judge, make_rows
 from lib.tasks.problems import Problem, harness_scores
 from tests.conftest import CPU, refuses

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from lib.config import ROOT
+from lib.files import read_json, read_jsonl
 from lib.plots import pace, panels, training_curves
-from lib.runs import read_json, read_jsonl
 from lib.training.live import LivePlot
 
 DEMO = ROOT / "tests" / "data" / "demo_train_log.jsonl"  # a real run's
@@ -90,7 +90,8 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from lib.training.live import LivePlot
-from lib.runs import Run, read_jsonl
+from lib.files import read_jsonl
+from lib.runs import Run
 log = read_jsonl(Path({str(DEMO)!r}))
 with LivePlot(Run(Path("run").absolute()), len(log)) as live:
     live.pause, live.share = 0, float("inf")

@@ -12,8 +12,9 @@ from lib.config import resolve
 from lib.engines import Sampling, VllmEngine, chat_text, draw, make_engine
 from lib.errors import BadInput
 from lib.export import become_trained, merged_weights
+from lib.files import read_json, read_jsonl
 from lib.models import Policy, embedded_folder, embedded_gguf, load_policy, model_folder
-from lib.runs import open_run, read_json, read_jsonl
+from lib.runs import open_run
 from tests.conftest import CPU
 
 QUESTIONS = [

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from lib.files import read_jsonl
 from lib.memory import ran_out, shape_of
-from lib.runs import read_jsonl
 from lib.stack import is_out_of_memory
 from lib.training import train
 from tests.conftest import refuses

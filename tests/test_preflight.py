@@ -7,11 +7,11 @@ from lib.answers import grade
 from lib.config import resolve
 from lib.engines import Completion
 from lib.errors import BadInput
+from lib.files import read_json
 from lib.notebook import table
 from lib.plots.widgets import component_rows, playground
 from lib.preflight import keep, preflight, require_signal
 from lib.rewards import build_rewards, temptations
-from lib.runs import read_json
 from lib.tasks import get_task, make_rows
 from lib.tasks.prompts import PROMPT_FORMATS
 from tests.conftest import CPU

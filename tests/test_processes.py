@@ -18,8 +18,10 @@ from transformers import TrainerCallback
 from lib.config import ROOT, resolve
 from lib.doctor import check_inputs
 from lib.errors import BadInput, Stopped
+from lib.files import read_jsonl
 from lib.models import load_policy
-from lib.runs import Run, quiet_process, read_jsonl, read_rollouts
+from lib.process import quiet_process
+from lib.runs import Run, read_rollouts
 from lib.suite import launch_words
 from lib.training import grpo_arguments
 from tests import lives

@@ -12,6 +12,7 @@ from lib.config import RECIPES, Config, resolve
 from lib.doctor import find_shape
 from lib.engines import TransformersEngine
 from lib.evaluation import evaluate
+from lib.files import read_json, read_jsonl
 from lib.learned import (
     RewardModel,
     fit_output,
@@ -24,7 +25,7 @@ from lib.learned import (
 from lib.memory import check_fit
 from lib.models import load_policy, lora_targets
 from lib.rewards import learned_rewards, recipe_rewards
-from lib.runs import Run, read_json, read_jsonl, run_folder
+from lib.runs import Run, run_folder
 from lib.suite import main
 from lib.tasks import TASKS, StoredTask, load_problems
 from lib.tasks.prompts import fitting_rows, make_rows

@@ -7,8 +7,9 @@ import pytest
 
 from lib.config import resolve
 from lib.evaluation.comparison import compare_records, side_by_side
+from lib.files import append_jsonl, write_json
 from lib.report import write_answers, write_report
-from lib.runs import append_jsonl, open_run, write_json
+from lib.runs import open_run
 from tests.conftest import CPU
 
 

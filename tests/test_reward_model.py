@@ -8,6 +8,7 @@ import pytest
 
 from lib.config import resolve, side_config
 from lib.errors import BadInput
+from lib.files import read_json
 from lib.learned import (
     GoldReward,
     LearnedReward,
@@ -25,7 +26,7 @@ from lib.learned import (
 )
 from lib.plots import from_start
 from lib.rewards import build_rewards, recipe_rewards
-from lib.runs import Run, read_json
+from lib.runs import Run
 from lib.suite import CHAIN, REWARD_MODEL, choose_notebooks
 from lib.tasks import load_problems
 from tests.conftest import CPU

@@ -16,20 +16,17 @@ import pytest
 from lib import files, suite
 from lib.config import ROOT, resolve
 from lib.errors import BadInput
-from lib.process import Progress, duration, quiet_process
-from lib.runs import (
-    Run,
+from lib.files import (
     append_jsonl,
-    begin_training,
     discard,
-    open_run,
     put_back,
     read_json,
     read_jsonl,
-    run_folder,
     write_json,
     written_whole,
 )
+from lib.process import Progress, duration, quiet_process
+from lib.runs import Run, begin_training, open_run, run_folder
 from tests.conftest import refuses
 
 
@@ -290,7 +287,7 @@ def test_home_is_understood(monkeypatch, tmp_path):
 
 
 def test_text_is_utf8_in_every_locale(tmp_path):
-    code = "import sys; from pathlib import Path; from lib.runs import write_json;"
+    code = "import sys; from pathlib import Path; from lib.files import write_json;"
     code += "write_json(Path(sys.argv[1]), {'a': '\\u00fc \\u2192'})"
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     path = tmp_path / "a.json"

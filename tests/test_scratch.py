@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from lib.config import ROOT, resolve
 from lib.errors import Stopped
-from lib.runs import Run, read_jsonl
+from lib.files import read_jsonl
+from lib.runs import Run
 from lib.scratch import (
     Batch,
     Totals,

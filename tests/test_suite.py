@@ -15,9 +15,10 @@ import pytest
 from lib.config import ROOT, resolve
 from lib.doctor import check_inputs
 from lib.errors import BadInput
+from lib.files import read_json, write_json
 from lib.hardware import Hardware
 from lib.models import LINEAR_LAYERS
-from lib.runs import Run, read_json, run_folder, write_json
+from lib.runs import Run, run_folder
 from lib.suite import main, run_notebook
 from lib.training import check_resumable, fresh_checkpoints
 from tests.conftest import CPU, SMALL, as_parameters, refuses, start_suite

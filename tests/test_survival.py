@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from lib.config import ROOT
-from lib.runs import Run, is_whole, read_json, read_jsonl
+from lib.files import read_json, read_jsonl
+from lib.runs import Run, is_whole
 from lib.training.survival import resume_point
 
 TIMED = ("seconds", "time/rollouts", "time/hand_over", "step_time", "train_runtime")

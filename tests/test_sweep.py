@@ -19,7 +19,8 @@ import yaml
 from lib.config import ROOT, find_recipe, read_recipe, resolve
 from lib.errors import BadInput
 from lib.evaluation.runs import find_arms
-from lib.runs import Run, open_run, read_json, read_jsonl, write_json
+from lib.files import read_json, read_jsonl, write_json
+from lib.runs import Run, open_run
 from lib.suite import configure, main, read_arguments
 from lib.sweep import (
     DELTA,

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from lib.config import ROOT
-from lib.runs import append_jsonl
+from lib.files import append_jsonl
 from lib.training import callbacks
 from lib.training.tracking import has_wandb_key, seed_values
 
@@ -21,7 +21,8 @@ import json, os, sys
 from pathlib import Path
 from lib.config import resolve
 from lib.hardware import Hardware
-from lib.runs import Run, append_jsonl, open_run
+from lib.files import append_jsonl
+from lib.runs import Run, open_run
 
 given = {"output_dir": sys.argv[1], "profile": "cpu"}
 given |= {"report_to": ["tensorboard", "wandb", "trackio"]}

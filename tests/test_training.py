@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib.config import resolve
-from lib.runs import read_jsonl
+from lib.files import read_jsonl
 from lib.tasks import fitting_rows
 from lib.training import (
     check_fills_a_step,

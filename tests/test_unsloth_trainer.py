@@ -14,7 +14,8 @@ from lib.config import ROOT
 SCRIPT = """
 import json, shutil, sys
 from lib.config import resolve
-from lib.runs import hushed, open_run, read_jsonl
+from lib.files import read_jsonl
+from lib.runs import hushed, open_run
 given = dict(output_dir=sys.argv[1], model=sys.argv[2], profile="cpu", backend="unsloth")
 given |= dict(max_steps=2, micro_batch=4)
 config = resolve("ci", given)

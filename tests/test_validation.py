@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from lib.config import resolve
 from lib.engines import Sampling
-from lib.runs import read_json, read_jsonl
+from lib.files import read_json, read_jsonl
 from lib.tasks import get_task, make_rows
 from lib.training import save_trained, train
 from lib.training.callbacks import StepLog, Validation, answering, set_aside

@@ -21,9 +21,10 @@ from lib.evaluation.runs import (
     sentences,
     variant_configs,
 )
+from lib.files import append_jsonl, discard, read_json, read_jsonl, write_json
 from lib.plots import differences_figure, learning_curves
 from lib.report import write_comparison
-from lib.runs import Run, append_jsonl, discard, open_run, read_json, read_jsonl, write_json
+from lib.runs import Run, open_run
 from lib.scratch.variants import run_variants
 from lib.stats import crossed_difference, paired_difference
 from tests.conftest import CPU, refuses

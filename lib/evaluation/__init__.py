@@ -37,10 +37,10 @@ from lib.evaluation.comparison import (
     summarize,
     verdict,
 )
-from lib.files import read_json, read_jsonl, write_json, write_jsonl
-from lib.process import Progress
+from lib.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
+from lib.process import Progress, installed_versions
 from lib.rewards import recipe_rewards, score, totals
-from lib.runs import Run, append_jsonl, installed_versions
+from lib.runs import Run
 from lib.tasks import (
     Problem,
     ReasoningGym,

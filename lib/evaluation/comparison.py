@@ -21,7 +21,8 @@ from lib import stats
 from lib.answers import normalize_number
 from lib.config import Config
 from lib.errors import BadInput
-from lib.runs import Run, read_json, read_jsonl, write_json
+from lib.files import read_json, read_jsonl, write_json
+from lib.runs import Run
 from lib.stats import MARGIN, points, rate
 from lib.tasks import HARNESS_SCORES
 from lib.tasks.prompts import asks_for_hashes

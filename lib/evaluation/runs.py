@@ -24,7 +24,8 @@ from lib.evaluation.comparison import (
     is_reward,
     score_names,
 )
-from lib.runs import NOT_SETTINGS, Run, is_begun, output_folder, read_jsonl, run_folder
+from lib.files import read_jsonl
+from lib.runs import NOT_SETTINGS, Run, is_begun, output_folder, run_folder
 from lib.stats import MARGIN, Difference, crossed_difference, holm, verdict_word
 
 Arms = Mapping[str, Sequence[Run]]

@@ -27,11 +27,12 @@ import lib.scratch as grpo
 from lib.config import Config, Keys
 from lib.engines import Completion, VllmEngine, chat_text, training_sampling
 from lib.errors import BadInput
+from lib.files import append_jsonl, discard, read_json, write_json, written_whole
 from lib.keys import PEFT, TRL
 from lib.models import load_tokenizer, lora_targets, model_folder, without_head_copies
 from lib.process import Progress
 from lib.rewards import score, totals
-from lib.runs import Run, append_jsonl, discard, read_json, write_json, written_whole
+from lib.runs import Run
 from lib.scratch import Batch, lora
 from lib.tasks import fitting_rows
 from lib.training import check_fills_a_step, check_resumable, fresh_checkpoints

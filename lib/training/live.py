@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
+from lib.files import write_json
 from lib.hardware import is_main_process
-from lib.runs import Run, write_json
+from lib.runs import Run
 
 WINDOW = 5  # steps at the least; before there are two such windows no change is seen
 CLEAR = 3.0  # standard errors; each new step is another chance to ring, so 2 are too few

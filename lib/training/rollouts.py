@@ -25,9 +25,10 @@ import torch
 from lib.config import Config
 from lib.engines import Sampling, VllmEngine, start_vllm, training_sampling
 from lib.errors import BadInput
+from lib.files import read_json
 from lib.models import Policy, live_weights
 from lib.rewards import total
-from lib.runs import Run, read_json, read_rollouts, rollout_steps
+from lib.runs import Run, read_rollouts, rollout_steps
 from lib.training import generates_here
 from lib.training.logps import plain_logps
 

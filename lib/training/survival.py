@@ -18,10 +18,10 @@ from transformers import TrainerCallback
 
 from lib.config import Config
 from lib.errors import BadInput, Stopped, first_line
-from lib.files import on_disk
+from lib.files import discard, on_disk
 from lib.memory import ran_out, shape_of
 from lib.process import on_interrupt, random_state, set_random_state
-from lib.runs import Run, discard, is_whole
+from lib.runs import Run, is_whole
 from lib.stack import is_out_of_memory
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # a disk, a quota, a limit on a file's size
