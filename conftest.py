@@ -1,6 +1,7 @@
 """For tests and notebooks alike: a core for each process, and nothing left in the system's /tmp."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -15,6 +16,9 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
     os.environ["OMP_NUM_THREADS"] = "1"
+
+# As in a notebook (`lib.process.quiet_process`): a million objects of the libraries stay.
+gc.set_threshold(20_000, 20, 20)
 
 # vLLM, wandb and Gradio leave sockets and files there; pytest's own stay for a look at a failure.
 os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())

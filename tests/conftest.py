@@ -28,6 +28,7 @@ SMALL = dict(
     profile="cpu",
     backend="transformers",
     rollout_engine="transformers",
+    eval_engine="transformers",
     max_steps=1,
     max_completion_length=6,
 )
@@ -37,6 +38,14 @@ def start_suite(*words, **options) -> subprocess.Popen:
     """`python -m lib.suite` these words, from the repository unless it says otherwise."""
     options = {"cwd": ROOT, "stdout": -1, "stderr": -1, "text": True} | options
     return subprocess.Popen([sys.executable, "-m", "lib.suite", *map(str, words)], **options)
+
+
+def python(*words, cwd=ROOT, env=None) -> str:
+    """What Python prints with these words, `-c` or `-m` among them; it must end well."""
+    given = dict(cwd=cwd, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *map(str, words)], **given)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
 
 
 def as_parameters(given: dict) -> list[str]:
@@ -106,6 +115,16 @@ def small_training(first_layers, tmp_path):
         return trainer, config, run
 
     return make
+
+
+def move_adapter(model, std: float, seed: int = 0):
+    """So that the adapter changes what the model says, without training."""
+    import torch
+
+    torch.manual_seed(seed)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=std)
 
 
 @contextmanager

@@ -168,6 +168,7 @@ def main(folder: Path, model: str) -> None:
         # One run, which whatever can happens to, and which goes on each time.
         live("stopped", "killed", spoil=die_in_save(2))
         shutil.copytree(folder / "stopped", folder / "as_killed")
+        live("stopped", "sliced", stop_at=2, resume=True, save_steps=50)  # as a race does
         live("stopped", "vanished", reward=At(3, vanish), resume=True, save_steps=50)
         live("stopped", "nan", spoil=no_number_at(3), resume=True)
         live("stopped", "interrupted", reward=At(3, interrupt), resume=True, save_steps=50)

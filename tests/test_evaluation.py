@@ -3,15 +3,13 @@
 import multiprocessing
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from lib import stats
-from lib.config import ROOT, resolve
+from lib.config import resolve
 from lib.engines import Completion, Engine
 from lib.errors import BadInput
 from lib.evaluation import (
@@ -42,7 +40,7 @@ from lib.files import append_jsonl, read_json, read_jsonl, write_json, write_jso
 from lib.models import load_tokenizer
 from lib.tasks import get_task, judge, make_rows
 from lib.tasks.problems import Problem, harness_scores
-from tests.conftest import CPU, refuses
+from tests.conftest import CPU, python, refuses
 
 
 @pytest.fixture(scope="module")
@@ -567,10 +565,7 @@ def test_regrading_a_run_needs_no_torch_and_takes_an_address(proved):
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         for source in (proved.parent, f"http://127.0.0.1:{server.server_port}/"):
-            command = [sys.executable, "-c", program, str(source)]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-            assert "each as it is written" in done.stdout
+            assert "each as it is written" in python("-c", program, source)
         server.shutdown()
 
 

@@ -21,9 +21,7 @@ from lib.adapters import make_portable
 from lib.config import ROOT, find_recipe, read_recipe, resolve
 from lib.export import load_merged, save_merged
 from lib.export.serve import free_port
-from lib.files import release
-from lib.models import load_policy
-from lib.runs import open_run
+from lib.runs import Run
 from tests.conftest import CPU
 
 LIMIT = 600  # seconds: nothing here waits that long but on a machine that is very busy
@@ -40,44 +38,49 @@ SETTINGS = {
 }
 
 
-@pytest.fixture
-def small(tmp_path, first_layers):
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("lab")
+
+
+@pytest.fixture(scope="module")
+def small(folder, first_layers):
     """The `ci` recipe with two layers of its model, which transformers computes in no time."""
     small = {"model": str(first_layers), "backend": "transformers", "profile": "cpu"}
     small |= {"rollout_engine": "transformers", "eval_engine": "transformers"}
     small |= {"preflight_prompts": 4}
-    recipe = tmp_path / "small.yaml"
+    recipe = folder / "small.yaml"
     recipe.write_text(yaml.safe_dump(read_recipe(find_recipe("ci")) | small | {"name": "small"}))
     return recipe
 
 
-@pytest.fixture
-def lab(tmp_path, small):
+@pytest.fixture(scope="module")
+def lab(folder, small):
     """JupyterLab with copies of the notebooks and a small recipe: name → its address."""
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
-        shutil.copy(notebook, tmp_path)
+        shutil.copy(notebook, folder)
     for name, values in SETTINGS.items():
-        file = tmp_path / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(values))
     port, token = free_port(), secrets.token_hex(16)
     command = [
         *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"),
-        *("--ip=127.0.0.1", f"--ServerApp.root_dir={tmp_path}", "--expose-app-in-browser"),
+        *("--ip=127.0.0.1", f"--ServerApp.root_dir={folder}", "--expose-app-in-browser"),
     ]
     environment = {
         "JUPYTER_TOKEN": token,
-        "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings"),
-        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
         "PYTHONPATH": str(ROOT),
         "GRPO_RECIPE": str(small),
-        "GRPO_OUTPUT_DIR": str(tmp_path / "outputs"),
+        "GRPO_OUTPUT_DIR": str(folder / "outputs"),
     }
-    log = tmp_path / "lab.log"
+    log = folder / "lab.log"
     server = subprocess.Popen(
         command,
         env=os.environ | environment,
-        cwd=tmp_path,
+        cwd=folder,
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=log.open("w"),
@@ -165,16 +168,11 @@ def test_the_notebooks_in_jupyterlab(lab, browser):
 
 
 @pytest.fixture
-def exported(tmp_path, small, first_layers):
-    """The run with an adapter and a merged model, as 03 and 05 leave them."""
-    config = resolve(small, {"output_dir": str(tmp_path / "outputs")}, CPU)
-    run, policy = open_run(config), load_policy(config)
-    policy.model.save_pretrained(run.adapter)
-    policy.tokenizer.save_pretrained(run.adapter)
+def exported(folder, small, first_layers):
+    """Beside the adapter that 03 has trained in the test above, what 05 makes of it."""
+    run = Run(folder / "outputs" / "small")
     save_merged(load_merged(first_layers, run.adapter), first_layers, run.merged)
-    for folder in (run.adapter, run.merged):
-        make_portable(folder, config.model_copy(update={"shots": 0}), [])
-    release()  # for the kernel
+    make_portable(run.merged, resolve(small, {"shots": 0}, CPU), [])
 
 
 def test_the_chat_in_jupyterlab_and_its_server_ends_with_a_killed_kernel(exported, lab, browser):

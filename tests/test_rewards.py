@@ -54,17 +54,21 @@ def score(name: str, text, gold="18", kind="number", n_tokens=0, **parameters):
 # --- exact values -------------------------------------------------------------------------------
 
 LINES = (Path(__file__).parent / "data" / "reward_values.jsonl").read_text(encoding="utf-8")
+VALUES = {}
+for case in map(json.loads, LINES.splitlines()):
+    VALUES.setdefault(case["reward"], []).append(case)
 
 
-@pytest.mark.parametrize("case", [*map(json.loads, LINES.splitlines())], ids=lambda c: c["reward"])
-def test_what_a_reward_pays(case):
+@pytest.mark.parametrize("name", VALUES)
+def test_what_a_reward_pays(name):
     """For the gold answer 18 of kind number, where the case does not say otherwise."""
-    pays = case["pays"]
-    value = score(case["reward"], case["completion"], **case["given"])
-    assert value == (pays if pays is None else pytest.approx(pays))
-    if case["reward"] == "correctness":
-        half = score("reward_accuracy", case["completion"], **case["given"])
-        assert half == (pays if pays is None else pays / 2)
+    for case in VALUES[name]:
+        pays = case["pays"]
+        value = score(name, case["completion"], **case["given"])
+        assert value == (pays if pays is None else pytest.approx(pays)), case
+        if name == "correctness":
+            half = score("reward_accuracy", case["completion"], **case["given"])
+            assert half == (pays if pays is None else pays / 2), case
 
 
 def test_weights_parameters_tags_and_the_limit_reach_every_reward():

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -27,7 +25,7 @@ from lib.files import (
 )
 from lib.process import Progress, duration, quiet_process
 from lib.runs import Run, begin_training, open_run, run_folder
-from tests.conftest import refuses
+from tests.conftest import python, refuses
 
 
 def test_json_is_replaced_whole(tmp_path):
@@ -145,11 +143,8 @@ def test_progress_tells_the_time_left_and_leaves_no_file(tmp_path):
 
 def test_the_pure_half_is_without_torch():
     pure = "answers, rewards, config, runs, tasks, hardware, memory, evaluation, training"
-    code = (
-        f"from lib import {pure}; import sys; config.resolve('ci'); print('torch' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.strip() == "False", done.stderr
+    code = f"from lib import {pure}; import sys; config.resolve('ci'); print(*sys.modules)"
+    assert "torch" not in python("-c", code).split()
 
 
 def test_a_second_run_of_a_process_keeps_to_its_own_folder(tmp_path, monkeypatch):
@@ -291,7 +286,7 @@ def test_text_is_utf8_in_every_locale(tmp_path):
     code += "write_json(Path(sys.argv[1]), {'a': '\\u00fc \\u2192'})"
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     path = tmp_path / "a.json"
-    subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, env=environment, check=True)
+    python("-c", code, path, env=environment)
     assert read_json(path) == {"a": "ü →"}
 
 
@@ -328,6 +323,4 @@ def test_byte_code_is_kept_apart_where_it_may_not_lie_beside_its_source(tmp_path
         ({"PYTHONDONTWRITEBYTECODE": "1"}, ["True", ours]),
         ({"PYTHONPYCACHEPREFIX": elsewhere}, ["False", elsewhere]),
     ):
-        command = [sys.executable, "-c", PROGRAM, ours]
-        options = dict(cwd=ROOT, env=bare | given, capture_output=True, text=True, check=True)
-        assert subprocess.run(command, **options).stdout.split() == says
+        assert python("-c", PROGRAM, ours, env=bare | given).split() == says

@@ -1,16 +1,14 @@
 """A run that is not lost: trainings of the embedded model that were killed, failed, and went on."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from lib.config import ROOT
 from lib.files import read_json, read_jsonl
 from lib.runs import Run, is_whole
 from lib.training.survival import resume_point
+from tests.conftest import python
 
 TIMED = ("seconds", "time/rollouts", "time/hand_over", "step_time", "train_runtime")
 
@@ -19,10 +17,8 @@ TIMED = ("seconds", "time/rollouts", "time/hand_over", "step_time", "train_runti
 def lives(first_layers, tmp_path_factory) -> Path:
     """The run folders that tests/lives.py leaves, and what each training said."""
     folder = tmp_path_factory.mktemp("lives")
-    command = [sys.executable, "-m", "tests.lives", str(folder), str(first_layers)]
     quiet = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    python("-m", "tests.lives", folder, first_layers, env=quiet)
     return folder
 
 
@@ -58,6 +54,7 @@ def test_killed_failed_and_interrupted_and_resumed_it_is_the_same_run(lives):
     assert killed.kept_step() == 1
     assert (killed.checkpoints / "checkpoint-2" / "optimizer.pt").is_file()
     assert len(read_jsonl(killed.train_log)) == 2
+    assert "as stop_at says" in said(lives, "sliced")
     assert said(lives, "resumed").startswith("the adapter of step")
     same_run(whole, Run(lives / "stopped"))
     assert kept_steps(whole) == ["checkpoint-3", "checkpoint-4"]
