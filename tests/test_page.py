@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from lib.adapters import conversation, make_portable
-from lib.export.page import build, paid_lines, push, write_card, write_space
+from lib.export.page import build, card_data, paid_lines, push, write_card, write_space
 from lib.export.serve import free_port
 from lib.files import read_json, read_jsonl, write_json, write_jsonl
 from lib.tasks import Problem, make_rows
@@ -168,7 +168,7 @@ def adapter(ci_config, run):
     return run.adapter
 
 
-def test_an_adapter_is_portable_and_its_card_is_of_the_run(adapter):
+def test_an_adapter_is_portable_and_its_card_is_of_the_run(adapter, ci_config):
     config = read_json(adapter / "adapter_config.json")
     assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     card = ModelCard.load(adapter / "README.md")
@@ -178,6 +178,8 @@ def test_an_adapter_is_portable_and_its_card_is_of_the_run(adapter):
     assert (result.metric_type, result.metric_value) == ("accuracy", 0.75)
     assert "25.0% | 75.0% | +50.0 points | +10.0 to +90.0 points | 8" in card.text
     assert "/home/me" not in (adapter / "README.md").read_text()
+    for task, data in (("aqua", ["deepmind/aqua_rat"]), ("small_sums", None)):
+        assert card_data(adapter, ci_config.model_copy(update={"task": task}), {}).datasets == data
 
 
 def test_the_prompt_goes_with_the_model(adapter):
