@@ -225,6 +225,12 @@ def run_folder(config: Config) -> Path:
     return output_folder(config) / config.run_name
 
 
+def run_places(name: str, config: Config) -> Iterator[Path]:
+    """Where a run that a user names may lie: under output_dir, or by its path."""
+    places = (output_folder(config) / name, config.find(name))
+    return (place.resolve() for place in places if place and place.is_dir())
+
+
 def named_config(recipe: str | Path | None, given: Mapping[str, Any]) -> Config:
     """The configuration, in a folder of its own where parameters make another training of a recipe:
     `demo -p seed 1` is the run `demo-seed1`, unless `resume` finds `demo` alone to go on in."""

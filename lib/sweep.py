@@ -41,7 +41,7 @@ from lib.errors import BadInput, first_line, nearest
 from lib.files import hold, read_json, read_jsonl, release, write_json
 from lib.hardware import visible_gpus
 from lib.process import duration, on_interrupt, start_child
-from lib.runs import Run, check_place, is_begun, name_ending, put_aside, run_folder
+from lib.runs import Run, check_place, is_begun, name_ending, put_aside, run_folder, run_places
 from lib.stats import paired_difference, points
 from lib.suite import choose_notebooks, configure, read_arguments
 
@@ -95,8 +95,8 @@ def read_sweep(path: Path, keys: Mapping[str, Any] = KEYS) -> dict[str, Any]:
 
 def settings_of(base: str, parameters: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """A run's recipe, and what was set for it: what another run of its kind begins with."""
-    named = resolve(None, {"output_dir": parameters.get("output_dir"), "run": base})
-    for folder in (Path(base).expanduser(), run_folder(named), ROOT / base):
+    given = resolve(None, {"output_dir": parameters.get("output_dir")})
+    for folder in run_places(base, given):
         if (folder / "run.json").is_file():
             record = read_json(folder / "run.json")
             chosen = ("recipe", "parameter")

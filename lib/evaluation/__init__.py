@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lib.config import ROOT, Config, side_config
+from lib.config import Config, resolve, side_config
 from lib.engines import Completion, Engine, Sampling, prompt_hash
 from lib.errors import BadInput
 from lib.evaluation.comparison import (
@@ -40,7 +40,7 @@ from lib.evaluation.comparison import (
 from lib.files import append_jsonl, read_json, read_jsonl, write_json, write_jsonl
 from lib.process import Progress, installed_versions
 from lib.rewards import recipe_rewards, score, totals
-from lib.runs import Run
+from lib.runs import Run, run_places
 from lib.tasks import (
     Problem,
     ReasoningGym,
@@ -399,7 +399,7 @@ def _evals_of(source: str, download: Path) -> Path:
     """The evaluations of a run by its name, folder or address (then fetched into `download`)."""
     if source.startswith(("http://", "https://")):
         return _fetched(source, download)
-    for folder in (Path(source).expanduser(), ROOT / "outputs" / source, ROOT / source):
+    for folder in run_places(source, resolve()):
         for evals in (folder / "evals", folder):
             if (evals / "comparison.json").is_file():
                 return evals

@@ -25,7 +25,7 @@ from lib.evaluation.comparison import (
     score_names,
 )
 from lib.files import read_jsonl
-from lib.runs import NOT_SETTINGS, Run, is_begun, output_folder, run_folder
+from lib.runs import NOT_SETTINGS, Run, is_begun, run_folder, run_places
 from lib.stats import MARGIN, Difference, crossed_difference, holm, verdict_word
 
 Arms = Mapping[str, Sequence[Run]]
@@ -103,12 +103,12 @@ def find_arms(config: Config) -> dict[str, list[Run]]:
 
 def _arms(name: str, config: Config) -> dict[str, list[Run]]:
     """A run by its name under output_dir or by its path; of a sweep's folder, what is measured."""
-    for folder in filter(None, (output_folder(config) / name, config.find(name))):
+    for folder in run_places(name, config):
         if (folder / "run.json").is_file():
-            return {Path(name).name: [Run(folder.resolve())]}
+            return {Path(name).name: [Run(folder)]}
         arms: dict[str, list[Run]] = {}
         for each in sorted(folder.glob("*_*/evals/trained.json")):
-            run = Run(each.resolve().parents[1])
+            run = Run(each.parents[1])
             arms.setdefault(run.folder.name.rpartition("_")[0], []).append(run)
         if arms:
             return arms
