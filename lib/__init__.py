@@ -20,9 +20,3 @@ export/                            merge, GGUF, Ollama, certificate, Hub, server
 notebook, report                   tables, the page
 doctor, suite, sweep               before a run, a recipe's whole chain, and many runs
 """
-
-import sys
-
-# vLLM and Jupyter import jsonschema, which would build a parser of internationalised addresses out
-# of this package: 1.5 seconds a process, for a check that nothing here asks for.
-sys.modules.setdefault("rfc3987_syntax", None)
