@@ -71,14 +71,26 @@ def check_inputs(config: Config, run: Run) -> None:
     if shape:
         check_fit(config, shape, detect_hardware(config.gpu_memory_cap))
         run.need_disk(disk_needed(config, shape), f"A run of {config.model}")
+    if not config.full_finetuning:
+        _need_layers(config, shape)
+
+
+def _need_layers(config: Config, shape: ModelShape | None) -> None:
+    """Raises BadInput where the adapter would be on layers that are not there, or on none."""
     layers = set(shape.layer_sizes) if shape else set()
     if _is_here(config):
         layers = block_layers(model_folder(config))
-    unknown = set() if config.full_finetuning else set(lora_targets(config)) - layers
-    if layers and unknown:
+    if layers and (unknown := set(lora_targets(config)) - layers):
         name = sorted(unknown)[0]
         raise BadInput(
             f"target_modules names {name!r}, which {config.model} has not: {nearest(name, layers)}",
+            key="targets",
+        )
+    known = shape and set(lora_targets(config)) <= set(shape.layer_sizes)
+    if known and not shape.lora_parameters(config):
+        raise BadInput(
+            f"layers_to_transform, layers_pattern and exclude_modules leave no layer to train: "
+            f"{config.model} has blocks 0 to {shape.layers - 1}, named layers.",
             key="targets",
         )
 
@@ -408,12 +420,13 @@ def _completions(run: Run, config: Config) -> Iterator[BadInput]:
 
 
 def _two_steps(run: Run, config: Config) -> Iterator[BadInput]:
-    """Of the training itself. Its engine proves at the first hand-over that it has the policy;
-    Unsloth's, whose weights are the policy's, is asked here."""
+    """Of the training itself, with a batch for each. Its engine proves at the first hand-over that
+    it has the policy; Unsloth's, whose weights are the policy's, is asked here."""
     from lib.training import make_trainer, train
     from lib.training.rollouts import proof_of_policy, sample_by_unsloth
 
-    few = dict(max_steps=2, warmup_steps=0, validation_steps=0, save_steps=100)
+    updates = config.num_iterations
+    few = dict(max_steps=2 * updates, warmup_steps=0, validation_steps=0, save_steps=100)
     few |= dict(resume=False, report_to=[], keep="last")
     short = config.model_copy(update=few)
     policy, rows = load_policy(short), _rows(short)
@@ -423,4 +436,4 @@ def _two_steps(run: Run, config: Config) -> Iterator[BadInput]:
         yield from proof_of_policy(policy.model, partial(sample_by_unsloth, policy.model, prompts))
     train(make_trainer(policy, rows, *recipe_rewards(short), short, run), short, run)
     first, second = (row["seconds"] for row in read_jsonl(run.train_log))
-    yield from duration_of_run(second - first, config)
+    yield from duration_of_run((second - first) / updates, config)

@@ -259,6 +259,11 @@ RULES: tuple[tuple[str, Callable[[Any, Any], Any], str], ...] = (
     ("reference", lambda c, h: c.sync_ref_model and not (c.beta and c.full_finetuning),
      "sync_ref_model moves a reference model of its own, which there is with full_finetuning and a "
      "beta above 0: set both, or leave sync_ref_model and ref_model_sync_steps out."),
+    ("batching", lambda c, h: c.use_transformers_continuous_batching
+     and c.rollout_engine == "transformers" and c.precision != "fp32",
+     "use_transformers_continuous_batching has TRL round the trained weights to {c.precision}, in "
+     "which a step's changes are lost: set rollout_engine to vllm, precision to fp32, or it to "
+     "False."),
     ("liger", lambda c, h: c.use_liger_kernel and c.profile == "cpu",
      "use_liger_kernel replaces layers by kernels that only run on a GPU: leave it out."),
     # the sampler

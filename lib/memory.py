@@ -102,9 +102,10 @@ def is_adapted(block: int, layer: str, config: Config) -> bool:
     place = f"model.layers.{block}.{PART.get(layer, 'self_attn')}.{layer}"
     blocks, left_out = config.layers_to_transform, config.exclude_modules or "(?!)"
     blocks = [blocks] if isinstance(blocks, int) else blocks
+    named = "layers" in (config.layers_pattern or "layers")
     if isinstance(left_out, list):
         left_out = rf"(.*\.)?({'|'.join(map(re.escape, left_out))})"
-    return (not blocks or block in blocks) and not re.fullmatch(left_out, place)
+    return (not blocks or (named and block in blocks)) and not re.fullmatch(left_out, place)
 
 
 # Models that recipes name, so that a plan needs no connection.

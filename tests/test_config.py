@@ -67,6 +67,8 @@ PAIRS = [  # of settings that exclude each other
     ({"lr_scheduler_type": "warmup_stable_decay"}, "schedule"),
     ({"cast_lm_head_to_fp32": True}, "fp32-head"),
     ({"use_liger_kernel": True}, "liger"),
+    ({"use_transformers_paged": True, "precision": "bf16",
+      "rollout_engine": "transformers"}, "batching"),
     ({"adam_betas": [0.9]}, "value"),
     ({"adam_betas": [0.9, 1.0]}, "value"),
     ({"micro_batch": 4, "gradient_accumulation_steps": 3}, "group-does-not-divide"),

@@ -127,6 +127,13 @@ def test_layers_that_are_not_there(embedded, run):
     check_inputs(resolve("ci", {}, CPU), run)
     with refuses("targets", '"q_proj"'):
         check_inputs(resolve("ci", {"target_modules": ["q_porj", "k_proj"]}, CPU), run)
+    for nothing in (
+        {"layers_to_transform": [99]},
+        {"layers_to_transform": [0], "layers_pattern": "block"},
+        {"exclude_modules": ".*_proj"},
+    ):
+        with refuses("targets", "blocks 0 to 29"):
+            check_inputs(resolve("ci", nothing, CPU), run)
 
 
 ROWS = [
