@@ -3,6 +3,7 @@
 import peft
 import pytest
 import torch
+import trl
 from datasets import Dataset
 from transformers import AutoModelForCausalLM
 from trl import GRPOConfig
@@ -222,6 +223,20 @@ def test_each_loss_and_its_gradient_equal_trls(suite_trainer, model, batch, loss
     near = 2e-3 if loss == "vespo" else 1e-4
     assert found[True][0] == pytest.approx(found[False][0], rel=near, abs=1e-5)
     assert relative(found[True][1], found[False][1]) < near
+
+
+def test_the_sampler_is_compared_where_a_kernel_scores(suite_trainer, batch, monkeypatch):
+    """As on a GPU where no prompt is shared: TRL's kernel, which no CPU runs, is replaced here."""
+    trainer = suite_trainer("dapo", 0.0)
+    trainer.shares_prompts = trainer.vllm_importance_sampling_correction = False
+    ours = ordinary_logps(trainer.model, batch, trainer.temperature)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    name = "_get_per_token_logps_and_entropies"
+    monkeypatch.setattr(trl.GRPOTrainer, name, lambda *_, **__: (ours, ours.detach(), None))
+    inputs = {key: value for key, value in batch.items() if key != "noise"}
+    trainer.compute_loss(trainer.model, inputs | {"sampling_per_token_logps": ours.detach() + 0.25})
+    apart = trainer._metrics["train"]["sampling/sampling_logp_difference/mean"]
+    assert apart == [pytest.approx(0.25, rel=1e-3)]
 
 
 def test_a_step_without_signal_trains_nothing(suite_trainer, batch):

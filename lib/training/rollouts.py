@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -215,17 +216,17 @@ def _move(model: Any, weights: Sequence[Any], sampled: Sampled, random: Any) -> 
 
 
 def sample_by_unsloth(model: Any, prompts: Sequence[list[int]]) -> Sampled:
-    """Completions by Unsloth's engine with the adapter as it is, as its trainer asks for them (by
-    Unsloth's source; not run on a card)."""
+    """Completions by Unsloth's engine with the adapter as it is, as its trainer asks for them."""
     from vllm import SamplingParams
 
     os.environ["UNSLOTH_RETURN_LOGITS"] = "1"  # or its forward returns none to compare with
-    outputs = model.fast_generate(
-        [{"prompt_token_ids": ids} for ids in prompts],
-        sampling_params=SamplingParams(temperature=1.0, max_tokens=TOKENS, logprobs=0, seed=0),
-        lora_request=model.load_lora("proof_of_policy", load_tensors=True),
-        use_tqdm=False,
-    )
+    with TemporaryDirectory() as folder:  # for the adapter's settings
+        outputs = model.fast_generate(
+            [{"prompt_token_ids": ids} for ids in prompts],
+            sampling_params=SamplingParams(temperature=1.0, max_tokens=TOKENS, logprobs=0, seed=0),
+            lora_request=model.load_lora(folder, load_tensors=True),
+            use_tqdm=False,
+        )
     sampled = []
     for prompt, output in zip(prompts, outputs, strict=True):
         ids, logprobs = list(output.outputs[0].token_ids), output.outputs[0].logprobs

@@ -31,6 +31,7 @@ after it, and the class stands on Unsloth's.
 """
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,11 +42,18 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import split_tensor_dict
 
+from lib.files import discard
 from lib.models import is_wide
 from lib.stack import is_out_of_memory
 from lib.training.logps import completion_scores, plain_logps, why_not_shared
 
 NO_SIGNAL = 1e-6  # |advantage| up to which a completion moves nothing
+
+
+def clear_left() -> None:
+    """Unsloth's rollouts leave the adapter's settings in the working folder."""
+    for left in Path().glob("vllm_gen_lora*"):
+        discard(left)
 
 
 class GRPOTrainer(trl.GRPOTrainer):
@@ -83,6 +91,7 @@ class GRPOTrainer(trl.GRPOTrainer):
         """As TRL's. Callbacks with a context manager `around(trainer)` see a failure; a pass that
         does not fit into memory is tried again at half the micro-batch."""
         with ExitStack() as callbacks:
+            callbacks.callback(clear_left)
             for callback in self.callback_handler.callbacks:
                 if hasattr(callback, "around"):
                     callbacks.enter_context(callback.around(self))
@@ -146,9 +155,12 @@ class GRPOTrainer(trl.GRPOTrainer):
         plain = self.accelerator.unwrap_model(model)
         by_kernel = input_ids.is_cuda and not is_wide(plain)
         if not self.shares_prompts and by_kernel:
-            return super()._get_per_token_logps_and_entropies(
+            kernels = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, *others, **options
             )
+            if kernels[0] is not None:  # Unsloth's trainer makes its own in the loss
+                self._logps_BC = kernels[0].detach()
+            return kernels
         size, bonus = batch_size or len(input_ids), self._entropy_bonus_enabled
         settings = (logits_to_keep, self.temperature, bonus)
 
@@ -181,7 +193,9 @@ class GRPOTrainer(trl.GRPOTrainer):
         real_BC = inputs["completion_mask"].bool() & sampled_BC.isfinite()
         if self.is_unsloths:
             self.note("entropy", -sampled_BC[real_BC].mean().item())
-        elif not self.vllm_importance_sampling_correction and "compared" not in inputs:
+        elif self._logps_BC is not None and not (
+            self.vllm_importance_sampling_correction or "compared" in inputs
+        ):
             if wanted_B is not None:
                 real_BC &= wanted_B[:, None]
             apart = (self._logps_BC - sampled_BC)[real_BC].abs().mean().item()
