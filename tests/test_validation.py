@@ -31,14 +31,16 @@ def test_no_problem_is_both_trained_on_and_validated_on(tmp_path):
     assert len(set_aside(problems, greedy)[1]) == len(problems) // 4
 
 
-@pytest.mark.parametrize("engine", ["vllm", "transformers"])
-def test_validation_is_logged_and_the_best_adapter_kept(small_training, engine):
-    given = dict(validation_steps=1, validation_problems=3, keep="best", rollout_engine=engine)
+@pytest.mark.parametrize(("engine", "updates"), [("vllm", 1), ("transformers", 2)])
+def test_validation_is_logged_and_the_best_adapter_kept(small_training, engine, updates):
+    """Also where a batch serves several updates, of which the last is measured."""
+    given = dict(validation_steps=updates, validation_problems=3, keep="best")
+    given |= dict(rollout_engine=engine, num_iterations=updates)
     config = resolve("ci", given, CPU)
     task = get_task(config.task, config.task_config)
     training, held_out = set_aside(task.load("train"), config)
     rows, asked = (make_rows(some, config.prompt_format, 0, []) for some in (training, held_out))
-    trainer, config, run = small_training(rows=rows, **given, max_steps=2)
+    trainer, config, run = small_training(rows=rows, **given, max_steps=2 * updates)
     policy = SimpleNamespace(
         model=trainer.model, tokenizer=trainer.processing_class, backend="transformers", notes=[]
     )
@@ -57,9 +59,10 @@ def test_validation_is_logged_and_the_best_adapter_kept(small_training, engine):
 
     log = read_jsonl(run.train_log)
     answers = read_jsonl(run.evals / "validation.jsonl")
-    assert [row["step"] for row in answers] == [1, 1, 1, 2, 2, 2]
+    assert [row["step"] / updates for row in answers] == [1, 1, 1, 2, 2, 2]
+    assert len(log) == 2
     for row in log:
-        right = [a["strict"] for a in answers if a["step"] == row["step"]]
+        right = [a["strict"] for a in answers if a["step"] == row["step"] - 1 + updates]
         assert row["heldout/strict"] == pytest.approx(sum(right) / 3)
         assert row["heldout/problems"] == 3
     best = read_json(run.best / "validation.json")

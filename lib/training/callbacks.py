@@ -40,6 +40,7 @@ class StepLog(TrainerCallback):
         self.run, self.config, self.watch = run, config, watch
         self.steps_an_epoch = problems // config.prompts_per_step * config.num_iterations
         self.rows: list[dict] = []
+        self.row: dict[str, Any] = {}  # of the present batch
         self.extra: dict[str, float] = {}  # numbers that others put into the step's row
 
     def metrics(self) -> dict[str, float]:
@@ -48,7 +49,7 @@ class StepLog(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         # A resumed run repeats the steps after its checkpoint.
-        self.rows = self.run.rewind(state.global_step)
+        self.rows, self.row = self.run.rewind(state.global_step), {}
         self.started = time.time() - (self.rows[-1]["seconds"] if self.rows else 0)
         self.spent = self.run.recorded().get("energy_wh", 0.0) if self.rows else 0.0
         self.energy = gpu_energy()
@@ -62,16 +63,20 @@ class StepLog(TrainerCallback):
         state.epoch = state.global_step / self.steps_an_epoch
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if not logs or "reward" not in logs:  # a further update from the same batch
-            self.progress.update(state.global_step)
+        step, logs = state.global_step, {**(logs or {}), **self.metrics()}
+        if "reward" in logs:
+            self.row = {"step": step, "seconds": time.time() - self.started, **logs}
+        elif self.row:  # a further update from the same batch: its validation, and the like
+            self.row = logs | self.row
+        if not self.row or (step % args.num_iterations and step < state.max_steps):
+            self.progress.update(step)
             return
-        seconds = time.time() - self.started
-        row = {"step": state.global_step, "seconds": seconds, **logs, **self.metrics()}
-        append_jsonl(self.run.train_log, [row])
-        self.rows.append(row)
-        reward = logs["reward"]  # None: no reward could judge any completion of this step
+        append_jsonl(self.run.train_log, [self.row])
+        self.rows.append(self.row)
+        reward = self.row["reward"]  # None: no reward could judge any completion of this step
         note = "no reward" if reward is None else f"reward {reward:.2f}"
-        self.progress.update(state.global_step, note)
+        self.progress.update(step, note)
+        self.row = {}
         if self.watch:
             self.watch(self.rows)
 
