@@ -369,8 +369,6 @@ def _same_sequence(mine: Sequence, gold: Sequence) -> bool | None:
     if (mine.open == "matrix") != (gold.open == "matrix"):
         mine, gold = _as_tuple(mine, gold), _as_tuple(gold, mine)
     kinds = {mine.open, gold.open}
-    if kinds == {"\\cup"}:
-        return _unordered(mine.items, gold.items) or None
     if kinds & {"\\cup", "\\setminus"}:
         return None
     if kinds <= {"", "{"}:

@@ -42,8 +42,6 @@ _SUPERSCRIPT = re.compile(f"[{_RAISED}]+")
 _RATIO = re.compile(f"([{_RAISED}]+)[⁄/]([{_LOWERED}]+)")
 _BEFORE_VULGAR = re.compile(rf"(?<=\w)(?=[{_VULGAR}])")  # 2½ is 2 1/2
 _TO_LINE = str.maketrans(_RAISED, "0123456789+-")
-# A thin or fixed space between digits is a thousands separator even in running text.
-_FIXED_SPACE = re.compile("(?<=\\d)[\u00a0\u2007\u2009\u202f](?=\\d{3}(?!\\d))")
 
 
 def plain_characters(text: str) -> str:
@@ -52,7 +50,7 @@ def plain_characters(text: str) -> str:
         return text.replace("\0", "")
     text = _RATIO.sub(lambda m: unicodedata.normalize("NFKC", f" {m[1]}/{m[2]}"), text)
     text = _SUPERSCRIPT.sub(lambda m: f"^{{{m[0].translate(_TO_LINE)}}}", text)
-    return _FIXED_SPACE.sub(",", _BEFORE_VULGAR.sub(" ", text)).translate(_PLAIN)
+    return _BEFORE_VULGAR.sub(" ", text).translate(_PLAIN)
 
 
 BOLD = r"(?<![\w)])\*\*(?=\S)|(?<=\S)\*\*(?![\w(]|-\d)"  # and not the power in 9**9

@@ -70,7 +70,6 @@ _SUM = re.compile(
     r"(?:[\d.,+*/^(){}\s√-]|\\[dt]?frac|\\sqrt)++"
 )
 _SUM_AT_THE_END = re.compile(rf"(?<![^\s$:])([(\d][\d.,+*/^()\s-]*[\d)]){_TO_THE_END}")
-_TERM = re.compile(r"\s?[-+]\s?\$?\d")
 _SPAN = re.compile(r"(\d[\d.,]*+)\s?-\s?(\d[\d.,]*+)")
 _LATEX_OF_SUM = re.compile(r"\\[()\[\],]|\\(?:left|right)(?![a-z])")
 _JOINED = re.compile(r"\W{0,9}\b(?:or|and|to|plus|minus|times)\b")
@@ -140,7 +139,7 @@ def number_in(place: str, where: str) -> str | None:
     if "=" not in outside:
         if (total := _sum_at_the_end(outside.strip())) is not None:
             return total  # 18-20 eggs
-        if _TERM.match(rest) if leads else _SPAN.search(outside):
+        if not leads and _SPAN.search(outside):
             return NO_ANSWER
     more = _TWO.match(rest or "") if leads else _TWO_AT_THE_END.search(clause)
     if (more and not again) or (not two and _NOT.match(clause)):
@@ -251,7 +250,6 @@ _NEGATED = re.compile(
     r"|\(?(?<!\w)[A-J]\)?\s(?:(?:is|are)\s(?:wrong|incorrect|false|not\s(?:right|correct))\b"
     r"|(?:is|does)n['’]t\b)"
 )
-_LINE_LETTER = re.compile(r"^[ *_(]{0,3}([A-J])[).:][ *_)]", re.MULTILINE)
 _PRAISED = re.compile(
     r"(?<![\w'’])\(?([A-J])\)?[*_]{0,2}\s(?:is|must be)\s(?:the\s)?(?:correct|right|best|answer)"
 )
@@ -261,7 +259,8 @@ def letter_in(place: str, where: str) -> str | None:
     place = _NEGATED.sub("", unicodedata.normalize("NFKC", place.strip()))
     clause = place if where in ("tags", "boxed") else _clause(place)
     if first := _FIRST_LETTER.match(clause):
-        if _AND_ANOTHER.match(place, first.end(1)):
+        other = _AND_ANOTHER.match(place, first.end(1))
+        if other and other[1].upper() != first[1].upper():
             return NO_ANSWER
         free = first["closed"] is None
         article = free and first[1] in "AI" and _ARTICLE.match(clause, first.end())
@@ -285,7 +284,7 @@ def letter_in(place: str, where: str) -> str | None:
 
 
 def last_letter(text: str) -> str | None:
-    """The letter called correct, alone on the last line, the only one to lead a line, or last."""
+    """The letter called correct, alone on the last line, or last."""
     tail = _NEGATED.sub("", unicodedata.normalize("NFKC", text[-MAX_ANSWER:]))
     if praised := _PRAISED.findall(tail):
         return praised[-1]
@@ -300,9 +299,6 @@ def last_letter(text: str) -> str | None:
         marked = marked or re.match(r"\s(?:because|since|as)\b", tail[first.end() :])
         if marked and not re.search(r"\b[A-J][).:\]]", tail[first.end() :]):
             return first[1].upper()
-    leading = set(_LINE_LETTER.findall(tail))
-    if len(leading) == 1:
-        return leading.pop()
     letters = [m for m in _FREE_LETTER.finditer(tail) if not _FORMULA.match(tail, m.end(2))]
     if len(letters) > 1:
         two = _AND_ANOTHER.match(tail, letters[-2].end(2))
