@@ -24,7 +24,7 @@ from typing import Any
 
 from lib.adapters import block_layers
 from lib.config import Config, side_config
-from lib.engines import Completion, chat_text, make_engine, training_sampling
+from lib.engines import Completion, chat_text, end_ids, make_engine, training_sampling
 from lib.errors import BadInput, first_line, nearest
 from lib.files import existing, read_json, read_jsonl
 from lib.hardware import GIB, Hardware, detect_hardware, free_share
@@ -206,8 +206,7 @@ def dialogue(tokenizer: Any, folder: Path) -> Iterator[BadInput]:
     ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
     ends = {tokenizer.eos_token_id}
     for file in (folder / "generation_config.json", folder / "config.json"):  # as vLLM and exports
-        given = read_json(file, {}).get("eos_token_id")
-        ends |= set(given if isinstance(given, list) else [given])
+        ends |= {*end_ids(read_json(file, {}).get("eos_token_id"))}
     if not ends & set(ids):
         last = f"{tokenizer.convert_ids_to_tokens(ids[0])!r} (id {ids[0]})" if ids else "nothing"
         yield BadInput(

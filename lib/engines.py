@@ -66,6 +66,11 @@ def chat_text(tokenizer: Any, messages: Messages) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
+def end_ids(given: int | list[int] | None) -> list[int]:
+    """The ids that end a turn, of which a model's `eos_token_id` names none, one or several."""
+    return given if isinstance(given, list) else [given] if given is not None else []
+
+
 def prompt_hash(prompts: Sequence[Messages]) -> str:
     """A digest of all prompts: two evaluations compare only where it is the same."""
     text = json.dumps(list(prompts), ensure_ascii=False)
@@ -429,8 +434,7 @@ class TransformersEngine(Engine):
         return [self._completion(*row) for row in zip(tokens.tolist(), logprobs, strict=True)]
 
     def _completion(self, token_ids: list[int], logprobs: list[float] | None) -> Completion:
-        ends = self.model.generation_config.eos_token_id
-        ends = set(ends if isinstance(ends, list) else [ends])
+        ends = end_ids(self.model.generation_config.eos_token_id)
         end = next((i for i, token in enumerate(token_ids) if token in ends), None)
         length = len(token_ids) if end is None else end + 1
         ids, reason = tuple(token_ids[:length]), "length" if end is None else "stop"

@@ -29,6 +29,7 @@ from lib.engines import (
     Sampling,
     TransformersEngine,
     chat_text,
+    end_ids,
     shared_prefix,
 )
 from lib.errors import BadInput, first_line
@@ -358,7 +359,7 @@ def transformers_form(name: str, model: Any, folder: Path, config: Config, **fac
         engine="transformers",
         score=lambda prompts, answers: _score(model, prompts, answers),
         **_of_engine(TransformersEngine(model, tokenizer), config),
-        stops=_stops(model.generation_config.eos_token_id),
+        stops={*end_ids(model.generation_config.eos_token_id)},
         rounding=ROUNDING if model.dtype.itemsize == 4 else ROUNDING_16,
         **facts,
     )
@@ -371,10 +372,6 @@ def _of_engine(engine: Engine, config: Config) -> dict[str, Callable]:
         prompt=lambda messages: chat_text(engine.tokenizer, messages),
         tokens=lambda texts: engine.tokenizer(texts)["input_ids"],
     )
-
-
-def _stops(ends: int | list[int]) -> set[int]:
-    return set(ends if isinstance(ends, list) else [ends])
 
 
 def _score(model: Any, prompts: list[Ids], answers: list[Ids]) -> list[Scores]:
@@ -422,7 +419,7 @@ def vllm_form(name: str, engine: Any, config: Config, **facts: Any) -> Form:
         engine="vllm",
         score=score,
         **_of_engine(engine, config),
-        stops={*_stops(settings.get("eos_token_id")), engine.tokenizer.eos_token_id},
+        stops={*end_ids(settings.get("eos_token_id")), engine.tokenizer.eos_token_id},
         **facts,
     )
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.engines import Messages, shared_length
+from lib.engines import Messages, end_ids, shared_length
 from lib.errors import BadInput, first_line
 from lib.export import read_tensors
 from lib.files import cache_folder, read_json, written_whole
@@ -361,8 +361,8 @@ def write_modelfile(
             what = f"U+{ord(lost[0]):04X}" if lost else "three quotes before a new line"
             raise BadInput(f"A Modelfile cannot hold {what} ({role}): rewrite it.", key="modelfile")
         lines.append(f'{"SYSTEM" if role == "system" else f"MESSAGE {role}"} """{text}"""')
-    ends = read_json(merged / "generation_config.json")["eos_token_id"]
-    for token in ends if isinstance(ends, list) else [ends]:  # read as it stands, no escapes
+    for token in end_ids(read_json(merged / "generation_config.json")["eos_token_id"]):
+        # read as it stands, no escapes
         lines.append(f'PARAMETER stop "{tokenizer.convert_ids_to_tokens(token)}"')
     lines += [f"PARAMETER {name} {value}" for name, value in parameters.items()]
     to = file.with_name("Modelfile")

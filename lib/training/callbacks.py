@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from lib.config import Config
-from lib.engines import Engine, Sampling, TransformersEngine
+from lib.engines import Engine, Sampling, TransformersEngine, end_ids
 from lib.files import append_jsonl, discard, read_json, write_json, written_whole
 from lib.hardware import gpu_energy, gpu_memory_taken
 from lib.models import Policy, live_weights, write_adapter
@@ -134,9 +134,8 @@ class Completions(TrainerCallback):
         (step, rows, trained), self._batch = self._batch, None
         scores = [row[SCORES] for row, used in zip(rows, trained, strict=True) if used]
         advantage = iter(advantages(scores, self.weights, args).tolist())
-        ends = model.generation_config.eos_token_id
-        ends = {*(ends if isinstance(ends, list) else [ends])}
-        ends |= {processing_class.eos_token_id, processing_class.pad_token_id}
+        ends = {processing_class.eos_token_id, processing_class.pad_token_id}
+        ends |= {*end_ids(model.generation_config.eos_token_id)}
         self.rows = []
         for row, used in zip(rows, trained, strict=True):
             ids, text = row["completion_ids"], row["completions"][-1]["content"]
