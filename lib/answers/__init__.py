@@ -169,9 +169,7 @@ def _unmarked(answer: str, kind: str) -> str | None:
 _MARK = re.compile(r"\\f?box|####|answer|ans\b|option|choice|答案|\bA:|</think>", re.IGNORECASE)
 # Chinese and Japanese put no space around the numbers and letters in a sentence.
 _BESIDE_CJK = re.compile(f"(?<=[{CJK}])(?=[!-~])|(?<=[!-~])(?=[{CJK}])")
-_IN_ASCII = str.maketrans(
-    {"。": ". ", "，": ", ", "、": ", ", "：": ": ", "或": "or", "和": "and", "与": "and"}
-)
+_IN_ASCII = str.maketrans({"。": ". ", "，": ", ", "、": ", ", "：": ": ", "或": "or", "和": "and"})
 _TURN_END = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end_of_text)\|>|</s>|<end_of_turn>")
 
 

@@ -262,10 +262,9 @@ def same_math(mine: str, gold: str) -> bool | None:
     a, b = one_spelling(mine), one_spelling(gold)
     if mine == gold or "".join(a.split()) == "".join(b.split()):
         return True
-    if all(map(_LETTERS.fullmatch, (a, b))):
-        letters, others = (re.sub(r"[\W_]", "", text).lower() for text in (a, b))
-        if letters == others:
-            return True
+    letters = {re.sub(r"[\W_]", "", text).lower() for text in (a, b)}
+    if len(letters) == 1 and all(map(_LETTERS.fullmatch, (a, b))):
+        return True
     p, q = (read_number(answer, units=False) for answer in (a, b))
     if p is not None and p == q:
         return True
@@ -448,10 +447,8 @@ def _is_multiple(mine: Relation, gold: Relation) -> bool:
     factor = ratio.points[0]
     if a.is_constant or b.is_constant or not factor or not same_value(ratio, constant(factor)):
         return False
-    (sign,), (theirs,) = mine.signs, gold.signs
-    if sign in _FLIPPED and (isinstance(factor, complex) or factor < 0):
-        sign = _FLIPPED[sign] if not isinstance(factor, complex) else ""
-    return sign == theirs
+    turned = mine.signs[0] in _FLIPPED and (isinstance(factor, complex) or factor < 0)
+    return gold.signs[0] == (_FLIPPED[mine.signs[0]] if turned else mine.signs[0])
 
 
 def _is_formula(node: Node) -> bool:

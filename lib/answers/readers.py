@@ -71,7 +71,6 @@ _SUM = re.compile(
 )
 _SUM_AT_THE_END = re.compile(rf"(?<![^\s$:])([(\d][\d.,+*/^()\s-]*[\d)]){_TO_THE_END}")
 _SPAN = re.compile(r"(\d[\d.,]*+)\s?-\s?(\d[\d.,]*+)")
-_LATEX_OF_SUM = re.compile(r"\\[()\[\],]|\\(?:left|right)(?![a-z])")
 _JOINED = re.compile(r"\W{0,9}\b(?:or|and|to|plus|minus|times)\b")
 _BRACKETED = re.compile(r"(?<=\w\s)\([^()]*+\)")  # a remark
 _TERM_WITH_UNIT = r"\W{0,3}\d[\d.,]*+(?:\s?/?[A-Za-z]{1,20}){0,2}"
@@ -88,9 +87,8 @@ _ASIDE = re.compile(r"(\d(?:\s[A-Za-z]{1,20}){0,3})\s\([^()\n]{0,60}\)\W*$")  # 
 
 def arithmetic(text: str) -> str | None:
     """A text that is arithmetic and nothing else, with * for ×."""
-    text = _LATEX_OF_SUM.sub("", plain_characters(text[:MAX_ANSWER]).strip(" $.*"))
-    text = re.sub(r"\\(?:times|cdot)(?![a-z])|(?<=\d)\s?x\s?(?=\d)", "*", text)
-    text = re.sub(r"\\div(?![a-z])", "/", text)
+    text = re.sub(r"(?<=\d)\s?x\s?(?=\d)", "*", unwrap(text[:MAX_ANSWER]).strip(" $.*"))
+    text = re.sub(r"\b(\d+) (\d+/\d+)", r"(\1+\2)", text)  # 2 1/2
     return text if _SUM.fullmatch(text) else None
 
 
@@ -259,8 +257,7 @@ def letter_in(place: str, where: str) -> str | None:
     place = _NEGATED.sub("", unicodedata.normalize("NFKC", place.strip()))
     clause = place if where in ("tags", "boxed") else _clause(place)
     if first := _FIRST_LETTER.match(clause):
-        other = _AND_ANOTHER.match(place, first.end(1))
-        if other and other[1].upper() != first[1].upper():
+        if _AND_ANOTHER.match(place, first.end(1)):
             return NO_ANSWER
         free = first["closed"] is None
         article = free and first[1] in "AI" and _ARTICLE.match(clause, first.end())
