@@ -13,7 +13,7 @@ import pytest
 
 from lib import export
 from lib.adapters import make_portable
-from lib.config import ROOT, resolve
+from lib.config import resolve
 from lib.engines import chat_text
 from lib.export import certificate as c
 from lib.export import gguf as g
@@ -22,7 +22,7 @@ from lib.export.serve import serve_gguf
 from lib.files import read_json, write_json
 from lib.models import load_policy, load_tokenizer
 from lib.runs import open_run
-from tests.conftest import CPU, SMALL, refuses
+from tests.conftest import CPU, SMALL, move_adapter, python, refuses
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +38,8 @@ def run(config):
 
 
 def moved_adapter(config, folder, seed):
-    """An adapter that changes what the model says, without training."""
-    import torch
-
     policy = load_policy(config)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in policy.model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.1)
+    move_adapter(policy.model, 0.1, seed)
     policy.model.save_pretrained(folder)
     policy.tokenizer.save_pretrained(folder)
     return folder
@@ -523,5 +516,4 @@ def test_a_modelfile_has_every_stop(merged, files):
 def test_after_fetching_the_converter_setuptools_can_be_imported(tmp_path):
     # As vLLM does: with the standard library's distutils in place of its own, it fails.
     code = "from lib.export.gguf import converter; converter(); import setuptools"
-    environment = os.environ | {"GRPO_CACHE": str(tmp_path)}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=ROOT)
+    python("-c", code, env=os.environ | {"GRPO_CACHE": str(tmp_path)})

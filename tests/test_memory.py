@@ -1,8 +1,6 @@
 """Memory estimates: arithmetic by hand, and what fits where."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -22,7 +20,7 @@ from lib.memory import (
     shape_of,
 )
 from lib.models import lora_arguments
-from tests.conftest import CPU, L4, T4, refuses
+from tests.conftest import CPU, L4, T4, python, refuses
 
 A100 = Hardware("NVIDIA A100", 79.0, 8.0, 8, 100.0)
 TINY = Hardware(cores=2, memory=4.0)
@@ -224,7 +222,4 @@ print((peak_memory() - before) * 2**30 / (2 * words * hidden))
 
 def test_a_batch_is_generated_without_copies_of_the_output_layer(embedded, tmp_path):
     """torch would make one for each of the 16 sequences; the layer itself is mapped when read."""
-    command = [sys.executable, "-c", MANY_WORDS, str(embedded), str(tmp_path)]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    assert float(ran.stdout) < 4
+    assert float(python("-c", MANY_WORDS, embedded, tmp_path)) < 4

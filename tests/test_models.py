@@ -15,7 +15,7 @@ from lib.export import become_trained, merged_weights
 from lib.files import read_json, read_jsonl
 from lib.models import Policy, embedded_folder, embedded_gguf, load_policy, model_folder
 from lib.runs import open_run
-from tests.conftest import CPU
+from tests.conftest import CPU, move_adapter
 
 QUESTIONS = [
     [{"role": "user", "content": text}]
@@ -55,15 +55,10 @@ def slower(config, embedded):
 
 @pytest.fixture(scope="module")
 def adapter(config, run):
-    """An adapter that has moved, so that a merge has something to do."""
     from lib.training import save_trained
 
     policy = load_policy(config)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, weight in policy.model.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.02)
+    move_adapter(policy.model, 0.02)
     save_trained(policy, config, run)
     return run.adapter
 

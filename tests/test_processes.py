@@ -25,7 +25,7 @@ from lib.runs import Run, read_rollouts
 from lib.suite import launch_words
 from lib.training import grpo_arguments
 from tests import lives
-from tests.conftest import CPU, L4, SMALL, as_parameters, refuses, start_suite
+from tests.conftest import CPU, L4, SMALL, as_parameters, python, refuses, start_suite
 
 CHANGES = dict(precision="fp32", num_generations=4, max_steps=2, keep="last")
 CHANGES |= dict(validation_steps=1)
@@ -89,12 +89,9 @@ def train_two_steps(folder: Path, model: Path, processes: int) -> None:
 def test_two_processes_take_the_step_of_one(tmp_path, first_layers):
     """And resumed, the next."""
     train_two_steps(tmp_path / "one", first_layers, 1)
-    launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--main_process_port", "0"]
-    command = [sys.executable, "-m", *launch, "-m", "tests.test_processes", tmp_path / "two"]
-    command += [first_layers]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2]
+    launch += ["--main_process_port", 0]
+    python(*launch, "-m", "tests.test_processes", tmp_path / "two", first_layers)
     one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
     for step in (0, 1):
         slopes, first, second = (

@@ -120,7 +120,7 @@ def apart_in_small(paths) -> list:
     found = {}
     for path in paths:
         config = resolve(path, STEP, CPU)
-        found.setdefault(config.model_dump_json(exclude={"name", "by_profile"}), path)
+        found.setdefault(config.model_dump_json(exclude={"name", "by_profile", "eval_k"}), path)
     return list(found.values())
 
 

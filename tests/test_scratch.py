@@ -3,15 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.config import ROOT, resolve
+from lib.config import resolve
 from lib.errors import Stopped
 from lib.files import read_jsonl
 from lib.runs import Run
@@ -40,7 +38,7 @@ from lib.scratch.lora import (
     without_lora,
 )
 from lib.tasks import load_problems, make_rows
-from tests.conftest import CPU, refuses
+from tests.conftest import CPU, move_adapter, python, refuses
 
 LOSSES = ("grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo")
 LAW = settings(max_examples=25, deadline=None)
@@ -60,12 +58,9 @@ def variant(loss: str, **changes):
 
 @pytest.fixture(scope="module")
 def against_trl(first_layers, tmp_path_factory) -> dict:
-    command = [sys.executable, "-m", "tests.against_trl", str(tmp_path_factory.mktemp("trl"))]
-    command += [str(first_layers)]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    words = ["-m", "tests.against_trl", tmp_path_factory.mktemp("trl"), first_layers]
+    said = python(*words, env=os.environ | {"TRITON_INTERPRET": "1"})
+    return json.loads(said.splitlines()[-1])
 
 
 def test_losses_and_gradients_are_trls(against_trl):
@@ -219,11 +214,7 @@ def peft_folder(first_layers, tmp_path_factory):
 
     settings = LoraConfig(r=4, lora_alpha=8, target_modules=TARGETS, task_type="CAUSAL_LM")
     theirs = get_peft_model(load(first_layers), settings)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, weight in theirs.named_parameters():
-            if "lora_B" in name:
-                weight.normal_(std=0.02)
+    move_adapter(theirs, 0.02)
     folder = tmp_path_factory.mktemp("peft")
     theirs.save_pretrained(folder)
     return folder

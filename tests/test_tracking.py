@@ -3,8 +3,6 @@
 import json
 import os
 import struct
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +11,7 @@ from lib.config import ROOT
 from lib.files import append_jsonl
 from lib.training import callbacks
 from lib.training.tracking import has_wandb_key, seed_values
+from tests.conftest import python
 
 # Two steps as the trainer reports them, and an evaluation after it, as another notebook logs it;
 # what Trackio then has; and another evaluation, with a key for a server that is not there.
@@ -105,16 +104,10 @@ def logged(tmp_path_factory):
     home.mkdir()
     work.mkdir()
     kept = {key: value for key, value in os.environ.items() if not key.startswith(OURS)}
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, str(folder / "outputs")],
-        cwd=work,
-        env=kept | {"PYTHONPATH": str(ROOT), "HOME": str(home)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    environment = kept | {"PYTHONPATH": str(ROOT), "HOME": str(home)}
+    said = python("-c", RUN, folder / "outputs", cwd=work, env=environment)
     assert not any(home.rglob("*")) and not any(work.iterdir())
-    return folder / "outputs", done.stdout.splitlines()
+    return folder / "outputs", said.splitlines()
 
 
 def in_tensorboard(run, _) -> dict:

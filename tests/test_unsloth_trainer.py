@@ -4,12 +4,11 @@ as well, once its GPU code is imported, so that all but its kernels and its vLLM
 import json
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 
 from lib.config import ROOT
+from tests.conftest import python
 
 SCRIPT = """
 import json, shutil, sys
@@ -64,20 +63,15 @@ print(*(line for line in open("/proc/self/maps") if "vllm/_C" in line))
 def test_one_build_of_vllms_kernels_is_loaded(seen):
     """Two of them end the process, and on most laptops Unsloth would load another one than vLLM."""
     assert len(set(seen["kernels"])) == 1
-    command = [sys.executable, "-c", KERNELS]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert set(re.findall(r"vllm/(_C\w*)", done.stdout)) == {"_C_AVX2"}
+    assert set(re.findall(r"vllm/(_C\w*)", python("-c", KERNELS))) == {"_C_AVX2"}
 
 
 @pytest.fixture(scope="module")
 def seen(first_layers, tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("unsloth")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "UNSLOTH_COMPILE_DISABLE": "1"}
-    command = [sys.executable, "-c", SCRIPT, str(folder), str(first_layers)]
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.strip().split("\n")[-1])
+    said = python("-c", SCRIPT, folder, first_layers, cwd=folder, env=environment)
+    return json.loads(said.splitlines()[-1])
 
 
 def test_it_trains_by_unsloths_trainer_and_says_what_that_does_not_do(seen):
