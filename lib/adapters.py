@@ -14,11 +14,17 @@ from pathlib import Path
 
 from lib.config import Config
 from lib.errors import BadInput
-from lib.files import read_json, write_json
+from lib.files import read_json, read_settings, write_json
 from lib.tasks import Problem, make_rows
 
 EMBEDDED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SHARED = ("lm_head", "embed_tokens", "wte")  # what tied embeddings are called
+OF_PEFT_ALONE = (  # settings by which peft computes something else than W + s·B·A in each layer
+    *("rank_pattern", "alpha_pattern", "modules_to_save", "bias", "lora_bias", "target_parameters"),
+    *("trainable_token_indices", "layer_replication", "alora_invocation_tokens", "use_qalora"),
+    "arrow_config",
+)
+_LORA = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(embedding_)?(?P<part>[AB])(\.weight)?")
 
 
 def is_adapter(folder: Path) -> bool:
@@ -28,7 +34,7 @@ def is_adapter(folder: Path) -> bool:
 
 def adapter_rank(folder: Path) -> int:
     """Of an adapter; 0 of a whole model."""
-    return read_json(folder / "adapter_config.json", {}).get("r", 0)
+    return read_settings(folder / "adapter_config.json", {}).get("r", 0)
 
 
 def public_name(config: Config) -> str:
@@ -63,7 +69,7 @@ def make_portable(folder: Path, config: Config, examples: Sequence[Problem]) -> 
 def conversation(folder: Path, question: str) -> list[dict[str, str]]:
     """The question as the model in the folder was trained to be asked."""
     file = folder / "prompt.json"
-    messages = read_json(file, {}).get("messages", [])
+    messages = read_settings(file, {}).get("messages", [])
     blank = messages[-1]["content"] if messages else "{question}"
     last = {"role": "user", "content": blank.replace("{question}", question)}
     return [*messages[:-1], last]
@@ -77,26 +83,30 @@ def check_adapter(folder: Path, base: Path) -> None:
 
 
 def _faults(folder: Path, base: Path) -> Iterator[tuple[str, str]]:
-    settings = read_json(folder / "adapter_config.json") if is_adapter(folder) else {}
+    settings = read_settings(folder / "adapter_config.json") if is_adapter(folder) else {}
     kind = "DORA" if settings.get("use_dora") else settings.get("peft_type", "of no kind")
     if kind != "LORA":
         yield "type", f"is no LoRA adapter ({kind}): give one"
     layers: dict[str, dict[str, tuple]] = {}  # by name, the shapes of A and B
     replaced = []
     for name, shape in _shapes(folder / "adapter_model.safetensors").items():
-        layer, is_lora, part = name.removeprefix("base_model.model.").partition(".lora_")
-        if is_lora:
-            layers.setdefault(layer, {})[part.removeprefix("embedding_")[0]] = shape
+        layer = name.removeprefix("base_model.model.")
+        if match := _LORA.fullmatch(name):
+            layers.setdefault(match["layer"], {})[match["part"]] = shape
         else:
             replaced.append(layer)
     touched = [*layers, *replaced, *(settings.get("modules_to_save") or [])]
     shared = [name for name in touched if any(part in name for part in SHARED)]
-    if shared and read_json(base / "config.json").get("tie_word_embeddings", True):
+    if shared and read_settings(base / "config.json").get("tie_word_embeddings", True):
         both = "which the base model uses both as its embeddings and as its output layer"
         yield "tied", f"changes {shared[0]}, {both}: train without it"
+    how = "merge it with peft and measure the merged folder"
     if replaced:
-        how = "merge it with peft and measure the merged folder"
-        yield "whole-modules", f"replaces {replaced[0]} whole, which vLLM does not load: {how}"
+        said = f"holds {replaced[0]}, which is no LoRA weight by peft's names"
+        yield (
+            "whole-modules",
+            f"{said} (a bias, or a layer whole), and vLLM does not load it: {how}",
+        )
     if not layers:
         yield "empty", "holds no LoRA weights: train one"
     own_base = "give the adapter's own base as `model`"
@@ -113,18 +123,36 @@ def _faults(folder: Path, base: Path) -> Iterator[tuple[str, str]]:
                 f"has A {list(a)} and B {list(b)} at {layer}, where the base model's weight is "
                 f"{list(weight)}: {own_base}, or an adapter that is whole",
             )
-    if settings.get("rank_pattern") or settings.get("alpha_pattern"):
-        how = "merge it with peft and measure the merged folder"
-        yield "patterns", f"scales its layers differently, which vLLM does not: {how}"
+    for name in OF_PEFT_ALONE:
+        if settings.get(name) not in (None, False, "none", {}, []):
+            yield "patterns", f"is set to {name} {settings[name]}, which vLLM does not know: {how}"
     ranks = {pair["A"][0] for pair in layers.values()}
-    if ranks != {settings.get("r")}:
-        says = f"says rank {settings.get('r')} and has weights of rank {sorted(ranks)}"
-        yield "rank", f"{says}: its files are not of one adapter"
+    if ranks != {settings.get("r")} or not isinstance(settings.get("lora_alpha"), int | float):
+        says = f"says rank {settings.get('r')!r}, lora_alpha {settings.get('lora_alpha')!r}"
+        yield "rank", f"{says} and has weights of rank {sorted(ranks)}: copy its files again"
 
 
 def block_layers(base: Path) -> set[str]:
-    """Names of what the model's blocks are made of, such as q_proj."""
-    return {place.rpartition(".")[2] for place in _places(base) if "." in place}
+    """Names of the linear layers that the model's blocks are made of, such as q_proj."""
+    weights = _places(base).items()
+    return {
+        place.rpartition(".")[2] for place, shape in weights if "." in place and len(shape) == 2
+    }
+
+
+def check_weights(base: Path, blocks: int, hidden: int) -> None:
+    """Raises BadInput where the model's files hold fewer blocks than its config.json says, or of
+    another width: transformers draws at random what is missing."""
+    places = _places(base)
+    there = {place.split(".")[1] for place in places if "." in place}
+    widths = {places[name][-1] for name in SHARED if name in places}
+    if (there and len(there) < blocks) or widths - {hidden}:
+        said = f"its weights have {len(there)} blocks of width {', '.join(map(str, widths))}"
+        raise BadInput(
+            f"The model in {base} is not whole: {said}, and its config.json says {blocks} of "
+            f"{hidden}: fetch it again.",
+            key="missing-shard",
+        )
 
 
 def _places(base: Path) -> dict[str, tuple[int, ...]]:

@@ -12,6 +12,7 @@ and peft's LoraConfig has its own (`lib.keys`). docs/keys.md lists them all.
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -283,13 +284,27 @@ def notebook_parameters(namespace: Mapping[str, Any]) -> tuple[str | None, dict[
 def find_path(path: str | Path, *beside: Path) -> Path | None:
     """The file or folder that a user names: from where they are (the kernels that the runner starts
     are elsewhere), in these folders, or in the repository; None where there is none."""
-    working = Path(os.environ.get("GRPO_WORKING_DIR") or ".").resolve()
-    places = (folder / Path(path).expanduser() for folder in (working, *beside, ROOT))
+    working, path = Path(os.environ.get("GRPO_WORKING_DIR") or ".").resolve(), user_path(path)
+    places = (folder / path for folder in (working, *beside, ROOT))
     return next((place.resolve() for place in places if os.path.exists(place)), None)
+
+
+def user_path(path: str | Path) -> Path:
+    """The path, "~" being the user's home. BadInput where nothing could have it: no such user, a
+    name that is too long, a folder that may not be looked into."""
+    try:
+        place = Path(path).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(place)
+    except (OSError, RuntimeError, ValueError) as error:
+        said = str(getattr(error, "strerror", None) or error).rstrip(".")
+        raise BadInput(f"{str(path)[:60]!r} cannot be a path ({said}): fix it.", "path") from None
+    return place
 
 
 def find_recipe(recipe: str | Path) -> Path:
     """The file of a recipe given by name or by path."""
+    user_path(recipe)
     for path in (Path(recipe), ROOT / recipe, RECIPES / f"{recipe}.yaml"):
         if path.is_file():
             return path
@@ -300,7 +315,7 @@ def find_recipe(recipe: str | Path) -> Path:
 def read_recipe(path: Path) -> dict[str, Any]:
     """A recipe's keys and values, not yet checked."""
     try:
-        stored = yaml.load(path.read_bytes().decode("utf-8-sig"), _OneValueAKey)
+        stored = yaml.load(path.read_bytes().decode("utf-8-sig"), PlainYaml)
     except UnicodeDecodeError:
         raise BadInput(f"{path.name} is not UTF-8 text: save it as UTF-8.", "encoding") from None
     except yaml.YAMLError as error:
@@ -314,8 +329,14 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return {"name": path.stem, **stored}
 
 
-class _OneValueAKey(yaml.SafeLoader):
-    """YAML in which a repeated key is an error; PyYAML takes the last without a word."""
+class PlainYaml(yaml.SafeLoader):
+    """YAML that means what it looks like: a repeated key is an error, of which PyYAML takes the
+    last, and 010, 12:30 and 2026-01-01 are texts, which it takes for 8, 750 and a date."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, form) for tag, form in forms if not tag.endswith((":int", ":timestamp"))]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -327,6 +348,8 @@ class _OneValueAKey(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_WHOLE = re.compile(r"[+-]?(0|[1-9][\d_]*|0x[\da-fA-F]+)$")
+PlainYaml.add_implicit_resolver("tag:yaml.org,2002:int", _WHOLE, [*"+-0123456789"])
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
@@ -362,7 +385,10 @@ def _refusal(errors: list[dict[str, Any]], origins: dict[str, str]) -> BadInput:
     same = [e["msg"] for e in errors if e["loc"][0] == key and repr(e["input"]) == repr(value)]
     wanted = " or ".join(text.removeprefix("Input should be ") for text in dict.fromkeys(same))
     wanted = wanted.replace("a valid integer", "a whole number").replace("a valid ", "a ")
+    wanted = wanted.replace("String should have", "a string with")
     if isinstance(value, str) and kind in ("bool_type", "int_type", "float_type"):
         wanted += ", without quotes"
+    if kind == "string_type" and isinstance(value, int | float):
+        wanted += ", in quotes"
     shown = value if len(repr(value)) < 80 else f"{str(value)[:60]}…"
     return BadInput(f"{key} ({where}) is {shown!r}: it should be {wanted}.", "value")

@@ -22,11 +22,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lib.adapters import block_layers
+from lib.adapters import block_layers, check_weights
 from lib.config import Config, side_config
 from lib.engines import Completion, chat_text, end_ids, make_engine, training_sampling
 from lib.errors import BadInput, first_line, nearest
-from lib.files import existing, read_json, read_jsonl
+from lib.files import existing, read_jsonl, read_settings
 from lib.hardware import GIB, Hardware, detect_hardware, free_share
 from lib.memory import EVALUATION_SHARE, SHAPES, ModelShape, check_fit, evaluation_gib, read_shape
 from lib.models import (
@@ -71,26 +71,32 @@ def check_inputs(config: Config, run: Run) -> None:
     if shape:
         check_fit(config, shape, detect_hardware(config.gpu_memory_cap))
         run.need_disk(disk_needed(config, shape), f"A run of {config.model}")
+    if _is_here(config):
+        check_weights(model_folder(config), shape.layers, shape.hidden)
     if not config.full_finetuning:
         _need_layers(config, shape)
 
 
 def _need_layers(config: Config, shape: ModelShape | None) -> None:
-    """Raises BadInput where the adapter would be on layers that are not there, or on none."""
+    """Raises BadInput where the adapter would be on layers that are not there, of which peft leaves
+    out some without a word, or on none."""
     layers = set(shape.layer_sizes) if shape else set()
     if _is_here(config):
         layers = block_layers(model_folder(config))
-    if layers and (unknown := set(lora_targets(config)) - layers):
-        name = sorted(unknown)[0]
-        raise BadInput(
-            f"target_modules names {name!r}, which {config.model} has not: {nearest(name, layers)}",
-            key="targets",
-        )
+    excluded = config.exclude_modules if isinstance(config.exclude_modules, list) else []
+    for key, names in (("target_modules", lora_targets(config)), ("exclude_modules", excluded)):
+        if layers and (unknown := sorted({*names} - layers)):
+            said = f"{key} names {unknown[0]!r}, which {config.model} has not"
+            raise BadInput(f"{said}: {nearest(unknown[0], layers)}", "targets")
+    numbers = config.layers_to_transform
+    numbers = [numbers] if isinstance(numbers, int) else numbers or []
+    beyond = [number for number in numbers if shape and number >= shape.layers]
     known = shape and set(lora_targets(config)) <= set(shape.layer_sizes)
-    if known and not shape.lora_parameters(config):
+    if beyond or (known and not shape.lora_parameters(config)):
         raise BadInput(
-            f"layers_to_transform, layers_pattern and exclude_modules leave no layer to train: "
-            f"{config.model} has blocks 0 to {shape.layers - 1}, named layers.",
+            f"layers_to_transform, layers_pattern and exclude_modules leave no layer to train, or "
+            f"name one that is not there: {config.model} has blocks 0 to {shape.layers - 1}, named "
+            f"layers.",
             key="targets",
         )
 
@@ -206,7 +212,7 @@ def dialogue(tokenizer: Any, folder: Path) -> Iterator[BadInput]:
     ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
     ends = {tokenizer.eos_token_id}
     for file in (folder / "generation_config.json", folder / "config.json"):  # as vLLM and exports
-        ends |= {*end_ids(read_json(file, {}).get("eos_token_id"))}
+        ends |= {*end_ids(read_settings(file, {}).get("eos_token_id"))}
     if not ends & set(ids):
         last = f"{tokenizer.convert_ids_to_tokens(ids[0])!r} (id {ids[0]})" if ids else "nothing"
         yield BadInput(

@@ -70,6 +70,14 @@ def read_json(path: Path, *missing: Any) -> Any:
         raise BadInput(f"{said}: it was cut short or edited; copy it again.", "json") from None
 
 
+def read_settings(path: Path, *missing: Any) -> dict[str, Any]:
+    """As `read_json`, of a file that holds names and values."""
+    settings = read_json(path, *missing)
+    if not isinstance(settings, dict):
+        raise BadInput(f"{path} holds no names and values: copy it again.", "json")
+    return settings
+
+
 def append_jsonl(path: Path, rows: Iterable[dict]) -> None:
     if is_main_process():
         path.parent.mkdir(parents=True, exist_ok=True)

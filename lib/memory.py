@@ -16,7 +16,7 @@ from typing import Any
 
 from lib.config import Config
 from lib.errors import BadInput
-from lib.files import read_json
+from lib.files import read_settings
 from lib.hardware import (
     CUDA_CONTEXT,
     GIB,
@@ -125,20 +125,21 @@ SHAPES = {
 
 
 def read_shape(folder: Path) -> ModelShape:
-    return shape_of(read_json(folder / "config.json"))
+    return shape_of(read_settings(folder / "config.json"))
 
 
 def shape_of(settings: dict[str, Any]) -> ModelShape:
     """The shape in a model's configuration; sizes may stand under text_config, or in GPT-2's names.
     Raises BadInput where it does not say how large the model is."""
-    text = settings | (settings.get("text_config") or {})
+    inner = settings.get("text_config")
+    text = settings | (inner if isinstance(inner, dict) else {})
 
     def size(*names: str) -> int:
         given = [text[name] for name in names if text.get(name)]
-        if not given:
+        if not given or type(given[0]) is not int or given[0] < 0:
             raise BadInput(
-                f"The model's config.json has no {names[0]}, so that its size is not known: "
-                f"choose another model.",
+                f"The model's config.json has no {names[0]} (a whole number), so that its size is "
+                f"not known: choose another model.",
                 key="no-shape",
             )
         return given[0]

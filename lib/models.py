@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,9 +22,9 @@ from typing import Any
 
 from lib.config import ROOT, Config
 from lib.errors import BadInput, first_line
-from lib.files import cache_folder, read_json
+from lib.files import cache_folder, read_settings
 from lib.hardware import cap_gpu_memory
-from lib.keys import LORA
+from lib.keys import LIBRARY, LORA
 from lib.memory import read_shape, settled
 from lib.stack import choose_backend, raise_if_memory
 from lib.tasks.prompts import ready_tokenizer
@@ -69,7 +70,7 @@ def model_folder(config: Config) -> Path:
 
 def is_hub_name(model: str) -> bool:
     """Whether it has the form "owner/name" and is not meant as a path."""
-    return model.count("/") == 1 and not model.startswith((".", "/", "~"))
+    return bool(re.fullmatch(r"\w[\w.-]*/[\w.-]+", model))
 
 
 def _from_hub(name: str) -> Path:
@@ -77,7 +78,7 @@ def _from_hub(name: str) -> Path:
 
     try:
         folder = Path(snapshot_download(name, allow_patterns=SMALL_FILES))
-        need_16_bit(folder, name)
+        check_kind(folder, name)
         # A repository may hold the weights a second time, as Mistral's consolidated.safetensors.
         weights = sorted(_shards(folder)) or ["model*.safetensors"]
         return Path(snapshot_download(name, allow_patterns=[*SMALL_FILES, *weights]))
@@ -94,34 +95,46 @@ def _from_hub(name: str) -> Path:
 def _shards(folder: Path) -> set[str]:
     """The files that a model's index names; none where it has no index."""
     index = folder / "model.safetensors.index.json"
-    return set(read_json(index, {}).get("weight_map", {}).values())
+    named = read_settings(index, {}).get("weight_map", {})
+    return set(map(str, named.values())) if isinstance(named, dict) else set()
 
 
 def _with_safetensors(folder: Path, name: str) -> Path:
+    shards = _shards(folder) or {"model.safetensors"}
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise BadInput(
             f"model {name!r} has no config.json with *.safetensors in {folder}: only safetensors "
             f"are loaded; convert the model, or choose another.",
             key="no-safetensors",
         )
-    need_16_bit(folder, name)
-    missing = sorted(file for file in _shards(folder) if not (folder / file).is_file())
+    check_kind(folder, name)
+    missing = sorted(file for file in shards if not (folder / file).is_file())
     if missing:
         raise BadInput(
-            f"model {name!r} lacks {len(missing)} of the files that its index names, such as "
-            f"{missing[0]}, in {folder}: fetch it again.",
+            f"model {name!r} lacks {len(missing)} of its files (or those that its index names), "
+            f"such as {missing[0]}, in {folder}: fetch it again.",
             key="missing-shard",
         )
     return folder
 
 
-def need_16_bit(folder: Path, name: str) -> None:
-    """Raises BadInput for a model that is quantised already: nothing could be merged into it."""
-    if how := read_json(folder / "config.json", {}).get("quantization_config"):
+def check_kind(folder: Path, name: str) -> None:
+    """Raises BadInput for a model that writes no text, or that transformers loads only with code
+    from elsewhere; and for one that is quantised already: nothing could be merged into it."""
+    settings = read_settings(folder / "config.json")
+    kind, made = settings.get("model_type"), " ".join(map(str, settings.get("architectures") or ()))
+    writes = any(word in made or not made for word in ("CausalLM", "LMHead", "Conditional"))
+    if kind not in LIBRARY["causal"] or not writes:
         raise BadInput(
-            f"model {name!r} is quantised ({how.get('quant_method', 'somehow')}), and an adapter "
-            f"is merged into 16 bit: give the model it was made from, and load_in_4bit to train "
-            f"on 4.",
+            f"model {name!r} is of type {kind!r} ({made or 'of no architecture'}), which "
+            f"transformers does not load as a causal language model: choose another.",
+            key="model-type",
+        )
+    if how := settings.get("quantization_config"):
+        method = how.get("quant_method") if isinstance(how, dict) else None
+        raise BadInput(
+            f"model {name!r} is quantised ({method or 'somehow'}), and an adapter is merged into "
+            f"16 bit: give the model it was made from, and load_in_4bit to train on 4.",
             key="quantised",
         )
 
@@ -301,8 +314,8 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # it raises what it likes
         said = f"The tokenizer in {folder} cannot be loaded ({first_line(error)})"
         hint = "copy tokenizer.json and tokenizer_config.json there again"
         raise BadInput(f"{said}: {hint}.", "no-tokenizer") from error

@@ -27,7 +27,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lib.config import ROOT, Config, resolve
+from lib.config import ROOT, Config, resolve, user_path
 from lib.errors import BadInput
 from lib.files import (
     existing,
@@ -217,7 +217,7 @@ def _step(checkpoint: Path) -> int:
 
 
 def output_folder(config: Config) -> Path:
-    return (ROOT / Path(config.output_dir).expanduser()).resolve()
+    return (ROOT / user_path(config.output_dir)).resolve()
 
 
 def run_folder(config: Config) -> Path:
@@ -260,14 +260,16 @@ def name_ending(changes: Mapping[str, Any]) -> str:
 
 def check_place(config: Config) -> None:
     """Raises BadInput where no run can be written under that name, before anything is."""
-    name, there = config.run_name, existing(run_folder(config))
-    parts = [part for part in name.split("/") if part.strip(". ") and len(part.encode()) <= 200]
-    if name.startswith("~") or "/".join(parts) != name or not name.isprintable():
+    name = config.run_name
+    parts = [part for part in name.split("/") if part.strip() and len(part.encode()) <= 200]
+    odd = any(part.startswith((".", "~")) for part in parts)  # hidden, as what is the suite's own
+    if odd or not parts or "/".join(parts) != name or not name.isprintable():
         raise BadInput(
             f"run is {name[:60]!r}: it names a folder under output_dir, so give it letters or "
             f"digits, up to 200.",
             key="run-name",
         )
+    there = existing(run_folder(config))
     if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
         what = "cannot be written to" if there.is_dir() else "is a file"
         raise BadInput(

@@ -35,7 +35,7 @@ from typing import Any
 import psutil
 import yaml
 
-from lib.config import RECIPES, ROOT, Config, find_recipe
+from lib.config import RECIPES, ROOT, Config, PlainYaml, find_recipe, user_path
 from lib.doctor import check_inputs, examine
 from lib.errors import BadInput, nearest
 from lib.files import hold, read_json, read_jsonl, release
@@ -200,7 +200,9 @@ def _value(key: str, text: str) -> Any:
     if key == "run" and not text.strip():
         raise BadInput('-p run "" names no folder: give a name, or leave it out.', key="run-name")
     try:
-        value = yaml.safe_load(text) if text.strip() else ""
+        value = yaml.load(text, PlainYaml) if text.strip() else ""
+        if value is None and text.strip().casefold() not in ("null", "~"):
+            raise yaml.YAMLError("nothing is left of it")  # as of "#1", a comment
     except yaml.YAMLError as error:
         said = " ".join(str(getattr(error, "problem", None) or error).split())
         raise BadInput(
@@ -208,7 +210,7 @@ def _value(key: str, text: str) -> Any:
             key="parameter-yaml",
         ) from None
     if key in FOLDERS and isinstance(value, str):
-        place = Path(value).expanduser().resolve()
+        place = user_path(value).resolve()
         return str(place) if place.is_dir() and not place.is_relative_to(ROOT) else value
     return value
 

@@ -174,6 +174,9 @@ def test_what_unsloth_and_vllm_share_on_a_gpu():
         (b"learning_rate: 5e\n", "value", "without quotes"),
         (b"beta: .nan\n", "value", "finite"),
         (b"load_in_4bit: 'yes'\n", "value", "without quotes"),
+        *((b"max_steps: %b\n" % text, "value", text.decode()) for text in (b"010", b"12:30")),
+        (b"max_steps: 2026-01-01\n", "value", "'2026-01-01'"),
+        (b"run: 5\n", "value", "in quotes"),
     ],
 )
 def test_broken_recipe_files(tmp_path, content, key, word):

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from lib import stack
-from lib.adapters import check_adapter
+from lib.adapters import check_adapter, check_weights
 from lib.config import ROOT, resolve
 from lib.engines import VllmEngine, engine_arguments, no_vllm
 from lib.errors import BadInput
@@ -259,6 +259,12 @@ MISFITS = {  # what is changed in an adapter's tensors and settings: the fault
         (f"{EMBEDS}A", (16, 49152)), (f"{EMBEDS}B", (576, 16))
     )(ws, _),
     "whole-modules": lambda ws, _: with_zeros(("model.norm.weight", (576,)))(ws, _),
+    "whole-modules for a bias": lambda ws, _: with_zeros(
+        ("model.layers.0.mlp.up_proj.lora_B.bias", (1536,))
+    )(ws, _),
+    "whole-modules by other names": lambda ws, _: {n.removeprefix(BASE): w for n, w in ws.items()},
+    "patterns of tokens": lambda ws, settings: settings.update(alora_invocation_tokens=[1]) or ws,
+    "rank without alpha": lambda ws, settings: settings.update(lora_alpha=None) or ws,
     "empty": lambda ws, _: {},
     "type": lambda ws, settings: settings.update(peft_type="PROMPT_TUNING") or ws,
     "type that vLLM takes": lambda ws, settings: settings.update(use_dora=True) or ws,
@@ -376,6 +382,13 @@ def test_a_quantised_base_is_refused(copy):
     settings["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (copy / "config.json").write_text(json.dumps(settings))
     assert refused(copy) == "quantised"
+    for wrong, key in (
+        ([1], "json"),
+        (settings | {"model_type": "frobnicate"}, "model-type"),
+        (settings | {"architectures": ["LlamaForSequenceClassification"]}, "model-type"),
+    ):
+        (copy / "config.json").write_text(json.dumps(wrong))
+        assert refused(copy) == key
 
 
 def test_a_missing_shard_is_named(copy):
@@ -385,6 +398,10 @@ def test_a_missing_shard_is_named(copy):
     (copy / "model.safetensors.index.json").write_text('{"weight_map": {"a')
     assert refused(copy) == "json"
     (copy / "model.safetensors.index.json").unlink()
+    with refuses("missing-shard"):
+        check_weights(copy, 40, 576)
+    with refuses("missing-shard"):
+        check_weights(copy, 30, 512)
     (copy / "tokenizer.json").unlink()
     assert refused(copy) == "no-tokenizer"
 

@@ -48,6 +48,7 @@ def key_of(call, *arguments) -> str:
     ("gold", "text"),
     [
         ("18", "18"), (18, "18"), (0, "0"), (18.0, "18"), (-2.5, "-2.5"), (1e-7, "0.0000001"),
+        (np.float32(0.1), "0.1"),
         (["2"], "2"), ([["2"]], "2"), ((2,), "2"), ("['2']", "2"), ('["2"]', "2"), ("[2]", "[2]"),
         ({"ground_truth": "7", "style": "rule"}, "7"), ({"ground_truth": ["7"]}, "7"),
         ("2, 3", "2, 3"), (np.int64(5), "5"), (np.float64(5.0), "5"), (np.array([5]), "5"),
@@ -194,6 +195,12 @@ def test_csv_tsv_json_and_parquet_are_read_as_jsonl_is(tmp_path):
         ("a.xlsx", b"PK\x03\x04\xff", "encoding"), ("a.jsonl", b"\n", "has no rows"),
         ("a.jsonl", b"[1, 2]", "row 1 is not a JSON object"),
         ("a.csv", b"question,answer,answer \n1 + 1?,2,3\n", "csv"),
+        ("a.csv", b'question,answer\n1 + 1?,2\n2 + 1?,"3\n3 + 1?,4\n', "after line 2"),
+        ("a.json", b'{\n "question": "1?",\n "answer": 1\n}', "is one object"),
+        ("a.jsonl", b'{"id": 1, "question": "1?", "answer": 1}\n'
+         b'{"id": "1", "question": "2?", "answer": 1}', "equal-ids"),
+        ("a.jsonl", b'{"question": [{"role": "user", "content": "?"}, {"role": "assistant", '
+         b'"tool_calls": [1]}, {"role": "user", "content": "?"}], "answer": 1}', "question"),
         ("a.jsonl", b'{"question": {"role": "user", "content": [{"type": "image"}]}, "answer": 1}',
          "question"),
     ],
@@ -257,6 +264,9 @@ def test_chat_messages_are_a_question(tmp_path):
         {"messages": [{"role": "user", "content": "1 + 1?"}]},
         "[{'role': 'system', 'content': '?'}\n {'role': 'user', 'content': '1 + 1?'}]",  # numpy's
         json.dumps([{"role": "user", "content": "1 + 1?"}]),
+        {"conversations": [{"from": "human", "value": "1 + 1?"}]},
+        json.dumps({"messages": [{"role": "user", "content": "1 + 1?"}]}),
+        json.dumps([{"name": "Ann", "role": "user", "content": "1 + 1?"}]),
         ["1 + 1?"],
         '["1 + 1?"]',
         str([{"role": "user", "content": "1 + 1?"}]),  # as Python writes it into a CSV
@@ -322,6 +332,26 @@ def test_one_file_without_a_split(tmp_path):
     assert key_of(load_problems, configured(path, eval_problems=0)) == "all-held-out"
     _, training, held_out, _ = load_problems(configured(path, eval_problems=5))
     assert (len(training), len(held_out)) == (15, 5)
+    single = write(tmp_path / "single.jsonl", *sums(1))
+    single = configured(single, task_config={"test_share": 0.5})
+    assert key_of(load_problems, single) == "none-held-out"
+
+
+def test_open_questions_need_no_answer_and_tables_keep_their_values(tmp_path):
+    import pandas as pd
+
+    path = write(tmp_path / "open.jsonl", {"question": "Say hi."}, {"question": "Go on."})
+    assert [p.answer for p in get_task("file", {"path": path, "kind": "open"}).load("test")] == [
+        ""
+    ] * 2
+    named = get_task("file", {"path": path, "kind": "open", "answer": "reply"})
+    assert key_of(named.load, "test") == "column"
+    frame = pd.DataFrame({"question": [b"1 + 1?"], "answer": np.float32([0.1])})
+    frame.to_parquet(tmp_path / "a.parquet")
+    [problem] = get_task("file", {"path": str(tmp_path / "a.parquet")}).load("test")
+    assert (problem.question, problem.answer) == ("1 + 1?", "0.1")
+    (tmp_path / "a.csv").write_text("\nquestion,answer,,\n1 + 1?,2,,\n")
+    assert not get_task("file", {"path": str(tmp_path / "a.csv")}).load("test")[0].meta
 
 
 @pytest.mark.parametrize(

@@ -266,6 +266,7 @@ class NoDefault:
         ("correctness", lambda prompts, completions: [], "is taken by lib"),
         ("mine", REWARDS["mark"], "function or class"),
         ("mine", NoDefault, "give every parameter a default"),
+        ("mine", type("Plain", (), {}), "no __call__"),
     ],
 )
 def test_what_cannot_be_registered(name, what, word, own_rewards):

@@ -270,6 +270,9 @@ def test_where_no_run_can_be_written_is_told_before_anything_is(tmp_path):
         (tmp_path, "../x", "run-name"),
         (tmp_path, "/x", "run-name"),
         (tmp_path, "~", "run-name"),
+        (tmp_path, ".cache", "run-name"),
+        (tmp_path, "x" * 300, "run-name"),
+        ("x" * 300, "r", "path"),
     ):
         with refuses(key):
             open_run(resolve("ci", {"output_dir": str(output_dir), "run": run}))

@@ -26,14 +26,17 @@ PLAIN |= {tuple: "tuple", NoneType: "None"}
 
 
 def library_keys() -> dict[str, Any]:
-    """Of each library its version and its fields: name → type, default, what it is for."""
+    """Of each library its version and its fields: name → type, default, what it is for; and the
+    types of models that transformers loads as causal language models."""
     from peft import LoraConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     from trl import GRPOConfig
 
     return {
         "trl": {"version": version("trl"), "fields": described(GRPOConfig)},
         "peft": {"version": version("peft"), "fields": described(LoraConfig, own=True)},
         "sampling": sorted(_sampling()),
+        "causal": sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES),
     }
 
 
@@ -101,7 +104,8 @@ def as_text(keys: dict[str, Any]) -> str:
         rows = keys[library]["fields"].items()
         lines.append(",\n".join(f"  {_json(name)}: {_json(row)}" for name, row in rows))
         lines.append(" }},")
-    return "\n".join([*lines, f' "sampling": {_json(keys["sampling"])}', "}"]) + "\n"
+    lines.append(",\n".join(f' "{name}": {_json(keys[name])}' for name in ("sampling", "causal")))
+    return "\n".join([*lines, "}"]) + "\n"
 
 
 def _json(value: Any) -> str:

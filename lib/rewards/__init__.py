@@ -30,7 +30,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from lib.config import Config
+from lib.config import Config, user_path
 from lib.errors import BadInput, first_line, nearest
 from lib.rewards.rules import RULES, per_answer
 from lib.runs import run_folder
@@ -188,7 +188,7 @@ def _find(name: str, file: str | None) -> Callable:
         return registered if inspect.isfunction(registered) else type(registered)
     path, colon, attribute = str(name).partition(":")
     if colon or path.endswith(".py"):
-        place = Path(file or path).expanduser()
+        place = user_path(file or path)
         if not place.is_file():
             said = f'Reward "{name}": there is no file {place}'
             raise BadInput(f"{said}: put it beside the recipe.", "reward")
@@ -215,11 +215,15 @@ def _find(name: str, file: str | None) -> Callable:
 def _run(file: Path, stamp: int) -> Any:
     """A Python file as a module, run once as long as it does not change."""
     title = f"{_OF_A_FILE}{file.stem}_{hashlib.sha256(bytes(file)).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(title, file)
+    # As for a script, what lies beside it can be imported, here with a dot before it, too.
+    beside = [str(file.parent)]
+    sys.path += [folder for folder in beside if folder not in sys.path]
+    spec = importlib.util.spec_from_file_location(title, file, submodule_search_locations=beside)
     module = sys.modules[title] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except KeyboardInterrupt:
+    except (BadInput, KeyboardInterrupt):
+        del sys.modules[title]
         raise
     except BaseException as error:  # whatever a user's file may raise, sys.exit() included
         del sys.modules[title]
@@ -267,15 +271,21 @@ def reward(name: str) -> Callable:
 
 def _instance(reward_class: type, name: str, **parameters: Any) -> Callable:
     try:
-        return reward_class(**parameters)
+        reward = reward_class(**parameters)
+        if not callable(reward):
+            raise TypeError("it has no __call__")
+        return reward
     except TypeError as error:
-        hint = "give every parameter a default"
+        hint = "give every parameter a default, and it a __call__(prompts, completions, **columns)"
         raise BadInput(f'Reward "{name}" cannot be built ({error}): {hint}.', "reward") from error
 
 
 def with_name(function: Callable, name: str) -> Callable:
     """The same reward with `__name__` set (also on a frozen dataclass): TRL logs under it."""
-    object.__setattr__(function, "__name__", name)
+    try:
+        object.__setattr__(function, "__name__", name)
+    except AttributeError:  # it has __slots__
+        return Bound(name, function)
     return function
 
 

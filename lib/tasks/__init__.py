@@ -128,6 +128,9 @@ def _load(config: Config) -> tuple[tuple, list[str]]:
         hint = "give task_config a test_share (0.2 holds out a fifth) or a test_path"
         below = f"or eval_problems below {len(held_out)}"
         raise BadInput(f"{said} to train on: {hint}, {below}.", "all-held-out")
+    if not held_out:
+        said = f"No problem of task {config.task!r} is held out, so that nothing can be measured"
+        raise BadInput(f"{said}: give it more rows, or a test_path.", "none-held-out")
     training = _at_most("train_problems", unseen, config.train_problems, config.seed, notes)
     check_ids(training)
     check_ids(held_out)

@@ -7,16 +7,19 @@ the rows are loaded from the Hub. `OwnRows` (task "file") takes a file of one's 
 place, `HubRows` (task "hub") any data set on the Hub; their columns are named in the recipe.
 """
 
+import codecs
 import csv
 import hashlib
+import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lib.config import user_path
 from lib.errors import BadInput, nearest
 from lib.tasks.problems import (
     KINDS,
@@ -24,6 +27,7 @@ from lib.tasks.problems import (
     PACKED,
     Problem,
     Task,
+    check_ids,
     check_split,
     gold_text,
     is_missing,
@@ -185,7 +189,7 @@ class PreferencePairs(StoredTask):
     def problem(self, row, id):
         sides = {side: unpacked(row[side]) for side in ("chosen", "rejected")}
         content = unpacked(row.get("question") or row.get("prompt"))
-        if content is None and isinstance(sides["chosen"], list):  # it is in both dialogues
+        if not content and isinstance(sides["chosen"], list):  # it is in both dialogues
             content = sides["chosen"][:-1]
         question, meta = conversation(content, id)
         meta["system"] = row.get("system") or meta.get("system") or ""
@@ -225,15 +229,24 @@ class OwnColumns(Task):
         if not 0 <= self.test_share < 1:
             raise BadInput(f"test_share is {self.test_share}: give a share from 0 to below 1.")
 
-    def problems(self, rows: list[dict], source: str) -> Iterator[Problem]:
-        used = {self.question, self.answer, "id", "earlier_turns"}
+    def problems(self, rows: list[dict], source: str) -> list[Problem]:
+        used, problems = {self.question, self.answer, "id", "earlier_turns"}, []
         used |= {column.partition(".")[0] for column in used}
         for i, row in enumerate(rows):
             id = f"{source}/{i}"
             question, meta = conversation(cell(row, self.question), id)
             meta |= {key: row[key] for key in row if key not in used}
-            gold = gold_text(cell(row, self.answer), id)
-            yield Problem(row_id(row, id), question, gold, meta, self.kind)
+            gold = cell(row, self.answer)
+            gold = "" if self.kind == OPEN and is_missing(gold) else gold_text(gold, id)
+            problems.append(Problem(row_id(row, id), question, gold, meta, self.kind))
+        check_ids(problems)
+        return problems
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What each row must have: an answer of which none is right only where it is named."""
+        unasked = self.kind == OPEN and self.answer == OwnColumns.answer
+        return (self.question,) if unasked else (self.question, self.answer)
 
 
 @task("file", "jsonl", "csv", "parquet")
@@ -250,8 +263,8 @@ class OwnRows(OwnColumns):
         check_split(split)
         path = self.test_path if split == "test" and self.test_path else self.path
         source = Path(path).stem + (f"/{split}" if self.test_path else "")
-        rows = read_rows(path, (self.question, self.answer), filled=True)
-        problems = [*self.problems(rows, source)]
+        rows = read_rows(path, self.columns, filled=True)
+        problems = self.problems(rows, source)
         if not self.test_share or self.test_path:
             return problems
         return split_rows(problems, split, self.test_share)
@@ -274,9 +287,8 @@ class HubRows(OwnColumns):
         name = self.test if split == "test" and not self.test_share else self.train
         where = [str(self.path), *([self.subset] if self.subset else [])]
         way_out = "download it to a file and use the task file"
-        columns = (self.question, self.answer)
-        rows = hub_rows(*where, split=name, columns=columns, way_out=way_out)
-        problems = [*self.problems(rows, f"{self.path}/{name}")]
+        rows = hub_rows(*where, split=name, columns=self.columns, way_out=way_out)
+        problems = self.problems(rows, f"{self.path}/{name}")
         return split_rows(problems, split, self.test_share) if self.test_share else problems
 
 
@@ -288,7 +300,7 @@ def read_rows(path: str | Path, columns: Iterable[str] = (), filled: bool = Fals
 
     BadInput names the file, and the line or row that cannot be read or lacks a column.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     if not path.is_file():
         raise BadInput(f"There is no file {path}: give the path of a JSONL, CSV or Parquet file.")
     read = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
@@ -302,7 +314,10 @@ def read_rows(path: str | Path, columns: Iterable[str] = (), filled: bool = Fals
 
 def _read_json(path: Path) -> list[tuple[str, dict]]:
     """JSON Lines (blank lines are skipped), or one JSON list; rows by where they stand."""
-    data = path.read_bytes()
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    if data.lstrip().partition(b"\n")[0].strip() == b"{":  # indented, as by a program
+        said = f"{path} is one object, or several over more lines than one each"
+        raise BadInput(f"{said}: write a list of rows, [{{…}}, {{…}}], or a row a line.", "json")
     if data.lstrip()[:1] == b"[":
         rows = [(f"{path}, row {i}", row) for i, row in enumerate(_json(data, str(path)), 1)]
     else:
@@ -334,21 +349,26 @@ def _read_csv(path: Path) -> list[tuple[str, dict]]:
     """Every cell as the text it is, separated by what the header has most of: , ; or a tab."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-            file.seek(0)
-            separator = max(",;\t|", key=header.count)
-            csv.field_size_limit(1 << 30)
-            reader = csv.DictReader(file, delimiter=separator, skipinitialspace=True)
-            names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
-            rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
+            text = file.read().lstrip("\r\n")
+        separator, line = max(",;\t|", key=text.partition("\n")[0].count), 1
+        csv.field_size_limit(1 << 30)
+        lines = io.StringIO(text, newline="")
+        reader = csv.DictReader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+        names = reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        rows = []
+        for row in reader:
+            line = reader.line_num
+            rows.append((f"{path}, line {line}", row))
     except UnicodeDecodeError:
         raise BadInput(f"{path} is not UTF-8: save it as UTF-8.", "encoding") from None
     except csv.Error as error:
-        raise BadInput(f"{path} is no CSV that can be read ({error}): fix it.", "csv") from None
-    if twice := [name for name in names if names.count(name) > 1]:
+        said = f"{path} is no CSV that can be read after line {line} ({error})"
+        raise BadInput(f"{said}: look for a quotation mark too many.", "csv") from None
+    if twice := [name for name in names if name and names.count(name) > 1]:
         raise BadInput(f"{path} has two columns {twice[0]!r}: rename one of them.", "csv")
     for where, row in rows:
-        if None in row:
+        row.pop("", None)  # a column without a name, as of a program's index
+        if any(row.pop(None, ())):
             hint = f"put quotation marks around a text that holds {separator!r}"
             raise BadInput(f"{where} has more cells than the header: {hint}.", "csv")
     return rows
@@ -358,11 +378,24 @@ def _read_parquet(path: Path) -> list[tuple[str, dict]]:
     from pyarrow import parquet
 
     try:
-        rows = parquet.read_table(path).to_pylist()
-        rows = json.loads(json.dumps(rows, default=str))  # a date or a Decimal as text
+        rows = _table_rows(parquet.read_table(path))
     except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
         raise BadInput(f"{path} is no Parquet file that can be read ({error}): fix it.") from None
     return [(f"{path}, row {i}", row) for i, row in enumerate(rows, 1)]
+
+
+def _table_rows(table: Any) -> list[dict[str, Any]]:
+    """The rows of an Arrow table as JSON has them: dates and Decimals as text, bytes as the text
+    they hold, and a 32-bit 0.1 as 0.1, not as 0.10000000149."""
+    for i, (name, kind) in enumerate(zip(table.column_names, table.schema.types, strict=True)):
+        if kind in ("halffloat", "float"):
+            column = table.column(i).cast("float").cast("string").cast("double")
+            table = table.set_column(i, name, column)
+
+    def text(value: Any) -> str:
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+    return json.loads(json.dumps(table.to_pylist(), default=text))
 
 
 def hub_rows(
@@ -375,7 +408,7 @@ def hub_rows(
     try:
         import datasets
 
-        rows = datasets.load_dataset(*hub, split=split).to_list()
+        rows = _table_rows(datasets.load_dataset(*hub, split=split).with_format("arrow")[:])
     # Whatever goes wrong (name service, log-in, rate limit, another name) has the same way out.
     except Exception as error:
         known = f"{type(error).__name__}: {error}" if isinstance(error, ValueError) else ""
@@ -417,30 +450,38 @@ def row_id(row: dict, id: str, column: str = "id") -> str:
 # --- chat messages ------------------------------------------------------------------------------
 
 
+ROLES = {  # as data sets call them, and as chat templates do
+    **{role: role for role in ("system", "user", "assistant", "tool")},
+    **dict.fromkeys(("human", "prompter"), "user"), "developer": "system", "function": "tool",
+    **dict.fromkeys(("gpt", "chatgpt", "ai", "bot", "chatbot", "model"), "assistant"),
+}  # fmt: skip
+
+
 def conversation(content: Any, id: str) -> tuple[str, dict[str, Any]]:
     """The question that a text or chat messages end with; and as meta what comes before it."""
     if isinstance(content, list) and len(content) == 1 and isinstance(content[0], str):
         content = content[0]
     if isinstance(content, str | int | float) and not PACKED.match(str(content)):
         return str(content), {}
-    if isinstance(content, dict) and "messages" in content:
-        content = content["messages"]
+    if isinstance(content, dict):  # or one message
+        content = content.get("messages") or content.get("conversations") or content
     turns = [_turn(message) for message in (content if isinstance(content, list) else [content])]
     system = turns.pop(0)["content"] if turns and turns[0].get("role") == "system" else ""
     last = turns[-1] if turns and all(turns) else {}
     if last.get("role") != "user" or not last["content"].strip():
-        hint = "a text, or chat messages {role, content} that end with the user's"
+        hint = "a text, or chat messages {role, content}, of text alone, that end with the user's"
         raise BadInput(f"{id}: the question must be {hint}: fix that row.", "question")
     meta = {"system": system} if system else {}
     return last["content"], meta | ({"earlier_turns": turns[:-1]} if turns[1:] else {})
 
 
 def _turn(message: Any) -> dict[str, str]:
-    """A chat message, also as {from, value}; {} for what is none."""
-    if not isinstance(message, dict) or not {"role", "from"} & message.keys():
+    """A chat message, also as {from, value}; {} for what is none, or holds more than text."""
+    if not isinstance(message, dict) or message.get("tool_calls") or message.get("function_call"):
         return {}
-    role = str(message.get("role") or message.get("from")).lower()
-    role = {"human": "user", "gpt": "assistant"}.get(role, role)
+    role = ROLES.get(str(message.get("role") or message.get("from")).lower())
+    if role is None:
+        return {}
     content = message.get("content")
     parts = content if isinstance(content, list) else []
     if any(

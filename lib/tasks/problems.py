@@ -79,7 +79,9 @@ class Problem:
 # Messages, verl's reward_model or a list of one answer as a table's cell: in JSON, as Python writes
 # it, or as numpy does (array([{…}, {…}], dtype=object), [{…}\n {…}]).
 PACKED = re.compile(
-    r"""\s*(?:array\()?\[?\s*\{\s*(['"])(?:role|from|content|ground_truth|style)\1\s*:"""
+    r"""\s*(?:array\()?\[?\s*\{\s*(['"])"""
+    r"""(?:role|from|content|ground_truth|style|messages|conversations)\1\s*:"""
+    r"""|\s*(?:array\()?\[\s*\{[^{}]*['"](?:role|from)['"]\s*:"""
     r"""|\s*\[\s*(['"])[^'"]+\2\s*\]\s*$"""
 )
 
@@ -98,13 +100,18 @@ def unpacked(content: Any) -> Any:
     return content
 
 
+NARROW = ("float16", "float32")
+
+
 def gold_text(value: Any, where: str) -> str:
     """A gold answer as text, from whatever type a data set has it in; BadInput for none or several.
 
     >>> [gold_text(gold, "row 1") for gold in ("18", 18, 18.0, ["18"], {"ground_truth": "18"})]
     ['18', '18', '18', '18', '18']
     """
-    value = unpacked(value.tolist() if hasattr(value, "tolist") else value)  # numpy's
+    if hasattr(value, "tolist"):  # numpy's; a 32-bit 0.1 is 0.10000000149 in 64
+        value = float(str(value)) if type(value).__name__ in NARROW else value.tolist()
+    value = unpacked(value)
     if isinstance(value, Mapping) and "ground_truth" in value:  # verl's `reward_model` column
         return gold_text(value["ground_truth"], where)
     if isinstance(value, list | tuple) and len(value) == 1:
@@ -126,7 +133,9 @@ def gold_text(value: Any, where: str) -> str:
 
 def is_missing(value: Any) -> bool:
     """Whether a cell of a table is empty: None, NaN, an infinite number, "" or []."""
-    if isinstance(value, float | Decimal):
+    if isinstance(value, Decimal):
+        return not value.is_finite()
+    if isinstance(value, float):
         return not math.isfinite(value)
     if isinstance(value, str):
         return not plain_characters(value).strip()

@@ -17,7 +17,7 @@ from typing import Any
 from lib.answers import closing_brace
 from lib.config import Config
 from lib.errors import BadInput, nearest
-from lib.files import read_json
+from lib.files import read_settings
 from lib.tasks.problems import Problem
 
 ROW_COLUMNS = ("prompt", "answer", "id", "question", "kind")
@@ -164,7 +164,8 @@ def _meta_column(name: str, problems: Sequence[Problem]) -> list:
     types = {type(value) for value in values if value is not None}
     if types == {int, float}:
         return [None if value is None else float(value) for value in values]
-    if types <= {str, int, float, bool}:
+    small = all(abs(value) < 2**63 for value in values if isinstance(value, int))  # as Arrow's
+    if types <= {str, int, float, bool} and small:
         return values if len(types) < 2 else [v if v is None else str(v) for v in values]
     from datasets import Dataset
 
@@ -245,6 +246,7 @@ def ready_tokenizer(tokenizer: Any, folder: Path) -> Any:
     """The tokenizer of the model in `folder`, changed in place, for training, evaluation and export
     alike. BadInput: no chat template, one that cannot be used, or tokens without an embedding."""
     tokenizer.padding_side = "left"  # completions start at the same place in a batch
+    tokenizer.eos_token = tokenizer.eos_token or _end_of_turn(tokenizer, folder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     _check_embeddings(tokenizer, folder)
     template, way_out = tokenizer.chat_template, f"write one to {folder / 'chat_template.jinja'}"
@@ -270,19 +272,28 @@ def ready_tokenizer(tokenizer: Any, folder: Path) -> Any:
 
 
 def _probed(tokenizer: Any) -> str:
-    """A prompt as the template writes it; "" where the template refuses it."""
-    from jinja2 import TemplateError
-
+    """A prompt as the template writes it; "" where the template refuses it, or is none."""
     messages = [_says("system", _SYSTEM), _says("user", "Name a colour.")]
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except TemplateError:
+    except Exception:  # what a template may raise
         return ""
+
+
+def _end_of_turn(tokenizer: Any, folder: Path) -> str:
+    """The token that ends generation, where the tokenizer itself names none."""
+    for file in ("generation_config.json", "config.json"):
+        ids = read_settings(folder / file, {}).get("eos_token_id")
+        for number in ids if isinstance(ids, list) else [ids]:
+            if isinstance(number, int) and number < len(tokenizer):
+                return tokenizer.convert_ids_to_tokens(number)
+    hint = "name one as eos_token in tokenizer_config.json"
+    raise BadInput(f"The tokenizer in {folder} has no token that ends a turn: {hint}.", "no-eos")
 
 
 def _check_embeddings(tokenizer: Any, folder: Path) -> None:
     file = folder / "config.json"
-    shape = read_json(file, {})
+    shape = read_settings(file, {})
     rows = shape.get("text_config", shape).get("vocab_size")
     extra = [(i, token) for token, i in tokenizer.get_added_vocab().items() if rows and i >= rows]
     if extra:
