@@ -2,10 +2,14 @@
 
     python tests/pretend_gpu.py t4              # every recipe's configuration on a pretended T4
     python tests/pretend_gpu.py rtx5080 qwen3-4b_gsm8k
+    python tests/pretend_gpu.py t4 train        # three GRPO steps by Unsloth's GPU trainer
 
 Wants the GPU lock installed. For each recipe it prints, as a line of JSON, what Unsloth would start
 vLLM with (`load_vllm(return_args=True)`), and the attention backend that vLLM chooses for that and
 for the engine of evaluation, or why it refuses them. No weights are read, nothing is computed.
+
+`train` computes, on the CPU: torch's operations stand in for Unsloth's kernels, and all else of
+Unsloth, TRL and the suite is what a card runs. It shows that the parts fit, and nothing of speed.
 """
 
 import contextlib
@@ -140,6 +144,156 @@ def pretend(card: Card) -> None:
     shutil.which = lambda name, *rest, **options: tools.get(name) or which(name, *rest, **options)
 
 
+# --- a card that computes -----------------------------------------------------------------------
+
+MAKERS = "zeros ones empty full arange tensor as_tensor rand randn randint randperm linspace eye"
+MAKERS += " empty_like zeros_like ones_like full_like rand_like randn_like empty_strided"
+
+
+def on_cpu(place: Any) -> Any:
+    """Where it is here, for a device or what else stands in its place."""
+    is_gpu = type(place).__name__ in ("device", "str") and str(place).startswith("cuda")
+    return "cpu" if is_gpu else place
+
+
+class Idle:
+    """A stream, an event, or a context of one: there is nothing to wait for."""
+
+    cuda_stream = idx = 0
+
+    def __init__(self, *_: Any, **__: Any):
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_, **__: True
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        return None
+
+
+def compute_on_cpu() -> None:
+    """Have torch do on the CPU what it is told to do on the card, with tensors that say they are
+    there."""
+    import torch
+
+    def moved(function: Any) -> Any:
+        def call(*given: Any, **options: Any) -> Any:
+            options.pop("pin_memory", None)
+            if type(options.get("device")) is int:
+                options["device"] = "cpu"
+            options = {name: on_cpu(value) for name, value in options.items()}
+            return function(*map(on_cpu, given), **options)
+
+        return call
+
+    def at(owner: Any, names: str) -> None:
+        for name in names.split():
+            setattr(owner, name, moved(getattr(owner, name)))
+
+    at(torch, MAKERS + " is_autocast_enabled get_autocast_dtype")
+    at(torch.Tensor, "to new_zeros new_ones new_empty new_full new_tensor")
+    at(torch.amp, "custom_fwd custom_bwd")
+    at(torch.amp.autocast_mode.autocast, "__init__")
+    at(torch.amp.GradScaler, "__init__")
+    same = lambda tensor, *_, **__: tensor  # noqa: E731
+    torch.Tensor.cuda = torch.Tensor.pin_memory = torch.nn.Module.cuda = same
+    real, card = torch.Tensor.device, torch.device("cuda", 0)
+    is_there = lambda tensor: real.__get__(tensor).type != "meta"  # noqa: E731
+    torch.Tensor.device = property(lambda t: card if is_there(t) else torch.device("meta"))
+    torch.Tensor.is_cuda = property(is_there)
+    for name in ("Stream", "Event", "stream", "current_stream", "default_stream", "device"):
+        setattr(torch.cuda, name, Idle)
+    torch.cuda.is_current_stream_capturing = lambda: False
+    for module in (torch.cuda, torch.cuda.random):
+        module.get_rng_state = lambda *_: torch.get_rng_state()
+        module.set_rng_state = module.manual_seed = lambda *_, **__: None
+
+
+def without_kernels() -> None:
+    """Torch's operations in the place of Unsloth's kernels, after it was imported."""
+    import bitsandbytes.functional as bnb
+    import torch
+    from torch.nn.functional import silu
+    from unsloth.kernels import utils
+
+    def fast_dequantize(W, state=None, out=None, use_global_buffer=False, dtype=None):
+        if state is None:
+            return W
+        flat = W.shape[0] == 1
+        full = bnb.dequantize_4bit(W.t() if flat else W, state).to(dtype or state.dtype)
+        return full.t() if flat else full
+
+    def fast_rms_layernorm(norm, X, *_, **__):
+        size = X.float().pow(2).mean(-1, keepdim=True) + norm.variance_epsilon
+        return (X.float() * torch.rsqrt(size)).to(X.dtype) * norm.weight
+
+    def fast_rope_embedding(Q, K, cos, sin, places=None):
+        places = torch.arange(Q.shape[2])[None] if places is None else places
+        cos, sin = (wave.squeeze()[places.reshape(-1, Q.shape[2])][:, None] for wave in (cos, sin))
+        halves = lambda x: torch.cat((-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]), -1)  # noqa: E731
+        return tuple((x * cos + halves(x) * sin).to(x.dtype) for x in (Q, K))
+
+    def swiglu_fg_kernel(e, g):
+        return silu(e.float()).to(e.dtype) * g
+
+    def swiglu_DWf_DW_dfg_kernel(DW, e, g):
+        sigmoid, f = torch.sigmoid(e.float()), silu(e.float()).to(DW.dtype)
+        slope = sigmoid * (1 + e.float() * (1 - sigmoid))
+        return f * g, DW * f, ((DW * g).float() * slope).to(DW.dtype)
+
+    replaced = {f.__name__: f for f in locals().values() if isinstance(f, types.FunctionType)}
+    replaced |= dict.fromkeys(
+        ("decode_rope_inplace", "fast_add_rms_layernorm_inference_ok"), lambda *_: False
+    )
+    utils._USE_NF4_KERNELS = utils._BNB_GEMM_4BIT = False
+    for module in [m for name, m in sys.modules.items() if name.startswith("unsloth")]:
+        for name in replaced.keys() & vars(module).keys():
+            setattr(module, name, replaced[name])
+
+
+def train(card: Card) -> None:
+    """A small model with random weights, in 4 bit: three steps of GRPO, and a fourth from the
+    checkpoint."""
+    from lib import hardware
+
+    hardware._query_gpu = lambda: (card.name, card.memory, card.hardware.capability)
+    compute_on_cpu()
+    import unsloth  # noqa: F401
+
+    without_kernels()
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from lib.models import embedded_folder, load_policy
+    from lib.runs import open_run, read_jsonl
+    from lib.training import make_trainer
+    from lib.training import train as train_on
+
+    def by_turns(completions, **_):
+        return [float(i % 3) for i, _ in enumerate(completions)]
+
+    asked = [{"role": "user", "content": "Say a number."}]
+    rows = [{"prompt": asked, "id": str(i), "answer": ""} for i in range(4)]
+    sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=3, vocab_size=49152)
+    sizes |= dict(num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)
+    with tempfile.TemporaryDirectory() as folder:
+        model = f"{folder}/model"
+        LlamaForCausalLM(LlamaConfig(**sizes, eos_token_id=2)).half().save_pretrained(model)
+        AutoTokenizer.from_pretrained(embedded_folder()).save_pretrained(model)
+        given = dict(model=model, load_in_4bit=True, rollout_engine="transformers", save_steps=3)
+        for changes in (dict(max_steps=3), dict(max_steps=4, resume=True)):
+            changes |= dict(profile="auto", output_dir=folder)
+            config = resolve("ci", given | changes, card.hardware)
+            run, policy = open_run(config), load_policy(config)
+            trainer = make_trainer(policy, rows, [by_turns], [1.0], config, run)
+            train_on(trainer, config, run)
+            slopes = [row["grad_norm"] for row in read_jsonl(run.train_log)]
+            how = {"unsloths": trainer.is_unsloths, "fp16": trainer.args.fp16}
+            print("PRETENDED", json.dumps(how | {"grad_norm": slopes}), flush=True)
+
+
 def write_config(model: str, folder: Path) -> Path:
     """A config.json with the sizes of a model that recipes name."""
     import transformers
@@ -221,8 +375,11 @@ def by_unsloth(ours: dict[str, Any], base: Path) -> dict[str, Any]:
 def main(name: str, *recipes: str) -> None:
     card = CARDS[name]
     os.environ |= gpu_environment(card.hardware.capability)
+    os.environ |= {"UNSLOTH_COMPILE_DISABLE": "1", "TORCHDYNAMO_DISABLE": "1"}
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
     pretend(card)
+    if recipes == ("train",):
+        return train(card)
     import unsloth  # noqa: F401
 
     stack = Stack(dict.fromkeys(STACK, "1"), "580.95.05", "13.0")

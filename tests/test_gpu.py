@@ -169,19 +169,24 @@ def test_the_arguments_are_those_that_the_installed_libraries_take(embedded):
         assert "pretrained_model_name_or_path" in plain_arguments(config, embedded)
 
 
-@pytest.mark.parametrize("card", ["t4", "l4", "rtx4060ti", "rtx5080"])
-def test_every_recipe_is_configured_on_a_pretended_card(card):
-    """By Unsloth's and vLLM's own code; the test above is what is left of it without the lock."""
+def on_pretended(card: str, *words: str) -> list[dict]:
+    """What tests/pretend_gpu.py says of it."""
     try:
         version("vllm")
     except PackageNotFoundError:
         pytest.skip("the GPU lock (requirements.txt) is not installed")
-    command = [sys.executable, "tests/pretend_gpu.py", card]
+    command = [sys.executable, "tests/pretend_gpu.py", card, *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("PRETENDED ")]
-    assert lines, done.stderr[-2000:]
-    for line in lines:
-        seen = json.loads(line.removeprefix("PRETENDED "))
+    lines = [line.partition(" ") for line in done.stdout.splitlines()]
+    seen = [json.loads(row) for mark, _, row in lines if mark == "PRETENDED"]
+    assert seen, done.stderr[-2000:]
+    return seen
+
+
+@pytest.mark.parametrize("card", ["t4", "l4", "rtx4060ti", "rtx5080"])
+def test_every_recipe_is_configured_on_a_pretended_card(card):
+    """By Unsloth's and vLLM's own code; the test above is what is left of it without the lock."""
+    for seen in on_pretended(card):
         if "refused" in seen:
             assert (seen["refused"], card) == ("gemma-fp16", "t4")
             continue
@@ -190,6 +195,13 @@ def test_every_recipe_is_configured_on_a_pretended_card(card):
         assert all(name.isidentifier() for name in attention), seen  # else what vLLM says
         if card == "t4":
             assert attention == {"TRITON_ATTN"} and seen["flashinfer"] == "0", seen
+
+
+def test_unsloths_gpu_trainer_trains_and_resumes_on_a_pretended_t4():
+    first, resumed = on_pretended("t4", "train")
+    assert first["unsloths"] and first["fp16"]
+    assert resumed["grad_norm"][:3] == first["grad_norm"] and len(resumed["grad_norm"]) == 4
+    assert all(0 < slope < 100 for slope in resumed["grad_norm"])
 
 
 def test_the_check_of_a_card_trains_and_notes_its_steps(first_layers, tmp_path, monkeypatch):
