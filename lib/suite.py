@@ -288,6 +288,10 @@ def whats_next(options: argparse.Namespace, config: Config, run: Run) -> Iterato
         words = ["python", "-m", "lib.export", run.shown(run.merged), short]
         yield f"Ask the model: {shlex.join(words)}"
         further = {"Serve it, and talk to it in a page": "08"} | further
+    elif run.adapter.is_dir():
+        measured = (run.evals / "comparison.json").is_file()
+        then = {"Export it": "05"} if measured else {"Measure it, and export it": "04 05"}
+        further = then | further
     ran = {word[:2] for word in options.only or ()}
     yield from (f"{what}: {command()} --only {n}" for what, n in further.items() if n not in ran)
     yield f"Another seed, as a run of its own: {command('seed', 'run')} -p seed {config.seed + 1}"

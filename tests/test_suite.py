@@ -128,7 +128,7 @@ def test_a_failure_stops_the_run_and_resume_goes_on_there(tmp_path, first_layers
     assert comparison["greedy_strict"]["problems"] == 4
 
 
-def test_resume_is_told_to_the_training_alone(tmp_path, monkeypatch):
+def test_resume_is_told_to_the_training_alone(tmp_path, monkeypatch, capsys):
     asked = {}
 
     def told(name, run, parameters, watch, config):
@@ -144,6 +144,10 @@ def test_resume_is_told_to_the_training_alone(tmp_path, monkeypatch):
     Run(tmp_path / "ci").note(finished={"01_setup": {"seconds": 1}, "03_training": {"seconds": 1}})
     assert main([*given, "--resume"]) == 0 and not asked
     assert main([*given, "--resume", "-p", "max_steps", "3"]) == 0 and len(asked) == 2
+    # What comes next is named, as far as there is something to do it with.
+    assert "--only 04 05" not in capsys.readouterr().out
+    (tmp_path / "ci" / "adapter").mkdir()
+    assert main(given) == 0 and "--only 04 05" in capsys.readouterr().out
 
 
 def test_a_recipe_that_the_checkpoints_do_not_fit_is_told_at_once(tmp_path, capsys):
