@@ -116,7 +116,10 @@ def _need_server(config: Config) -> None:
 
 
 def _is_here(config: Config) -> bool:
-    """Whether the model needs no Hub."""
+    """Whether the model is a folder of this machine (the embedded one need not be unpacked to know
+    its layers)."""
+    if config.model == EMBEDDED:
+        return False
     return not is_hub_name(config.model) or config.find(config.model) is not None
 
 

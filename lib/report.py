@@ -66,7 +66,7 @@ def write_report(run: Run, config: Config) -> str:
         cost=_cost(run, record, log),
         stages=record.get("finished", {}),
         duration=duration,
-        pages=[_export(path) for path in sorted(run.notebooks.glob("*.ipynb"))],
+        pages=sorted(path.name for path in run.notebooks.glob("*.html")),
         origins=record.get("origins", {}),
         record=record,
         evaluation=read_json(run.evals / "base.json", {}).get("protocol", {}),
@@ -77,6 +77,18 @@ def write_report(run: Run, config: Config) -> str:
     said += [verdict(table), *(f"While it trained: {sentence}" for sentence in warned), ""]
     said += [f"Training curve: {run.shown(curve)}"] if curve.is_file() else []
     return "\n".join([*said, f"Report (open it in a browser): {run.shown(run.report)}"])
+
+
+def write_page(notebook: Path) -> None:
+    """The executed notebook as a page beside it."""
+    from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+    # Else each piece of an answer that was streamed has a line of its own.
+    exporter = HTMLExporter(preprocessors=[CoalesceStreamsPreprocessor])
+    page, _ = exporter.from_filename(str(notebook))
+    page = page.replace("</head>", f"<style>{PAGES}</style></head>", 1)
+    notebook.with_suffix(".html").write_text(page, encoding="utf-8")
 
 
 def write_answers(run: Run, rows: Sequence[dict[str, Any]]) -> Path:
@@ -149,17 +161,3 @@ def _cost(run: Run, record: dict[str, Any], log: Sequence[dict]) -> list[tuple[s
         ("energy of the GPU", record.get("energy_wh"), "{:.0f} Wh".format),
     )
     return [(what, form(value)) for what, value, form in rows if value]
-
-
-def _export(notebook: Path) -> str:
-    """The executed notebook as a page beside it; the page's name."""
-    from nbconvert import HTMLExporter
-    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
-
-    # Else each piece of an answer that was streamed has a line of its own.
-    exporter = HTMLExporter(preprocessors=[CoalesceStreamsPreprocessor])
-    page, _ = exporter.from_filename(str(notebook))
-    target = notebook.with_suffix(".html")
-    page = page.replace("</head>", f"<style>{PAGES}</style></head>", 1)
-    target.write_text(page, encoding="utf-8")
-    return target.name

@@ -135,6 +135,10 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
         usual = [times.get(each, 0) for each in left[place:]]
         watch = Watch(label if len(chain) > 1 else name, run, usual)
         code = run_notebook(name, run, parameters | resumes, watch, config if training else None)
+        if (executed := run.notebooks / f"{name}.ipynb").is_file():
+            from lib.report import write_page  # with pandas, which takes a second
+
+            write_page(executed)
         if code:
             return code
     print(*outcome(config, run, chain), *whats_next(options, config, run), sep="\n")
@@ -264,7 +268,7 @@ def header(
 
 def outcome(config: Config, run: Run, chain: Sequence[str]) -> Iterator[str]:
     if (run.evals / "comparison.json").is_file():
-        from lib.report import write_report  # with pandas, which takes a second
+        from lib.report import write_report
 
         yield write_report(run, config)
     certificate = run.evals / "certificate.json"

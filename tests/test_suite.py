@@ -115,6 +115,7 @@ def test_a_failure_stops_the_run_and_resume_goes_on_there(tmp_path, first_layers
     assert code == 2 and "--resume" in out
     assert "04_pass_at_k_eval stopped:" in errors
     assert "adapter is not there: run 03_training for this run first." in errors
+    assert "adapter is not there" in (tmp_path / "ci/notebooks/04_pass_at_k_eval.html").read_text()
     (tmp_path / "ci" / "notebooks" / "01_setup.ipynb").unlink()
 
     # What 03_training would leave.
