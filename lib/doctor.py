@@ -76,6 +76,8 @@ def check_inputs(config: Config, run: Run) -> None:
         check_weights(model_folder(config), shape.layers, shape.hidden)
     if not config.full_finetuning:
         _need_layers(config, shape)
+    if config.model == EMBEDDED:
+        model_folder(config)  # unpacked here, where what it says is seen
 
 
 def _need_layers(config: Config, shape: ModelShape | None) -> None:
