@@ -25,7 +25,7 @@ from typing import Any
 
 from lib.adapters import block_layers, check_weights
 from lib.config import Config, side_config
-from lib.engines import Completion, chat_text, end_ids, make_engine, training_sampling
+from lib.engines import Completion, chat_text, make_engine, training_sampling
 from lib.errors import BadInput, first_line, nearest
 from lib.files import existing, read_jsonl, read_settings
 from lib.hardware import GIB, Hardware, detect_hardware, free_share
@@ -44,6 +44,7 @@ from lib.runs import Run, check_place, hushed, run_folder
 from lib.stack import installation, read_stack
 from lib.stats import detectable_difference, power_sentence
 from lib.tasks import fitting_rows, get_format, load_problems, make_rows
+from lib.tasks.prompts import end_ids
 from lib.training import check_fills_a_step
 
 CUT = 0.5  # share of completions cut off at which nothing can be learned

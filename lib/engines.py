@@ -20,7 +20,7 @@ from lib.hardware import GIB, cap_gpu_memory, free_share
 from lib.memory import EVALUATION_SHARE, shape_of
 from lib.process import random_state, set_random_state, trim_memory
 from lib.stack import LORA_RANKS, raise_if_memory
-from lib.tasks.prompts import ready_tokenizer
+from lib.tasks.prompts import end_ids, ready_tokenizer
 
 CACHE = GIB  # bytes of a GPU for keys and values where transformers generates, beside a training
 
@@ -64,11 +64,6 @@ def training_sampling(config: Config, n: int = 1, step: int = 0) -> Sampling:
 def chat_text(tokenizer: Any, messages: Messages) -> str:
     """The prompt as the model reads it, up to where its own turn begins."""
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-
-def end_ids(given: int | list[int] | None) -> list[int]:
-    """The ids that end a turn, of which a model's `eos_token_id` names none, one or several."""
-    return given if isinstance(given, list) else [given] if given is not None else []
 
 
 def prompt_hash(prompts: Sequence[Messages]) -> str:

@@ -2,7 +2,6 @@
 
 import inspect
 import math
-import sys
 import textwrap
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,8 +16,6 @@ def start(namespace: Mapping[str, Any]) -> tuple[Config, Run]:
     parameter does not work, or another process writes into the run's folder."""
     warnings.filterwarnings("ignore")
     config = named_config(*notebook_parameters(namespace))
-    if config.backend == config.rollout_engine == config.eval_engine == "transformers":
-        sys.modules.setdefault("vllm", None)  # TRL would import it, in three seconds, for nothing
     return config, open_run(config)
 
 

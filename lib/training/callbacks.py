@@ -19,7 +19,7 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from lib.config import Config
-from lib.engines import Engine, Sampling, TransformersEngine, end_ids
+from lib.engines import Engine, Sampling, TransformersEngine
 from lib.files import append_jsonl, discard, read_json, write_json, written_whole
 from lib.hardware import gpu_energy, gpu_memory_taken
 from lib.models import Policy, live_weights, write_adapter
@@ -27,6 +27,7 @@ from lib.process import Progress
 from lib.rewards import Bound, Checked, total
 from lib.runs import Run
 from lib.tasks import Problem, Task, fitting_rows, get_format, judge, sample_problems
+from lib.tasks.prompts import end_ids
 from lib.training.rollouts import SCORES, advantages, is_alike, rollout_row
 
 

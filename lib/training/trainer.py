@@ -91,7 +91,8 @@ class GRPOTrainer(trl.GRPOTrainer):
         """As TRL's. Callbacks with a context manager `around(trainer)` see a failure; a pass that
         does not fit into memory is tried again at half the micro-batch."""
         with ExitStack() as callbacks:
-            callbacks.callback(clear_left)
+            if self.is_unsloths:
+                callbacks.callback(clear_left)
             for callback in self.callback_handler.callbacks:
                 if hasattr(callback, "around"):
                     callbacks.enter_context(callback.around(self))
