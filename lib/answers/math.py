@@ -30,7 +30,7 @@ from lib.answers.formulas import (
     same_value,
 )
 from lib.answers.numerals import BOLD, SCALES, has_percent, plain_characters, read_number
-from lib.answers.readers import ALL_REALS, CJK
+from lib.answers.readers import ALL_REALS, CJK, NONE
 from lib.answers.symbolic import symbolically_equal
 
 # --- one spelling: only notation that carries no value goes -------------------------------------
@@ -60,8 +60,8 @@ _COMMANDS = {
     "cdot": "*", "ast": "*", "div": "/", "vert": "|", "lvert": "|", "rvert": "|",
     "lbrace": r"\{", "rbrace": r"\}", "langle": "(", "rangle": ")", "lbrack": "[", "rbrack": "]",
     "vartheta": r"\theta", "varphi": r"\phi", "varepsilon": r"\epsilon", "degree": r"^\circ ",
-    "bar": r"\overline", "varnothing": r"\emptyset ", "backslash": r"\setminus ",
-    "smallsetminus": r"\setminus ",
+    "bar": r"\overline", "dot": r"\overline", "varnothing": r"\emptyset ",
+    "backslash": r"\setminus ", "smallsetminus": r"\setminus ",
     **dict.fromkeys(("lor", "land", "vee", "wedge"), ","),
 }  # fmt: skip
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
@@ -148,11 +148,7 @@ _AS_WRITTEN = _rules(
     (r"(\d{0,12}\.\d{0,12}?)(\d{1,6}?)\2+\s?(?:\.{3}|…|\\[lc]?dots)", r"\1\\overline{\2}"),
     (rf"^{_TEXT_OPENS}[A-Za-z ,']*\b(?:is|are|equals)[:\s]*\}}", ""),
     (rf"[\s,]*{_TEXT_OPENS}[\s,]*for (?:all|any|every)[A-Za-z ]*\}}\s?[a-z]?\s*$", ""),
-    (
-        rf"^(?:{_TEXT_OPENS})?(?:no (?:real )?solutions?|(?:the )?empty set)\W*$",
-        r"\\emptyset",
-        re.I,
-    ),
+    (rf"^(?:{_TEXT_OPENS})?(?:there (?:is|are) )?{NONE}\W*$", r"\\emptyset", re.I),
     (rf"(?<=\d)\s?{_TEXT_OPENS}\s?to\s?\}}\s?(?=\d)", ":"),
     (rf"(?<=\d)[\s\\,]*?\\[dt]?frac(?:\{{{_TEXT_OPENS}[^{{}}]*\}}\}}){{2}}$", ""),  # m/s
     (rf"^(?:\\text|\W)*+{ALL_REALS.pattern}\W*$", _reals_in_words, re.IGNORECASE),
@@ -185,7 +181,7 @@ _SPELLINGS = _rules(
     (r">=", r"\\ge "),
     (r"!=|\\not\ ?=", r"\\ne "),
     (r"\\\{\s?\\\}", r"\\emptyset "),
-    (r"\^\s?(?:\{\s?\\circ\s?\}|\{o\}|\{?\\(?:text|mathrm)\s?\{o\}\s?\}?)", r"^\\circ "),
+    (r"\^\s?(?:\{\s?\\circ\s?\}|\{o\}|o(?!\w)|\{?\\(?:text|mathrm)\s?\{o\}\s?\}?)", r"^\\circ "),
     (_COMMAND.pattern, _as_written_here),
     (r"(?<![/^\d.])(\d+\.\d+) ?\* ?10 ?\^ ?(?:\{ ?([+-]?\d{1,3}) ?\}|([+-]?\d{1,3}))", r"\1e\2\3"),
     (

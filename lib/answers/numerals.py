@@ -81,14 +81,15 @@ _MINUS = re.compile(
     r"(?:((?:\b(?:is|are|was|be|equals?|gets?|gives?|makes|becomes)|[=:])[ $(*]{1,4})- *"
     r"|(?<![\d)\]}%] )(?<!\s[A-Za-z] )(?<!^[A-Za-z] )\b(?i:negative|minus)) (?=\W?\d|\\[dt]?frac)"
 )
-_SHORT = re.compile(r"(?<=\d)(?:[kK]|bn)\b")  # $15k
+_SHORT = re.compile(r"(?<=\d)([kK]|[bm]n)\b|(?<=[$€£])(\d[\d.,]*+) ?([MB])\b")  # 15k, $6M
+_SHORTENED = {"k": " thousand", "m": " million", "b": " billion"}
 _INLINE = re.compile(r"(?<!\\)\$(-?\d[\d.,]*+)\$(?!\d)")
 
 
 def unwrap(text: str) -> str:
     """The text without the LaTeX and markdown around and inside its numbers, spaces made single."""
     text = " ".join(_MINUS.sub(lambda m: f"{m[1] or ''}-", plain_characters(text)).split())
-    text = _SHORT.sub(lambda m: " billion" if m[0] == "bn" else " thousand", text)
+    text = _SHORT.sub(lambda m: (m[2] or "") + _SHORTENED[(m[1] or m[3])[0].lower()], text)
     if text.count("$") > 1:
         text = _INLINE.sub(r"\1", text)
     for pattern, plain in _UNWRAP if any(mark in text for mark in "\\*{~`°^") else ():

@@ -171,7 +171,7 @@ def nothing_else(text: str, kind: str) -> str | None:
         return plain if arithmetic(text) or read_number(plain) is not None else None
     if re.fullmatch(r"\W{0,3}[A-Za-z]{2,}\W{0,3}", text):
         return text
-    if not _is_bare(text) or not re.search(r"[\w\\ℝ∞]", text):
+    if not _is_bare(text) or not re.search(r"[\w\\ℝ∞∅]", text):
         return None
     return re.sub(r"^[ *_]+|(?<![\^ *_])[ *_]+$", "", text)
 
@@ -411,6 +411,10 @@ ALL_REALS = re.compile(
     r"(?:,?\s(?:except(?:\sfor)?|other\sthan|excluding|but|besides)\b\s?([^\n]{1,40}))?(?=\W*$)",
     re.IGNORECASE,
 )
+NONE = r"(?:no (?:real )?solutions?(?: exists?)?|(?:the )?empty set)"
+_NO_SOLUTION = re.compile(  # a sentence, but for one that x = 1 is no solution
+    rf"(?:^|[.!?:\n]\s)[A-Za-z ,']*?(?<!(?<!here) is )(?<![A-Za-z])({NONE})(?=\W*$)", re.IGNORECASE
+)
 _PROSE = re.compile(r"(?:\b[A-Za-z]{2,}+(?:'[a-z])?[,.:]?\s){2}[A-Za-z]{2}|[^\W\d_a-zA-Zα-ω]{3}")
 
 
@@ -464,6 +468,8 @@ def last_formula(text: str) -> str | None:
     tail = text[-MAX_ANSWER:]
     if reals := ALL_REALS.search(tail):
         return reals[0]
+    if none := _NO_SOLUTION.search(tail):
+        return none[1]
     if formulas := _formulas(tail):
         later = find_numbers(tail[formulas[-1][0] :])
         return later[-1] if later else formulas[-1][1]
