@@ -193,10 +193,10 @@ def data_notes(config: Config, tokenizer: Any) -> list[str]:
 def look(recipe: str) -> str:
     """A recipe's data, its first prompt, and what its rewards pay for, as a page of text."""
     config = resolve(recipe)
-    tokenizer = load_tokenizer(model_folder(config))
-    _, training, held_out, examples = load_problems(config)
-    [row] = make_rows(training[:1], config.prompt_format, config.shots, examples)
     rewards, weights = recipe_rewards(config)
+    _, training, held_out, examples = load_problems(config)
+    tokenizer = load_tokenizer(model_folder(config))  # last: it takes longest
+    [row] = make_rows(training[:1], config.prompt_format, config.shots, examples)
     lines = [f"{len(training)} problems to train on, {len(held_out)} held out."]
     lines += data_notes(config, tokenizer) or ["Every problem can be read, and fits."]
     lines += ["", chat_text(tokenizer, row["prompt"]), f"gold answer: {row['answer']}", ""]

@@ -34,6 +34,7 @@ from typing import Any
 
 import psutil
 import yaml
+from tqdm import tqdm
 
 from lib.config import RECIPES, ROOT, Config, PlainYaml, find_recipe, user_path
 from lib.doctor import check_inputs, examine
@@ -69,6 +70,9 @@ COMMANDS = {  # what else there is, by its first word
     "notebook": "lib.suite:notebook",  # what `accelerate launch` starts
 }
 IN_WORDS = ("BadInput", "Stopped", "InputRejected")  # errors that are a sentence for the user
+# How this Python is called from here, to be copied from the terminal.
+PYTHON = "python" if shutil.which("python") == sys.executable else os.path.relpath(sys.executable)
+SUITE = (PYTHON, "-m", "lib.suite")
 FOLDERS = ("data_dir", "model", "reward_model_base", "candidate")  # keys that may name one
 # Seconds of the demo on two CPU cores, for a machine where it has not run yet.
 FIRST_TIME = dict(zip(CHAIN, (35, 35, 165, 70, 105), strict=True))
@@ -95,8 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
             return code
         print("Interrupted.", file=sys.stderr)
     if code:
-        again = shlex.join([word for word in arguments if word != "--resume"])
-        print(f"Go on from there with: python -m lib.suite {again} --resume")
+        again = [word for word in arguments if word != "--resume"]
+        print(f"Go on from there with: {shlex.join([*SUITE, *again, '--resume'])}")
     return code
 
 
@@ -282,14 +286,14 @@ def whats_next(options: argparse.Namespace, config: Config, run: Run) -> Iterato
     def command(*without: str) -> str:
         pairs = [each for each in options.parameters if each[0] not in without]
         words = [word for pair in pairs for word in ("-p", *pair)]
-        return shlex.join(["python", "-m", "lib.suite", options.recipe, *words])
+        return shlex.join([*SUITE, options.recipe, *words])
 
     yield f"As executed: {run.shown(run.notebooks)}"
     further = {"The same algorithm, written out": "07", "Runs side by side": "09"}
     if run.merged.is_dir():
         asked = (row["question"] for row in read_jsonl(run.evals / "trained.jsonl"))
         short = next((text for text in asked if len(text) < 60 and "\n" not in text), "…")
-        words = ["python", "-m", "lib.export", run.shown(run.merged), short]
+        words = [*SUITE[:2], "lib.export", run.shown(run.merged), short]
         yield f"Ask the model: {shlex.join(words)}"
         further = {"Serve it, and talk to it in a page": "08"} | further
     elif run.adapter.is_dir():
@@ -469,8 +473,9 @@ class Watch:
         with suppress(OSError, ValueError):  # it may end in this moment
             shown = read_json(self.file)
             line, left = shown["line"], max(left, shown["seconds_left"] or 0)
-        total = f", {duration(max(left, 1) + self.later)} left for all" if self.later else ""
-        return f"{self.label} ({duration(spent)}{total}) {line}"
+        clock = tqdm.format_interval  # short: a terminal of 80 columns shows the steps, too
+        total = f", {clock(max(left, 1) + self.later)} left for all" if self.later else ""
+        return f"{self.label} ({clock(spent)}{total}) {line}"
 
     @staticmethod
     def _show(line: str, last: bool = False) -> None:

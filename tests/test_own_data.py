@@ -110,9 +110,8 @@ def test_golds_that_cannot_be_read_are_counted_and_the_first_is_named(tmp_path):
     path = write(tmp_path / "mine.jsonl", *rows)
     config = configured(path, eval_problems=5, task_config={"test_share": 0.4})
     _, training, held_out, _ = load_problems(config)
-    unreadable = [p.id for p in (*training, *held_out) if p.answer == "n/a"]
-    notes = " ".join(problem_notes(config))
-    assert unreadable and all(f"{id}: 'n/a'" in notes for id in unreadable[:1])
+    first = next(p.question for p in (*training, *held_out) if p.answer == "n/a")
+    assert f"the first is 'n/a', to {first!r}" in " ".join(problem_notes(config))
     write(tmp_path / "mine.jsonl", *({**row, "answer": "n/a"} for row in rows))
     assert key_of(load_problems, config) == "unreadable"
 
@@ -175,7 +174,7 @@ def test_csv_tsv_json_and_parquet_are_read_as_jsonl_is(tmp_path):
     [
         ("a.csv", b"question,answer\nTom has 3, Ann 2. All?,5\n", "csv"),
         ("a.csv", b"question,answer\n1 + 1?\n", "empty"),
-        ("a.csv", b"question,answer\n1 + 1?,\n", "empty"),
+        ("a.csv", b"question,answer\n1 + 1?,\n2?,4\n ,3\n", "fill it in. Likewise line 4."),
         ("a.csv", b"q,a\n1 + 1?,2\n", "column"),
         ("a.csv", "question,answer\n1 + 1?,2\n".encode("utf-16"), "encoding"),
         ("a.csv", b"question,answer\n", "has no rows"), ("a.csv", b"", "has no rows"),

@@ -163,8 +163,8 @@ def _gold_notes(name: str, problems: Sequence[Problem]) -> list[str]:
         return []
     first = unreadable[0]
     said = (
-        f"{len(unreadable)} of {len(problems)} {name} problems have a gold answer that cannot be "
-        f"read as kind {first.kind!r}; the first is {first.id}: {first.answer[:60]!r}."
+        f"The gold answers of {len(unreadable)} of {len(problems)} {name} problems cannot be read "
+        f"as kind {first.kind!r}; the first is {first.answer[:60]!r}, to {first.question[:80]!r}."
     )
     if len(unreadable) == len(problems):
         raise BadInput(f"{said} Fix the answers, or choose another kind.", "unreadable")

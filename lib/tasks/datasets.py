@@ -305,10 +305,19 @@ def read_rows(path: str | Path, columns: Iterable[str] = (), filled: bool = Fals
         raise BadInput(f"There is no file {path}: give the path of a JSONL, CSV or Parquet file.")
     read = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
     rows = read.get(path.suffix.lower(), _read_json)(path)
-    for where, row in rows:
-        check_columns(row, columns, where, filled)
     if not rows:
         raise BadInput(f"{path} has no rows: give a file with at least one.")
+    empty = []
+    for where, row in rows:
+        try:
+            check_columns(row, columns, where, filled)
+        except BadInput as error:
+            if error.key != "empty":
+                raise
+            empty.append((where.removeprefix(f"{path}, "), error))
+    if empty:
+        more = ", ".join(where for where, _ in empty[1:11]) + ", …" * (len(empty) > 11)
+        raise BadInput(f"{empty[0][1]}" + f" Likewise {more}." * bool(more), "empty")
     return [row for _, row in rows]
 
 
