@@ -8,9 +8,12 @@ peft loads an adapter whose keys match nothing with a warning and answers as the
 measured then is not what was asked for.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from lib.config import Config
 from lib.errors import BadInput
@@ -77,7 +80,7 @@ def conversation(folder: Path, question: str) -> list[dict[str, str]]:
 
 def check_adapter(folder: Path, base: Path) -> None:
     """Raises BadInput where the adapter in `folder` is not a LoRA adapter of the model in `base`,
-    or holds what this suite would measure wrongly. Only headers are read, no weights."""
+    or holds what this suite would measure wrongly. Of the base only headers are read."""
     for key, sentence in _faults(folder, base):
         raise BadInput(f"The adapter in {folder} {sentence}.", key=f"adapter-{key}")
 
@@ -89,7 +92,8 @@ def _faults(folder: Path, base: Path) -> Iterator[tuple[str, str]]:
         yield "type", f"is no LoRA adapter ({kind}): give one"
     layers: dict[str, dict[str, tuple]] = {}  # by name, the shapes of A and B
     replaced = []
-    for name, shape in _shapes(folder / "adapter_model.safetensors").items():
+    file = folder / "adapter_model.safetensors"
+    for name, shape in _shapes(file).items():
         layer = name.removeprefix("base_model.model.")
         if match := _LORA.fullmatch(name):
             layers.setdefault(match["layer"], {})[match["part"]] = shape
@@ -110,11 +114,14 @@ def _faults(folder: Path, base: Path) -> Iterator[tuple[str, str]]:
     if not layers:
         yield "empty", "holds no LoRA weights: train one"
     own_base = "give the adapter's own base as `model`"
-    weights = _places(base)
+    weights, names = _places(base), _weights(base).keys()
+    # Of a model that reads pictures, too, the files have other names than the layers loaded.
+    renamed = "text_config" in read_settings(base / "config.json")
     for layer, pair in layers.items():
         weight, a, b = weights.get(_place(layer)), pair.get("A", ()), pair.get("B", ())
-        if weight is None:
-            what = "is for a layer {} that the base model does not have"
+        named = renamed or {layer, layer.partition(".")[2]} & names  # with "transformer." or so
+        if weight is None or not named:
+            what = "is for a layer {} that the base model does not have by that name"
             yield "layers", f"{what.format(layer)}: {own_base}"
         whole = len(a) == len(b) == 2 and b[1] == a[0]
         if not whole or sorted((b[0], a[1])) != sorted(weight):
@@ -123,6 +130,11 @@ def _faults(folder: Path, base: Path) -> Iterator[tuple[str, str]]:
                 f"has A {list(a)} and B {list(b)} at {layer}, where the base model's weight is "
                 f"{list(weight)}: {own_base}, or an adapter that is whole",
             )
+    if odd := _not_finite(file):
+        yield (
+            "values",
+            f"holds values in {odd} that are no finite numbers of 16 or 32 bit: train it again",
+        )
     for name in OF_PEFT_ALONE:
         if settings.get(name) not in (None, False, "none", {}, []):
             yield "patterns", f"is set to {name} {settings[name]}, which vLLM does not know: {how}"
@@ -157,10 +169,30 @@ def check_weights(base: Path, blocks: int, hidden: int) -> None:
 
 def _places(base: Path) -> dict[str, tuple[int, ...]]:
     """The weights' shapes by the layer's place in the model."""
-    places = {}
-    for file in base.glob("*.safetensors"):
-        places |= {_place(n.removesuffix(".weight")): s for n, s in _shapes(file).items()}
-    return places
+    return {_place(name): shape for name, shape in _weights(base).items()}
+
+
+def _weights(base: Path) -> dict[str, tuple[int, ...]]:
+    """The weights' shapes by the layers' names in the model's files."""
+    files = map(_shapes, base.glob("*.safetensors"))
+    return {name.removesuffix(".weight"): s for shapes in files for name, s in shapes.items()}
+
+
+def _not_finite(file: Path) -> str:
+    """The first tensor that holds NaN, an infinite number, or no 16- or 32-bit floats; "" if none.
+    In such numbers all bits of the exponent are set."""
+    exponents = {"F32": ("<u4", 0x7F800000), "BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00)}
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header, data = json.loads(opened.read(length)), opened.read()
+    for name, tensor in header.items():
+        if name == "__metadata__":
+            continue
+        kind, exponent = exponents.get(tensor["dtype"], ("", 0))
+        values = np.frombuffer(data[slice(*tensor["data_offsets"])], kind or "u1")
+        if not kind or ((values & exponent) == exponent).any():
+            return name
+    return ""
 
 
 def _place(name: str) -> str:

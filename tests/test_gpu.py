@@ -258,6 +258,9 @@ BASE = "base_model.model."
 EMBEDS = "model.embed_tokens.lora_embedding_"
 MISFITS = {  # what is changed in an adapter's tensors and settings: the fault
     "layers": lambda ws, _: {n.replace("self_attn", "attention"): w for n, w in ws.items()},
+    "layers by the names of another release": lambda ws, _: {
+        n.replace("model.layers", "model.language_model.layers"): w for n, w in ws.items()
+    },
     "sizes": lambda ws, _: {n: w[:4] if "lora_A" in n else w for n, w in ws.items()},
     "sizes of another base": lambda ws, _: {
         n: w.repeat(1, 2) if "lora_A" in n else w.repeat(2, 1) for n, w in ws.items()
@@ -277,6 +280,11 @@ MISFITS = {  # what is changed in an adapter's tensors and settings: the fault
     "whole-modules by other names": lambda ws, _: {n.removeprefix(BASE): w for n, w in ws.items()},
     "patterns of tokens": lambda ws, settings: settings.update(alora_invocation_tokens=[1]) or ws,
     "rank without alpha": lambda ws, settings: settings.update(lora_alpha=None) or ws,
+    "whole-modules with an adapter's name in them": lambda ws, _: {
+        n.replace(".weight", ".default.weight"): w for n, w in ws.items()
+    },
+    "values": lambda ws, _: {n: w / 0 if ".0." in n else w for n, w in ws.items()},
+    "values of 8 bits": lambda ws, _: {n: w.char() for n, w in ws.items()},
     "empty": lambda ws, _: {},
     "type": lambda ws, settings: settings.update(peft_type="PROMPT_TUNING") or ws,
     "type that vLLM takes": lambda ws, settings: settings.update(use_dora=True) or ws,
