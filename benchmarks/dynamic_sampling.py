@@ -43,8 +43,7 @@ from lib.runs import Run, hushed, open_run, read_rollouts, rollout_steps  # noqa
 from lib.stats import mean_with_error  # noqa: E402
 from lib.tasks import load_problems  # noqa: E402
 from lib.tasks.prompts import make_rows  # noqa: E402
-from lib.training import make_trainer, train, warm_up  # noqa: E402
-from lib.training.callbacks import set_aside  # noqa: E402
+from lib.training import make_trainer, set_aside, train, warm_up  # noqa: E402
 from lib.training.rollouts import ALIKE, choose_rows  # noqa: E402
 
 SMALL = {

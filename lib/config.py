@@ -304,8 +304,8 @@ def user_path(path: str | Path) -> Path:
 
 def find_recipe(recipe: str | Path) -> Path:
     """The file of a recipe given by name or by path."""
-    user_path(recipe)
-    for path in (Path(recipe), ROOT / recipe, RECIPES / f"{recipe}.yaml"):
+    given = user_path(recipe)
+    for path in (given, ROOT / given, RECIPES / f"{recipe}.yaml"):
         if path.is_file():
             return path
     names = [path.stem for path in RECIPES.glob("*.yaml")]

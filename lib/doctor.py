@@ -27,6 +27,7 @@ from lib.adapters import block_layers, check_weights
 from lib.config import Config, side_config
 from lib.engines import Completion, chat_text, make_engine, training_sampling
 from lib.errors import BadInput, first_line, nearest
+from lib.export import find_candidate, hub_token
 from lib.files import existing, read_jsonl, read_settings
 from lib.hardware import GIB, Hardware, detect_hardware, free_share
 from lib.memory import EVALUATION_SHARE, SHAPES, ModelShape, check_fit, evaluation_gib, read_shape
@@ -45,7 +46,7 @@ from lib.stack import installation, read_stack
 from lib.stats import detectable_difference, power_sentence
 from lib.tasks import fitting_rows, get_format, load_problems, make_rows
 from lib.tasks.prompts import end_ids
-from lib.training import check_fills_a_step
+from lib.training import check_fills_a_step, set_aside
 
 CUT = 0.5  # share of completions cut off at which nothing can be learned
 PROBED = 16  # completions to see how long they are
@@ -66,7 +67,10 @@ def check_inputs(config: Config, run: Run) -> None:
     get_format(config.prompt_format)
     if config.rollout_engine == "vllm" and config.vllm_mode == "server":
         _need_server(config)
-    check_fills_a_step(load_problems(config)[1], config)
+    training, aside = set_aside(load_problems(config)[1], config)
+    check_fills_a_step(training, config, aside)
+    if config.push_to_hub:
+        hub_token()
     if config.side_task:
         load_problems(side_config(config))
     shape = find_shape(config)
@@ -79,6 +83,9 @@ def check_inputs(config: Config, run: Run) -> None:
         _need_layers(config, shape)
     if config.model == EMBEDDED:
         model_folder(config)  # unpacked here, where what it says is seen
+    own = ("", "base", "adapter", "merged", *config.gguf)
+    if config.candidate not in own and _is_here(config, config.candidate):
+        find_candidate(config.candidate, config, run)
 
 
 def _need_layers(config: Config, shape: ModelShape | None) -> None:
@@ -119,12 +126,13 @@ def _need_server(config: Config) -> None:
         ) from error
 
 
-def _is_here(config: Config) -> bool:
-    """Whether the model is a folder of this machine (the embedded one need not be unpacked to know
-    its layers)."""
-    if config.model == EMBEDDED:
+def _is_here(config: Config, model: str = "") -> bool:
+    """Whether a model, the recipe's unless one is named, is a folder of this machine (the embedded
+    one need not be unpacked to know its layers)."""
+    model = model or config.model
+    if model == EMBEDDED:
         return False
-    return not is_hub_name(config.model) or config.find(config.model) is not None
+    return not is_hub_name(model) or config.find(model) is not None
 
 
 def find_shape(config: Config) -> ModelShape | None:
@@ -394,11 +402,13 @@ def _inputs(config: Config) -> Iterator[BadInput]:
 def _rewards(config: Config) -> Iterator[BadInput]:
     if not learned_rewards(config):  # which 06_reward_model trains first
         form = get_format(config.prompt_format)
-        yield from rewards_hold(*recipe_rewards(config), _rows(config), form)
+        yield from rewards_hold(*recipe_rewards(config), _rows(config, judged=True), form)
 
 
-def _rows(config: Config) -> list[dict]:
+def _rows(config: Config, judged: bool = False) -> list[dict]:
+    """Of the training problems; with `judged` of those alone whose gold answer can be read."""
     _, training, _, examples = load_problems(config)
+    training = [problem for problem in training if problem.readable or not judged]
     return make_rows(training, config.prompt_format, config.shots, examples)
 
 

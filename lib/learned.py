@@ -31,7 +31,8 @@ from lib.process import Progress
 from lib.rewards import completion_texts
 from lib.runs import Run
 from lib.stats import rate
-from lib.tasks import Problem, get_format, load_problems, make_rows, sample_problems
+from lib.tasks import Problem, get_format, load_problems, make_rows, message_text, sample_problems
+from lib.tasks.problems import unpacked
 from lib.training import side_arguments
 
 RECORD = "reward.json"  # its scale, and how good it is
@@ -71,7 +72,9 @@ def _pairs(
     for problem in (problem for problem in problems if problem.id in prompts):
         beginning = (problem.id, problem.question, prompts[problem.id])
         if "rejected" in problem.meta:
-            yield Pair(*beginning, problem.answer, problem.meta["rejected"], "people's choice")
+            rejected = message_text(unpacked(problem.meta["rejected"]))
+            if rejected.strip() not in ("", problem.answer.strip()):  # or nothing is preferred
+                yield Pair(*beginning, problem.answer, rejected, "people's choice")
             continue
         if problem.kind == "open":
             raise BadInput(
@@ -95,8 +98,9 @@ def fitting(pairs: Sequence[Pair], tokenizer: Any, config: Config) -> list[Pair]
     short = [pair for pair, length in zip(pairs, lengths, strict=True) if length <= most]
     if len(short) < config.reward_pairs:
         raise BadInput(
-            f"{len(short)} of {len(pairs)} pairs have at most reward_max_length {most} tokens and "
-            f"a step takes reward_pairs {config.reward_pairs}: raise the one or lower the other.",
+            f"{len(short)} of {len(pairs)} pairs that differ have at most reward_max_length {most} "
+            f"tokens and a step takes reward_pairs {config.reward_pairs}: raise the one or "
+            f"lower the other.",
             key="pairs",
         )
     return short

@@ -48,7 +48,11 @@ from lib.stack import raise_if_memory
 STAMP = "%Y%m%d-%H%M%S"
 # What a training leaves, and what is made from its adapter; not the figures of 01, 02 and 06.
 OF_TRAINING = ("train_log.jsonl", "rollouts", "checkpoints", "best", "alarms.json", "live.html")
-OF_ADAPTER = ("merged", "gguf", "evals/*", "figures/*.png", "notebooks/*.html", "report.html")
+OF_ADAPTER = (
+    *("merged", "gguf", "evals/*", "figures/*.png", "report.html"),
+    # 03 and 07 train: as they do, their notebook is being written.
+    *("notebooks/0[345789]*.html", "notebooks/0[4589]*.ipynb"),
+)
 BEFORE_TRAINING = ("memory", "preflight", "reward_model")
 # Keys that do not make another training: where it lies, what it runs on, how it is measured.
 UNNAMED = (

@@ -22,8 +22,8 @@ from lib.models import load_policy
 from lib.process import quiet_process
 from lib.runs import Run
 from lib.tasks import load_problems, make_rows
-from lib.training import make_trainer, save_trained, train
-from lib.training.callbacks import StepLog, Validation, set_aside
+from lib.training import make_trainer, save_trained, set_aside, train
+from lib.training.callbacks import StepLog, Validation
 from lib.training.rollouts import RolloutEngine
 from tests.conftest import CPU, SMALL
 

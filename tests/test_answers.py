@@ -122,7 +122,8 @@ def test_grade_says_what_it_found_where_and_why_not(text, tags, expected):
     [
         ("forty two", "number", False), ("A and B", "choice", False), ("", "math", False),
         (None, "number", False), ("#### 1,234", "number", True), ("C)", "choice", True),
-        (r"\text{Evelyn}", "math", True),
+        (r"\text{Evelyn}", "math", True), ("nan", "math", False), ("None", "math", False),
+        ("null", "text", True), (r"\text{None}", "math", True),
     ],
 )  # fmt: skip
 def test_a_gold_answer_that_cannot_be_read_grades_nothing(gold, kind, parses):

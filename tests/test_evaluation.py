@@ -64,8 +64,8 @@ def test_a_candidate_is_found_by_name_or_path(config, run, embedded, tmp_path):
     for named, sentence in (
         ("f16", "run 05_merge_export for this run first"),
         ("merged", "run 05_merge_export for this run first"),
-        ("nowhere/model.gguf", "There is no file nowhere/model.gguf"),
-        ("nowhere", "is neither a folder nor a Hub name"),
+        ("nowhere/model.gguf", "There is no candidate nowhere/model.gguf: give a path"),
+        ("nowhere", "There is no candidate nowhere: give a path"),
         (str(run.adapter), "is no LoRA adapter"),
         (str(tmp_path), "only safetensors are loaded"),
     ):

@@ -13,6 +13,7 @@ import pytest
 
 from lib.adapters import public_name
 from lib.config import ROOT, resolve
+from lib.doctor import examine
 from lib.errors import BadInput
 from lib.learned import LearnedReward
 from lib.models import model_folder
@@ -112,6 +113,11 @@ def test_golds_that_cannot_be_read_are_counted_and_the_first_is_named(tmp_path):
     _, training, held_out, _ = load_problems(config)
     first = next(p.question for p in (*training, *held_out) if p.answer == "n/a")
     assert f"the first is 'n/a', to {first!r}" in " ".join(problem_notes(config))
+    # What the rewards pay is tried on problems that they can judge, be those few.
+    few = write(tmp_path / "few.jsonl", *sums(40, answer="n/a"), {"question": "1?", "answer": 1})
+    paid = {"task_config": {"test_path": path}, "rewards": {"correctness": 1.0}}
+    judged = configured(few, **paid)
+    assert not dict(examine(judged, deep=False))["what the rewards pay"]
     write(tmp_path / "mine.jsonl", *({**row, "answer": "n/a"} for row in rows))
     assert key_of(load_problems, config) == "unreadable"
 

@@ -1,5 +1,6 @@
 """A learned reward: its pairs, its training with real weights, and what it pays."""
 
+import json
 import pickle
 import shutil
 
@@ -14,6 +15,7 @@ from lib.learned import (
     LearnedReward,
     Pair,
     RewardModel,
+    _pairs,
     fit_output,
     fitting,
     halves,
@@ -28,7 +30,7 @@ from lib.plots import from_start
 from lib.rewards import build_rewards, recipe_rewards
 from lib.runs import Run
 from lib.suite import CHAIN, REWARD_MODEL, choose_notebooks
-from lib.tasks import load_problems
+from lib.tasks import get_task, load_problems
 from tests.conftest import CPU
 
 # --- pairs --------------------------------------------------------------------------------------
@@ -77,6 +79,22 @@ def test_pairs_of_a_data_set(data_dir):
     assert len(first) + len(second) == len(training)
     assert min(len(first), len(second)) > len(training) / 3
     assert not {p.question for p in first} & {p.question for p in second}
+
+
+def test_pairs_of_a_file_are_texts_or_messages_and_neither_equal_nor_half(tmp_path):
+    def row(i, chosen="Yes.", rejected="No."):
+        return {"question": f"Is it {i}?", "chosen": chosen, "rejected": rejected}
+
+    said = [{"role": "user", "content": "Is it?"}, {"role": "assistant", "content": "No."}]
+    odd = [row(i, rejected=text) for i, text in enumerate(("Yes.", " Yes. ", "", None))]
+    whole = [row(4), row(5, rejected=said), row(6, [{"role": "assistant", "content": "Yes."}])]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("\n".join(map(json.dumps, odd + whole)))
+    about = {"path": str(file), "answer": "chosen", "kind": "open", "test_share": 0.0}
+    config = resolve("ci_preferences", {"task_config": about, "profile": "cpu"}, CPU)
+    problems = get_task("file", about).load("train")
+    pairs = list(_pairs(problems, config, ()))
+    assert [(p.chosen, p.rejected) for p in pairs] == [("Yes.", "No.")] * 3
 
 
 def test_a_text_without_a_rejected_answer_makes_no_pairs(data_dir):

@@ -297,6 +297,7 @@ async def waiting(completions, **columns):
         *(([1.0, bad], "reward-value", '"mine" returned')
           for bad in ("good", "2", [1.0], 1j, 10**400)),
         *(([float(bad), 1.0], "reward-value", bad) for bad in ("inf", "nan")),
+        ([1e300, 1.0], "reward-value", r"returned 1e\+300"),
         *((bad, "reward-failed", f"returned a {type(bad).__name__}")
           for bad in (None, 1.0, {"a": 1.0, "b": 2.0}, {1.0, 2.0}, "12")),
         (lambda: 1 / 0, "reward-failed", r"ZeroDivisionError .* in test_rewards.py"),

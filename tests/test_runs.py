@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lib import files, suite
-from lib.config import ROOT, resolve
+from lib.config import ROOT, find_recipe, resolve
 from lib.errors import BadInput
 from lib.files import (
     append_jsonl,
@@ -170,6 +170,9 @@ def trained(config, weight: float = 1.0) -> Run:
     append_jsonl(run.train_log, [{"step": 1}])
     write_json(run.evals / "comparison.json", {})
     run.report.write_text("<html><body>better</body></html>")
+    run.notebooks.mkdir(exist_ok=True)
+    for name in (f"{n}.{end}" for n in ("01", "03", "04") for end in ("html", "ipynb")):
+        (run.notebooks / name).touch()
     run.note(finished={name: {} for name in ("01_setup", "03_training", "06_reward_model")})
     return run
 
@@ -212,6 +215,8 @@ def test_a_training_begun_anew_puts_aside_all_that_was_made_of_the_last(tmp_path
     assert not (run.adapter.exists() or run.report.exists() or any(run.evals.iterdir()))
     assert run.recorded()["config"]["max_steps"] == 1
     assert list(run.recorded()["finished"]) == ["01_setup", "06_reward_model"]
+    assert sorted(os.listdir(run.notebooks)) == ["01.html", "01.ipynb", "03.ipynb"]
+    assert sorted(os.listdir(old.notebooks)) == ["03.html", "04.html", "04.ipynb"]
     begin_training(again, run)  # nothing to put aside
     assert len(list((run.folder / "previous").iterdir())) == 1
 
@@ -282,6 +287,8 @@ def test_where_no_run_can_be_written_is_told_before_anything_is(tmp_path):
 def test_home_is_understood(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert run_folder(resolve("ci", {"output_dir": "~/runs"})) == tmp_path / "runs" / "ci"
+    (tmp_path / "mine.yaml").touch()
+    assert find_recipe("~/mine.yaml") == tmp_path / "mine.yaml"
 
 
 def test_text_is_utf8_in_every_locale(tmp_path):

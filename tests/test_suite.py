@@ -47,6 +47,13 @@ OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
         (["ci", "-p", "layers_to_transform", "[0, 99]"], "blocks 0 to 29"),
         (["ci", "-p", "exclude_modules", "[q_porj]"], 'did you mean "q_proj"?'),
         (["ci", "-p", "rewards", "{a: "], "is no YAML"),
+        (["ci", "-p", "candidate", "./nowhere"], "There is no candidate ./nowhere"),
+        (["ci", "-p", "push_to_hub", "me/mine"], "set the environment variable HF_TOKEN"),
+        (
+            ["ci", *as_parameters({"validation_steps": 1, "train_problems": 2})],
+            "1 training problems (beside 1 for validation) do not fill",
+        ),
+        (["~/nowhere.yaml"], "There is no recipe '~/nowhere.yaml'"),
         (["ci", "-p", "run", "../elsewhere"], "names a folder under output_dir"),
         (["smollm2-135m_gsm8k", "-p", "data_dir", "nowhere"], "There is no data folder nowhere"),
     ],
@@ -55,6 +62,7 @@ def test_bad_input_ends_with_its_sentence_before_anything_starts(
     arguments, sentence, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setenv("GRPO_OUTPUT_DIR", str(tmp_path))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
     assert main(arguments) == 2
     said = capsys.readouterr()
     assert sentence in said.err and said.err.count("\n") == 1 and not said.out

@@ -10,8 +10,8 @@ from lib.config import resolve
 from lib.engines import Sampling
 from lib.files import read_json, read_jsonl
 from lib.tasks import get_task, make_rows
-from lib.training import save_trained, train
-from lib.training.callbacks import StepLog, Validation, answering, set_aside
+from lib.training import save_trained, set_aside, train
+from lib.training.callbacks import StepLog, Validation, answering
 from tests.conftest import CPU
 
 

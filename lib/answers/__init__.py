@@ -43,6 +43,7 @@ __all__ = [
 Kind = Literal["number", "math", "choice", "text"]
 Found = tuple[str, str] | tuple[None, None]  # the answer and where it was found
 
+EMPTY_CELLS = ("nan", "NaN", "null", "NULL", "None", "N/A", "#N/A", "<NA>")  # as tables write them
 MAX_TRIES = 50  # boxes or phrases that are looked at, from the last one back
 
 
@@ -62,7 +63,9 @@ def gold_parses(gold: str | None, kind: Kind) -> bool:
         hint = ", ".join(get_args(Kind))
         raise BadInput(f"{kind!r} is no kind of answer; use {hint}", key="kind")
     answer = bare_answer(gold, kind)
-    return answer is not None and (kind != "number" or read_number(answer) is not None)
+    if answer is None or (answer in EMPTY_CELLS and kind != "text"):
+        return False
+    return kind != "number" or read_number(answer) is not None
 
 
 def grade(text: str | None, gold: str | None, kind: Kind, tags: str | None = None) -> Grade:

@@ -7,6 +7,7 @@ save_merged(model, folder, run.merged)          # 16-bit safetensors with tokeni
 weight_faults(folder, adapter, run.merged)      # tensors that are not W + s·B·A
 """
 
+import os
 import re
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +19,7 @@ from lib.config import Config
 from lib.engines import Engine
 from lib.errors import BadInput
 from lib.files import read_json, write_json, written_whole
-from lib.models import in_4_bit, load_tokenizer, model_folder, torch_dtype
+from lib.models import in_4_bit, is_hub_name, load_tokenizer, model_folder, torch_dtype
 from lib.runs import Run
 
 
@@ -39,9 +40,18 @@ def find_candidate(named: str, config: Config, run: Run) -> Path:
         if is_adapter(path):
             check_adapter(path, model_folder(config))
             return path
-    if named.endswith(".gguf"):
-        raise BadInput(f"There is no file {named}: give the path of a .gguf file.")
+    if path is None and (named.endswith(".gguf") or not is_hub_name(named)):
+        hint = "give a path, a Hub name, base, merged, or a kind of gguf"
+        raise BadInput(f"There is no candidate {named}: {hint}.", key="candidate")
     return model_folder(config.model_copy(update={"model": named}))
+
+
+def hub_token() -> str:
+    """What `push_to_hub` needs; BadInput: it is not in the environment."""
+    if token := os.environ.get("HF_TOKEN"):
+        return token
+    hint = "set the environment variable HF_TOKEN"
+    raise BadInput(f"push_to_hub needs a token: {hint}.", key="no-token")
 
 
 # The trained model: `trained` is an adapter that belongs to 16-bit weights in `base`, or a whole

@@ -25,7 +25,7 @@ from lib.config import ROOT, Config, find_path
 from lib.engines import Completion, Messages, Sampling, TransformersEngine
 from lib.errors import BadInput
 from lib.evaluation.comparison import HEADER, comparison_rows
-from lib.export import load_trained
+from lib.export import hub_token, load_trained
 from lib.export.certificate import questions, readable
 from lib.files import read_json, read_jsonl, write_json, write_jsonl
 from lib.models import EMBEDDED, load_tokenizer, model_folder
@@ -328,11 +328,7 @@ def push(folder: Path, repository: str) -> str:
     address. BadInput: no HF_TOKEN in the environment, or the Hub refuses."""
     from huggingface_hub import HfApi
 
-    token = os.environ.get("HF_TOKEN")
-    if not token:
-        raise BadInput(
-            "push_to_hub needs a token: set the environment variable HF_TOKEN.", key="no-token"
-        )
+    token = hub_token()
     try:
         hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"), token=token)
         hub.create_repo(repository, private=True, exist_ok=True)

@@ -43,6 +43,7 @@ LEARNED = {
     "reward_model": "lib.learned.LearnedReward",
     "gold_reward": "lib.learned.GoldReward",
 }
+MOST = 1e15  # the trainer squares a reward in 32 bit
 _BUILT: dict[str, tuple[list[Callable], list[float]]] = {}
 _OF_A_FILE = "reward_file_"  # begins the name of a file's module
 
@@ -341,10 +342,10 @@ class Checked:
             number = math.nan if isinstance(value, str) else float(value)
         except (TypeError, ValueError, OverflowError):
             number = math.nan
-        if math.isfinite(number):
+        if abs(number) <= MOST:
             return number
         said = f'The reward "{self.__name__}" returned {repr(value)[:60]}'
-        hint = "let it return a finite number, or None for what it cannot judge"
+        hint = "let it return a finite number (to 1e15), or None for what it cannot judge"
         raise BadInput(f"{said}: {hint}.", "reward-value")
 
 

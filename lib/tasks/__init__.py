@@ -123,14 +123,15 @@ def _load(config: Config) -> tuple[tuple, list[str]]:
     held_keys = shown | {problem.key for problem in held_out}
     rows = _train_rows(task, data_dir)
     unseen = [problem for problem in rows if problem.key not in held_keys]
-    if rows and not unseen:
-        said = f"All {len(held_out)} problems of task {config.task!r} are held out, none is left"
-        hint = "give task_config a test_share (0.2 holds out a fifth) or a test_path"
-        below = f"or eval_problems below {len(held_out)}"
-        raise BadInput(f"{said} to train on: {hint}, {below}.", "all-held-out")
     if not held_out:
         said = f"No problem of task {config.task!r} is held out, so that nothing can be measured"
         raise BadInput(f"{said}: give it more rows, or a test_path.", "none-held-out")
+    if rows and not unseen:
+        shots = f" ({len(examples)} are worked examples)" if examples else ""
+        said = f"All {len(held_out)} problems of task {config.task!r} are held out, none is left"
+        hint = "give task_config a test_share (0.2 holds out a fifth) or a test_path"
+        below = f"or eval_problems below {len(held_out)}"
+        raise BadInput(f"{said} to train on{shots}: {hint}, {below}.", "all-held-out")
     training = _at_most("train_problems", unseen, config.train_problems, config.seed, notes)
     check_ids(training)
     check_ids(held_out)

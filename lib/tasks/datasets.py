@@ -237,7 +237,10 @@ class OwnColumns(Task):
             question, meta = conversation(cell(row, self.question), id)
             meta |= {key: row[key] for key in row if key not in used}
             gold = cell(row, self.answer)
-            gold = "" if self.kind == OPEN and is_missing(gold) else gold_text(gold, id)
+            if self.kind == OPEN:  # a text, or as chat messages the last one's
+                gold = "" if is_missing(gold) else message_text(gold)
+            else:
+                gold = gold_text(gold, id)
             problems.append(Problem(row_id(row, id), question, gold, meta, self.kind))
         check_ids(problems)
         return problems

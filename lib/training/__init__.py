@@ -49,11 +49,23 @@ def check_trainer(config: Config) -> None:
         )
 
 
-def check_fills_a_step(rows: Sequence[dict], config: Config) -> None:
+def set_aside(training: Sequence[Problem], config: Config) -> tuple[list[Problem], list[Problem]]:
+    """Training problems to train on, and those for validation: at most a quarter; none where it is
+    switched off. The test split stays unseen until 04_pass_at_k_eval."""
+    if not config.validation_steps:
+        return list(training), []
+    count = max(1, min(config.validation_problems, len(training) // 4))
+    chosen = sample_problems(training, count, seed=0)
+    keys = {problem.key for problem in chosen}
+    return [problem for problem in training if problem.key not in keys], chosen
+
+
+def check_fills_a_step(rows: Sequence, config: Config, aside: Sequence = ()) -> None:
     """Raises BadInput where there are fewer training rows than one step takes."""
     if len(rows) < config.prompts_per_step:
+        beside = f" (beside {len(aside)} for validation)" if aside else ""
         raise BadInput(
-            f"{len(rows)} training problems do not fill one step of prompts_per_step "
+            f"{len(rows)} training problems{beside} do not fill one step of prompts_per_step "
             f"{config.prompts_per_step}: raise train_problems or lower prompts_per_step.",
             key="too-few-rows",
         )

@@ -26,7 +26,7 @@ from lib.models import Policy, live_weights, write_adapter
 from lib.process import Progress
 from lib.rewards import Bound, Checked, total
 from lib.runs import Run
-from lib.tasks import Problem, Task, fitting_rows, get_format, judge, sample_problems
+from lib.tasks import Problem, Task, fitting_rows, get_format, judge
 from lib.tasks.prompts import end_ids
 from lib.training.rollouts import SCORES, advantages, is_alike, rollout_row
 
@@ -151,17 +151,6 @@ class Completions(TrainerCallback):
 
 
 # --- validation -------------------------------------------------------------------------------
-
-
-def set_aside(training: Sequence[Problem], config: Config) -> tuple[list[Problem], list[Problem]]:
-    """Training problems to train on, and those for validation: at most a quarter; none where it is
-    switched off. The test split stays unseen until 04_pass_at_k_eval."""
-    if not config.validation_steps:
-        return list(training), []
-    count = max(1, min(config.validation_problems, len(training) // 4))
-    chosen = sample_problems(training, count, seed=0)
-    keys = {problem.key for problem in chosen}
-    return [problem for problem in training if problem.key not in keys], chosen
 
 
 class Validation(TrainerCallback):
