@@ -2,7 +2,10 @@
 is needed to repeat it; and a page of all answers side by side, to which its figures link."""
 
 import base64
+import html
+import io
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,15 +23,18 @@ from lib.process import duration
 from lib.runs import Run
 
 SHOWN = 5  # answers of each kind
-# nbconvert's page is for light screens alone, cuts wide tables, and sets sources in body type.
+# nbconvert's page is for light screens alone, cuts wide tables, breaks printed lines within words,
+# sets sources in body type, and takes formulas from the network.
 PAGES = """
 .jp-OutputArea-output { overflow-x: auto }
+.jp-OutputArea-output pre { word-break: normal; overflow-wrap: anywhere }
 .jp-RenderedMarkdown pre {
   font: var(--jp-code-font-size, 13px)/var(--jp-code-line-height, 1.3) var(--jp-code-font-family)
 }
 @media (prefers-color-scheme: dark) {
   html { filter: invert(0.92) hue-rotate(180deg); background: white }
 }"""
+FORMULA = re.compile(r"`[^`]*`|(?P<mark>\$\$?)(?P<tex>[^$`]+)(?P=mark)")  # or code
 CHANGES = {
     "fixed": "For the better",
     "broken": "For the worse",
@@ -80,15 +86,43 @@ def write_report(run: Run, config: Config) -> str:
 
 
 def write_page(notebook: Path) -> None:
-    """The executed notebook as a page beside it."""
+    """The executed notebook as a page beside it, which needs no network."""
+    import nbformat
     from nbconvert import HTMLExporter
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
+    written = nbformat.read(notebook, as_version=4)
+    written.metadata.pop("widgets", None)  # a table stands in the place of each
+    for cell in written.cells:
+        if cell.cell_type == "markdown":
+            text = re.sub(r"!\[([^]]*)\]\(http[^)]*\)", r"\1", cell.source)  # the badge of Colab
+            cell.source = FORMULA.sub(_drawn, text)
     # Else each piece of an answer that was streamed has a line of its own.
     exporter = HTMLExporter(preprocessors=[CoalesceStreamsPreprocessor])
-    page, _ = exporter.from_filename(str(notebook))
+    page, _ = exporter.from_notebook_node(written, {"metadata": {"name": notebook.stem}})
+    page = re.sub(r'<script src="http[^>]*>\s*</script>', "", page)
     page = page.replace("</head>", f"<style>{PAGES}</style></head>", 1)
     notebook.with_suffix(".html").write_text(page, encoding="utf-8")
+
+
+def _drawn(found: re.Match) -> str:
+    """A formula in TeX as a picture; code, and what Matplotlib cannot draw, as it stands."""
+    from matplotlib import mathtext
+    from matplotlib.font_manager import FontProperties
+
+    tex, own_line = " ".join((found["tex"] or "").split()), found["mark"] == "$$"
+    if not tex:
+        return found[0]
+    big, picture = tex.replace(r"\frac", r"\dfrac") if own_line else tex, io.BytesIO()
+    size = FontProperties(size=11)
+    try:
+        depth = mathtext.math_to_image(f"${big}$", picture, prop=size, format="svg")
+    except ValueError:
+        return found[0]
+    data = base64.b64encode(picture.getvalue()).decode()
+    place = "display: block; margin: 1em" if own_line else f"vertical-align: -{depth}pt"
+    source = f"data:image/svg+xml;base64,{data}"
+    return f'<img alt="{html.escape(tex)}" style="{place}" src="{source}">'
 
 
 def write_answers(run: Run, rows: Sequence[dict[str, Any]]) -> Path:

@@ -3,12 +3,13 @@
 import re
 from html.parser import HTMLParser
 
+import nbformat
 import pytest
 
 from lib.config import resolve
 from lib.evaluation.comparison import compare_records, side_by_side
 from lib.files import append_jsonl, write_json
-from lib.report import write_answers, write_report
+from lib.report import write_answers, write_page, write_report
 from lib.runs import open_run
 from tests.conftest import CPU
 
@@ -104,6 +105,17 @@ def test_answers_are_numbered_and_can_be_chosen_by_what_changed(finished):
     assert len(re.findall(r'class="pair fixed"', text)) == 12
     assert text.count("right, but not in the form asked for") == 1
     assert '<option value="broken">For the worse (1)</option>' in text
+
+
+def test_a_notebooks_page_needs_no_network(tmp_path):
+    text = "![badge](https://x/y.svg) $\\frac{r}{2}$, `$18.00`:\n$$\\nosuch{r}$$"
+    cells = [nbformat.v4.new_markdown_cell(text)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
+    write_page(tmp_path / "a.ipynb")
+    text = (tmp_path / "a.html").read_text()
+    assert "<title>a</title>" in text and not re.search(r'(src|href)="http', text)
+    assert "$18.00" in text and r"\nosuch{r}" in text  # code, and what cannot be drawn
+    assert r'<img alt="\frac{r}{2}" src="data:' in text and "vertical-align: -" in text
 
 
 def test_what_is_off_is_in_the_page(finished):
