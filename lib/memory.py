@@ -213,11 +213,12 @@ def settled(config: Config, shape: ModelShape, hardware: Hardware | None = None)
     if config.gradient_checkpointing != "auto":
         return config
     hardware = hardware or detect_hardware(config.gpu_memory_cap)
-    without = config.model_copy(update={"gradient_checkpointing": False})
-    need = estimate(without, shape, hardware)
-    if need.total <= MARGIN * need.available:
-        return without
-    return config.model_copy(update={"gradient_checkpointing": True})
+    decided = config.model_copy(update={"gradient_checkpointing": False})
+    need = estimate(decided, shape, hardware)
+    if need.total > MARGIN * need.available:
+        decided = config.model_copy(update={"gradient_checkpointing": True})
+    decided._origins = config._origins  # nobody set it
+    return decided
 
 
 def by_unsloth(config: Config) -> bool:

@@ -23,12 +23,14 @@ import shlex
 import shutil
 import signal
 import sys
+import textwrap
 import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -194,9 +196,10 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def _about(recipe: Path) -> str:
-    """The first line of its comment."""
-    first = recipe.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
-    return first.lstrip("# ").strip() if first.startswith("#") else ""
+    """The first sentence of its comment, or what of it says a line."""
+    lines = recipe.read_text(encoding="utf-8", errors="replace").splitlines()
+    words = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line[:1] == "#", lines))
+    return textwrap.shorten(re.split(r"[.:;]( |$)", words)[0], 72, placeholder=" …")
 
 
 def parameters_of(options: argparse.Namespace) -> dict[str, Any]:

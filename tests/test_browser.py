@@ -4,7 +4,8 @@ import pytest
 
 from lib.files import append_jsonl
 from lib.notebook import table
-from lib.plots.widgets import browse, browser, paid_parts, two_steps
+from lib.plots.widgets import browse, browser, two_steps
+from lib.rewards import paid_parts
 from lib.runs import read_rollouts, rollout_steps
 
 

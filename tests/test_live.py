@@ -45,16 +45,21 @@ def test_each_step_is_drawn_and_its_smoothing(log):
     raw, smoothed = (line.get_ydata() for line in axis.lines[:2])
     assert list(raw) == [row["reward"] for row in log]
     assert smoothed[9] == pytest.approx(np.mean(raw[5:10]))
+    [axis, *_] = training_curves(log, weights={"correctness": 0.5}).axes
+    total, half, whole = (line.get_ydata() for line in axis.lines[::2])
+    assert np.allclose(half + whole, total, atol=1e-3)  # the parts add up
+    assert axis.get_legend().texts[1].get_text() == "0.5 × correctness"
 
 
 def test_held_out_points_stand_at_their_steps(log):
+    log[0]["heldout_before/strict"] = 0.1
     for i in (5, 11):
         log[i]["heldout/strict"] = i / 20
     axes = training_curves(log).axes
     assert [axis.axison for axis in axes] == [True] * 5 + [False]
     held_out = axes[1]
     assert held_out.get_title(loc="left") == "held-out accuracy"
-    assert held_out.lines[1].get_xydata().tolist() == [[6, 0.25], [12, 0.55]]
+    assert held_out.lines[1].get_xydata().tolist() == [[0, 0.1], [6, 0.25], [12, 0.55]]
 
 
 def test_pace_is_that_of_the_latest_steps():

@@ -108,7 +108,7 @@ def test_two_processes_take_the_step_of_one(tmp_path, first_layers):
         rows = [read_rollouts(run, step) for run in (one, two)]
         kept = [[(r["id"], r["completion"], r["total"], r["advantage"]) for r in s] for s in rows]
         assert len(kept[0]) == 8 and kept[0] == kept[1]
-    assert len(read_jsonl(two.evals / "validation.jsonl")) == 2  # a problem, after each step
+    assert len(read_jsonl(two.evals / "validation.jsonl")) == 3  # a problem, before and after each
     assert (two.adapter / "adapter_model.safetensors").is_file()
 
 

@@ -59,8 +59,11 @@ def test_validation_is_logged_and_the_best_adapter_kept(small_training, engine, 
 
     log = read_jsonl(run.train_log)
     answers = read_jsonl(run.evals / "validation.jsonl")
-    assert [row["step"] / updates for row in answers] == [1, 1, 1, 2, 2, 2]
+    assert [row["step"] / updates for row in answers] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert len(log) == 2
+    assert log[0]["heldout_before/strict"] == pytest.approx(
+        sum(a["strict"] for a in answers[:3]) / 3
+    )
     for row in log:
         right = [a["strict"] for a in answers if a["step"] == row["step"] - 1 + updates]
         assert row["heldout/strict"] == pytest.approx(sum(right) / 3)

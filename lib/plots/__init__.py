@@ -5,6 +5,7 @@ wide. Data come in as the notebooks have them; nothing is read from disk here.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -21,6 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from lib.memory import MemoryPlan
 from lib.preflight import Preflight
 from lib.process import duration
+from lib.rewards import paid_parts
 from lib.stats import Estimate
 
 BLUE, ORANGE, GREEN, GREY = "#3b6fb6", "#d9772b", "#4b9b5d", "#8a8a8a"
@@ -173,9 +175,23 @@ def panels(log: Sequence[dict]) -> list[Panel]:
     return [panel for panel in wanted if held & panel.lines.keys()]
 
 
+def as_paid(log: Sequence[dict], weights: Mapping[str, float]) -> list[dict]:
+    """The log with each reward as it counts in the total, under that name."""
+    rows = []
+    for row in log:
+        means = {key: key.split("/")[1] for key in row if re.match("rewards/.*/mean$", key)}
+        parts = paid_parts({name: row[key] for key, name in means.items()}, weights)
+        others = {key: value for key, value in row.items() if key not in means}
+        rows.append(others | {f"rewards/{name}/mean": value for name, value in parts.items()})
+    return rows
+
+
 @styled
-def training_curves(log: Sequence[dict], title: str = "") -> Figure:
+def training_curves(
+    log: Sequence[dict], title: str = "", weights: Mapping[str, float] | None = None
+) -> Figure:
     """Every panel by optimizer step: each value pale, its mean over the latest steps in colour."""
+    log = as_paid(log, weights or {})
     shown = panels(log)
     titles = [panel.title for panel in shown]
     figure, axes = grid_of_axes(*titles, height=3, columns=2, sharex=True)
@@ -190,7 +206,9 @@ def training_curves(log: Sequence[dict], title: str = "") -> Figure:
 
 def _draw(axis: Axes, panel: Panel, log: Sequence[dict]) -> None:
     for i, (key, label) in enumerate(panel.lines.items()):
-        points = [(row["step"], row[key]) for row in log if row.get(key) is not None]
+        before = log[0].get(key.replace("heldout/", "heldout_before/")) if "held" in key else None
+        points = [] if before is None else [(0, before)]
+        points += [(row["step"], row[key]) for row in log if row.get(key) is not None]
         if not points:
             continue
         steps, values = zip(*points, strict=True)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from lib.engines import Completion
 from lib.plots import advantages
-from lib.rewards import score, totals
+from lib.rewards import paid_parts, score, totals
 from lib.runs import Run, read_rollouts, rollout_steps
 
 EXECUTED = "GRPO_WORKING_DIR"  # set where `lib.suite` executes a notebook, with nobody to play
@@ -78,20 +78,6 @@ def component_rows(
         sums = {"total": round(float(totals_G[i]), 4), "advantage": round(advantages_G[i], 3)}
         rows.append({"completion": text, **parts, **sums})
     return rows
-
-
-def paid_parts(
-    rewards: Mapping[str, float | None], weights: Mapping[str, float]
-) -> dict[str, float | None]:
-    """The parts that add up to a completion's total: each reward times its weight. One without a
-    weight counts once; one of weight 0 is only shown, as "name (not paid)"."""
-    parts = {}
-    for name, value in rewards.items():
-        weight = weights.get(name, 1.0)
-        title = f"{weight:g} × {name}" if weight not in (0, 1) else name
-        paid = None if value is None else round((weight or 1.0) * value, 4)
-        parts[title if weight else f"{name} (not paid)"] = paid
-    return parts
 
 
 def playground(

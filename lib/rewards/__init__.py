@@ -400,6 +400,20 @@ def totals(scores: Mapping[str, Sequence[float]], weights: Sequence[float]) -> A
     return np.array([total(each, weights) or 0.0 for each in zip(*scores.values(), strict=True)])
 
 
+def paid_parts(
+    rewards: Mapping[str, float | None], weights: Mapping[str, float]
+) -> dict[str, float | None]:
+    """The parts that add up to a completion's total: each reward times its weight. One without a
+    weight counts once; one of weight 0 is only shown, as "name (not paid)"."""
+    parts = {}
+    for name, value in rewards.items():
+        weight = weights.get(name, 1.0)
+        title = f"{weight:g} × {name}" if weight not in (0, 1) else name
+        paid = None if value is None else round((weight or 1.0) * value, 4)
+        parts[title if weight else f"{name} (not paid)"] = paid
+    return parts
+
+
 def temptations(row: Mapping[str, Any], form: PromptFormat) -> dict[str, str]:
     """Completions of one prompt by what they are: the right one, and ways to look like it."""
     tag, gold = form.answer_tag or "answer", row["answer"]

@@ -154,8 +154,9 @@ class Completions(TrainerCallback):
 
 
 class Validation(TrainerCallback):
-    """Measures greedy accuracy on the problems set aside every `validation_steps` and at the end,
-    into the step's log; the adapter that did best is kept in `best/`. `engine` as of `answering`.
+    """Measures greedy accuracy on the problems set aside before the first step, every
+    `validation_steps` and at the end, into the step's log; the adapter that did best is kept in
+    `best/`. `engine` as of `answering`.
     """
 
     def __init__(
@@ -181,12 +182,16 @@ class Validation(TrainerCallback):
         if state.global_step == 0:
             (self.run.evals / "validation.jsonl").unlink(missing_ok=True)
             discard(self.run.best)
+            if state.is_world_process_zero:
+                for key, score in self.measure(0).items():
+                    self.log.extra[key.replace("heldout/", "heldout_before/")] = score
 
     def on_step_end(self, args, state, control, **kwargs):
         every = self.config.validation_steps
         due = state.global_step in (state.max_steps, self.config.stop_at)
         if (due or state.global_step % every == 0) and state.is_world_process_zero:
-            self.log.extra |= self.measure(state.global_step)
+            self.log.extra |= (scores := self.measure(state.global_step))
+            self._keep_best(state.global_step, next(iter(scores.values())))
 
     def measure(self, step: int) -> dict[str, float]:
         """ "heldout/strict" and the like of the policy as it is, whose answers are kept."""
@@ -203,7 +208,6 @@ class Validation(TrainerCallback):
         append_jsonl(self.run.evals / "validation.jsonl", records)
         names = [name for name in ("strict", "lenient", "rougeL") if name in records[0]]
         scores = {f"heldout/{n}": sum(r[n] for r in records) / len(records) for n in names}
-        self._keep_best(step, scores[f"heldout/{names[0]}"])
         return scores | {"heldout/problems": len(records)}
 
     def _keep_best(self, step: int, score: float) -> None:

@@ -273,7 +273,7 @@ class LivePlot(TrainerCallback):
         if not is_main_process():
             return
         path = self.run.figures / "training.png"
-        save(training_curves(self.log, title=pace(self.log, self.steps)), path)
+        save(training_curves(self.log, pace(self.log, self.steps), self.weights), path)
         raised = alarms(self.log, self.weights)
         write_json(self.run.folder / "alarms.json", [asdict(alarm) for alarm in raised])
         if self.alert:
