@@ -185,9 +185,8 @@ def _not_finite(file: Path) -> str:
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         header, data = json.loads(opened.read(length)), opened.read()
+    header.pop("__metadata__", None)
     for name, tensor in header.items():
-        if name == "__metadata__":
-            continue
         kind, exponent = exponents.get(tensor["dtype"], ("", 0))
         values = np.frombuffer(data[slice(*tensor["data_offsets"])], kind or "u1")
         if not kind or ((values & exponent) == exponent).any():

@@ -284,9 +284,12 @@ def check_place(config: Config) -> None:
 
 
 def put_aside(run: Run) -> Path | None:
-    """Keep a run under the time it was last touched, and make its name free; its new folder."""
+    """Keep a run under the time it was last touched, and make its name free; its new folder.
+    BadInput: another process writes into a run that lies in it, as a variant does."""
     if not run.record.is_file():
         return None
+    for lock in run.folder.rglob(".*.lock"):
+        hold(lock.with_name(lock.name[1:].removesuffix(".lock")))
     stamp = time.strftime(STAMP, time.localtime(run.folder.stat().st_mtime))
     return run.folder.rename(_unused(run.folder.with_name(f"{run.folder.name}.{stamp}")))
 

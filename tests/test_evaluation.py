@@ -447,10 +447,11 @@ def test_the_harness_filters_say_what_the_harness_says():
 
 def test_a_candidates_answers_overwrite_no_other_file(run, tmp_path):
     assert candidate_name(run.adapter, run) == "trained"
-    names = ("base", "trained", "Comparison", "validation", "side_base", "v1.5", ".hidden", "a b")
+    names = ("base", "trained", "Comparison", "validation", "side_base", "certificate")
+    names += ("v1.5", ".hidden", "a b")
     assert [candidate_name(tmp_path / name, run) for name in names] == [
         *("candidate_base", "candidate_trained", "candidate_Comparison", "candidate_validation"),
-        *("candidate_side_base", "v1.5", "hidden", "a_b"),
+        *("candidate_side_base", "candidate_certificate", "v1.5", "hidden", "a_b"),
     ]
     (tmp_path / "base.gguf").touch()
     assert candidate_name(tmp_path / "base.gguf", run) == "candidate_base"

@@ -14,6 +14,7 @@ from nbclient.exceptions import CellExecutionError
 
 from lib.config import ROOT
 from lib.files import hold, release
+from lib.runs import Run, put_aside
 from tests.conftest import refuses
 
 HOLDER = """
@@ -52,6 +53,18 @@ def test_a_second_process_is_refused_by_the_firsts_number(place):
     hold(place)  # a lock ends with its process
     release()
     assert not list(place.parent.iterdir()), "no run came of it"
+
+
+def test_a_run_is_not_put_aside_under_one_inside_it(place):
+    (place / "variant").mkdir(parents=True)
+    (place / "run.json").write_text("{}")
+    first = holder(place / "variant")
+    assert first.stdout.readline() == "has it\n"
+    with refuses("run-in-use", f"process {first.pid} since"):
+        put_aside(Run(place))
+    first.kill()
+    first.wait()
+    assert (put_aside(Run(place)) / "variant").is_dir() and not place.exists()
 
 
 def test_of_many_that_start_at_once_one_has_it(place):

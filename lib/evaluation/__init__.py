@@ -53,7 +53,8 @@ from lib.tasks import (
     make_rows,
 )
 
-TAKEN = ("base", "trained", "validation", "comparison", "side_by_side")  # in `evals/`
+# Names in `evals/`.
+TAKEN = re.compile("base|trained|validation|comparison|(?:side_|certificate).*", re.IGNORECASE)
 
 
 def samplings(config: Config) -> dict[str, Sampling]:
@@ -71,8 +72,7 @@ def candidate_name(candidate: Path, run: Run) -> str:
         return "trained"
     name = candidate.stem if candidate.is_file() else candidate.name
     safe = re.sub(r"[^\w.-]", "_", name).lstrip(".")
-    free = safe and safe.casefold() not in TAKEN and not safe.casefold().startswith("side_")
-    return safe if free else f"candidate_{safe}"
+    return f"candidate_{safe}" if TAKEN.fullmatch(safe) or not safe else safe
 
 
 def evaluate(
