@@ -175,9 +175,12 @@ def panels(log: Sequence[dict]) -> list[Panel]:
     return [panel for panel in wanted if held & panel.lines.keys()]
 
 
-def as_paid(log: Sequence[dict], weights: Mapping[str, float]) -> list[dict]:
-    """The log with each reward as it counts in the total, under that name."""
-    rows = []
+def as_drawn(log: Sequence[dict], weights: Mapping[str, float]) -> list[dict]:
+    """The log with each reward as it counts in the total, under that name; and with a row for step
+    0, of what was measured before it."""
+    first = {key: value for key, value in log[0].items() if "_before/" in key}
+    before = {key.replace("_before", ""): value for key, value in first.items()}
+    rows = [{"step": 0, **before}] if before else []
     for row in log:
         means = {key: key.split("/")[1] for key in row if re.match("rewards/.*/mean$", key)}
         parts = paid_parts({name: row[key] for key, name in means.items()}, weights)
@@ -191,7 +194,7 @@ def training_curves(
     log: Sequence[dict], title: str = "", weights: Mapping[str, float] | None = None
 ) -> Figure:
     """Every panel by optimizer step: each value pale, its mean over the latest steps in colour."""
-    log = as_paid(log, weights or {})
+    log = as_drawn(log, weights or {})
     shown = panels(log)
     titles = [panel.title for panel in shown]
     figure, axes = grid_of_axes(*titles, height=3, columns=2, sharex=True)
@@ -206,9 +209,7 @@ def training_curves(
 
 def _draw(axis: Axes, panel: Panel, log: Sequence[dict]) -> None:
     for i, (key, label) in enumerate(panel.lines.items()):
-        before = log[0].get(key.replace("heldout/", "heldout_before/")) if "held" in key else None
-        points = [] if before is None else [(0, before)]
-        points += [(row["step"], row[key]) for row in log if row.get(key) is not None]
+        points = [(row["step"], row[key]) for row in log if row.get(key) is not None]
         if not points:
             continue
         steps, values = zip(*points, strict=True)
