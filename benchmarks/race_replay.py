@@ -1,6 +1,6 @@
 """Does a race keep the best arm? Played again and again on runs that were trained to their end.
 
-    python -m benchmarks.race_replay train      # 6 learning rates × 2 seeds of a short demo
+    python -m benchmarks.race_replay train      # 8 learning rates × 3 seeds of a short demo
     python -m benchmarks.race_replay replay     # races on what is stored; needs no model
     python -m benchmarks.race_replay simulate   # races of arms that were drawn, not trained
 
@@ -26,8 +26,8 @@ from lib.stats import paired_difference
 from lib.sweep import contest
 
 FILE = ROOT / "benchmarks" / "results" / "race_replay_cpu.json"
-RATES, SEEDS = (1e-5, 3e-5, 1e-4, 2.4e-4, 5e-4, 1e-3), (0, 1)
-RUNGS = (1, 2, 4, 8)  # lib.sweep's own for 6 arms and 8 steps
+RATES, SEEDS = (3e-6, 1e-5, 3e-5, 6e-5, 1e-4, 2.4e-4, 5e-4, 1e-3), (0, 1, 2)
+RUNGS = (1, 2, 4, 8)  # lib.sweep's own for 8 arms and 8 steps
 HELD_OUT, LATER = 96, 150  # problems
 RULES = {
     "delta 0.1": (0.1, 0.0),
@@ -63,7 +63,7 @@ def train(file: Path) -> None:
             continue
         given = {"learning_rate": rate, "seed": seed, "max_steps": RUNGS[-1], "warmup_steps": 0}
         given |= {"run": f"race_replay/{name}", "eval_problems": LATER, "save_steps": 10**6}
-        config = resolve("demo", given | {"rollout_engine": "transformers", "profile": "cpu"})
+        config = resolve("demo", given | {"profile": "cpu"})
         changed = {"task_config": {**config.task_config, "test_share": 0.4}}
         config = config.model_copy(update=changed)
         run = open_run(config)

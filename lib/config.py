@@ -150,6 +150,10 @@ class Keys(BaseModel):
         return find_path(path, *([self._recipe.parent] if self._recipe else []))
 
     @property
+    def recipe_file(self) -> str:
+        return str(self._recipe or "")
+
+    @property
     def run_name(self) -> str:
         return self.run or self.name
 

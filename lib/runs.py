@@ -342,6 +342,7 @@ def open_run(config: Config) -> Run:
 def record_settings(config: Config, run: Run) -> None:
     run.note(
         name=config.name,
+        recipe=config.recipe_file,
         run=config.run_name,
         created=run.recorded().get("created", time.strftime("%Y-%m-%d %H:%M:%S")),
         config=config.model_dump(),

@@ -11,8 +11,8 @@ finished with the same settings is left alone, and what was stopped goes on. Exi
 In a race, arms are trained in slices. At each rung they are compared by their answers to the same
 held-out problems, and an arm leaves when the paired interval of its difference to the leader,
 one-sided, lies below `margin`: the chance that the best arm at a rung leaves there is at most
-`delta` in the whole race. What left comes back where the leader falls to within its reach. The
-ranking is computed from the folders alone.
+`delta` in the whole race. What left comes back where the others fall below it. The ranking is
+computed from the folders alone.
 """
 
 import argparse
@@ -102,7 +102,8 @@ def settings_of(base: str, parameters: Mapping[str, Any]) -> tuple[str, dict[str
             chosen = ("recipe", "parameter")
             names = {key for key, origin in record["origins"].items() if origin.startswith(chosen)}
             config = {k: v for k, v in record["config"].items() if k in names - OF_ONE_RUN}
-            return record["name"], config
+            moved = not Path(record.get("recipe", "")).is_file()
+            return record["name" if moved else "recipe"], config
     raise BadInput(f"base: there is no run {base}: name a folder with a run.json.", "no-run")
 
 
@@ -375,10 +376,11 @@ def contest(
     margin: float,
     train: Callable[[Sequence[str], int], Scores],
 ) -> Iterator[tuple[int, list[dict[str, Any]], dict[str, int]]]:
-    """The race itself: at each rung its step, the rows of `compare`, and how far each arm has come.
+    """The race itself: at each rung its step, the rows of `compare` for the arms that are there, and
+    how far each arm has come.
 
-    An arm that left is compared by its last answers, and comes back, trained up to the rung, where
-    the leader has fallen to within its reach: a high learning rate leads until it collapses.
+    An arm that left comes back, trained up to the rung, where the others have fallen below its last
+    score: a high learning rate leads until it collapses.
 
     Args:
         train: takes these arms to a rung; returns the scores of those that did not fail.
@@ -386,19 +388,18 @@ def contest(
     steps, latest = dict.fromkeys(arms, 0), {}
     standing = list(steps)
     for rung in rungs:
-        rows = []
         while standing:
             scores = train(standing, rung)
             steps |= dict.fromkeys(scores, rung)
             for arm in standing:
                 latest.pop(arm, None)
             latest |= scores
-            compared = {arm: latest[arm] for arm in latest if alpha or steps[arm] == rung}
-            rows = compare(compared, alpha, margin) if compared else []
-            back = [row["arm"] for row in rows if row["stays"] and steps[row["arm"]] < rung]
-            standing = back[:1]  # the best first: once it is there, others may stay behind
-        if not rows:
+            first = sorted(latest, key=lambda arm: -fmean(latest[arm].values()))[:1]
+            standing = [arm for arm in first if steps[arm] < rung]
+        if not latest:
             return
+        here = {arm: latest[arm] for arm in latest if steps[arm] == rung}
+        rows = compare(here, alpha, margin)
         yield rung, rows, steps
         standing = [row["arm"] for row in rows if row["stays"]]
 

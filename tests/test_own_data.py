@@ -15,8 +15,10 @@ from lib.adapters import public_name
 from lib.config import ROOT, resolve
 from lib.doctor import examine
 from lib.errors import BadInput
+from lib.export.page import run_config
 from lib.learned import LearnedReward
 from lib.models import model_folder
+from lib.rewards import recipe_rewards
 from lib.tasks import Problem, get_task, gold_text, load_problems, make_rows, problem_notes
 from tests.conftest import CPU, SMALL, as_parameters, refuses, start_suite
 
@@ -433,6 +435,9 @@ def test_mine_trains_two_steps(tmp_path, first_layers):
     assert mine.returncode == 0, out + errors
     steps = [json.loads(line) for line in (tmp_path / "mine/train_log.jsonl").open()]
     assert len(steps) == 2 and all("rewards/short/mean" in step for step in steps)
+    # From elsewhere, its data and rewards are found beside its recipe.
+    _, config = run_config(tmp_path / "mine" / "adapter")
+    assert load_problems(config)[1] and len(recipe_rewards(config)[0]) == 3
 
 
 @pytest.mark.parametrize(("rows", "held_out"), [(2, 1), (10, 2), (40, 8)])

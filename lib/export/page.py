@@ -47,9 +47,12 @@ def run_config(path: str | Path) -> tuple[Path, Config]:
         raise BadInput(f"There is no folder {path}.", key="no-folder")
     for place in (folder, *folder.parents):
         if (place / "run.json").is_file():
-            recorded = read_json(place / "run.json")["config"]
-            known = {k: v for k, v in recorded.items() if k in Config.model_fields}
-            return folder, Config.model_construct(**known)  # it was checked when the run began
+            record = read_json(place / "run.json")
+            known = {k: v for k, v in record["config"].items() if k in Config.model_fields}
+            config = Config.model_construct(**known)  # it was checked when the run began
+            if record.get("recipe"):  # its data and rewards may lie beside it
+                config._recipe = Path(record["recipe"])
+            return folder, config
     raise BadInput(f"{path} lies in no run's folder (one with run.json).", key="no-run")
 
 
