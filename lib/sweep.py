@@ -376,8 +376,8 @@ def contest(
     margin: float,
     train: Callable[[Sequence[str], int], Scores],
 ) -> Iterator[tuple[int, list[dict[str, Any]], dict[str, int]]]:
-    """The race itself: at each rung its step, the rows of `compare` for the arms that are there, and
-    how far each arm has come.
+    """The race itself: at each rung its step, the rows of `compare` of the arms there, and how far
+    each arm has come.
 
     An arm that left comes back, trained up to the rung, where the others have fallen below its last
     score: a high learning rate leads until it collapses.
