@@ -25,9 +25,14 @@ SHARED = ("lm_head", "embed_tokens", "wte")  # what tied embeddings are called
 OF_PEFT_ALONE = (  # settings by which peft computes something else than W + s·B·A in each layer
     *("rank_pattern", "alpha_pattern", "modules_to_save", "bias", "lora_bias", "target_parameters"),
     *("trainable_token_indices", "layer_replication", "alora_invocation_tokens", "use_qalora"),
-    "arrow_config",
+    *("arrow_config", "init_lora_weights"),
 )
-_LORA = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(embedding_)?(?P<part>[AB])(\.weight)?")
+# With these inits B·A is what is added to the base's own weights; others change those, too.
+PLAIN_INITS = (True, "gaussian", "eva", "orthogonal", "mica")
+_LORA = re.compile(
+    r"base_model\.model\.(?P<layer>.+)\.lora_(?:embedding_)?(?P<part>[AB])"
+    r"(?:\.weight|(?<=embedding_[AB]))"
+)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -136,11 +141,13 @@ def _faults(folder: Path, base: Path) -> Iterator[tuple[str, str]]:
             f"holds values in {odd} that are no finite numbers of 16 or 32 bit: train it again",
         )
     for name in OF_PEFT_ALONE:
-        if settings.get(name) not in (None, False, "none", {}, []):
+        plain = PLAIN_INITS if name == "init_lora_weights" else ("none", {}, [])
+        if settings.get(name) not in (None, False, *plain):
             yield "patterns", f"is set to {name} {settings[name]}, which vLLM does not know: {how}"
     ranks = {pair["A"][0] for pair in layers.values()}
-    if ranks != {settings.get("r")} or not isinstance(settings.get("lora_alpha"), int | float):
-        says = f"says rank {settings.get('r')!r}, lora_alpha {settings.get('lora_alpha')!r}"
+    alpha = settings.get("lora_alpha")
+    if ranks != {settings.get("r")} or not (alpha and isinstance(alpha, int | float)):
+        says = f"says rank {settings.get('r')!r}, lora_alpha {alpha!r}"
         yield "rank", f"{says} and has weights of rank {sorted(ranks)}: copy its files again"
 
 

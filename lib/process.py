@@ -24,10 +24,11 @@ from lib.config import ROOT
 from lib.files import cache_folder, write_json
 from lib.hardware import GIB, detect_hardware, gpu_environment
 
-# Loggers that warn of what is no fault here: compiled parts for hardware that is not there.
+# Loggers that warn of what is no fault here: parts for hardware that is not there, and (as text of
+# some lines each) completions that no reward judged, which are in the log.
 CHATTY = (
     *("torchao", "torch.utils._pytree", "bitsandbytes.backends.cpu.ops"),
-    "vllm.triton_utils.importing",
+    *("vllm.triton_utils.importing", "trl.trainer.grpo_trainer"),
 )
 _SET: dict[str, str] = {}  # environment that `quiet_process` has set
 STACK = (

@@ -279,6 +279,13 @@ MISFITS = {  # what is changed in an adapter's tensors and settings: the fault
     )(ws, _),
     "whole-modules by other names": lambda ws, _: {n.removeprefix(BASE): w for n, w in ws.items()},
     "patterns of tokens": lambda ws, settings: settings.update(alora_invocation_tokens=[1]) or ws,
+    "patterns of a base that is changed": lambda ws, settings: (
+        settings.update(init_lora_weights="pissa") or ws
+    ),
+    "whole-modules without the weight's name": lambda ws, _: {
+        n.removesuffix(".weight"): w for n, w in ws.items()
+    },
+    "rank with alpha zero": lambda ws, settings: settings.update(lora_alpha=0) or ws,
     "rank without alpha": lambda ws, settings: settings.update(lora_alpha=None) or ws,
     "whole-modules with an adapter's name in them": lambda ws, _: {
         n.replace(".weight", ".default.weight"): w for n, w in ws.items()

@@ -115,6 +115,9 @@ def test_golds_that_cannot_be_read_are_counted_and_the_first_is_named(tmp_path):
     _, training, held_out, _ = load_problems(config)
     first = next(p.question for p in (*training, *held_out) if p.answer == "n/a")
     assert f"the first is 'n/a', to {first!r}" in " ".join(problem_notes(config))
+    few = write(tmp_path / "few.jsonl", *sums(20, answer="n/a"), *sums(40)[20:])
+    examples = load_problems(configured(few, shots=9, task_config={"test_path": path}))[3]
+    assert all(problem.readable for problem in examples), "an example shows an answer"
     # What the rewards pay is tried on problems that they can judge, be those few.
     few = write(tmp_path / "few.jsonl", *sums(40, answer="n/a"), {"question": "1?", "answer": 1})
     paid = {"task_config": {"test_path": path}, "rewards": {"correctness": 1.0}}

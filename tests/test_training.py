@@ -86,7 +86,7 @@ def test_turned_knobs_are_in_force_and_train(small_training):
     assert moved and all("lora_" in name for name in moved)
 
 
-def test_a_step_that_no_reward_can_judge_is_one_without_signal(small_training):
+def test_a_step_that_no_reward_can_judge_is_one_without_signal(small_training, caplog):
     """As where every gold of its prompts is unreadable; a resumed run gets past it, too."""
 
     def unsure(completions, trainer_state, **_):
@@ -98,6 +98,7 @@ def test_a_step_that_no_reward_can_judge_is_one_without_signal(small_training):
     train(trainer, config, run)
     [row] = read_jsonl(run.train_log)
     assert row["reward"] is None and row["frac_reward_zero_std"] == 1.0 and row["grad_norm"] == 0
+    assert "returned None" not in caplog.text
     assert all(torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())
     trainer, config, run = small_training([unsure], max_steps=2, resume=True)
     train(trainer, config, run)

@@ -90,7 +90,11 @@ def _train_rows(task: Task, data_dir: str | Path | None) -> list[Problem]:
 
 def few_shot_examples(task: Task, n: int, data_dir: str | Path | None = None) -> list[Problem]:
     """`n` worked examples, always the same, from the train split (`make_rows` leaves them out)."""
-    return sample_problems(_train_rows(task, data_dir), n, seed=0) if n else []
+    rows = _train_rows(task, data_dir) if n else []
+    examples = sample_problems(rows, n, seed=0) if n else []
+    if all(problem.readable for problem in examples):
+        return examples
+    return sample_problems([problem for problem in rows if problem.readable], n, seed=0)
 
 
 def load_problems(config: Config) -> tuple[Task, list[Problem], list[Problem], list[Problem]]:
