@@ -214,7 +214,7 @@ def _draw(axis: Axes, panel: Panel, log: Sequence[dict]) -> None:
             continue
         steps, values = zip(*points, strict=True)
         color = COLORS[i % len(COLORS)]
-        if len(points) > len(log) / 2:
+        if len(points) > len(log) / 2 and not key.startswith("heldout/"):
             _smoothed(axis, steps, values, color, label)
         else:  # measured now and then: each point counts, also beneath another
             axis.plot(steps, values, color=color, lw=1)
