@@ -316,7 +316,7 @@ def groups_figure(rows: Sequence[dict]) -> Figure:
         below = np.maximum(0, middle - [share["low"] for share in rates])
         above = np.maximum(0, [share["high"] for share in rates] - middle)
         axis.errorbar(xs, middle, yerr=[below, above], fmt="none", color="black", lw=1, capsize=2)
-    names = [f"{row['group']}\n{row['before']['answers']} problems" for row in rows]
+    names = [f"{row['group']}\nproblems: {row['before']['answers']}" for row in rows]
     axis.set_xticks(range(len(rows)), names)
     if not rows[0]["group"].startswith("level"):
         axis.set_xlabel("how often the base model's samples are right, in any form")
