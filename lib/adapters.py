@@ -111,35 +111,14 @@ def _faults(folder: Path, base: Path) -> Iterator[tuple[str, str]]:
         yield "tied", f"changes {shared[0]}, {both}: train without it"
     how = "merge it with peft and measure the merged folder"
     if replaced:
-        said = f"holds {replaced[0]}, which is no LoRA weight by peft's names"
-        yield (
-            "whole-modules",
-            f"{said} (a bias, or a layer whole), and vLLM does not load it: {how}",
-        )
+        said = f"holds {replaced[0]}, which is no LoRA weight by peft's names (a bias, or a layer"
+        yield "whole-modules", f"{said} whole), and vLLM does not load it: {how}"
     if not layers:
         yield "empty", "holds no LoRA weights: train one"
-    own_base = "give the adapter's own base as `model`"
-    weights, names = _places(base), _weights(base).keys()
-    # Of a model that reads pictures, too, the files have other names than the layers loaded.
-    renamed = "text_config" in read_settings(base / "config.json")
-    for layer, pair in layers.items():
-        weight, a, b = weights.get(_place(layer)), pair.get("A", ()), pair.get("B", ())
-        named = renamed or {layer, layer.partition(".")[2]} & names  # with "transformer." or so
-        if weight is None or not named:
-            what = "is for a layer {} that the base model does not have by that name"
-            yield "layers", f"{what.format(layer)}: {own_base}"
-        whole = len(a) == len(b) == 2 and b[1] == a[0]
-        if not whole or sorted((b[0], a[1])) != sorted(weight):
-            yield (
-                "sizes",
-                f"has A {list(a)} and B {list(b)} at {layer}, where the base model's weight is "
-                f"{list(weight)}: {own_base}, or an adapter that is whole",
-            )
+    yield from _misfits(layers, base)
     if odd := _not_finite(file):
-        yield (
-            "values",
-            f"holds values in {odd} that are no finite numbers of 16 or 32 bit: train it again",
-        )
+        said = f"holds values in {odd} that are no finite numbers of 16 or 32 bit"
+        yield "values", f"{said}: train it again"
     for name in OF_PEFT_ALONE:
         plain = PLAIN_INITS if name == "init_lora_weights" else ("none", {}, [])
         if settings.get(name) not in (None, False, *plain):
@@ -149,6 +128,24 @@ def _faults(folder: Path, base: Path) -> Iterator[tuple[str, str]]:
     if ranks != {settings.get("r")} or not (alpha and isinstance(alpha, int | float)):
         says = f"says rank {settings.get('r')!r}, lora_alpha {alpha!r}"
         yield "rank", f"{says} and has weights of rank {sorted(ranks)}: copy its files again"
+
+
+def _misfits(layers: dict[str, dict[str, tuple]], base: Path) -> Iterator[tuple[str, str]]:
+    """Layers that the base model has not, or in another size; peft passes over the former."""
+    own_base = "give the adapter's own base as `model`"
+    weights, names = _places(base), _weights(base).keys()
+    # Of a model that reads pictures, too, the files have other names than the layers loaded.
+    renamed = "text_config" in read_settings(base / "config.json")
+    for layer, pair in layers.items():
+        weight, a, b = weights.get(_place(layer)), pair.get("A", ()), pair.get("B", ())
+        named = renamed or {layer, layer.partition(".")[2]} & names  # with "transformer." or so
+        if weight is None or not named:
+            said = f"is for a layer {layer} that the base model does not have by that name"
+            yield "layers", f"{said}: {own_base}"
+        whole = len(a) == len(b) == 2 and b[1] == a[0]
+        if not whole or sorted((b[0], a[1])) != sorted(weight):
+            said = f"has A {list(a)} and B {list(b)} at {layer}, where the base model's weight is"
+            yield "sizes", f"{said} {list(weight)}: {own_base}, or an adapter that is whole"
 
 
 def block_layers(base: Path) -> set[str]:
