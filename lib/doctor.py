@@ -351,7 +351,7 @@ def examine(config: Config, deep: bool = True) -> Iterator[Stage]:
     with TemporaryDirectory() as folder:
         run = Run(Path(folder))
         if deep:
-            quiet_process(run)  # before torch, Unsloth and vLLM are imported
+            quiet_process(run, config.num_processes)  # before torch, Unsloth and vLLM are imported
             stages |= {"template and ends": _dialogue}
             stages |= {"signal and length": partial(alone, _completions, run)}
             stages |= {"proof of the policy, time": partial(alone, _two_steps, run)}

@@ -14,6 +14,7 @@ import ast
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -119,8 +120,8 @@ def written_whole(folder: Path) -> Iterator[Path]:
     """Yields a folder to write into, which takes its place when all of it is there, on disk.
 
     A kill at any moment leaves the old folder or the new one: by its name or, between two renames,
-    as `.<name>.old`, from where `put_back` brings it. BadInput: it could not be written, as on a
-    full disk; the old one stays.
+    as `.<name>.old`, from where `put_back` brings it. BadInput: the disk did not take it; the old
+    one stays.
     """
     if not is_main_process():
         with tempfile.TemporaryDirectory() as nowhere:
@@ -137,17 +138,24 @@ def written_whole(folder: Path) -> Iterator[Path]:
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
-    except BadInput:
+    except Exception as error:
+        raise_if_disk(error, folder)
         raise
-    except Exception as error:  # safetensors and torch have their own for a full disk
-        raise BadInput(
-            f"{shown(folder)} could not be written ({first_line(error)}): make room on the "
-            f"disk, or set output_dir to another."
-        ) from error
     finally:
         put_back(folder)
         for left in (new, old):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def raise_if_disk(error: Exception, folder: Path) -> None:
+    """Raises BadInput where the disk did not take the folder, for which safetensors and torch have
+    words of their own."""
+    if isinstance(error, OSError) or re.search("os error|inline_container", str(error)):
+        raise BadInput(
+            f"{shown(folder)} could not be written ({first_line(error)}): make room on the disk, "
+            f"or set output_dir to another.",
+            key="disk-full",
+        ) from error
 
 
 def _old(folder: Path) -> Path:

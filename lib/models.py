@@ -266,7 +266,15 @@ def ready_policy(
     model: Any, tokenizer: Any, folder: Path, backend: str, config: Config, note: str = ""
 ) -> Policy:
     """A loaded model ready to train: on a CPU its output layer is not copied for each sequence, and
-    it computes logits in 32 bit where the recipe says so."""
+    it computes logits in 32 bit where the recipe says so. Raises BadInput where Unsloth has left
+    vLLM out, as it does with a mere warning."""
+    alone = backend == "unsloth" and not hasattr(model, "vllm_engine")
+    if alone and config.profile != "cpu" and config.rollout_engine == "vllm":
+        raise BadInput(
+            f"Unsloth does not run {config.model} with vLLM on this card: set rollout_engine to "
+            f"transformers.",
+            key="unsloth-without-vllm",
+        )
     without_head_copies(model)
     if config.cast_lm_head_to_fp32:
         widen_head(model)

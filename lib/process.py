@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from lib.config import ROOT
 from lib.files import cache_folder, write_json
-from lib.hardware import GIB, detect_hardware, gpu_environment
+from lib.hardware import GIB, detect_hardware, gpu_environment, visible_gpus
 
 # Loggers that warn of what is no fault here: parts for hardware that is not there, and (as text of
 # some lines each) completions that no reward judged, which are in the log.
@@ -37,9 +37,10 @@ STACK = (
 )
 
 
-def quiet_process(run: Any) -> None:
+def quiet_process(run: Any, processes: int = 1) -> None:
     """Environment of this process and its children, for libraries not yet imported, which write
-    into the run's folder."""
+    into the run's folder, and take one GPU each of the processes that train together: TRL refuses
+    a process that sees several."""
     hardware = detect_hardware()
     cores = str(hardware.cores)
     settings = {
@@ -69,6 +70,8 @@ def quiet_process(run: Any) -> None:
         # What a user has set stays; what an earlier run of this process set does not.
         if os.environ.get(key) == _SET.get(key):
             os.environ[key] = _SET[key] = value
+    if len(cards := visible_gpus()) > processes:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(cards[:processes])
     keep_byte_code()
     # Importing torch, transformers, Unsloth and vLLM makes a million objects that stay; by default
     # they are gone through fifteen times in search of cycles.

@@ -327,7 +327,7 @@ def open_run(config: Config) -> Run:
     hold(run.folder)  # which may be new
     for place in (run.best, run.adapter, run.merged):
         put_back(place)
-    quiet_process(run)
+    quiet_process(run, config.num_processes)
     if config.resume or not (run.adapter.exists() or run.train_log.exists()):
         record_settings(config, run)
     run.note(

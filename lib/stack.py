@@ -8,7 +8,9 @@ within one process: card, driver and installed packages decide before anything i
 
 import os
 import re
+import shutil
 import sys
+import sysconfig
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import requires
@@ -24,19 +26,22 @@ from lib.hardware import Hardware, detect_hardware, driver_version
 from lib.process import installed_versions
 
 DRIVERS = {13: 580, 12: 525}  # CUDA's major version → the oldest driver that runs it
+OLDEST = {13: 7.5, 12: 7.0}  # and the oldest compute capability that the locks' torch computes on
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has kernels for
 
 
 @dataclass(frozen=True)
 class Stack:
     """What is installed: package → version, the GPU's driver, the CUDA that torch is built for
-    ("" for none), the environment's switches, and which packages do not take another's version."""
+    ("" for none), the environment's switches, which packages do not take another's version, and
+    whether C can be compiled for Python, as Triton does for each of its kernels."""
 
     versions: Mapping[str, str] = field(default_factory=dict)
     driver: str = ""
     cuda: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     conflicts: tuple[str, ...] = ()
+    compiles: bool = True
 
     def has(self, *packages: str) -> bool:
         return any(package in self.versions for package in packages)
@@ -51,7 +56,10 @@ def read_stack() -> Stack:
     cuda = re.search(r"^cuda.*= *['\"]([\d.]+)", built, re.MULTILINE)
     versions = installed_versions()
     misfits = tuple(conflicts(versions))
-    return Stack(versions, driver_version(), cuda[1] if cuda else "", dict(os.environ), misfits)
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    compiles = bool(compiler) and Path(sysconfig.get_path("include"), "Python.h").is_file()
+    driver, cuda_version = driver_version(), cuda[1] if cuda else ""
+    return Stack(versions, driver, cuda_version, dict(os.environ), misfits, compiles)
 
 
 def conflicts(versions: Mapping[str, str]) -> Iterator[str]:
@@ -83,7 +91,6 @@ def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[B
     bnb = "load_in_4bit" if c.load_in_4bit else f"optim {c.optim}"
     bundled = stack.versions.get("vllm", "").startswith("0.19.")  # the older lock's
     model, most = c.model.lower(), LORA_RANKS[-1]
-    segments = "expandable_segments:True" in stack.environment.get("PYTORCH_CUDA_ALLOC_CONF", "")
     faults = {
         "torch-cpu": (
             not stack.cuda,
@@ -102,9 +109,10 @@ def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[B
             f"{stack.cuda}: install requirements.txt.",
         ),
         "old-card": (
-            hardware.capability < 7.0,
-            f"{gpu} has compute capability {hardware.capability} and vLLM needs 7.0: set "
-            f"rollout_engine, eval_engine and backend to transformers.",
+            hardware.capability < OLDEST.get(cuda, 0),
+            f"torch for CUDA {stack.cuda} has no kernels below compute capability "
+            f"{OLDEST.get(cuda)}, and {gpu} has {hardware.capability}: use another card (from 7.0 "
+            f"on requirements-cu128.txt will do).",
         ),
         "no-vllm": (
             by_vllm and not stack.has("vllm"),
@@ -135,10 +143,10 @@ def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[B
             f"has no bf16: choose another model, or set backend, rollout_engine and eval_engine "
             f"to transformers.",
         ),
-        "standby": (
-            stack.on("UNSLOTH_VLLM_STANDBY") and segments,
-            "UNSLOTH_VLLM_STANDBY does not start with expandable_segments:True in "
-            "PYTORCH_CUDA_ALLOC_CONF: unset one of them.",
+        "no-compiler": (
+            not stack.compiles,
+            "Triton, by which vLLM and Unsloth compute, compiles C for Python, and gcc or Python.h "
+            "is not here: `apt install gcc python3-dev`.",
         ),
         "rank": (
             c.rollout_engine == "vllm" and c.r > most and not c.full_finetuning,
@@ -167,31 +175,27 @@ def which_way(config: Config, stack: Stack) -> str:
 def choose_backend(config: Config, hardware: Hardware | None = None) -> tuple[str, str]:
     """How the policy is to be loaded, and the sentence to show where that is not Unsloth's way.
 
-    `backend: auto` falls back where a package is not there, or Unsloth's kernels do not run on the
-    card. BadInput: what is asked for cannot run in this installation or on this card.
+    `backend: auto` falls back where Unsloth is not installed. BadInput: what is asked for cannot
+    run in this installation or on this card.
     """
     hardware = hardware or detect_hardware()
     for finding in installation(config, hardware, read_stack()):
-        if finding.stops and (finding.key != "old-card" or config.backend == "unsloth"):
+        if finding.stops:
             raise finding
     if config.backend == "transformers" or config.num_processes > 1:
         return "transformers", ""
-    if find_spec("unsloth") is None:
-        reason = "it is not installed"
-    elif config.profile != "cpu" and hardware.capability < 7.0:
-        reason = f"{hardware.gpu} has compute capability {hardware.capability} and it needs 7.0"
-    else:
+    if find_spec("unsloth") is not None:
         leave_kernels_to_vllm()
         return "unsloth", ""
     if config.backend == "unsloth":
-        raise BadInput(f"Unsloth cannot be used ({reason}): set backend to auto.", key="no-unsloth")
+        raise BadInput("Unsloth is not installed: set backend to auto.", key="no-unsloth")
     if config.profile != "cpu" and config.load_in_4bit and config.rollout_engine == "vllm":
         raise BadInput(
-            f"Unsloth, which gives vLLM the adapter of a 4-bit policy, cannot be used ({reason}): "
-            f"set rollout_engine to transformers.",
+            "Unsloth, which gives vLLM the adapter of a 4-bit policy, is not installed: install "
+            "requirements.txt, or set rollout_engine to transformers.",
             key="no-unsloth",
         )
-    return "transformers", f"Unsloth is not used ({reason}): transformers and peft train."
+    return "transformers", "Unsloth is not installed: transformers and peft train."
 
 
 def leave_kernels_to_vllm() -> None:

@@ -28,9 +28,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lib.config import RECIPES, Config, resolve
+from lib.doctor import evaluation_fits
 from lib.engines import engine_arguments
 from lib.hardware import GIB, Hardware, gpu_environment
-from lib.memory import SHAPES, check_fit
+from lib.memory import SHAPES, check_fit, evaluation_gib
 from lib.models import unsloth_arguments
 from lib.process import STACK
 from lib.stack import Stack, installation
@@ -341,11 +342,14 @@ def look(config: Config, card: Card, folder: Path) -> dict[str, Any]:
     plan = check_fit(config, SHAPES[config.model], card.hardware)
     base = write_config(config.model, folder)
     seen: dict[str, Any] = {"GiB": round(plan.total, 1), "KV": round(plan.parts["KV cache"], 1)}
+    alone = evaluation_gib(config, SHAPES[config.model])
+    seen |= {"4-bit": config.load_in_4bit, "16-bit GiB": round(alone, 1)}
+    seen["evaluation fits"] = not list(evaluation_fits(config, card.hardware))
     for name, as_trained in (("evaluation", False), ("4-bit base", True)):
         if config.load_in_4bit or not as_trained:
-            alone = engine_arguments(config, base, config.r, as_trained=as_trained)
-            alone.pop("use_tqdm_on_load")
-            seen[name] = configured(alone)
+            arguments = engine_arguments(config, base, config.r, as_trained=as_trained)
+            arguments.pop("use_tqdm_on_load")
+            seen[name] = configured(arguments)
     ours = unsloth_arguments(config, base)
     if ours.get("fast_inference"):
         seen |= by_unsloth(ours, base)

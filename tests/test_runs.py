@@ -90,16 +90,21 @@ def test_a_folder_is_whole_wherever_its_writer_is_killed(tmp_path):
     assert os.listdir(tmp_path) == ["adapter"], "nothing is left of those who were killed"
 
 
-def test_a_writer_that_fails_leaves_the_old_folder(tmp_path):
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (OSError("full"), BadInput, r"best could not be written \(full\): make room"),
+        (RuntimeError("[enforce fail at inline_container.cc:672]"), BadInput, "make room"),
+        (RuntimeError("CUDA error"), RuntimeError, "^CUDA error$"),  # no fault of the disk
+    ],
+)
+def test_a_writer_that_fails_leaves_the_old_folder(tmp_path, error, raised, said):
     place = tmp_path / "best"
     with written_whole(place) as beside:
         (beside / "a").write_text("old")
-    with (
-        pytest.raises(BadInput, match=r"best could not be written \(full\): make room"),
-        written_whole(place) as beside,
-    ):
+    with pytest.raises(raised, match=said), written_whole(place) as beside:
         (beside / "a").write_text("new")
-        raise OSError("full")
+        raise error
     assert (place / "a").read_text() == "old" and os.listdir(tmp_path) == ["best"]
     discard(place)
     assert os.listdir(tmp_path) == []
@@ -148,12 +153,14 @@ def test_the_pure_half_is_without_torch():
 
 
 def test_a_second_run_of_a_process_keeps_to_its_own_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "environ", {"WANDB_SILENT": "false"})
+    given = {"WANDB_SILENT": "false", "CUDA_VISIBLE_DEVICES": "2,3"}
+    monkeypatch.setattr(os, "environ", given)
     monkeypatch.setattr("lib.process._SET", {})
     for name in ("first", "second"):
         quiet_process(Run(tmp_path / name))
         assert os.environ["TRACKIO_DIR"] == str(tmp_path / name / "trackio")
     assert os.environ["WANDB_SILENT"] == "false", "what a user has set stays"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2", "TRL refuses a process that sees two GPUs"
 
 
 def configure(tmp_path, resume: bool = False, **given):

@@ -219,6 +219,8 @@ def prepare(trainer: Any, policy: Policy, config: Config, run: Run, engine: Any 
     trainer.shares_prompts = trainer.shares_prompts and config.shared_prompts
     if config.shared_prompts and trainer.not_shared:
         policy.notes.append(f"Each completion computes its prompt again: {trainer.not_shared}.")
+    if trainer.is_unsloths and not trainer.use_vllm:
+        policy.notes.append("Unsloth's trainer logs no entropy where transformers generates.")
     if config.cast_lm_head_to_fp32 and trainer.ref_model is not None:
         widen_head(trainer.ref_model)  # a model of its own, where all weights are trained
 

@@ -17,8 +17,8 @@ from accelerate.utils import gather_object
 from transformers import TrainerCallback
 
 from lib.config import Config
-from lib.errors import BadInput, Stopped, first_line
-from lib.files import discard, on_disk
+from lib.errors import BadInput, Stopped
+from lib.files import discard, on_disk, raise_if_disk
 from lib.memory import ran_out, shape_of
 from lib.process import on_interrupt, random_state, set_random_state
 from lib.runs import Run, is_whole
@@ -96,14 +96,10 @@ class Survival(TrainerCallback):
                 if is_out_of_memory(error):
                     raise ran_out(shape_of(trainer.model.config.to_dict()), self.config) from error
                 place = self._checkpoint(trainer.state)
-                if not place.is_dir() or is_whole(place):
-                    raise
-                discard(place)  # the room it took is given back
-                raise BadInput(
-                    f"{place.name} could not be written ({first_line(error)}): make room on the "
-                    f"disk, or set output_dir to another.",
-                    key="disk-full",
-                ) from error
+                if place.is_dir() and not is_whole(place):
+                    discard(place)  # the room it took is given back
+                    raise_if_disk(error, place)
+                raise
 
     def keep_last_step(self) -> None:
         place = self._checkpoint(self.trainer.state)
