@@ -513,7 +513,14 @@ def test_a_modelfile_has_every_stop(merged, files):
         assert error.value.key == "modelfile"
 
 
-def test_after_fetching_the_converter_setuptools_can_be_imported(tmp_path):
+@pytest.mark.parametrize("way", ["pip", "uv"])
+def test_after_fetching_the_converter_setuptools_can_be_imported(tmp_path, way):
     # As vLLM does: with the standard library's distutils in place of its own, it fails.
     code = "from lib.export.gguf import converter; converter(); import setuptools"
-    python("-c", code, env=os.environ | {"GRPO_CACHE": str(tmp_path)})
+    environment = os.environ | {"GRPO_CACHE": str(tmp_path)}
+    if way == "uv":  # which fetches where an environment has no pip
+        if not shutil.which("uv"):
+            pytest.skip("uv is not on this machine")
+        (tmp_path / "pip.py").write_text("raise SystemExit(1)")
+        environment["PYTHONPATH"] = str(tmp_path)
+    python("-c", code, env=environment)

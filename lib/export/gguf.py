@@ -49,7 +49,8 @@ def converter() -> Path:
         wanted.write_text(f"{CONVERTER} --hash=sha256:{CONVERTER_SHA256}\n")
         # Not find_spec("pip"): setuptools takes that for pip at work, and vLLM fails after it.
         pip = [sys.executable, "-m", "pip"]
-        pip = [shutil.which("uv") or "uv", "pip"] if _failure(*pip, "--version") else pip
+        if _failure(*pip, "--version"):  # uv, out of reach of the constraints in pyproject.toml
+            pip = [shutil.which("uv") or "uv", "--directory", scratch, "pip"]
         options = ("-q", "--no-deps", "--require-hashes", "--target", new, "-r", wanted)
         if reason := _failure(*pip, "install", *options):
             raise BadInput(
