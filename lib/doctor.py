@@ -13,6 +13,7 @@ steps of training: the proof that the engine samples from the policy that is tra
 import os
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -30,7 +31,15 @@ from lib.errors import BadInput, first_line, nearest
 from lib.export import find_candidate, hub_token
 from lib.files import existing, read_jsonl, read_settings
 from lib.hardware import GIB, Hardware, detect_hardware, free_share
-from lib.memory import EVALUATION_SHARE, SHAPES, ModelShape, check_fit, evaluation_gib, read_shape
+from lib.memory import (
+    EVALUATION_SHARE,
+    SHAPES,
+    ModelShape,
+    check_fit,
+    evaluation_gib,
+    named_blocks,
+    read_shape,
+)
 from lib.models import (
     EMBEDDED,
     is_hub_name,
@@ -99,9 +108,7 @@ def _need_layers(config: Config, shape: ModelShape | None) -> None:
         if layers and (unknown := sorted({*names} - layers)):
             said = f"{key} names {unknown[0]!r}, which {config.model} has not"
             raise BadInput(f"{said}: {nearest(unknown[0], layers)}", "targets")
-    numbers = config.layers_to_transform
-    numbers = [numbers] if isinstance(numbers, int) else numbers or []
-    beyond = [number for number in numbers if shape and number >= shape.layers]
+    beyond = [number for number in named_blocks(config) if shape and number >= shape.layers]
     known = shape and set(lora_targets(config)) <= set(shape.layer_sizes)
     if beyond or (known and not shape.lora_parameters(config)):
         raise BadInput(
@@ -244,15 +251,10 @@ def rewards_hold(
     """Rewards on made-up completions: they run, pay a group the same in any order and company, and
     pay the right answer best."""
     tries = [(row, name, text) for row in rows[:4] for name, text in temptations(row, form).items()]
-    batch, names = [row for row, *_ in tries], [name for _, name, _ in tries]
-    answers = [Completion(text, tuple(range(len(text.split()))), "stop") for *_, text in tries]
-    first = len(tries) // len(rows[:4]) if len(rows) > 1 else 0  # a group that writes no end
-    others = [Completion("0 " * 500, tuple(range(1000)), "length")] * first
     started = time.monotonic()
     try:
-        there = score(rewards, batch, answers)
-        seconds = (time.monotonic() - started) / len(tries)
-        beside = score(rewards, batch[::-1], answers[first:][::-1] + others)
+        there, restless = _scored_twice(rewards, tries, len(tries) // len(rows[:4]))
+        seconds = (time.monotonic() - started) / len(tries) / 2
     except (Exception, SystemExit) as error:
         yield BadInput(
             f"A reward fails on {len(tries)} made-up completions ({type(error).__name__}: "
@@ -266,7 +268,6 @@ def rewards_hold(
             f"faster, or num_generations smaller.",
             "reward-slow",
         )
-    restless = [n for n, v in there.items() if repr(v[first:]) != repr(beside[n][::-1][first:])]
     if restless:
         yield BadInput(
             f"Reward {restless[0]} pays the same completions differently in another order or "
@@ -283,7 +284,9 @@ def rewards_hold(
             "reward-constant",
         )
         return
-    paid = {name: earned[[n == name for n in names]].sum() for name in names}
+    paid = Counter()
+    for (_, name, _), reward in zip(tries, earned, strict=True):
+        paid[name] += reward
     better = max(("wrong", "nothing"), key=paid.get)
     if paid["right"] < paid[better]:
         yield note(
@@ -291,6 +294,21 @@ def rewards_hold(
             f"learn to write that: look at the rewards in 02_reward_design.",
             "reward-upside-down",
         )
+
+
+def _scored_twice(
+    rewards: Sequence[Callable], tries: Sequence[tuple], size: int
+) -> tuple[dict[str, list], list[str]]:
+    """What each reward pays, and those that pay the same differently where the order is turned and
+    the first group has given way to one that writes no end."""
+    batch = [row for row, *_ in tries]
+    answers = [Completion(text, tuple(range(len(text.split()))), "stop") for *_, text in tries]
+    first = size if len(tries) > size else 0
+    others = [Completion("0 " * 500, tuple(range(1000)), "length")] * first
+    there = score(rewards, batch, answers)
+    beside = score(rewards, batch[::-1], answers[first:][::-1] + others)
+    restless = [n for n, v in there.items() if repr(v[first:]) != repr(beside[n][::-1][first:])]
+    return there, restless
 
 
 def length(lengths: Sequence[int], config: Config) -> Iterator[BadInput]:

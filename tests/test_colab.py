@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from functools import cache
 
 import pytest
@@ -48,7 +49,7 @@ def wrong_places(root) -> list[str]:
     for file in sorted((root / "notebooks").glob("*.ipynb")):
         cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
         code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
-        wrong += [file.name] if f'"{repository}"' not in code[0] else []
+        wrong += [file.name] if f" {repository} " not in code[0] else []
     main_path = [file for file in places(root)[2:] if file.name < "06"]
     for file in [root / "README.md", *main_path]:
         badge = f"github/{repository.removeprefix(HOST)}/blob/main/notebooks/"
@@ -69,25 +70,26 @@ def test_badges_and_first_cells_have_the_projects_address(tmp_path):
 
 
 def test_the_first_cell_fetches_the_suite_once(tmp_path):
-    """Without an address it says so; with one (here a folder) it clones, and prepares."""
+    """From a folder in the address's place, and has what lacks installed, here by no real uv."""
     cells = json.loads((ROOT / "notebooks/01_setup.ipynb").read_text(encoding="utf-8"))["cells"]
     first = next("".join(c["source"]) for c in cells if c["cell_type"] == "code")
-    empty = tmp_path / "content"
-    empty.mkdir()
-    code = "import tools, types\ntools.colab = sys.modules['tools.colab'] = "
-    code += "types.SimpleNamespace(prepare=lambda: print('prepared'))\n"
-    first = first.replace("if _root == _near", code + "if _root == _near")
-
-    def run(**environment):
-        command = [sys.executable, "-I", "-S", "-c", first]
-        return subprocess.run(
-            command, cwd=empty, env=environment, capture_output=True, text=True, timeout=120
-        )
-
-    if "/OWNER/" in address(ROOT):
-        assert "GRPO_REPOSITORY" in run().stderr and not any(empty.iterdir())
-    source = {"GRPO_REPOSITORY": str(ROOT), "PATH": os.environ["PATH"]}
+    folders = content, tools = tmp_path / "content", tmp_path / "tools"
+    for folder in folders:
+        folder.mkdir()
+    (tools / "uv").write_text("#!/bin/sh\n")
+    (tools / "uv").chmod(0o755)
+    cell = (
+        first.replace(address(ROOT), str(ROOT)) + "\nimport lib.errors; print(lib.errors.__file__)"
+    )
+    (content / "cell.ipy").write_text(cell)
+    # The environment's packages without its path file, by which the suite would be installed.
+    code = f"import sys; sys.path.append({sysconfig.get_path('purelib')!r}); import IPython; "
+    code += "IPython.start_ipython(['--quick', '--no-banner', 'cell.ipy'])"
+    environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "IPYTHONDIR": str(tools)}
     for _ in range(2):  # again after a restart of the kernel
-        done = run(**source)
-        assert done.stdout.strip() == "prepared", done.stderr
-    assert (empty / "suite/lib/suite.py").is_file()
+        command = [sys.executable, "-S", "-P", "-c", code]
+        done = subprocess.run(
+            command, cwd=content, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert "of the suite's" in done.stdout, done.stderr
+        assert done.stdout.split()[-1] == str(content / "suite/lib/errors.py"), done.stdout

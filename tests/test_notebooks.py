@@ -4,6 +4,7 @@ import ast
 import json
 
 import pytest
+from IPython.core.inputtransformer2 import TransformerManager
 
 from lib.config import ROOT, Config
 
@@ -44,7 +45,7 @@ def known_to(module: str) -> set[str]:
 def test_what_is_imported_from_lib_is_there(path):
     texts = [path.read_text()]
     if path in NOTEBOOKS:
-        texts = [source(c) for c in cells(path, "code") if not source(c).startswith("%")]
+        texts = [TransformerManager().transform_cell(source(c)) for c in cells(path, "code")]
     for module, name in set().union(*map(imported_from_lib, texts)):
         assert name in known_to(module), f"{module} has no {name}"
 

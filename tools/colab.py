@@ -1,7 +1,6 @@
 """Install on Colab (or another machine with a stack of its own) what the suite lacks there.
 
-    from tools.colab import prepare
-    prepare()
+    %run suite/tools/colab.py
 
 Of the lock, only what is not there, or there in a version that the suite or another package of the
 lock does not take; the machine's other packages stay as they are. The kernel starts anew only where
@@ -118,4 +117,5 @@ def prepare() -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
     prepare()

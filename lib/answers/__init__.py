@@ -11,8 +11,8 @@ last for the last number, formula or letter. ``docs/grading.md`` has the table o
 equal, and why.
 
 An answer costs microseconds: every look is at a piece of bounded length or is one pass of C code
-over the text, and numbers, formulas, intervals, lists, equations and matrices are compared here,
-exactly or by value. What is left goes to math_verify (``lib.answers.symbolic``).
+over the text, and numbers, formulas, intervals, lists, equations and matrices are compared exactly
+or by value.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def grade(text: str | None, gold: str | None, kind: Kind, tags: str | None = Non
     """Grade a completion against a gold answer.
 
     ``tags="answer"`` is strict: only the last complete <answer>…</answer> counts. ``tags=None``
-    is lenient. ``Grade.why`` is "no tags", "empty tags", "no answer found", "differs", "timed
-    out" (math_verify's limit) or "gold not parseable". Raises BadInput for an unknown kind.
+    is lenient. ``Grade.why`` is "no tags", "empty tags", "no answer found", "differs" or "gold not
+    parseable". Raises BadInput for an unknown kind.
     """
     if not gold_parses(gold, kind) or (theirs := bare_answer(gold, kind, lists=True)) is None:
         return Grade(False, why="gold not parseable")
@@ -90,11 +90,11 @@ def grade(text: str | None, gold: str | None, kind: Kind, tags: str | None = Non
     if mine is None:
         return Grade(False, where=where, why="no answer found")
     same = _same(mine, theirs, kind)
-    return Grade(bool(same), mine, where, {True: None, False: "differs", None: "timed out"}[same])
+    return Grade(same, mine, where, None if same else "differs")
 
 
-def _same(mine: str, gold: str, kind: Kind) -> bool | None:
-    """Whether two bare answers are the same; None where that could not be decided in time."""
+def _same(mine: str, gold: str, kind: Kind) -> bool:
+    """Whether two bare answers are the same."""
     if kind == "choice":
         return mine == gold
     if kind == "text":

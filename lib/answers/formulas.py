@@ -5,7 +5,7 @@ variables is evaluated at nine fixed points: each variable gets a number that de
 alone, positive but at one point (so that √x² is |x| and not x, while √(m/k) is √(mk)/k). Two
 different formulas hardly ever agree at such points (Schwartz 1980, Zippel 1979).
 Numbers stay exact until a root, an angle or a logarithm makes floats of them. What is outside of
-the grammar (sums, integrals, factorials, absolute values, prose) gives None.
+the grammar (sums, integrals, prose) gives None.
 """
 
 from __future__ import annotations
@@ -120,8 +120,6 @@ def divide(a: Number, b: Number) -> Number:
 
 
 def power(base: Number, exponent: Number) -> Number:
-    if exponent == Fraction(1, 2):
-        return root(base, 2)
     if not _exact(exponent) or exponent.denominator != 1:
         return complex(base) ** complex(exponent)
     if _exact(base) and _bits(base) * abs(exponent) > MAX_BITS:
@@ -135,9 +133,19 @@ def root(radicand: Number, degree: Number) -> Number:
         return complex(radicand) ** (1 / complex(degree))
     if radicand >= 0:
         return math.sqrt(radicand) if degree == 2 else float(radicand) ** (1 / int(degree))
-    if degree % 2:
-        return -root(-radicand, degree)
-    return 1j * root(-radicand, 2) if degree == 2 else complex(radicand) ** (1 / int(degree))
+    return -root(-radicand, degree) if degree % 2 else complex(radicand) ** (1 / int(degree))
+
+
+def factorial(n: Number) -> Number:
+    if _exact(n) and n.denominator == 1:
+        if not 0 <= n < 1000:
+            raise Unreadable
+        return math.factorial(int(n))
+    return math.gamma(n + 1)
+
+
+def choose(n: Number, k: Number) -> Number:
+    return divide(factorial(n), factorial(k) * factorial(n - k))
 
 
 FUNCTIONS: dict[str, Callable[[complex], complex]] = {
@@ -153,30 +161,26 @@ FUNCTIONS |= {name[:1] + name[3:]: FUNCTIONS[name] for name in FUNCTIONS if name
 # --- comparing values ---------------------------------------------------------------------------
 
 
-def same_value(mine: Value, gold: Value) -> bool | None:
-    """Whether two formulas are equal; None where rounding or the branch of a root blurs it."""
+def same_value(mine: Value, gold: Value) -> bool:
+    """Whether two formulas are equal."""
     verdicts = [_same_number(p, q) for p, q in _columns(mine, gold)]
     if all(verdicts):
         return True
     if mine.is_constant and gold.is_constant:
         try:
-            return True if _rounds_to(mine, gold) or _is_rounding(mine, gold) else verdicts[0]
+            return _rounds_to(mine, gold) or _is_rounding(mine, gold)
         except OverflowError:  # a float beside a number beyond its range
             return False
-    if not all(verdicts[:2]):
-        return False if False in verdicts[:2] else None
     # √(1/m) and 1/√m are i/√|m| and -i/√|m| where m is negative: they agree wherever both are real
     unreal = [isinstance(p, complex) or isinstance(q, complex) for p, q in _columns(mine, gold)]
     agree = all(same or blurred for same, blurred in zip(verdicts, unreal, strict=True))
-    return True if agree and not any(unreal[:2]) else None
+    return agree and not any(unreal[:2])
 
 
 def _rounds_to(mine: Value, gold: Value) -> bool:
     """Whether a value that no decimal can write rounds to the gold: 3/7 to 0.429, √2 to 1.41."""
     exact = mine.points[0]
-    if mine.literal[:1].isdecimal() or isinstance(exact, complex):
-        return False
-    return rounds_to(exact, gold.literal, gold.points[0])
+    return not isinstance(exact, complex) and rounds_to(exact, gold.literal, gold.points[0])
 
 
 def _is_rounding(a: Value, b: Value) -> bool:
@@ -188,18 +192,14 @@ def _is_rounding(a: Value, b: Value) -> bool:
     return abs(a.points[0] - b.points[0]) <= last_place / 2
 
 
-def _same_number(p: Number, q: Number) -> bool | None:
+def _same_number(p: Number, q: Number) -> bool:
     if p == q or _exact(p, q):
         return p == q
     try:
         size, gap = max(abs(p), abs(q)), abs(p - q)
     except OverflowError:
-        return None
-    if math.isinf(size):
         return False
-    if gap <= 1e-10 * size or size < 1e-13:
-        return True
-    return False if gap > 1e-7 * size and size > 1e-9 else None
+    return not math.isinf(size) and (gap <= 1e-10 * size or size < 1e-13)
 
 
 # --- the grammar --------------------------------------------------------------------------------
@@ -221,11 +221,12 @@ _ENDS = {"", ",", ";", "}", *_CLOSERS}
 _NAMES = set(re.findall(
     r"\w+",
     "alpha beta gamma delta epsilon zeta eta theta kappa lambda mu nu xi rho sigma tau phi chi psi "
-    "omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell emptyset",
+    "omega Gamma Delta Theta Lambda Sigma Phi Psi Omega ell hbar prime emptyset",
 ))  # fmt: skip
 _CONSTANTS = {"pi": math.pi, "e": math.e, "i": 1j}
 _CONSTANTS |= dict.fromkeys(("infty", "infinity", "inf", "oo"), math.inf)
 _COMMANDS = {*FUNCTIONS, *_NAMES, *_CONSTANTS, "frac", "binom", "sqrt", "overline", "hat"}
+_COMMANDS |= {"lfloor", "lceil"}
 _PLAIN_WORDS = {*FUNCTIONS, "sqrt", "pi", "infinity", "inf", "oo"}
 
 
@@ -257,7 +258,7 @@ class _Reader:
     def __init__(self, text: str, radians: bool):
         self.tokens = _TOKEN.findall(text)
         self.at = self.depth = 0
-        self.in_angle = radians
+        self.in_angle, self.in_bars = radians, False
 
     def peek(self) -> str:
         return self.tokens[self.at] if self.at < len(self.tokens) else ""
@@ -365,15 +366,24 @@ class _Reader:
                 result = apply(operator.mul, result, self.factor())
             elif self.take("/"):
                 result = apply(divide, result, self.factor())
-            elif self.starts_factor() and not self.peek()[0].isdecimal():
+            elif self.starts_factor() and (not self.peek()[0].isdecimal() or self.after_power()):
                 other = self.factor()
+                if isinstance(other, Sequence) and _may_be_name(result, *other.items):  # f(x, y)
+                    result = symbol(result.literal + ",".join(item.literal for item in other.items))
+                    continue
                 name = result.literal + other.literal if _may_be_name(result, other) else ""
                 result = replace(apply(operator.mul, result, other), literal=name)
             else:
                 return result
 
+    def after_power(self) -> bool:
+        """Whether an exponent of one token came just before: 2^6 3^5 is a product."""
+        return self.tokens[self.at - 2] == "^"
+
     def starts_factor(self) -> bool:
         token = self.peek()
+        if token == "|":
+            return not self.in_bars
         if token[:1] == "\\" and token[1:2].isalpha():
             return token[1:] in _COMMANDS
         return token in ("(", "[", "{") or token[:1].isalnum()
@@ -381,6 +391,8 @@ class _Reader:
     def factor(self) -> Node:
         minus = self.minus()
         result = self.primary()
+        if self.take("!"):
+            result = apply(factorial, result)
         while self.take("^") or self.take("*", "*"):
             if not self.take(r"\circ"):
                 # As people mean it: x^10 is x to the tenth, although LaTeX sets it otherwise.
@@ -411,6 +423,8 @@ class _Reader:
             self.expect("}")
         elif token in _BRACKETS:
             node = self.bracket(token)
+        elif token == "|":
+            node = self.absolute()
         elif token[:1].isalpha():
             node = self.letters(token)
         elif token[:1] == "\\":
@@ -427,8 +441,6 @@ class _Reader:
             return constant(Fraction(self.cut()), token[0])
         if self.take("-"):
             return apply(operator.neg, self.argument())
-        if token[:1].isalpha() and token not in _PLAIN_WORDS:
-            return self.name(self.cut())
         return self.primary()
 
     # --- what stands alone
@@ -436,8 +448,6 @@ class _Reader:
     def number(self, token: str) -> Node:
         if self.take("_"):  # 101_2 is a way to write a number, not its value
             return symbol(f"{token}_{self.subscript()}")
-        if len(token) > 400:
-            raise Unreadable
         value = Fraction(token.rstrip("."))
         if "." in token and self.take(r"\overline"):  # 0.1\overline{6}
             digits, places = self.subscript(), len(token.partition(".")[2])
@@ -451,6 +461,14 @@ class _Reader:
                 return constant(value + first)
             return apply(operator.mul, constant(value), part)
         return constant(value, token)
+
+    def absolute(self) -> Node:
+        outer, self.in_bars = self.in_bars, True
+        inner = self.sum()
+        self.expect("|")
+        self.in_bars = outer
+        name = f"|{inner.literal}|" if _may_be_name(inner) else ""  # the length |AB|
+        return replace(apply(abs, inner), literal=name)
 
     def subscript(self) -> str:
         """The characters of {…}, or the one character there is."""
@@ -508,6 +526,14 @@ class _Reader:
             above, below = self.argument(), self.argument()
             ratio = f"{above.literal}/{below.literal}" if _may_be_name(above, below) else ""
             return replace(apply(divide, above, below), literal=ratio)
+        if name == "binom":
+            return apply(choose, self.argument(), self.argument())
+        if name in ("lfloor", "lceil"):
+            inner = self.sum()
+            self.expect(name.replace("l", r"\r", 1))
+            if getattr(inner, "is_constant", False):
+                return apply(math.floor if name == "lfloor" else math.ceil, inner)
+            raise Unreadable
         if name == "sqrt":
             degree: Node = constant(2)
             if self.take("["):
@@ -565,7 +591,7 @@ def _by_name(items: list[Node]) -> list[list[Node]]:
     """x=1, y=2, x=3, y=4 in groups: the first name begins the next one."""
     names = [item.sides[0] if isinstance(item, Relation) else None for item in items]
     size = next((at for at in range(1, len(items)) if names[at] == names[0] is not None), 1)
-    if size == 1 or len(items) % size or names != names[:size] * (len(items) // size):
+    if len(items) % size or names != names[:size] * (len(items) // size):
         return [items]
     return [items[at : at + size] for at in range(0, len(items), size)]
 

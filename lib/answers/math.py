@@ -1,10 +1,10 @@
-r"""Whether two mathematical answers mean the same: True, False, or None where it cannot tell.
+r"""Whether two mathematical answers mean the same.
 
 First the notation is brought to one spelling (``\dfrac12``, ``½`` and ``\frac{1}{2}`` read
-alike), then the meaning is compared (`lib.answers.formulas` reads it), and what is outside of that
-grammar goes to math_verify (`lib.answers.symbolic`). Order matters in tuples, points, intervals and
-matrices, and not in sets and plain lists. The gold answer sets the form: for the gold "5" the
-answer "x = 5" is right, for the gold "x + y = 5" the answer "5" is not.
+alike), then the meaning is compared (`lib.answers.formulas` reads it); what is outside of that
+grammar is right only as it is spelled. Order matters in tuples, points, intervals and matrices, and
+not in sets and plain lists. The gold answer sets the form: for the gold "5" the answer "x = 5" is
+right, for the gold "x + y = 5" the answer "5" is not.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ from lib.answers.formulas import (
 )
 from lib.answers.numerals import BOLD, SCALES, has_percent, plain_characters, read_number
 from lib.answers.readers import ALL_REALS, CJK, NONE
-from lib.answers.symbolic import symbolically_equal
 
 # --- one spelling: only notation that carries no value goes -------------------------------------
 
@@ -117,13 +116,10 @@ def _reals_in_words(match: re.Match[str]) -> str:
 
 
 def _absolute(match: re.Match[str]) -> str:
-    """|x - 1| < 3 as -(3) + (1) < x < (3) + (1), |x| > 3 as x > 3, x < -3."""
+    """|x - 1| < 3 as x < (3) + (1), x > -(3) + (1); |x| > 3 as x > 3, x < -3."""
     name, sign, by, relation, limit = match.groups()
     shift = f"{'-' if sign == '+' else '+'}({by})" if sign else ""
-    low, high = f"-({limit}){shift}", f"({limit}){shift}"
-    if relation in ("<", r"\le"):
-        return f"{low} {relation} {name} {relation} {high}"
-    return f"{name} {relation} {high} , {name} {_FLIPPED[relation]} {low}"
+    return f"{name} {relation} ({limit}){shift} , {name} {_FLIPPED[relation]} -({limit}){shift}"
 
 
 def _rules(*rules: tuple) -> list[tuple]:
@@ -173,7 +169,7 @@ _QUANTITIES = _rules(
 _ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z]{2}|[(){}\[\]])")
 _ALL_TWICE = re.compile(r"(?<!\\)\\\\begin")
 _SPELLINGS = _rules(
-    (r"(?<=\d)(?:'|\{,\}|,?\\[,!;: ]{1,4}|\{,\\!\}|,~)\ ?(?=\d{3}(?!\d))", ""),  # 12{,}345
+    (r"(?<=\d)(?:'|\ ?\{,\ ?\}|,?\\[,!;: ]{1,4}|\{,\\!\}|,~)\ ?(?=\d{3}(?!\d))", ""),  # 12{,}345
     (r"\\q?quad|\\(?:begin|end)\{(?:align|equation|gather)(?:ed)?\*?\}|\\(?:left|right)\.", " "),
     (r"^\s?\\approx(?![A-Za-z])|\\[,!;:> ]|~|\\[()\[\]]|\\?\$|\\%|`|" + BOLD, " "),
     (r"\\operatorname\*?\ ?\{([a-zA-Z]+)\}", r"\\\1 "),
@@ -181,6 +177,7 @@ _SPELLINGS = _rules(
     (r">=", r"\\ge "),
     (r"!=|\\not\ ?=", r"\\ne "),
     (r"\\\{\s?\\\}", r"\\emptyset "),
+    (r"\^\s?(\w)\s?_\s?(\w)", r"_\2^\1"),  # v^2_0
     (r"\^\s?(?:\{\s?\\circ\s?\}|\{o\}|o(?!\w)|\{?\\(?:text|mathrm)\s?\{o\}\s?\}?)", r"^\\circ "),
     (_COMMAND.pattern, _as_written_here),
     (r"(?<![/^\d.])(\d+\.\d+) ?\* ?10 ?\^ ?(?:\{ ?([+-]?\d{1,3}) ?\}|([+-]?\d{1,3}))", r"\1e\2\3"),
@@ -248,15 +245,16 @@ def _spelled(rules: list[tuple], text: str) -> str:
 
 _LETTERS = re.compile(r"[A-Za-z]{2}[A-Za-z\s.'-]*")
 _DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
-_PROSE = re.compile(r"[A-Za-z][A-Za-z\s.,;:!?'-]*")
+_SPACE_AND_BRACES = re.compile(r"\s|[{](?=\w})|(?<=[{]\w)}")
+_NAMED = re.compile(r"[^=+*/^-]*=")  # |AB| =, S_1:S_2 =
 _INTEGER_NAME = re.compile(r"(?<![A-Za-z\\])[k-n](?![A-Za-z])|(?<=\\pi)\s?[k-n]\b")
 _COMES_TO = re.compile(r"=|\\(?:approx|(?:Long)?[Rr]ightarrow|implies|to)(?![a-z])")
 
 
-def same_math(mine: str, gold: str) -> bool | None:
-    """Whether two answers as written mean the same; None where math_verify ran out of time."""
+def same_math(mine: str, gold: str) -> bool:
+    """Whether two answers as written mean the same."""
     a, b = one_spelling(mine), one_spelling(gold)
-    if mine == gold or "".join(a.split()) == "".join(b.split()):
+    if mine == gold or _SPACE_AND_BRACES.sub("", a) == _SPACE_AND_BRACES.sub("", b):
         return True
     letters = {re.sub(r"[\W_]", "", text).lower() for text in (a, b)}
     if len(letters) == 1 and all(map(_LETTERS.fullmatch, (a, b))):
@@ -269,17 +267,14 @@ def same_math(mine: str, gold: str) -> bool | None:
             return read_number(answer) == other
     x, y = read_answer(a), read_answer(b)
     if x is not None and y is not None:
-        verdict = _same_reading(a, b, x, y, has_percent(mine) - has_percent(gold))
-        if verdict is not None:
-            return verdict
+        return _same_reading(a, b, x, y, has_percent(mine) - has_percent(gold))
     if x is None and "=" not in b and (end := _COMES_TO.split(a)[-1]) != a:
         return same_math(end, gold)  # 4 \\star 6 = 10^2 = 100
-    if any(node is None and _PROSE.fullmatch(text) for node, text in ((x, a), (y, b))):
-        return False
-    return symbolically_equal(a.replace(ROW, r"\\"), b.replace(ROW, r"\\"))
+    name = _NAMED.match(b) if y is None and "=" not in a else None
+    return bool(name) and same_math(mine, b[name.end() :])
 
 
-def _same_reading(a: str, b: str, x: Node, y: Node, percent: int) -> bool | None:
+def _same_reading(a: str, b: str, x: Node, y: Node, percent: int) -> bool:
     """The verdict on what was read; ``percent``: 1 where mine alone has the sign, -1 the gold."""
     if _is_angle(a, b) or _is_angle(b, a):
         return same_answer(read_answer(a, radians=True), read_answer(b, radians=True))
@@ -319,7 +314,7 @@ def _hundredth(percent: Value) -> Value:
     return replace(apply(divide, percent, constant(100)), literal=literal)
 
 
-def same_answer(mine: Node, gold: Node) -> bool | None:
+def same_answer(mine: Node, gold: Node) -> bool:
     """Whether ``mine`` is the answer ``gold``."""
     if (same := _same_region(mine, gold)) is not None:
         return same
@@ -342,30 +337,20 @@ def _same_but_for_base(a: Value, b: Value) -> bool:
     return one == other and one[:1].isdecimal() and bool(base) != bool(base_too)
 
 
-def _all(verdicts: Iterable[bool | None]) -> bool | None:
-    verdicts = list(verdicts)
-    return False if False in verdicts else None if None in verdicts else True
+def _ordered(mine: tuple[Node, ...], gold: tuple[Node, ...]) -> bool:
+    return len(mine) == len(gold) and all(map(same_answer, mine, gold))
 
 
-def _ordered(mine: tuple[Node, ...], gold: tuple[Node, ...]) -> bool | None:
-    return len(mine) == len(gold) and _all(map(same_answer, mine, gold))
-
-
-def _unordered(mine: Iterable[Node], gold: Iterable[Node]) -> bool | None:
+def _unordered(mine: Iterable[Node], gold: Iterable[Node]) -> bool:
     """Whether two sets are the same: each item of either is an item of the other."""
     table = [[same_answer(item, other) for other in gold] for item in mine]
-    return _all(
-        True if True in verdicts else None if None in verdicts else False
-        for verdicts in (*table, *zip(*table, strict=True))
-    )
+    return all(map(any, (*table, *zip(*table, strict=True))))
 
 
-def _same_sequence(mine: Sequence, gold: Sequence) -> bool | None:
+def _same_sequence(mine: Sequence, gold: Sequence) -> bool:
     if (mine.open == "matrix") != (gold.open == "matrix"):
         mine, gold = _as_tuple(mine, gold), _as_tuple(gold, mine)
     kinds = {mine.open, gold.open}
-    if kinds & {"\\cup", "\\setminus"}:
-        return None
     if kinds <= {"", "{"}:
         return _unordered(mine.items, gold.items)
     if not mine.open and gold.open == "[" and len(gold.items) == 2:
@@ -375,9 +360,8 @@ def _same_sequence(mine: Sequence, gold: Sequence) -> bool | None:
         order = sorted(zip(solved, mine.items, strict=True), key=lambda pair: pair[0][0].literal)
         mine = replace(mine, items=tuple(item for _, item in order))  # y = 2, x = 1
     same_brackets = (mine.open, mine.close) == (gold.open, gold.close)
-    if same_brackets or "" in kinds or (len(gold.items) > 2 and kinds == {"(", "["}):
-        return _ordered(mine.items, gold.items)
-    return None if "{" in kinds or ":" in kinds else False
+    alike = same_brackets or "" in kinds or (len(gold.items) > 2 and kinds == {"(", "["})
+    return alike and _ordered(mine.items, gold.items)
 
 
 def _as_tuple(node: Sequence, other: Sequence) -> Sequence:
@@ -410,16 +394,12 @@ def _solved(relation: Relation) -> tuple[Node, Node] | None:
     return (last, first) if _is_name(last) else None
 
 
-def _same_relation(mine: Node, gold: Node) -> bool | None:
+def _same_relation(mine: Node, gold: Node) -> bool:
     if not isinstance(gold, Relation):
-        if not _is_equation(mine):
-            return False if isinstance(gold, Value) else None
-        return same_answer((_solved(mine) or mine.sides)[-1], gold)
+        return _is_equation(mine) and same_answer((_solved(mine) or mine.sides)[-1], gold)
     if not isinstance(mine, Relation):
         solved = _is_equation(gold) and _solved(gold)
-        if solved:
-            return same_answer(mine, solved[1])
-        return False if _is_equation(gold) or isinstance(mine, Value) else None
+        return bool(solved) and same_answer(mine, solved[1])
     flipped = tuple(_FLIPPED.get(sign, sign) for sign in reversed(mine.signs))
     for sides, signs in ((mine.sides, mine.signs), (mine.sides[::-1], flipped)):
         if signs == gold.signs and _ordered(sides, gold.sides):
@@ -430,7 +410,7 @@ def _same_relation(mine: Node, gold: Node) -> bool | None:
         a, b = _solved(mine), _solved(gold)
         if a and b and (same_answer(a[0], b[0]) or all(map(_is_formula, (a[1], b[1])))):
             return same_answer(a[1], b[1])
-    return None
+    return False
 
 
 def _is_multiple(mine: Relation, gold: Relation) -> bool:
@@ -506,8 +486,6 @@ class _Line:
         if isinstance(first, Relation) and first.signs == (r"\ne",):
             name = first.sides[0]
             items = [Relation((name, i), first.signs) if isinstance(i, Value) else i for i in items]
-        if any(isinstance(item, Value) for item in items):
-            return None
         result = self.of_parts(items)
         infinite = result and (2 in result[0] or max(self.whole) in result[0])
         return result if result and (result[1] or infinite) else None

@@ -255,7 +255,7 @@ _PRAISED = re.compile(
 
 def letter_in(place: str, where: str) -> str | None:
     place = _NEGATED.sub("", unicodedata.normalize("NFKC", place.strip()))
-    clause = place if where in ("tags", "boxed") else _clause(place)
+    clause = _clause(place)
     if first := _FIRST_LETTER.match(clause):
         if _AND_ANOTHER.match(place, first.end(1)):
             return NO_ANSWER
@@ -266,16 +266,11 @@ def letter_in(place: str, where: str) -> str | None:
             return None
         if _WITH_VALUE.match(clause) or not (article or (free and first[1].islower())):
             return first[1].upper()
-        chosen = set(_CHOSEN.findall(clause))
-        if article and chosen:
-            return chosen.pop() if len(chosen) == 1 else NO_ANSWER
     letters = {
         m[2]
         for m in _FREE_LETTER.finditer(clause)
         if m["open"] or m[2] not in "AI" or _AND_ANOTHER.match(clause, m.end(2))
     }
-    if len(letters) > 1:
-        return NO_ANSWER
     letters = letters or set(_CHOSEN.findall(clause))
     return letters.pop() if len(letters) == 1 else None
 
@@ -377,9 +372,6 @@ def plain_words(text: str) -> str:
     """A phrase without what does not count: case, articles, punctuation, spaces."""
     text = unicodedata.normalize("NFKC", plain_characters(text)).casefold().replace("&", " and ")
     text = " ".join(_LATEX_TEXT.sub(r" \1 ", _TAG.sub(" ", text)).replace("'s", "s").split())
-    number = None if re.search("[a-z%]", text) else read_number(text)
-    if number is not None:
-        return str(number)
     text = _NOT_COUNTED.sub("", text.strip(" .,;:!?")).strip()
     signs = {i for match in _SIGNS.finditer(text) for i in range(*match.span())}
     # Letters with their marks (the vowels of Hindi), digits, and the signs of -5, 3.14, C++ and A-.
@@ -395,7 +387,6 @@ _MATH = re.compile(
     r"|\\\((?P<round>(?:[^\\]|\\(?![()]))++)\\\)"
     r"|\\\[(?P<square>(?:[^\\]|\\(?![\[\]]))++)\\\]"
 )
-_MONEY = re.compile(r"\d[\d,.]*+(?:\s[^\\]*[A-Za-z]{2}|.*[-+*/=]\s?$)", re.DOTALL)
 # A formula without dollar signs: "so we obtain \\sqrt{2}."
 _STATED = re.compile(
     r".*(?:\b(?:is|are|equals|obtain|get|gives?|need|have|when|if)\b|[是为得]到?|等于):?\s(.+?)\.?$"
@@ -423,8 +414,6 @@ def _formulas(text: str) -> list[tuple[int, str]]:
     formulas: list[tuple[int, str]] = []
     for match in _MATH.finditer(text):
         inner = match[match.lastgroup].strip()
-        if match.lastgroup == "inline" and _MONEY.match(inner):
-            continue  # "$5 and $6"
         between = text[formulas[-1][0] : match.start()].strip(" \t\n,;") if formulas else "."
         if between in ("", "and", "or"):
             formulas[-1] = (match.end(), f"{formulas[-1][1]}, {inner}")

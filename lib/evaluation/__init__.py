@@ -86,9 +86,7 @@ def evaluate(
     model: Path | None = None,
 ) -> list[dict[str, Any]]:
     """Every answer of the model in the engine, as records; writes `evals/<name>.jsonl` and `.json`.
-
-    An interrupted evaluation with the same prompts, protocol and weights is resumed: missing
-    answers are generated.
+    An interrupted evaluation with the same prompts, protocol and weights goes on.
 
     Args:
         problems, rows: the held-out problems and their prompts; what the context cannot hold is
@@ -100,10 +98,7 @@ def evaluate(
     rows, note = fitting_rows(rows, engine.tokenizer, config, config.completion_tokens)
     engine.notes += [note] if note and note not in engine.notes else []
     protocol = _protocol(config, rows)
-    # Name, size and time of each weight file: whether a model is still the one begun with.
-    files = sorted(model.glob("*.safetensors")) or [model] if model else []
-    weights = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    records = _resume(run, name, {**protocol, "model": weights})
+    records = _resume(run, name, {**protocol, "model": _weight_files(model)})
     log, started = run.evals / f"{name}.jsonl", time.perf_counter()
     total = sum(sampling.n for sampling in samplings(config).values()) * len(rows)
     progress = Progress(total, f"evaluating {name}", run.progress)
@@ -128,6 +123,12 @@ def evaluate(
     }
     write_json(run.evals / f"{name}.json", summary)
     return records
+
+
+def _weight_files(model: Path | None) -> list[list]:
+    """Name, size and time of each: whether a model is still the one begun with."""
+    files = sorted(model.glob("*.safetensors")) or [model] if model else []
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def _ask(

@@ -116,12 +116,10 @@ def measure(
         broken = first_line(error)[:200]
     seconds, left = time.perf_counter() - started, iter(answers)
     tokens = sum(len(a.token_ids) or len(reader(a.text)["input_ids"]) for a in answers)
-    said, right, tag = [], [], get_format(config.prompt_format).answer_tag
-    for i, problem in enumerate([] if broken else problems):
-        same = i in known
-        said.append(Completion(policy.texts[i], policy.ids[i], "stop") if same else next(left))
-        grades = judge(task, problem, said[-1].text, truncated=False, tag=tag)
-        right.append(float(grades.get("strict", grades.get("rougeL", 0.0))))
+    said = [
+        Completion(policy.texts[i], policy.ids[i], "stop") if i in known else next(left)
+        for i in range(0 if broken else len(problems))
+    ]
     ids = [list(answer.token_ids) for answer in said]
     if form.score and not policy:
         scored = form.score(prompts, ids)
@@ -131,7 +129,7 @@ def measure(
         problems=[problem.id for problem in problems],
         texts=[answer.text for answer in said],
         ids=ids,
-        scores=right,
+        scores=[_right(task, p, a.text, config) for p, a in zip(problems, said, strict=False)],
         tokens_per_s=tokens / seconds if answers else None,
         logprobs=[[logprob for logprob, _ in row] for row in scored] if form.score else None,
         prompts=form.prompt and [_prompt(form, d, reader) for d in DIALOGUES.values()],
@@ -139,6 +137,12 @@ def measure(
         stops=None if form.stops is None else sorted(form.stops),
         broken=broken,
     )
+
+
+def _right(task: Task, problem: Problem, text: str, config: Config) -> float:
+    tag = get_format(config.prompt_format).answer_tag
+    grades = judge(task, problem, text, truncated=False, tag=tag)
+    return float(grades.get("strict", grades.get("rougeL", 0.0)))
 
 
 def _prompt(form: Form, messages: Messages, reader: Any) -> str | None:

@@ -221,7 +221,7 @@ build(ask_transformers(adapter, config), samples, config, adapter).launch(share=
 """
 _NEEDS = (
     *("torch", "transformers", "peft", "accelerate", "safetensors", "numpy", "scipy", "pandas"),
-    *("pydantic", "pyyaml", "psutil", "tqdm", "math-verify", "rouge-score", "reasoning-gym"),
+    *("pydantic", "pyyaml", "psutil", "tqdm", "rouge-score", "reasoning-gym"),
 )
 
 
