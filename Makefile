@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.venv/.ready: requirements-cpu.txt tools/setup.sh
+.venv/.ready: requirements-cpu.txt tools/setup.sh tools/ready.py
 	PYTHON=$(PYTHON) bash tools/setup.sh
 
 .venv/.dev: .venv/.ready requirements-dev.txt
