@@ -147,7 +147,7 @@ sys.stdin.read()
 
 @pytest.mark.parametrize("killed", [True, False])
 def test_no_server_is_left_where_the_kernel_ends(tmp_path, killed):
-    """As a notebook's kernel ends, or is killed; with vLLM in tests/test_jupyterlab.py."""
+    """As a notebook's kernel ends, or is killed."""
     kernel = subprocess.Popen(
         [sys.executable, "-c", _KERNEL, str(embedded_gguf()), str(tmp_path / "log")],
         **dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True),
@@ -189,8 +189,7 @@ def test_no_server_is_left_where_its_start_is_cut_short(tmp_path, number):
     kernel.communicate()
 
 
-def test_vllm_holds_and_leaves_nothing_behind(embedded, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # it compiles its sampler in notebook 08
+def test_vllm_holds_and_leaves_nothing_behind(embedded, tmp_path):
     given = {"output_dir": str(tmp_path), "profile": "cpu", "max_seq_length": 256}
     config = resolve("ci", given, CPU)
     open_run(config)  # sets up the process for vLLM
