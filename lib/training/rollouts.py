@@ -204,13 +204,13 @@ def measure_gaps(model: Any, sample: Callable[[], Sampled]) -> list[float]:
 
 
 def _move(model: Any, weights: Sequence[Any], sampled: Sampled, random: Any) -> None:
-    """Set B at random, as large as it takes to be seen in the completions sampled before."""
+    """Set B at random, as large as it takes to be seen in a completion sampled before."""
     std = 0.04
     noise = [torch.randn(weight.shape, generator=random) for weight in weights]
     while std < 1:
         for weight, each in zip(weights, noise, strict=True):
             weight.data.copy_(std * each)
-        if _gap(model, sampled) > MOVED:
+        if _gap(model, sampled[:1]) > MOVED:
             return
         std *= 2
 
