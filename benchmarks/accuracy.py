@@ -77,6 +77,7 @@ def improve(config: Config, run: Run) -> dict:
     save_trained(policy, config, run)
     engine.hand_over(live_weights(policy.model))
     evaluate(engine, problems, tests, task, config, run, after)
+    engine.close()
     return compare(run, config, before, after)
 
 

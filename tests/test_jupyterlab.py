@@ -12,25 +12,31 @@ import subprocess
 import sys
 import time
 import urllib.request
+from types import SimpleNamespace
 
+import nbformat
 import psutil
 import pytest
 import yaml
 
-from lib.adapters import make_portable
-from lib.config import ROOT, find_recipe, read_recipe, resolve
-from lib.export import load_merged, save_merged
+from lib.config import ROOT, find_recipe, read_recipe
 from lib.export.serve import free_port
-from lib.runs import Run
-from tests.conftest import CPU
 
 LIMIT = 600  # seconds: nothing here waits that long but on a machine that is very busy
 NOTEBOOK = "window.jupyterapp.shell.currentWidget"
 CELLS = f"""() => [...{NOTEBOOK}.content.model.cells].map(cell => cell.toJSON())"""
-RUN = f"""place => {{
-    {NOTEBOOK}.content.activeCellIndex = place
-    window.jupyterapp.commands.execute('notebook:run-all-above')
+TAKE = f"""async id => {{
+    const context = {NOTEBOOK}.sessionContext
+    await context.changeKernel({{ id }})
+    await context.session.kernel.requestExecute({{ code: '%reset -f' }}).done
 }}"""
+CHAT = """from pathlib import Path
+from lib.export.page import chat_box
+from lib.export.serve import serve_gguf
+from lib.models import embedded_gguf
+from lib.plots.widgets import Playable
+server = serve_gguf(embedded_gguf(), Path("serve.log").absolute(), 512, 4)
+Playable(chat_box(server, Path("."), 8), "")"""
 SETTINGS = {
     # Else only the cells in sight are in the page, and a widget elsewhere is never drawn.
     "notebook-extension/tracker": {"windowingMode": "none"},
@@ -56,9 +62,13 @@ def small(folder, first_layers):
 
 @pytest.fixture(scope="module")
 def lab(folder, small):
-    """JupyterLab with copies of the notebooks and a small recipe: name → its address."""
+    """JupyterLab with copies of the notebooks and a small recipe: name → its address; and the
+    kernel of all of them, so that the libraries are imported once."""
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
         shutil.copy(notebook, folder)
+    chat = nbformat.read(notebook, 4)  # which names its kernel
+    chat.cells = [nbformat.v4.new_code_cell(CHAT), nbformat.v4.new_markdown_cell("## Next")]
+    nbformat.write(chat, folder / "chat.ipynb")
     for name, values in SETTINGS.items():
         file = folder / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +84,6 @@ def lab(folder, small):
         "JUPYTER_CONFIG_DIR": str(folder / "config"),
         "PYTHONPATH": str(ROOT),
         "GRPO_RECIPE": str(small),
-        "TORCHDYNAMO_DISABLE": "1",  # the server compiles where 08 is tested by itself
         "GRPO_OUTPUT_DIR": str(folder / "outputs"),
     }
     log = folder / "lab.log"
@@ -95,35 +104,39 @@ def lab(folder, small):
             except OSError:
                 assert server.poll() is None, log.read_text()[-2000:]
                 time.sleep(0.5)
-        yield lambda name: f"{address}/lab/workspaces/{name}/tree/{name}.ipynb?token={token}"
+        yield SimpleNamespace(
+            address=lambda name: f"{address}/lab/workspaces/{name}/tree/{name}.ipynb?token={token}",
+            kernel=None,
+        )
     finally:
         os.killpg(server.pid, signal.SIGINT)
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(60)
 
 
-def open_and_run(browser, address, before=""):
-    """The notebook's page, and in it the cells run that stand above the first with this text."""
+def open_and_run(browser, lab, name):
+    """The notebook's page, its cells run."""
     page = browser.new_page(viewport={"width": 1200, "height": 1000})
     page.set_default_timeout(1000 * LIMIT)
-    page.goto(address)
+    page.goto(lab.address(name))
     page.wait_for_function(
-        f"() => window.jupyterapp?.shell?.currentWidget?.content?.model?.cells?.length > 10"
+        f"() => window.jupyterapp?.shell?.currentWidget?.content?.model?.cells?.length > 1"
         f" && {NOTEBOOK}.sessionContext?.session?.kernel?.status === 'idle'"
     )
-    sources = ["".join(cell["source"]) for cell in page.evaluate(CELLS)]
-    place = next(i for i, text in enumerate(sources) if before in text) if before else len(sources)
-    page.evaluate(RUN, place - (not before))  # the last cell is text
+    if lab.kernel:
+        page.evaluate(TAKE, lab.kernel)
+    lab.kernel = page.evaluate(f"() => {NOTEBOOK}.sessionContext.session.kernel.id")
+    page.evaluate("() => window.jupyterapp.commands.execute('notebook:run-all-cells')")
     until = time.monotonic() + LIMIT
     while time.monotonic() < until:
-        cells = [cell for cell in page.evaluate(CELLS)[:place] if cell["cell_type"] == "code"]
+        cells = [cell for cell in page.evaluate(CELLS) if cell["cell_type"] == "code"]
         outputs = [output for cell in cells for output in cell["outputs"]]
         faults = [output for output in outputs if output["output_type"] == "error"]
         assert not faults, faults[0]["evalue"]
         if all(cell["execution_count"] for cell in cells):
             return page
         time.sleep(1)
-    raise AssertionError(f"{address}: the cells did not finish")
+    raise AssertionError(f"{name}: the cells did not finish")
 
 
 def look(page, cell, name):
@@ -162,36 +175,27 @@ def test_the_notebooks_in_jupyterlab(lab, browser):
         ("03_training", "ArrowLeft"),  # from the last step to the first
         ("04_pass_at_k_eval", "ArrowRight"),
     ):
-        page = open_and_run(browser, lab(name))
+        page = open_and_run(browser, lab, name)
         look(page, move_slider(page, key), name)
-        page.evaluate(f"() => {NOTEBOOK}.sessionContext.shutdown()")
         page.close()
 
 
-@pytest.fixture
-def exported(folder, small, first_layers):
-    """Beside the adapter that 03 has trained in the test above, what 05 makes of it."""
-    run = Run(folder / "outputs" / "small")
-    save_merged(load_merged(first_layers, run.adapter), first_layers, run.merged)
-    make_portable(run.merged, resolve(small, {"shots": 0}, CPU), [])
-
-
-def test_the_chat_in_jupyterlab_and_its_server_ends_with_a_killed_kernel(exported, lab, browser):
-    page = open_and_run(browser, lab("08_serving"), before="import ask_server")
+def test_the_chat_in_jupyterlab_and_its_server_ends_with_a_killed_kernel(lab, browser):
+    page = open_and_run(browser, lab, "chat")
     cell = page.locator(".jp-CodeCell", has=page.get_by_placeholder("Ask", exact=True)).first
     cell.get_by_placeholder("Ask", exact=True).fill("What is 2 + 3?")
     cell.get_by_role("button", name="Ask", exact=True).click()
     said = cell.locator("p", has_text="What is 2 + 3?")
     said.wait_for()
-    assert said.locator("b").all_inner_texts() == ["you", "trained"]
-    assert said.inner_text().partition("trained:")[2].strip()
-    look(page, cell, "08_serving")
+    you, model = said.locator("b").all_inner_texts()
+    assert you == "you" and said.inner_text().partition(f"{model}:")[2].strip()
+    look(page, cell, "chat")
 
     ours = psutil.Process().children(recursive=True)
     ours = [p for p in ours if p.status() != psutil.STATUS_ZOMBIE]  # of the other tests
     [kernel] = [p for p in ours if "ipykernel_launcher" in p.cmdline()]
     servers = kernel.children(recursive=True)
-    assert any("vllm" in " ".join(p.cmdline()) for p in servers)
+    assert any("xllamacpp" in " ".join(p.cmdline()) for p in servers)
     kernel.kill()
     _, alive = psutil.wait_procs(servers, timeout=60)
     assert not alive

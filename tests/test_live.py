@@ -88,29 +88,3 @@ def test_a_run_that_never_stepped_leaves_no_figure(run):
     with pytest.raises(ZeroDivisionError), LivePlot(run, 36):
         raise ZeroDivisionError
     assert not run.figures.exists()
-
-
-LIVE_CELL = f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-from pathlib import Path
-from lib.training.live import LivePlot
-from lib.files import read_jsonl
-from lib.runs import Run
-log = read_jsonl(Path({str(DEMO)!r}))
-with LivePlot(Run(Path("run").absolute()), len(log)) as live:
-    live.pause, live.share = 0, float("inf")
-    for end in (1, 10, len(log)):
-        live.update(log[:end])
-"""
-
-
-def test_an_executed_notebook_holds_one_picture_and_one_text(tmp_path):
-    import nbformat
-    from nbclient import NotebookClient
-
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(LIVE_CELL)])
-    NotebookClient(notebook, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    shown = [output.data for output in notebook.cells[0].outputs if "data" in output]
-    assert len(shown) == 2 and "image/png" in shown[0]
-    assert shown[1]["text/markdown"] == "No alarms."

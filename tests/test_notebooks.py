@@ -2,6 +2,7 @@
 
 import ast
 import json
+from functools import cache
 
 import pytest
 from IPython.core.inputtransformer2 import TransformerManager
@@ -27,6 +28,7 @@ def imported_from_lib(text: str) -> set[tuple[str, str]]:
     return {(n.module, a.name) for n in nodes if n.module.startswith("lib.") for a in n.names}
 
 
+@cache
 def known_to(module: str) -> set[str]:
     """The names at a module's top level."""
     place = ROOT / module.replace(".", "/")

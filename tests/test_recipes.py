@@ -182,6 +182,10 @@ def test_a_learned_reward_in_one_chain(first_layers, tmp_path):
     run = Run(tmp_path / "run")
     assert (run.folder / "reward_model" / "model.safetensors").is_file()
     assert len(read_jsonl(run.train_log)) == 4
+    cells = read_json(run.notebooks / "03_training.ipynb")["cells"]
+    [trains] = [cell for cell in cells if "trainer.train(" in "".join(cell["source"])]
+    shown = [output["data"] for output in trains["outputs"] if "data" in output]
+    assert sum("image/png" in data for data in shown) == 1, "the live figure is drawn in place"
     page = (run.notebooks / "04_pass_at_k_eval.ipynb").read_text()
     for score in ("greedy reward", "greedy rewards/gold reward"):
         assert f"adherence: {score}" in page

@@ -1,7 +1,7 @@
 """The runner and the notebooks' ways in: sentences for bad input, stop and resume."""
 
 import json
-import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,10 +21,8 @@ from lib.models import LINEAR_LAYERS
 from lib.runs import Run, run_folder
 from lib.suite import main, run_notebook
 from lib.training import check_resumable, fresh_checkpoints
-from tests.conftest import CPU, SMALL, as_parameters, refuses, start_suite
+from tests.conftest import CPU, SMALL, as_parameters, refuses
 from tests.test_lock import holder
-
-OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
 @pytest.mark.parametrize(
@@ -107,36 +105,6 @@ def test_a_gpu_too_small_is_told(tmp_path, run, monkeypatch):
         check_inputs(config, run)
 
 
-def test_a_failure_stops_the_run_and_resume_goes_on_there(tmp_path, first_layers):
-    from lib.models import load_policy, write_adapter
-
-    model = {"model": str(first_layers)}
-    given = dict(run="ci", max_steps=1, eval_problems=4, eval_samples=0, eval_engine="transformers")
-    given |= model | {"output_dir": str(tmp_path)}
-
-    def run_it(*words, **options) -> tuple[int, str, str]:
-        started = start_suite("ci", *as_parameters(given), "--only", "01", "04", *words, **options)
-        out, errors = started.communicate()
-        return started.returncode, out, errors
-
-    code, out, errors = run_it(env=OFFLINE)
-    assert code == 2 and "--resume" in out
-    assert "04_pass_at_k_eval stopped:" in errors
-    assert "adapter is not there: run 03_training for this run first." in errors
-    assert "adapter is not there" in (tmp_path / "ci/notebooks/04_pass_at_k_eval.html").read_text()
-    (tmp_path / "ci" / "notebooks" / "01_setup.ipynb").unlink()
-
-    # What 03_training would leave.
-    write_adapter(load_policy(resolve("ci", SMALL | model, CPU)), tmp_path / "ci" / "adapter")
-    code, out, errors = run_it("--resume", cwd=tmp_path, env=OFFLINE | {"PYTHONPATH": str(ROOT)})
-    assert code == 0, errors
-    assert "01_setup: done before" in out and "greedy strict" in out and "report.html" in out
-    record = read_json(tmp_path / "ci" / "run.json")
-    assert list(record["finished"]) == ["01_setup", "04_pass_at_k_eval"]
-    comparison = read_json(tmp_path / "ci" / "evals" / "comparison.json")
-    assert comparison["greedy_strict"]["problems"] == 4
-
-
 def test_resume_is_told_to_the_training_alone(tmp_path, monkeypatch, capsys):
     asked = {}
 
@@ -194,10 +162,44 @@ def notebook(tmp_path, monkeypatch):
     monkeypatch.setattr("lib.suite.NOTEBOOKS", tmp_path)
 
     def write(code: str) -> None:
-        cells = [nbformat.v4.new_code_cell(code)]
-        nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "01_setup.ipynb")
+        given = {"cells": [nbformat.v4.new_code_cell(code)]}
+        given |= {"metadata": {"language_info": {"name": "python"}}}  # which papermill asks for
+        nbformat.write(nbformat.v4.new_notebook(**given), tmp_path / "01_setup.ipynb")
 
     return write
+
+
+def test_a_failure_stops_the_run_and_resume_goes_on_there(
+    tmp_path, first_layers, notebook, monkeypatch, capfd
+):
+    """From wherever it is asked to, without a network."""
+    from lib.models import load_policy, write_adapter
+
+    notebook("print('the first')")
+    shutil.copy(ROOT / "notebooks" / "04_pass_at_k_eval.ipynb", tmp_path)
+    for key, value in {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.chdir(tmp_path)
+    model, folder = {"model": str(first_layers)}, tmp_path / "ci"
+    given = dict(run="ci", max_steps=1, eval_problems=4, eval_samples=0, eval_engine="transformers")
+    given |= model | {"output_dir": str(tmp_path)}
+    words = ["ci", *as_parameters(given), "--only", "01", "04"]
+    assert main(words) == 2
+    said = capfd.readouterr()
+    assert "--resume" in said.out and "04_pass_at_k_eval stopped:" in said.err
+    assert "adapter is not there: run 03_training for this run first." in said.err
+    assert "adapter is not there" in (folder / "notebooks/04_pass_at_k_eval.html").read_text()
+    (folder / "notebooks" / "01_setup.ipynb").unlink()
+
+    # What 03_training would leave.
+    write_adapter(load_policy(resolve("ci", SMALL | model, CPU)), folder / "adapter")
+    assert main([*words, "--resume"]) == 0
+    said = capfd.readouterr()
+    assert "01_setup: done before" in said.out
+    assert "greedy strict" in said.out and "report.html" in said.out
+    assert list(read_json(folder / "run.json")["finished"]) == ["01_setup", "04_pass_at_k_eval"]
+    assert not (folder / "notebooks" / "01_setup.ipynb").exists()
+    assert read_json(folder / "evals" / "comparison.json")["greedy_strict"]["problems"] == 4
 
 
 def test_a_kernel_that_is_killed_is_told(run, notebook, capsys):
