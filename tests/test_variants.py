@@ -197,6 +197,9 @@ def test_any_runs_by_their_names(arms, tmp_path):
     assert list(found) == ["grpo_0", "rloo_1"]
     [told] = sentences(compare_arms(found))
     assert told.startswith("rloo_1 is better than grpo_0: +")
+    three = compare_arms(found | {"another": found["rloo_1"]})
+    assert all("than grpo_0: +" in told for told in sentences(three)) and len(three) == 3
+    assert list(accuracy_rows(three)[1]) == ["arm", "seeds", "accuracy", "to grpo_0"]
     with pytest.raises(BadInput, match="There is no run nowhere"):
         find_arms(config_of(tmp_path, runs=["nowhere"]))
     with pytest.raises(BadInput, match="two runs at least"):

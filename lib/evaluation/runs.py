@@ -165,8 +165,8 @@ def difference(before: Sequence[Run], after: Sequence[Run]) -> Difference:
 
 def compare_arms(arms: Arms) -> list[dict[str, Any]]:
     """A row an arm: accuracy, its range over seeds, what training cost, and the differences to the
-    first two arms (the base and the first variant). BadInput: fewer than two arms, or arms that
-    share no problems."""
+    base, where there is one, and to the first other arm. BadInput: fewer than two arms, or arms
+    that share no problems."""
     if len(arms) < 2:
         raise BadInput("There is nothing to compare: give two runs at least.", "nothing-to-compare")
     rows = []
@@ -176,7 +176,7 @@ def compare_arms(arms: Arms) -> list[dict[str, Any]]:
         row = {"arm": name, "seeds": len(runs), "accuracy": float(np.mean(means))}
         row |= {"lowest": min(means), "highest": max(means)}
         row["share"] = not is_reward(scores[0].name)
-        for other in list(arms)[:2]:
+        for other in list(arms)[: 2 if BASE in arms else 1]:
             if other != name:
                 row[f"to {other}"] = vars(difference(arms[other], runs))
         rows.append(row | costs(runs))
@@ -212,12 +212,12 @@ def logs_of(arms: Arms) -> dict[str, list[list[dict]]]:
 
 def accuracy_rows(compared: Sequence[dict]) -> list[dict[str, str]]:
     """The comparison as a table to show: accuracy, and each difference with its interval."""
-    others = [f"to {row['arm']}" for row in compared[:2]]
-    rows = []
+    others = [name for row in compared if (name := f"to {row['arm']}") in compared[-1]]
+    rows, several = [], any(row["seeds"] > 1 for row in compared)
     for row in compared:
         seeds = f"{figure(row['lowest'], row)} to {figure(row['highest'], row)}"
         shown = {"arm": row["arm"], "seeds": row["seeds"], "accuracy": figure(row["accuracy"], row)}
-        shown["over seeds"] = seeds if row["seeds"] > 1 else ""
+        shown |= {"over seeds": seeds if row["seeds"] > 1 else ""} if several else {}
         texts = {other: _difference_text(row, other) if other in row else "" for other in others}
         rows.append(shown | texts)
     return rows
