@@ -146,8 +146,7 @@ _SIMPLE = re.compile(r"-?\d{1,40}(?:\.\d{1,40})?")
 
 
 def _separators(text: str) -> str:
-    """1 234, 1'234 and the European 1.234,5 in the form 1,234.5, and 2:00 as 2."""
-    text = _ON_THE_HOUR.sub(r"\1", text)
+    """1 234, 1'234 and the European 1.234,5 in the form 1,234.5."""
     text = _SPACED.sub(lambda m: m[0].replace(m[1], ","), text)
     return _EUROPEAN.sub(lambda m: m[0].replace(".", "").replace(",", "."), text)
 
