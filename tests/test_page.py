@@ -16,7 +16,15 @@ import pytest
 from huggingface_hub import ModelCard
 
 from lib.adapters import conversation, make_portable
-from lib.export.page import build, card_data, paid_lines, push, write_card, write_space
+from lib.export.page import (
+    build,
+    card_data,
+    paid_lines,
+    push,
+    run_config,
+    write_card,
+    write_space,
+)
 from lib.export.serve import free_port
 from lib.files import read_json, read_jsonl, write_json, write_jsonl
 from lib.tasks import Problem, make_rows
@@ -73,10 +81,13 @@ def test_the_page_in_a_browser(ci_config, samples, tmp_path, browser):
     assert shared is None and address.startswith("http://127.0.0.1:")
 
 
-def test_a_space_is_whole_and_starts(ci_config, run, first_layers, tmp_path):
+def test_a_space_is_whole_and_starts(ci_config, run, samples, first_layers, tmp_path, monkeypatch):
     from lib.models import load_policy
 
-    changes = {"backend": "transformers", "model": str(first_layers)}
+    own = tmp_path / "own.py"
+    own.write_text("def short(completions, **columns): return [1.0 for _ in completions]\n")
+    rewards = ci_config.rewards | {f"{own}:short": 0.1, "reward_model": 1.0}
+    changes = {"backend": "transformers", "model": str(first_layers), "rewards": rewards}
     config = ci_config.model_copy(update=changes)
     load_policy(config).model.save_pretrained(run.adapter)
     make_portable(run.adapter, config.model_copy(update={"shots": 0}), [])
@@ -84,6 +95,10 @@ def test_a_space_is_whole_and_starts(ci_config, run, first_layers, tmp_path):
     assert {"app.py", "README.md", "requirements.txt"} <= {p.name for p in space.iterdir()}
     assert "sdk: gradio" in (space / "README.md").read_text()
     assert len(read_jsonl(space / "sample_prompts.jsonl")) > 4
+    own.unlink()
+    monkeypatch.chdir(space)
+    paid = paid_lines(run_config("adapter")[1], samples[0], ["5", "<answer>5</answer>"])
+    assert [name for name, *_ in paid] == ["correctness", "hard_format", "short"]
 
     port, log = free_port(), (tmp_path / "log").open("w")
     environment = {"BASE_MODEL": str(first_layers), "GRADIO_SERVER_PORT": str(port)}

@@ -159,7 +159,8 @@ def build(ask: Ask, samples: Sequence[dict], config: Config, folder: Path) -> An
             for text in ask(name, messages):
                 texts[name] = text
                 yield *texts.values(), []
-        yield *texts.values(), paid_lines(config, row, [*texts.values()]) if row else []
+        paid = paid_lines(config, row, [*texts.values()]) if row and config.rewards else []
+        yield *texts.values(), paid
 
     with gr.Blocks(title="Before and after") as page:
         gr.Markdown(f"## Before and after\n{public_name(config)}, trained on {data_name(config)}")
@@ -226,15 +227,23 @@ _NEEDS = (
 
 
 def write_space(run: Run, config: Config, folder: Path) -> Path:
-    """A Space's folder: the page, the adapter, samples and the suite's own code; nothing is sent.
+    """A Space's folder: the page, the adapter, samples, the suite's code and the recipe's own
+    rewards, of which reward models are left out; nothing is sent.
 
     A Space reads the base model from the Hub (or from BASE_MODEL).
     """
     ignore = shutil.ignore_patterns("__pycache__")
     for name, source in (("adapter", run.adapter), ("lib", ROOT / "lib")):
         shutil.copytree(source, folder / name, dirs_exist_ok=True, ignore=ignore)
-    record = config.model_dump() | {"model": public_name(config)}
-    write_json(folder / "run.json", {"config": record})
+    rewards = {}
+    for name, function in zip(config.rewards, recipe_rewards(config)[0], strict=True):
+        path, colon, attribute = name.partition(":")
+        if colon:
+            shutil.copy(config.find(path), folder)
+        if not hasattr(function, "own"):
+            rewards[f"{Path(path).name}{colon}{attribute}"] = config.rewards[name]
+    there = {"model": public_name(config), "output_dir": "outputs", "rewards": rewards}
+    write_json(folder / "run.json", {"config": config.model_dump() | there})
     write_samples(config, folder / "sample_prompts.jsonl")
     (folder / "app.py").write_text(_APP)
     needs = [f"{name}=={version(name).split('+')[0]}" for name in _NEEDS]
