@@ -356,7 +356,7 @@ def learning_curves(arms: Mapping[str, Sequence[Sequence[dict]]], key: str = "re
 @styled
 def differences_figure(compared: Sequence[Mapping[str, Any]]) -> Figure:
     """Each arm's difference in accuracy to those compared with, with 95% intervals."""
-    others = dict.fromkeys(key for row in compared for key in row if key.startswith("to "))
+    others = [key for row in compared if (key := f"to {row['arm']}") in compared[-1]]
     titles = [f"difference {other}, in points" for other in others]
     figure, axes = grid_of_axes(*titles, height=1 + 0.35 * len(compared), sharey=True)
     for axis, other in zip(axes, others, strict=True):
