@@ -1,6 +1,6 @@
 """Does a race keep the best arm? Played again and again on runs that were trained to their end.
 
-    python -m benchmarks.race_replay train      # 8 learning rates × 3 seeds of a short demo
+    python -m benchmarks.race_replay train      # the next of 8 learning rates × 3 seeds, if any
     python -m benchmarks.race_replay replay     # races on what is stored; needs no model
     python -m benchmarks.race_replay simulate   # races of arms that were drawn, not trained
 
@@ -11,7 +11,6 @@ replays whose winner is the best arm on the later problems, or within its paired
 """
 
 import argparse
-import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -39,7 +38,7 @@ RULES = {
 
 
 def train(file: Path) -> None:
-    """Every run that the file does not have, in one process with one vLLM."""
+    """The first run that the file does not have; vLLM outlives no training in its process."""
     from lib.models import load_policy
     from lib.rewards import recipe_rewards
     from lib.runs import Run, hushed, open_run
@@ -55,48 +54,46 @@ def train(file: Path) -> None:
                 self.log.extra |= self.measure(state.global_step)
 
     stored = read_json(file) if file.is_file() else {"runs": {}}
-    stored |= {"commit": commit(), "rungs": RUNGS, "held_out": HELD_OUT, "later": LATER}
-    engine = None
-    for seed, rate in [(seed, rate) for seed in SEEDS for rate in RATES]:
-        name = f"{rate:g}_{seed}"
-        if name in stored["runs"]:
-            continue
-        given = {"learning_rate": rate, "seed": seed, "max_steps": RUNGS[-1], "warmup_steps": 0}
-        given |= {"run": f"race_replay/{name}", "eval_problems": LATER, "save_steps": 10**6}
-        config = resolve("demo", given | {"profile": "cpu"})
-        changed = {"task_config": {**config.task_config, "test_share": 0.4}}
-        config = config.model_copy(update=changed)
-        run = open_run(config)
-        later = Run(run.folder / "later")
-        with hushed(run):
-            policy = load_policy(config)
-            task, training, tests, examples = load_problems(config)
-            aside = sample_problems(training, HELD_OUT, seed=0)
-            ids = {problem.id for problem in aside}
-            training = [problem for problem in training if problem.id not in ids]
-            rows, held_out, last = (
-                make_rows(some, config.prompt_format, config.shots, examples)
-                for some in (training, aside, tests)
-            )
-            rewards, weights = recipe_rewards(config)
-            trainer = make_trainer(policy, rows, rewards, weights, config, run)
-            engine = engine or RolloutEngine.start(config, policy)
-            engine.config = config
-            trainer.generate_with(engine)
-            log = next(c for c in trainer.callback_handler.callbacks if isinstance(c, StepLog))
-            given = (task, config, run, log, engine.engine)
-            trainer.add_callback(AtRungs(policy, aside, held_out, *given))
-            train_run(trainer, config, run)
-            (later.evals / "validation.jsonl").unlink(missing_ok=True)
-            given = (task, config, later, log, engine.engine)
-            Validation(policy, tests, last, *given).measure(RUNGS[-1])
-        answered = {"held_out": _answers(run), "later": _answers(later)[str(RUNGS[-1])]}
-        stored["runs"][name] = answered
-        write_json(file, stored)
-        right = [round(text.count("1") / len(text), 3) for text in answered["held_out"].values()]
-        print(name, *right, "later", round(answered["later"].count("1") / LATER, 3), flush=True)
-        del trainer, policy
-        gc.collect()
+    stored |= {"rungs": RUNGS, "held_out": HELD_OUT, "later": LATER}
+    names = {f"{rate:g}_{seed}": (rate, seed) for seed in SEEDS for rate in RATES}
+    name = next((name for name in names if name not in stored["runs"]), None)
+    if name is None:
+        return print("Every run is there.")
+    rate, seed = names[name]
+    given = {"learning_rate": rate, "seed": seed, "max_steps": RUNGS[-1], "warmup_steps": 0}
+    given |= {"run": f"race_replay/{name}", "eval_problems": LATER, "save_steps": 10**6}
+    config = resolve("demo", given | {"profile": "cpu"})
+    changed = {"task_config": {**config.task_config, "test_share": 0.4}}
+    config = config.model_copy(update=changed)
+    run = open_run(config)
+    later = Run(run.folder / "later")
+    with hushed(run):
+        policy = load_policy(config)
+        task, training, tests, examples = load_problems(config)
+        aside = sample_problems(training, HELD_OUT, seed=0)
+        ids = {problem.id for problem in aside}
+        training = [problem for problem in training if problem.id not in ids]
+        rows, held_out, last = (
+            make_rows(some, config.prompt_format, config.shots, examples)
+            for some in (training, aside, tests)
+        )
+        rewards, weights = recipe_rewards(config)
+        trainer = make_trainer(policy, rows, rewards, weights, config, run)
+        engine = RolloutEngine.start(config, policy)
+        trainer.generate_with(engine)
+        log = next(c for c in trainer.callback_handler.callbacks if isinstance(c, StepLog))
+        given = (task, config, run, log, engine.engine)
+        trainer.add_callback(AtRungs(policy, aside, held_out, *given))
+        train_run(trainer, config, run)
+        (later.evals / "validation.jsonl").unlink(missing_ok=True)
+        given = (task, config, later, log, engine.engine)
+        Validation(policy, tests, last, *given).measure(RUNGS[-1])
+    answered = {"held_out": _answers(run), "later": _answers(later)[str(RUNGS[-1])]}
+    answered["commit"] = commit()
+    stored["runs"][name] = answered
+    write_json(file, stored)
+    right = [round(text.count("1") / len(text), 3) for text in answered["held_out"].values()]
+    print(name, *right, "later", round(answered["later"].count("1") / LATER, 3), flush=True)
 
 
 def _answers(run: "object") -> dict[str, str]:
