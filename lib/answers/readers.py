@@ -88,6 +88,7 @@ _ASIDE = re.compile(r"(\d(?:\s[A-Za-z]{1,20}){0,3})\s\([^()\n]{0,60}\)\W*$")  # 
 def arithmetic(text: str) -> str | None:
     """A text that is arithmetic and nothing else, with * for ×."""
     text = re.sub(r"(?<=\d)\s?x\s?(?=\d)", "*", unwrap(text[:MAX_ANSWER]).strip(" $.*"))
+    text = re.sub(r"(?<![\\\w])sqrt(?=\s?\()", "√", text)
     text = re.sub(r"\b(\d+) (\d+/\d+)", r"(\1+\2)", text)  # 2 1/2
     return text if _SUM.fullmatch(text) else None
 
@@ -242,6 +243,7 @@ _AND_ANOTHER = re.compile(
     ([A-J](?![\w'’])(?!(?<=[AI])\s[a-z])|[a-j](?=[).]))""",
     re.VERBOSE,
 )
+_ENDS = re.compile(r"(?<=A)[\W_]*$").match  # an article has a word behind it
 _NEGATED = re.compile(
     r"(?:\b(?:[Nn](?:ot|either)|except|all but|[Ee]liminate|rule out)|n['’]t)\s(?:be\s)?"
     r"(?:option\s|choice\s)?\(?[A-J]\)?(?!\w)(?:\s(?:or|and|nor)\s\(?[A-J]\)?(?!\w)){0,5}"
@@ -296,7 +298,8 @@ def last_letter(text: str) -> str | None:
         two = _AND_ANOTHER.match(tail, letters[-2].end(2))
         if two and two[1] == letters[-1][2] != letters[-2][2]:
             return NO_ANSWER
-    chosen = [m[2] for m in letters if m["closed"] or m[2] not in "AI"] or _CHOSEN.findall(tail)
+    letters = [m for m in letters if m["closed"] or m[2] not in "AI" or _ENDS(tail, m.end())]
+    chosen = [m[2] for m in letters] or _CHOSEN.findall(tail)
     return chosen[-1] if chosen else None
 
 
