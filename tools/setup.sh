@@ -37,6 +37,6 @@ install requirements-cpu.txt
 # `import lib` then works from any folder: papermill runs a notebook in its caller's.
 site=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
 pwd > "$site/grpo-notebooks.pth"
-echo "Making ready what the first run needs: the model, and byte code; about a minute ..."
+echo "Making ready what the first run needs: the model, and byte code; a minute or two ..."
 .venv/bin/python -m tools.ready
 touch .venv/.ready
