@@ -377,8 +377,8 @@ class _Reader:
                 return result
 
     def after_power(self) -> bool:
-        """Whether an exponent of one token came just before: 2^6 3^5 is a product."""
-        return self.tokens[self.at - 2] == "^"
+        """Whether an exponent of one token or a "!" came just before: 2^6 3^5 is a product."""
+        return self.tokens[self.at - 2] == "^" or self.tokens[self.at - 1] == "!"
 
     def starts_factor(self) -> bool:
         token = self.peek()

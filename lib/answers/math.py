@@ -173,6 +173,7 @@ _SPELLINGS = _rules(
     (r"\\q?quad|\\(?:begin|end)\{(?:align|equation|gather)(?:ed)?\*?\}|\\(?:left|right)\.", " "),
     (r"^\s?\\approx(?![A-Za-z])|\\[,!;:> ]|~|\\[()\[\]]|\\?\$|\\%|`|" + BOLD, " "),
     (r"\\operatorname\*?\ ?\{([a-zA-Z]+)\}", r"\\\1 "),
+    (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
     (r"<=", r"\\le "),
     (r">=", r"\\ge "),
     (r"!=|\\not\ ?=", r"\\ne "),
