@@ -2,18 +2,22 @@
 
     python tests/pretend_gpu.py t4              # every recipe's configuration on a pretended T4
     python tests/pretend_gpu.py rtx5080 qwen3-4b_gsm8k
-    python tests/pretend_gpu.py t4 train        # three GRPO steps by Unsloth's GPU trainer
+    python tests/pretend_gpu.py t4 notebooks    # 01 to 03, with Unsloth's GPU trainer
 
 Wants the GPU lock installed. For each recipe it prints, as a line of JSON, what Unsloth would start
 vLLM with (`load_vllm(return_args=True)`), and the attention backend that vLLM chooses for that and
 for the engine of evaluation, or why it refuses them. No weights are read, nothing is computed.
 
-`train` computes, on the CPU: torch's operations stand in for Unsloth's kernels, and all else of
-Unsloth, TRL and the suite is what a card runs. It shows that the parts fit, and nothing of speed.
+`notebooks` computes, on the CPU: torch's operations stand in for Unsloth's kernels, transformers
+for vLLM's engine, and all else of Unsloth, TRL and the suite is what a card runs. It shows that the
+parts fit, and nothing of speed.
 """
 
 import contextlib
 import ctypes
+import importlib.abc
+import importlib.machinery
+import inspect
 import io
 import json
 import os
@@ -23,6 +27,7 @@ import sys
 import tempfile
 import types
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +40,7 @@ from lib.memory import SHAPES, check_fit, evaluation_gib
 from lib.models import unsloth_arguments
 from lib.process import STACK
 from lib.stack import Stack, installation
+from lib.tasks.prompts import end_ids
 
 
 @dataclass(frozen=True)
@@ -255,44 +261,232 @@ def without_kernels() -> None:
             setattr(module, name, replaced[name])
 
 
-def train(card: Card) -> None:
-    """A small model with random weights, in 4 bit: three steps of GRPO, and a fourth from the
-    checkpoint."""
-    from lib import hardware
+# --- the notebooks on it -------------------------------------------------------------------------
 
-    hardware._query_gpu = lambda: (card.name, card.memory, card.hardware.capability)
-    compute_on_cpu()
-    import unsloth  # noqa: F401
 
-    without_kernels()
+class Served:
+    """In the place of `vllm.LLM`: its configuration and its answers are vLLM's own, its model is
+    transformers', in 32 bit, with the adapter of a request added to the weights."""
+
+    shared_weights = False
+
+    def __init__(self, use_tqdm_on_load: bool = False, **arguments: Any):
+        import torch
+        import transformers
+        from vllm import EngineArgs
+
+        print("Served:", arguments, flush=True)
+        self.vllm_config = EngineArgs(**arguments).create_engine_config()
+        self.llm_engine = self.engine_core = self
+        self.request_counter = types.SimpleNamespace(counter=0)
+        self.waiting: list[tuple] = []
+        self.adapters: dict[int, tuple] = {}
+        self.tempered = arguments.get("logprobs_mode") == "processed_logprobs"
+        self.approx_max_num_seqs, self.folder = arguments["max_num_seqs"], arguments["model"]
+        load = partial(transformers.AutoModelForCausalLM.from_pretrained, self.folder)
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder)
+        self.model = load(dtype=torch.float32).eval()
+        self.weights = {name: w.clone() for name, w in self.model.state_dict().items()}
+        if arguments.get("quantization"):
+            from bitsandbytes.functional import dequantize_4bit
+
+            how = dict(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
+            how = transformers.BitsAndBytesConfig(load_in_4bit=True, **how)
+            for name, layer in load(dtype=torch.float16, quantization_config=how).named_modules():
+                if state := getattr(getattr(layer, "weight", None), "quant_state", None):
+                    whole = dequantize_4bit(layer.weight, state)
+                    self.weights[f"{name}.weight"] = whole.float()
+
+    def get_tokenizer(self) -> Any:
+        return self.tokenizer
+
+    def shutdown(self, *_: Any, **__: Any) -> None:
+        """And what else there is nothing to do for."""
+
+    reset_prefix_cache = sleep = wake_up = shutdown
+
+    def abort_request(self, ids: list[str]) -> None:
+        self.waiting = [each for each in self.waiting if each[0] not in ids]
+
+    def adapt(self, request: Any) -> None:
+        """Add the request's adapter to the weights; as vLLM, by its id where that was seen."""
+        state = self.model.state_dict()
+        for name, weight in self.weights.items():
+            state[name].copy_(weight)
+        if request is None:
+            return
+        if request.lora_int_id not in self.adapters:
+            tensors, settings = request.lora_tensors, request.lora_config
+            tensors = {name: tensor.detach().float().clone() for name, tensor in tensors.items()}
+            self.adapters[request.lora_int_id] = tensors, settings["lora_alpha"] / settings["r"]
+        tensors, scale = self.adapters[request.lora_int_id]
+        for name in (name for name in tensors if ".lora_A." in name):
+            layer = name.removeprefix("base_model.model.").replace(".lora_A", "")
+            product = tensors[name.replace("lora_A", "lora_B")] @ tensors[name]
+            state[layer].add_(scale * product)
+
+    def enqueue(self, prompts: Any, params: Any, use_tqdm: bool, lora_request: Any = None) -> None:
+        for prompt in prompts:
+            name = str(self.request_counter.counter)
+            self.waiting.append((name, prompt, params, lora_request))
+            self.request_counter.counter += 1
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self.waiting)
+
+    def step(self) -> list:
+        from vllm.outputs import RequestOutput
+
+        name, prompt, params, request = self.waiting.pop(0)
+        self.adapt(request)
+        ids = (
+            prompt.get("prompt_token_ids")
+            or self.tokenizer(prompt["prompt"], add_special_tokens=False).input_ids
+        )
+        answers = self.answer(ids, params)
+        return [RequestOutput(name, None, ids, None, answers, True)]
+
+    def generate(
+        self, prompts: Any, sampling_params: Any, use_tqdm: bool = True, lora_request: Any = None
+    ) -> list:
+        self.enqueue(prompts, sampling_params, use_tqdm, lora_request)
+        return [output for _ in prompts for output in self.step()]
+
+    def answer(self, ids: list[int], params: Any) -> list:
+        import torch
+        from vllm.logprobs import Logprob
+        from vllm.outputs import CompletionOutput
+
+        ends, answers = {*end_ids(self.model.generation_config.eos_token_id)}, []
+        for index in range(params.n):
+            tokens, logps = [], []
+            while len(tokens) < params.max_tokens and not ends & {*tokens[-1:]}:
+                with torch.no_grad():
+                    logits_V = self.model(torch.tensor([[*ids, *tokens]])).logits[0, -1].float()
+                drawn_V = (logits_V / (params.temperature or 1e-6)).log_softmax(-1)
+                tokens.append(int(drawn_V.exp().multinomial(1)))
+                said_V = drawn_V if self.tempered else logits_V.log_softmax(-1)
+                logps.append({tokens[-1]: Logprob(float(said_V[tokens[-1]]))})
+            text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+            reason = "stop" if ends & {*tokens[-1:]} else "length"
+            answers.append(CompletionOutput(index, text, tokens, 0.0, logps, finish_reason=reason))
+        return answers
+
+
+def serve_at_unsloths_door() -> None:
+    """Unsloth's engine: its own arguments for vLLM, and a policy of the same weights."""
+    import unsloth_zoo.vllm_utils as zoo
+    from transformers import AutoModelForCausalLM
+
+    arguments_of = zoo.load_vllm
+    zoo._can_link_libcuda = lambda: True
+
+    def load_vllm(**given: Any) -> Served:
+        return Served(**arguments_of(**given, return_args=True))
+
+    def policy_of(folder: str, config: Any, dtype: Any, in_4_bit: Any) -> Any:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, quantization_config=in_4_bit
+        )
+
+    load_vllm.__signature__ = inspect.signature(arguments_of)
+    zoo.load_vllm, zoo.convert_vllm_to_huggingface = load_vllm, policy_of
+    zoo.get_vllm_state_dict = lambda engine, **_: ({}, engine.folder)
+
+
+def nvml_of(card: Card) -> types.ModuleType:
+    """NVIDIA's management library on a machine with this card."""
+    nvml, total = types.ModuleType("pynvml"), int(card.memory * GIB)
+    memory = types.SimpleNamespace(total=total, reserved=0, free=int(total * 0.985))
+    nvml.NVMLError, nvml.nvmlMemory_v2 = RuntimeError, 2
+    answers = dict(
+        nvmlInit=None,
+        nvmlDeviceGetCount=1,
+        nvmlDeviceGetHandleByIndex=0,
+        nvmlDeviceGetName=card.name,
+        nvmlDeviceGetCudaComputeCapability=card.capability,
+        nvmlDeviceGetMemoryInfo=memory,
+        nvmlDeviceGetTotalEnergyConsumption=1000,
+        nvmlSystemGetDriverVersion="580.95.05",
+    )
+    for name, answer in answers.items():
+        setattr(nvml, name, lambda *_, answer=answer: answer)
+    nvml.nvmlDeviceGetHandleByUUID = nvml.nvmlDeviceGetHandleByIndex
+    return nvml
+
+
+def emulate(card: Card) -> None:
+    """Have this process take the card for its machine's, once it imports torch and Unsloth."""
+
+    def after_torch() -> None:
+        pretend(card)
+        compute_on_cpu()
+        import vllm
+
+        vllm.LLM = Served
+
+    def after_unsloth() -> None:
+        without_kernels()
+        serve_at_unsloths_door()
+
+    waiting = {"torch": after_torch, "unsloth": after_unsloth}
+
+    class After(importlib.abc.MetaPathFinder):
+        def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+            if name not in waiting:
+                return None
+            spec = importlib.machinery.PathFinder.find_spec(name, path)
+            run = spec.loader.exec_module
+
+            def load(module: types.ModuleType) -> None:
+                run(module)
+                waiting.pop(name, lambda: None)()
+
+            spec.loader.exec_module = load
+            return spec
+
+    sys.modules["pynvml"] = nvml_of(card)
+    sys.meta_path.insert(0, After())
+
+
+def notebooks(name: str, *given: str) -> None:
+    """01 to 03 of a small model with random weights, in 4 bit, and a step more from its
+    checkpoint; `given` to the runner as well. A process of Python loads the card as it starts."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    from lib.models import embedded_folder, load_policy
-    from lib.runs import open_run, read_jsonl
-    from lib.training import make_trainer
-    from lib.training import train as train_on
+    from lib.models import embedded_folder
+    from lib.runs import read_jsonl
 
-    def by_turns(completions, **_):
-        return [float(i % 3) for i, _ in enumerate(completions)]
-
-    asked = [{"role": "user", "content": "Say a number."}]
-    rows = [{"prompt": asked, "id": str(i), "answer": ""} for i in range(4)]
     sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=3, vocab_size=49152)
     sizes |= dict(num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)
     with tempfile.TemporaryDirectory() as folder:
         model = f"{folder}/model"
         LlamaForCausalLM(LlamaConfig(**sizes, eos_token_id=2)).half().save_pretrained(model)
         AutoTokenizer.from_pretrained(embedded_folder()).save_pretrained(model)
-        given = dict(model=model, load_in_4bit=True, rollout_engine="transformers", save_steps=3)
-        for changes in (dict(max_steps=3), dict(max_steps=4, resume=True)):
-            changes |= dict(profile="auto", output_dir=folder)
-            config = resolve("ci", given | changes, card.hardware)
-            run, policy = open_run(config), load_policy(config)
-            trainer = make_trainer(policy, rows, [by_turns], [1.0], config, run)
-            train_on(trainer, config, run)
-            slopes = [row["grad_norm"] for row in read_jsonl(run.train_log)]
-            how = {"unsloths": trainer.is_unsloths, "fp16": trainer.args.fp16}
-            print("PRETENDED", json.dumps(how | {"grad_norm": slopes}), flush=True)
+        Path(folder, "sitecustomize.py").write_text(
+            f"from tests.pretend_gpu import CARDS, emulate\nemulate(CARDS[{name!r}])\n"
+        )
+        Path(folder, "own.py").write_text(
+            "def vowels(completions, **_):\n    texts = [c[0]['content'] for c in completions]\n"
+            "    return [sum(map(t.count, 'aeiou')) / (1 + len(t)) for t in texts]\n"
+        )
+        words = dict(model=model, output_dir=folder, run="run", load_in_4bit="true", save_steps=3)
+        words |= dict(preflight_prompts=4)
+        words |= {"max_steps": 3, "rewards": json.dumps({f"{folder}/own.py:vowels": 1})}
+        environment = os.environ | {"PYTHONPATH": f"{folder}:{Path(__file__).parent.parent}"}
+        for changes in (
+            {"--only": "01_setup 02_reward_design 03_training"},
+            {"--only": "03_training --resume", "max_steps": 4},
+        ):
+            only = changes.pop("--only").split()
+            command = [sys.executable, "-m", "lib.suite", "ci", "--only", *only, *given]
+            for key, value in (words | changes).items():
+                command += ["-p", key, str(value)]
+            done = subprocess.run(command, env=environment, stdout=sys.stderr)
+            log = read_jsonl(Path(folder, "run", "train_log.jsonl"))
+            columns = ("grad_norm", "entropy", "sampling/sampling_logp_difference/mean")
+            seen = {column: [row.get(column) for row in log] for column in columns}
+            print("PRETENDED", json.dumps({"rc": done.returncode} | seen), flush=True)
 
 
 def write_config(model: str, folder: Path) -> Path:
@@ -381,9 +575,9 @@ def main(name: str, *recipes: str) -> None:
     os.environ |= gpu_environment(card.hardware.capability)
     os.environ |= {"UNSLOTH_COMPILE_DISABLE": "1", "TORCHDYNAMO_DISABLE": "1"}
     os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"}
+    if recipes[:1] == ("notebooks",):
+        return notebooks(name, *recipes[1:])
     pretend(card)
-    if recipes == ("train",):
-        return train(card)
     import unsloth  # noqa: F401
 
     stack = Stack(dict.fromkeys(STACK, "1"), "580.95.05", "13.0")

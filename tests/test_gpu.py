@@ -197,11 +197,12 @@ def test_every_recipe_is_configured_on_a_pretended_card(card):
             assert attention == {"TRITON_ATTN"} and seen["flashinfer"] == "0", seen
 
 
-def test_unsloths_gpu_trainer_trains_and_resumes_on_a_pretended_t4():
-    first, resumed = on_pretended("t4", "train")
-    assert first["unsloths"] and first["fp16"]
-    assert resumed["grad_norm"][:3] == first["grad_norm"] and len(resumed["grad_norm"]) == 4
+def test_the_notebooks_train_and_resume_by_unsloth_on_a_pretended_t4():
+    whole, resumed = on_pretended("t4", "notebooks")
+    assert whole["rc"] == resumed["rc"] == 0
+    assert resumed["grad_norm"][:3] == whole["grad_norm"] and len(resumed["grad_norm"]) == 4
     assert all(0 < slope < 100 for slope in resumed["grad_norm"])
+    assert max(resumed["sampling/sampling_logp_difference/mean"]) < 0.05  # of the policy as it is
 
 
 def test_the_check_of_a_card_trains_and_notes_its_steps(first_layers, tmp_path, monkeypatch):
@@ -258,9 +259,6 @@ BASE = "base_model.model."
 EMBEDS = "model.embed_tokens.lora_embedding_"
 MISFITS = {  # what is changed in an adapter's tensors and settings: the fault
     "layers": lambda ws, _: {n.replace("self_attn", "attention"): w for n, w in ws.items()},
-    "layers by the names of another release": lambda ws, _: {
-        n.replace("model.layers", "model.language_model.layers"): w for n, w in ws.items()
-    },
     "sizes": lambda ws, _: {n: w[:4] if "lora_A" in n else w for n, w in ws.items()},
     "sizes of another base": lambda ws, _: {
         n: w.repeat(1, 2) if "lora_A" in n else w.repeat(2, 1) for n, w in ws.items()
@@ -287,11 +285,6 @@ MISFITS = {  # what is changed in an adapter's tensors and settings: the fault
     },
     "rank with alpha zero": lambda ws, settings: settings.update(lora_alpha=0) or ws,
     "rank without alpha": lambda ws, settings: settings.update(lora_alpha=None) or ws,
-    "whole-modules with an adapter's name in them": lambda ws, _: {
-        n.replace(".weight", ".default.weight"): w for n, w in ws.items()
-    },
-    "values": lambda ws, _: {n: w / 0 if ".0." in n else w for n, w in ws.items()},
-    "values of 8 bits": lambda ws, _: {n: w.char() for n, w in ws.items()},
     "empty": lambda ws, _: {},
     "type": lambda ws, settings: settings.update(peft_type="PROMPT_TUNING") or ws,
     "type that vLLM takes": lambda ws, settings: settings.update(use_dora=True) or ws,
