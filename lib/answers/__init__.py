@@ -89,7 +89,7 @@ def grade(text: str | None, gold: str | None, kind: Kind, tags: str | None = Non
         mine, where = tagged_answer(inside, kind, lists), "tags"
     if mine is None:
         return Grade(False, where=where, why="no answer found")
-    same = _same(mine, theirs, kind)
+    same = mine == gold.strip() or _same(mine, theirs, kind)
     return Grade(same, mine, where, None if same else "differs")
 
 
@@ -122,6 +122,8 @@ def find_answer(text: str | None, kind: str, lists: bool = False) -> Found:
     if kind == "text" and (("<think>" in rest) or (thoughts and not rest.strip())):
         return None, None  # any words of the thinking would do
     text = rest if rest.strip() else text
+    if "\\begin" in text:
+        text = _ENVIRONMENT.sub(lambda found: found[0].replace("\n", " "), text)
     inside = inside_tags(text, "answer")
     if inside is not None and inside.strip():
         answer = tagged_answer(inside, kind, lists)
@@ -173,6 +175,7 @@ _MARK = re.compile(r"\\f?box|####|answer|ans\b|option|choice|答案|</think>", r
 # Chinese and Japanese put no space around the numbers and letters in a sentence.
 _BESIDE_CJK = re.compile(f"(?<=[{CJK}])(?=[!-~])|(?<=[!-~])(?=[{CJK}])")
 _IN_ASCII = str.maketrans({"。": ". ", "，": ", ", "、": ", ", "：": ": ", "或": "or", "和": "and"})
+_ENVIRONMENT = re.compile(r"\\begin\{\w{1,10}\*?\}.{0,500}?\\end\{", re.DOTALL)  # over lines
 _TURN_END = re.compile(r"<\|(?:im_end|im_start|endoftext|eot_id|end_of_text)\|>|</s>|<end_of_turn>")
 
 

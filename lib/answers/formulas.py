@@ -371,7 +371,11 @@ class _Reader:
                 if isinstance(other, Sequence) and _may_be_name(result, *other.items):  # f(x, y)
                     result = symbol(result.literal + ",".join(item.literal for item in other.items))
                     continue
-                name = result.literal + other.literal if _may_be_name(result, other) else ""
+                number = (
+                    self.tokens[self.at - 1] == ")" and getattr(other, "literal", "").isdecimal()
+                )
+                named = _may_be_name(result) and (number or _may_be_name(other))  # f(2), f(x)
+                name = result.literal + other.literal if named else ""
                 result = replace(apply(operator.mul, result, other), literal=name)
             else:
                 return result

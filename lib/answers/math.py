@@ -171,7 +171,8 @@ _ALL_TWICE = re.compile(r"(?<!\\)\\\\begin")
 _SPELLINGS = _rules(
     (r"(?<=\d)(?:'|\ ?\{,\ ?\}|,?\\[,!;: ]{1,4}|\{,\\!\}|,~)\ ?(?=\d{3}(?!\d))", ""),  # 12{,}345
     (r"\\q?quad|\\(?:begin|end)\{(?:align|equation|gather)(?:ed)?\*?\}|\\(?:left|right)\.", " "),
-    (r"^\s?\\approx(?![A-Za-z])|\\[,!;:> ]|~|\\[()\[\]]|\\?\$|\\%|`|" + BOLD, " "),
+    (r"^[\s$]*\\approx(?![A-Za-z])|\\[,!;:> ]|~|\\[()\[\]]|\\?\$|\\%|`|" + BOLD, " "),
+    (r"(?<=[\w)}\]])\s?\.\s*$", ""),  # the end of a sentence
     (r"\\operatorname\*?\ ?\{([a-zA-Z]+)\}", r"\\\1 "),
     (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
     (r"<=", r"\\le "),
@@ -388,9 +389,10 @@ def _is_equation(node: Node) -> bool:
 
 
 def _solved(relation: Relation) -> tuple[Node, Node] | None:
-    """The name and the value of x = 5, 5 = x or x = 2 + 3 = 5; None for another equation."""
+    """What is sought and its value in x = 5, 5 = x, x = 2 + 3 = 5 or 2 + 3 = 5; None for another
+    equation."""
     first, last = relation.sides[0], relation.sides[-1]
-    if _is_name(first):
+    if _is_name(first) or all(same_answer(first, side) for side in relation.sides[1:]):
         return first, last
     return (last, first) if _is_name(last) else None
 
