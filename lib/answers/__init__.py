@@ -171,7 +171,7 @@ def _unmarked(answer: str, kind: str) -> str | None:
 
 # --- places -------------------------------------------------------------------------------------
 
-_MARK = re.compile(r"\\f?box|####|answer|ans\b|option|choice|答案|</think>", re.IGNORECASE)
+_MARK = re.compile(r"\\f?box|####|answer|ans\b|option|choice|答案|\bA:|</think>", re.IGNORECASE)
 # Chinese and Japanese put no space around the numbers and letters in a sentence.
 _BESIDE_CJK = re.compile(f"(?<=[{CJK}])(?=[!-~])|(?<=[!-~])(?=[{CJK}])")
 _IN_ASCII = str.maketrans({"。": ". ", "，": ", ", "、": ", ", "：": ": ", "或": "or", "和": "and"})
@@ -251,8 +251,11 @@ _PHRASE = re.compile(
 
 
 def _after_phrases(text: str) -> Iterator[str]:
-    """What follows "the answer is", "Answer:" and "option", from the last back."""
+    """What follows "the answer is", "Answer:", "option", and a line's "A:", from the last back."""
     for word in reversed(deque(_PHRASE_WORD.finditer(text), MAX_TRIES)):
         phrase = _PHRASE.match(text, word.end())
         if phrase:
             yield text[phrase.end() : phrase.end() + MAX_ANSWER].lstrip(" \t\r\n*_:")
+    line = text.rfind("\nA:") + 1
+    if text.startswith("A:", line):
+        yield text[line + 2 : line + MAX_ANSWER].lstrip()
