@@ -32,9 +32,14 @@ SUITES = {
     "openai/grade-school-math": "grade_school_math/data/example_model_solutions.jsonl",
     "QwenLM/Qwen2.5-Math": "evaluation/data/eval_rm_maj_example/math_cot_100.jsonl",
     "huggingface/Math-Verify": "tests/test_*.py",
+    "hkust-nlp/RL-Verifier-Pitfalls": "examples/simplelr_math_eval/data/college_math/test.jsonl",
 }
 PARAMETERS = [("pred", "gold"), ("answer", "target"), ("prediction", "reference")]
 GRADERS = re.compile(r"_?(?:test_)?is(?:_not)?_equiv|are_equal_\w+|math_equal")
+EXERCISE = re.compile(  # whose one formula is the answer, written otherwise
+    r"(?:Add|Calculate|Compute|Divide|Evaluate|Expand|Factor|Find the (?:exact )?value of|Multiply"
+    r"|Perform|Rationalize|Simplify|Subtract)\b[^$]*\$([^$=]+)\$[^$]*"
+)
 DIFFERS = re.compile(r"^assert not |== 'incorrect'|test_incorrect|assertFalse", re.MULTILINE)
 
 
@@ -71,13 +76,16 @@ def of_tests(source: str):
 
 
 def of_json(text: str):
-    """The same of inspect_ai, OlympiadBench, grade-school-math and Qwen2.5-Math."""
+    """The same of inspect_ai, OlympiadBench, grade-school-math, Qwen2.5-Math and college_math."""
     for row in json.loads(text) if text[0] == "[" else map(json.loads, text.splitlines()):
         if "GT" in row:
             yield from ((each["answer"], row["GT"], each["equal"]) for each in row["Ans"])
         elif gold := row.get("ground_truth", "").rpartition("\nA: ")[2]:
             models = [model for model in row.values() if isinstance(model, dict)]
             yield from ((model["solution"], gold, model["is_correct"]) for model in models)
+        elif "data_topic" in row:
+            if task := EXERCISE.fullmatch(row["question"]):
+                yield rf"\boxed{{{task[1].strip(' .')}}}", row["answer"], True
         elif "code" in row:
             yield from zip(row["code"], [row["answer"]] * 8, row["score"], strict=True)
         else:
