@@ -1,16 +1,14 @@
 """What `make gpu-check` rests on: a recipe trained and measured in one process."""
 
-from benchmarks.accuracy import main
 from lib.files import read_json, read_jsonl
-from tests.conftest import as_parameters
+from tests.conftest import python
 
 
-def test_a_recipe_is_trained_measured_and_written_down(tmp_path, first_layers, capsys):
+def test_a_recipe_is_trained_measured_and_written_down(tmp_path, first_layers):
     file = tmp_path / "found.json"
-    given = {"output_dir": str(tmp_path), "profile": "cpu", "backend": "transformers"}
-    given |= {"eval_samples": 0, "model": str(first_layers)}
-    assert main(["ci", *as_parameters(given), "--json", str(file)]) == 0
-    assert "greedy strict" in capsys.readouterr().out
+    given = ["-p", "output_dir", str(tmp_path), "-p", "profile", "cpu", "-p", "eval_samples", "0"]
+    given += ["-p", "model", str(first_layers)]
+    assert "greedy strict" in python("-m", "benchmarks.accuracy", "ci", *given, "--json", file)
     found = read_json(file)["ci"]
     assert found["engines"] == {"base": "vllm", "trained": "vllm", "rollouts": "vllm"}
     log = read_jsonl(tmp_path / "ci" / "train_log.jsonl")
