@@ -280,7 +280,13 @@ def outcome(config: Config, run: Run, chain: Sequence[str]) -> Iterator[str]:
         yield write_report(run, config)
     certificate = run.evals / "certificate.json"
     if "05_merge_export" in chain and certificate.is_file():  # else it may be of another adapter
+        import pandas as pd
+
+        from lib.export.certificate import readable
+
+        forms = pd.DataFrame(readable(read_json(certificate)))
         yield f"Exported: {read_json(certificate)['verdict']}"
+        yield forms[["form", "nats a token", "equal answers", "verdict"]].to_string(index=False)
 
 
 def whats_next(options: argparse.Namespace, config: Config, run: Run) -> Iterator[str]:
