@@ -133,7 +133,8 @@ def _faults(folder: Path, base: Path) -> Iterator[tuple[str, str]]:
 def _misfits(layers: dict[str, dict[str, tuple]], base: Path) -> Iterator[tuple[str, str]]:
     """Layers that the base model has not, or in another size; peft passes over the former."""
     own_base = "give the adapter's own base as `model`"
-    weights, names = _places(base), _weights(base).keys()
+    held = _weights(base)
+    names, weights = held.keys(), _by_place(held)
     # Of a model that reads pictures, too, the files have other names than the layers loaded.
     renamed = "text_config" in read_settings(base / "config.json")
     for layer, pair in layers.items():
@@ -150,7 +151,7 @@ def _misfits(layers: dict[str, dict[str, tuple]], base: Path) -> Iterator[tuple[
 
 def block_layers(base: Path) -> set[str]:
     """Names of the linear layers that the model's blocks are made of, such as q_proj."""
-    weights = _places(base).items()
+    weights = _by_place(_weights(base)).items()
     return {
         place.rpartition(".")[2] for place, shape in weights if "." in place and len(shape) == 2
     }
@@ -159,7 +160,7 @@ def block_layers(base: Path) -> set[str]:
 def check_weights(base: Path, blocks: int, hidden: int) -> None:
     """Raises BadInput where the model's files hold fewer blocks than its config.json says, or of
     another width: transformers draws at random what is missing."""
-    places = _places(base)
+    places = _by_place(_weights(base))
     there = {place.split(".")[1] for place in places if "." in place}
     widths = {places[name][-1] for name in SHARED if name in places}
     if (there and len(there) < blocks) or widths - {hidden}:
@@ -171,9 +172,9 @@ def check_weights(base: Path, blocks: int, hidden: int) -> None:
         )
 
 
-def _places(base: Path) -> dict[str, tuple[int, ...]]:
+def _by_place(weights: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """The weights' shapes by the layer's place in the model."""
-    return {_place(name): shape for name, shape in _weights(base).items()}
+    return {_place(name): shape for name, shape in weights.items()}
 
 
 def _weights(base: Path) -> dict[str, tuple[int, ...]]:

@@ -284,8 +284,9 @@ def outcome(config: Config, run: Run, chain: Sequence[str]) -> Iterator[str]:
 
         from lib.export.certificate import readable
 
-        forms = pd.DataFrame(readable(read_json(certificate)))
-        yield f"Exported: {read_json(certificate)['verdict']}"
+        proof = read_json(certificate)
+        forms = pd.DataFrame(readable(proof))
+        yield f"Exported: {proof['verdict']}"
         yield forms[["form", "nats a token", "equal answers", "verdict"]].to_string(index=False)
 
 

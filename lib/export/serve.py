@@ -164,7 +164,7 @@ def serve_vllm(
     command += ["--host", "127.0.0.1", "--port", str(port), "--allowed-origins", "[]"]
     given = dict(key=key, VLLM_API_KEY=key, VLLM_LOGGING_LEVEL="WARNING")
     if config.profile == "cpu":  # as `draw_without_compiler`: no C++ compiler, and no wait
-        given |= {"TORCHDYNAMO_DISABLE": "1"}
+        given["TORCHDYNAMO_DISABLE"] = "1"
     return launch("vLLM", command, port, [name, *(adapters or {})], log, **given)
 
 
