@@ -11,6 +11,7 @@ import pytest
 from lib.config import ROOT, Config, find_recipe, read_recipe
 from lib.keys import ALIASES, DECIDED
 from lib.suite import COMMANDS, choose_notebooks, configure, main, read_arguments
+from tests.conftest import python
 
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "AGENTS.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -52,12 +53,18 @@ def make(target: str) -> None:
     assert dry.returncode == 0 and dry.stdout, dry.stderr
 
 
-def pip(command: str, *arguments: str) -> None:
-    """By pip's own parser; tests/test_locks.py reads what stands in the lock."""
-    from pip._internal.commands import create_command
+PARSE = """
+import sys
+from pip._internal.commands import create_command
+print(*create_command(sys.argv[1]).parse_args(sys.argv[2:])[0].requirements)
+"""
 
-    options, _ = create_command(command).parse_args(list(arguments))
-    assert all((ROOT / file).is_file() for file in options.requirements)
+
+def pip(command: str, *arguments: str) -> None:
+    """By pip's own parser; tests/test_locks.py reads what stands in the lock. In a process of its
+    own: setuptools takes an imported pip for pip at work, and vLLM cannot be imported after it."""
+    files = python("-c", PARSE, command, *arguments).split()
+    assert all((ROOT / file).is_file() for file in files)
 
 
 def papermill(*arguments: str) -> None:
