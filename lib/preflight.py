@@ -102,7 +102,8 @@ def preflight(
     """
     rows = sample_problems(rows, min(config.preflight_prompts or len(rows), len(rows)), config.seed)
     by_id, group = {problem.id: problem for problem in problems}, config.num_generations
-    progress = Progress(len(rows), "sampling the base model", progress_file)
+    count = len(rows)
+    progress = Progress(count, "sampling the base model", progress_file, settled=count // 10)
     answers, prompts = [], [row["prompt"] for row in rows]
     progress.update(0)
     for answer in engine.stream(prompts, training_sampling(config, group)):

@@ -200,12 +200,14 @@ class Progress(tqdm):
         total: how many steps there are.
         label: what is going on ("training").
         file: the line is written there too, for whoever runs the notebook from outside.
+        settled: the time left is told from this many steps on. The first of many completions that
+            are written side by side says little of when the last will come.
     """
 
     monitor_interval = 0
 
-    def __init__(self, total: int, label: str, file: Path | None = None):
-        self.to, self.handle, self.begun = file, None, False
+    def __init__(self, total: int, label: str, file: Path | None = None, settled: int = 1):
+        self.to, self.settled, self.handle, self.begun = file, settled, None, False
         self.in_notebook = "ipykernel" in sys.modules
         in_terminal = sys.stderr.isatty() and not self.in_notebook
         super().__init__(
@@ -225,11 +227,21 @@ class Progress(tqdm):
             self.refresh()
         super().update(done - self.n)
 
+    @property
+    def _done(self) -> int:
+        """The steps by which the pace is told; 0 while they are too few."""
+        done = self.n - self.initial
+        return done if done >= self.settled else 0
+
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        return super().format_dict | {"initial": self.n - self._done}
+
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         line = str(self) if msg is None else msg
         if self.to:
             elapsed = self.format_dict["elapsed"]
-            pace = (self.n - self.initial) / elapsed if elapsed else 0
+            pace = self._done / elapsed if elapsed else 0
             left = (self.total - self.n) / pace if pace else None
             write_json(self.to, {"line": line, "seconds_left": left})
         if not self.in_notebook:

@@ -133,15 +133,17 @@ def test_run_record(ci_config):
     assert record["hardware"]["cores"] >= 1
 
 
-def test_progress_tells_the_time_left_and_leaves_no_file(tmp_path):
+@pytest.mark.parametrize("settled, left", [(1, r"00:0\d"), (2, r"\?")])
+def test_progress_tells_the_time_left_and_leaves_no_file(tmp_path, settled, left):
     file = tmp_path / "progress.json"
-    progress = Progress(5, "training", file)
+    progress = Progress(5, "training", file, settled)
     progress.update(1)
     time.sleep(0.6)  # it writes no oftener than twice a second
     progress.update(2, "reward 0.50")
     shown = json.loads(file.read_text())
-    assert re.fullmatch(r"training: 2 of 5 \[00:0\d<00:0\d, reward 0.50\]", shown["line"])
-    assert 1 < shown["seconds_left"] < 30  # of 3 steps, of which one has taken 0.6 s
+    assert re.fullmatch(rf"training: 2 of 5 \[00:0\d<{left}, reward 0.50\]", shown["line"])
+    # Of 3 steps, of which one has taken 0.6 s.
+    assert shown["seconds_left"] is None if settled > 1 else 1 < shown["seconds_left"] < 30
     progress.close()
     assert not file.exists()
 

@@ -101,7 +101,7 @@ def evaluate(
     records = _resume(run, name, {**protocol, "model": _weight_files(model)})
     log, started = run.evals / f"{name}.jsonl", time.perf_counter()
     total = sum(sampling.n for sampling in samplings(config).values()) * len(rows)
-    progress = Progress(total, f"evaluating {name}", run.progress)
+    progress = Progress(total, f"evaluating {name}", run.progress, settled=total // 10)
     progress.update(len(records))
     for graded in _ask(engine, problems, rows, task, config, [*records]):
         append_jsonl(log, graded)
