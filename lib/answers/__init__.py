@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lib.answers.math import is_list, same_math
-from lib.answers.numerals import normalize_number, read_number, same_number
+from lib.answers.numerals import normalize_number, other_unit, read_number, same_number
 from lib.answers.readers import (
     CJK,
     MAX_ANSWER,
@@ -89,7 +89,7 @@ def grade(text: str | None, gold: str | None, kind: Kind, tags: str | None = Non
         mine, where = tagged_answer(inside, kind, lists), "tags"
     if mine is None:
         return Grade(False, where=where, why="no answer found")
-    same = mine == gold.strip() or _same(mine, theirs, kind)
+    same = mine == gold.strip() or (_same(mine, theirs, kind) and not other_unit(mine, theirs))
     return Grade(same, mine, where, None if same else "differs")
 
 
@@ -171,7 +171,11 @@ def _unmarked(answer: str, kind: str) -> str | None:
 
 # --- places -------------------------------------------------------------------------------------
 
-_MARK = re.compile(r"\\f?box|####|answer|ans\b|option|choice|答案|\bA:|</think>", re.IGNORECASE)
+# "Answer" in other languages, as "Réponse : 5" and "Die Antwort ist 5" have it.
+_ANSWER = "r[eé]ponse|respuesta|risposta|resposta|antwort|ответ|答案|答え|정답"
+_MARK = re.compile(
+    rf"\\f?box|####|answer|ans\b|option|choice|{_ANSWER}|\bA:|</think>", re.IGNORECASE
+)
 # Chinese and Japanese put no space around the numbers and letters in a sentence.
 _BESIDE_CJK = re.compile(f"(?<=[{CJK}])(?=[!-~])|(?<=[!-~])(?=[{CJK}])")
 _IN_ASCII = str.maketrans({"。": ". ", "，": ", ", "、": ", ", "：": ": ", "或": "or", "和": "and"})
@@ -235,12 +239,15 @@ def closing_brace(text: str, start: int) -> int:
     return -1
 
 
-_PHRASE_WORD = re.compile(r"(?<![a-z])(?:answers?|ans\.?|option|choice|答案)(?![a-z])", re.I)
+_PHRASE_WORD = re.compile(
+    rf"(?<![a-z])(?:answers?|ans\.?|option|choice|{_ANSWER})(?![a-z])", re.IGNORECASE
+)
 _PHRASE = re.compile(
     r"""[*_)"]{0,4}
     (?:\s(?:to|of|for|in|we|I|here|which|therefore|then|thus|must|rounded|,)\b[^.\n:=]{0,80}?)?
     (?:\s{0,3}[*_]{0,3}
-        (?:(?:is|was|are|equals|becomes|[是为]|(?:will|would|should|must|has\ to)\ be)(?![A-Za-z])
+        (?:(?:is|was|are|equals|becomes|(?:will|would|should|must|has\ to)\ be|[是为は은]
+            |est?|[éè]|ist|lautet)(?![A-Za-z])
            \s{0,3}[*_]{0,3}[:=]?
           |[:=]|\s-\s)
       |[*_#\ ]{0,5}\n

@@ -151,8 +151,9 @@ def choose(n: Number, k: Number) -> Number:
 FUNCTIONS: dict[str, Callable[[complex], complex]] = {
     "sin": cmath.sin, "cos": cmath.cos, "tan": cmath.tan, "arcsin": cmath.asin,
     "arccos": cmath.acos, "arctan": cmath.atan, "exp": cmath.exp, "ln": cmath.log,
-    "log": cmath.log10, "sec": lambda x: 1 / cmath.cos(x), "csc": lambda x: 1 / cmath.sin(x),
-    "cot": lambda x: 1 / cmath.tan(x), "sinh": cmath.sinh, "cosh": cmath.cosh, "tanh": cmath.tanh,
+    "log": cmath.log10, "lg": cmath.log10, "sec": lambda x: 1 / cmath.cos(x),
+    "csc": lambda x: 1 / cmath.sin(x), "cot": lambda x: 1 / cmath.tan(x), "abs": abs,
+    "sinh": cmath.sinh, "cosh": cmath.cosh, "tanh": cmath.tanh,
 }  # fmt: skip
 
 FUNCTIONS |= {name[:1] + name[3:]: FUNCTIONS[name] for name in FUNCTIONS if name[:3] == "arc"}
@@ -509,6 +510,8 @@ class _Reader:
             raise Unreadable
         if len(items) == 1 and closer == _BRACKETS[opener] and opener != r"\{":
             return items[0]
+        if opener == "[" and all(getattr(item, "open", "") == "[" for item in items):
+            return Sequence("matrix", tuple(replace(row, open="matrix", close="") for row in items))
         return Sequence(opener[-1], tuple(items), closer[-1])
 
     def condition(self, closer: str) -> Node | None:

@@ -40,7 +40,7 @@ _UNICODE = str.maketrans(
         "∓": r"\mp ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "√": r"\sqrt ",
         "∅": r"\emptyset ", "≈": r"\approx ", "°": r"^\circ ", "θ": r"\theta ",
         "α": r"\alpha ", "β": r"\beta ", "ω": r"\omega ", "φ": r"\phi ", "λ": r"\lambda ",
-        "…": r"\ldots ", "∖": r"\setminus ",
+        "…": r"\ldots ", "∖": r"\setminus ", "℃": r"^\circ ", "℉": r"^\circ ", "∛": r"\sqrt[3]",
         "∨": ",", "∧": ",", **dict.fromkeys("∠€£¥%", " "),
         **{chr(0x2080 + n): f"_{n}" for n in range(10)},
     }
@@ -91,7 +91,7 @@ def _words(match: re.Match[str]) -> str:
     before = match.string[: match.start()].rstrip()
     if match.string[match.end() :].lstrip()[:1].isdigit() and _ENDS_JOINING.search(words):
         return " , "  # 6 \\text{ cats and } 2
-    after_value = before[-1:].isdigit() or before[-1:] in (")", "}", "]", ".", "!")
+    after_value = before[-1:].isdigit() or before.endswith((")", "}", "]", ".", "!", r"\pi"))
     if after_value and words not in ("e", "i"):
         return f" {words} " if _NOT_A_UNIT.search(words) else " "
     return f" {words}{power} "
@@ -138,10 +138,13 @@ _AS_WRITTEN = _rules(
         r"\s?integers?\s?\}?\s?[\\($]{0,2}\s?[a-z]\s?[\\)$.}]*$",
         "",
     ),
-    (r"√ ?(\d+(?:\.\d+)?)", r"\\sqrt{\1}"),
+    (r"([√∛]) ?(\d+(?:\.\d+)?)", r"\1{\2}"),
     (r"\\Bbb(?![A-Za-z])", r"\\mathbb"),
     (r"\\(?:text)?color\s?\{\w+\}|(?<=\d)\{\}", " "),
     (r"(\d{0,12}\.\d{0,12}?)(\d{1,6}?)\2+\s?(?:\.{3}|…|\\[lc]?dots)", r"\1\\overline{\2}"),
+    (r"(\d\.\d{0,12})\((\d{1,6})\)(?![\w^*/(])", r"\1\\overline{\2}"),  # 0.1(6)
+    (r"(?:\d\u0305)+", lambda match: rf"\overline{{{match[0][::2]}}}"),
+    (rf"^{_TEXT_OPENS}\(?[A-E][).]\s?\}}(?:\\?[\s,;:~])*(?=[^\s\\]|\\[a-z])", ""),  # (B) 7
     (rf"^{_TEXT_OPENS}[A-Za-z ,']*\b(?:is|are|equals)[:\s]*\}}", ""),
     (rf"[\s,]*{_TEXT_OPENS}[\s,]*for (?:all|any|every)[A-Za-z ]*\}}\s?[a-z]?\s*$", ""),
     (rf"^(?:{_TEXT_OPENS})?(?:there (?:is|are) )?{NONE}\W*$", r"\\emptyset", re.I),
@@ -170,17 +173,21 @@ _ESCAPED_TWICE = re.compile(r"\\\\(?=[A-Za-z]{2}|[(){}\[\]])")
 _ALL_TWICE = re.compile(r"(?<!\\)\\\\begin")
 _SPELLINGS = _rules(
     (r"(?<=\d)(?:'|\ ?\{,\ ?\}|,?\\[,!;: ]{1,4}|\{,\\!\}|,~)\ ?(?=\d{3}(?!\d))", ""),  # 12{,}345
+    (r"(?<=\d)\{,\}(?=\d)", ","),
     (r"\\q?quad|\\(?:begin|end)\{(?:align|equation|gather)(?:ed)?\*?\}|\\(?:left|right)\.", " "),
     (r"^[\s$]*\\approx(?![A-Za-z])|\\[,!;:> ]|~|\\[()\[\]]|\\?\$|\\%|`|" + BOLD, " "),
     (r"(?<=[\w)}\]])\s?\.\s*$", ""),  # the end of a sentence
     (r"\\operatorname\*?\ ?\{([a-zA-Z]+)\}", r"\\\1 "),
     (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+    (r"(?<=[)\]])\s?U\s?(?=[(\[])", r"\\cup "),
+    (r"(?<=[)\]])\s?\^\s?\{?\s?(?:T|\\top)\s?\}?$", ""),  # a column
     (r"<=", r"\\le "),
     (r">=", r"\\ge "),
     (r"!=|\\not\ ?=", r"\\ne "),
     (r"\\\{\s?\\\}", r"\\emptyset "),
     (r"\^\s?(\w)\s?_\s?(\w)", r"_\2^\1"),  # v^2_0
     (r"\^\s?(?:\{\s?\\circ\s?\}|\{o\}|o(?!\w)|\{?\\(?:text|mathrm)\s?\{o\}\s?\}?)", r"^\\circ "),
+    (rf"\^\\circ\s*(?:{_TEXT_OPENS})?\s?[CF]\s?\}}?\s*$", ""),  # 20°C
     (_COMMAND.pattern, _as_written_here),
     (r"(?<![/^\d.])(\d+\.\d+) ?\* ?10 ?\^ ?(?:\{ ?([+-]?\d{1,3}) ?\}|([+-]?\d{1,3}))", r"\1e\2\3"),
     (
@@ -197,11 +204,10 @@ _SPELLINGS = _rules(
 # A comma before three digits is a thousands separator, but in brackets it may be a list's.
 _THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _UNIT = re.compile(
-    r"""(?<=[\d)}\].])
-    (?:\ [mglshLV]                     # 5 m, but 5m has a variable
-      |\ ?(?:(?:sq(?:uare|\.)?|cubic|cu\.?)\ ?)?
+    r"""(?:(?<=[\d)}\].])\ [mglshLV]      # 5 m, but 5m has a variable
+      |(?:(?<=[\d)}\].])|(?<=pi))\ ?(?:(?:sq(?:uare|\.)?|cubic|cu\.?)\ ?)?
        (?:rad|lbs?|oz|pct|[ckm]m|[km]g|ml|mi|mph|ft|in|yd|ton|sec|min|hrs?|day|way
-         |[ap]\.?m\.?|[A-Za-z]{4,30}|CJK{1,6}))
+         |[apAP]\.?[mM]\.?|[A-Za-z]{4,30}|CJK{1,6}))
     (?:\ ?(?:\^\ ?\{?\ ?[23]\ ?\}?|squared|cubed|(?:per|/)\ ?[A-Za-z]{1,30})){0,3}
     (?=\ ?(?:,|$))""".replace("CJK", f"[{CJK}]"),
     re.VERBOSE,
@@ -246,7 +252,9 @@ def _spelled(rules: list[tuple], text: str) -> str:
 # --- comparing ----------------------------------------------------------------------------------
 
 _LETTERS = re.compile(r"[A-Za-z]{2}[A-Za-z\s.'-]*")
-_DECIMAL_COMMA = re.compile(r"-?\d+,\d+")
+# 1,5 and 1.234,5 and 1.234.567
+_DECIMAL_COMMA = re.compile(r"-?(?:\d+|\d{1,3}(?:\.\d{3})+),\d+|-?\d{1,3}(?:\.\d{3}){2,}")
+_CLOCK = re.compile(r"[012]?\d:[0-5]\d")
 _SPACE_AND_BRACES = re.compile(r"\s|[{](?=\w})|(?<=[{]\w)}")
 _NAMED = re.compile(r"[^=+*/^-]*=")  # |AB| =, S_1:S_2 =
 _INTEGER_NAME = re.compile(r"(?<![A-Za-z\\])[k-n](?![A-Za-z])|(?<=\\pi)\s?[k-n]\b")
@@ -258,6 +266,8 @@ def same_math(mine: str, gold: str) -> bool:
     a, b = one_spelling(mine), one_spelling(gold)
     if mine == gold or _SPACE_AND_BRACES.sub("", a) == _SPACE_AND_BRACES.sub("", b):
         return True
+    if all(map(_CLOCK.fullmatch, (a, b))):
+        return False  # 1:20 and 2:40, which as ratios would be one
     letters = {re.sub(r"[\W_]", "", text).lower() for text in (a, b)}
     if len(letters) == 1 and all(map(_LETTERS.fullmatch, (a, b))):
         return True

@@ -31,7 +31,7 @@ _PLAIN = str.maketrans(
         **{chr(c): chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)},  # full-width ASCII
         **{chr(c): " " for c in range(0x2000, 0x200B)},
         **dict.fromkeys("\u00a0\u202f\u205f\u3000", " "),
-        **dict.fromkeys("\0\u200b\u200e\u200f\u2060\ufeff", ""),
+        **dict.fromkeys("\0\u200b\u200e\u200f\u2060\ufeff\ufe0f\u20e3", ""),
         **dict.fromkeys("−–‒﹣", "-"),
         **dict.fromkeys("⁄∕÷", "/"), **dict.fromkeys("×·⋅∙∗", "*"),
         **dict.fromkeys("‘’", "'"), **dict.fromkeys("“”„", '"'),
@@ -102,7 +102,8 @@ def unwrap(text: str) -> str:
 _CURRENCY = r"(?:(?:US|AU?|CA?|HK)?\$|[€£¥₹₽₩₪₫฿¢]|(?:USD|EUR|GBP|JPY|INR|CNY|Rs\.?)(?![A-Za-z]))"
 _WHOLE = r"(?:\d{1,3}(?:,\d{3}){1,12}(?!\d)|\d{1,2}(?:,\d{2}){1,9},\d{3}(?!\d)|\d++)"
 _DECIMAL = rf"(?:{_WHOLE}(?:\.\d++)?|\.\d++)"
-SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+SCALES = {"hundred": 2, "thousand": 3, "lakh": 5, "million": 6, "crore": 7, "billion": 9}
+SCALES["trillion"] = 12
 _QUANTITY = rf"""
     (?P<sign>[-+]?)GAP(?:{_CURRENCY}{{1,2}}\ ?)?(?P<inner>[-+]?)GAP
     (?P<value>{_DECIMAL})
@@ -116,7 +117,7 @@ _NUMBER = re.compile(_QUANTITY.replace("GAP", r"\ ?"), re.VERBOSE)
 _FREE = re.compile(
     r"(?<![A-Za-z\d_^\\#])(?<!\*\*)(?<!\^\{)(?<!\d[.:])(?!(?<=[)\]}])-)"
     + _QUANTITY.replace("GAP", "")
-    + r"(?!:\d|\ ?\^|\ ?\*\*)",
+    + r"(?![:h]\d|\ ?\^|\ ?\*\*)",
     re.VERBOSE,
 )
 # What may follow a number that is the whole answer: a unit or some words, no second quantity.
@@ -245,3 +246,34 @@ def find_numbers(text: str) -> list[str]:
     text = _EUROPEAN_IN_TEXT.sub(lambda m: m[0].replace(".", "").replace(",", "."), text)
     text = _SPACED.sub(lambda m: m[0].replace(m[1], ","), text)
     return [match[0].strip() for match in _FREE.finditer(text)]
+
+
+# --- units ----------------------------------------------------------------------------------------
+
+# A measure a line, and in it the names of each unit: an answer in metres is none in centimetres.
+_UNITS = {
+    name: (measure, unit)
+    for measure, units in enumerate((
+        "mm|cm centimeter centimetre|m meter metre|km kilometer kilometre|inch inche|ft foot feet"
+        "|yard|mi mile", "g gram|kg kilogram|oz ounce|lb pound|ton", "am|pm", "cent|dollar|euro",
+        "ml|l liter litre|gallon|quart|pint|cup", "s sec second|min minute|h hr hour|day|week|month"
+        "|year", "degree|radian",
+    ))
+    for unit, names in enumerate(units.split("|")) for name in names.split()
+}  # fmt: skip
+
+
+def other_unit(mine: str, gold: str) -> bool:
+    """Whether both name a unit, of one measure and not the same: 5 m and 5 cm, 3 am and 3 pm."""
+    theirs = _unit(gold)
+    ours = theirs and _unit(mine)
+    return bool(ours) and ours[0] == theirs[0] and ours != theirs
+
+
+@lru_cache(maxsize=16384)
+def _unit(answer: str) -> tuple[int, int] | None:
+    """The measure and unit that the first known word behind the last digit names."""
+    tail = re.split(r"\d", re.sub(r"\^ ?\{?[23]|\\[A-Za-z]+", " ", answer.replace(".", "")))[-1]
+    words = re.findall("[a-z]+", tail.lower())
+    units = (_UNITS.get(word) or _UNITS.get(word.removesuffix("s")) for word in words)
+    return next(filter(None, units), None)

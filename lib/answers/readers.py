@@ -61,7 +61,7 @@ _LIST_AT_THE_END = re.compile(
 )
 _COMPARED = re.compile(
     r"(?:(?<![-=<>\d/])(?<!\d )[<>]=?|[≤≥±]|\\(?:pm|[lg](?:eq?(?:slant)?|t))(?![a-z])|&[lg]t;"
-    r"|\b(?:more|greater|less|fewer|larger|smaller|higher|lower)\sthan)"
+    r"|\b(?:more|greater|less|fewer|larger|smaller|higher|lower)\sthan|(?:\bnot|n['’]t)\b)"
     rf"\s?{_A_NUMBER}{_TO_THE_END}"
 )
 # Arithmetic and nothing else: 18-20, (5)/(8), \\frac13+\\frac14. What it comes to is compared.
@@ -146,10 +146,10 @@ def number_in(place: str, where: str) -> str | None:
     return numbers[0] if leads else numbers[-1]
 
 
-_COUNTED = re.compile(r"(?<![A-Za-z\\])(?<=[\d}])\s[A-Za-z]{2,20}")
+_COUNTED = re.compile(r"(?:(?<=[\d}π])|(?<=\dpi)|(?<=\d pi))(?:\ssquare|\scubic)?\s[A-Za-z]{2,20}")
 _WORD = re.compile(
     rf"[{CJK}]|(?<![A-Za-z\\])"
-    r"(?!(?:and|or|pi|sqrt|a?(?:rc)?(?:sin|cos|tan)h?|sec|csc|cot|log|ln|exp"
+    r"(?!(?:and|or|pi|sqrt|abs|a?(?:rc)?(?:sin|cos|tan)h?|sec|csc|cot|log|ln|exp"
     r"|inf|infinity|oo)(?![A-Za-z]))"
     r"(?:[A-Za-z]{3,}|(?:am|an|as|at|be|by|he|if|in|is|it|me|my|no|of|on|so|to|up|us|we)(?![A-Za-z]))"
 )
@@ -245,14 +245,18 @@ _AND_ANOTHER = re.compile(
 )
 _ENDS = re.compile(r"(?<=A)[\W_]*$").match  # an article has a word behind it
 _NEGATED = re.compile(
-    r"(?:\b(?:[Nn](?:ot|either)|except|all but|[Ee]liminate|rule out)|n['’]t)\s(?:be\s)?"
-    r"(?:option\s|choice\s)?\(?[A-J]\)?(?!\w)(?:\s(?:or|and|nor)\s\(?[A-J]\)?(?!\w)){0,5}"
+    r"(?:\b(?:[Nn](?:ot|either|on|icht)|except|all but|[Ee]liminate|rule out)|n['’]t|不是)\s+"
+    r"(?:be\s)?(?:option\s|choice\s)?\(?[A-J]\)?(?!\w)(?:\s(?:or|and|nor)\s\(?[A-J]\)?(?!\w)){0,5}"
     r"|\(?(?<!\w)[A-J]\)?\s(?:(?:is|are)\s(?:wrong|incorrect|false|not\s(?:right|correct))\b"
     r"|(?:is|does)n['’]t\b)"
 )
 _PRAISED = re.compile(
     r"(?<![\w'’])\(?([A-J])\)?[*_]{0,2}\s(?:is|must be)\s(?:the\s)?(?:correct|right|best|answer)"
 )
+
+
+# The options once more, which is no answer.
+_ALL_OPTIONS = re.compile(r"(?:^\W{0,4}[A-J][).:][^\n]*(?:\n|\Z)){3,}", re.MULTILINE)
 
 
 def letter_in(place: str, where: str) -> str | None:
@@ -282,6 +286,7 @@ def last_letter(text: str) -> str | None:
     tail = _NEGATED.sub("", unicodedata.normalize("NFKC", text[-MAX_ANSWER:]))
     if praised := _PRAISED.findall(tail):
         return praised[-1]
+    tail = _ALL_OPTIONS.sub("", tail)
     if alone := _FIRST_LETTER.fullmatch(tail.strip().rpartition("\n")[2].rstrip("*_)]}.$ ")):
         return alone[1].upper()
     is_line = "\n" not in text.strip() and len(text) <= MAX_ANSWER
@@ -433,7 +438,7 @@ def formula_in(place: str, where: str) -> str | None:
     if (reals := ALL_REALS.search(_clause(place, _FORMULA_END))) and "\\text" not in place:
         return reals[0]
     if not place.startswith(("$", "\\(", "\\[")):
-        place = _clause(place, _FORMULA_END)
+        place = _AND_NOT.sub("", _clause(place, _FORMULA_END))
         place = leads[0] if (leads := _NUMBER_AND_UNIT.match(place)) else place
         verb = _LAST_VERB.match(place)
         if verb and not _WORDS_IN_LATEX.search(place):
