@@ -181,6 +181,7 @@ def adapters() -> None:
 def benchmark(system: str, switches: dict[str, str]) -> None:
     """Seconds a step: ours, TRL's, or Unsloth's with one of its switches."""
     command = [sys.executable, "benchmarks/step.py", "--shape", "demo", "--system", system]
+    command += ["--json", RESULT]
     environment = os.environ | switches
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-600:]
@@ -219,24 +220,25 @@ def gpu_name() -> str:
 def run_stage(name: str, file: Path, limit: float) -> bool:
     """Run a stage in a process of its own and write what came of it; whether it passed."""
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "result.json")
-        command = [sys.executable, "-m", "benchmarks.gpu_check", "--inside", name]
-        environment = os.environ | {"GPU_CHECK_RESULT": str(out)}
-        given = dict(cwd=ROOT, env=environment, capture_output=True, text=True)
-        if name != "accuracy" and detect_hardware().gpu:
-            given["timeout"] = limit
-        try:
-            done = subprocess.run(command, **given)
-            words = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-            failed = words[0][:600] if done.returncode else ""
-        except subprocess.TimeoutExpired:
-            failed = f"not done after {limit} s"
-        result = read_json(out) if out.is_file() else {}
+    out = file.with_name(f"{file.stem}.{name}.json")  # stays there where all of this is killed
+    out.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "benchmarks.gpu_check", "--inside", name]
+    environment = os.environ | {"GPU_CHECK_RESULT": str(out)}
+    given = dict(cwd=ROOT, env=environment, capture_output=True, text=True)
+    if name != "accuracy" and detect_hardware().gpu:
+        given["timeout"] = limit
+    try:
+        done = subprocess.run(command, **given)
+        words = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        failed = words[0][:600] if done.returncode else ""
+    except subprocess.TimeoutExpired:
+        failed = f"not done after {limit} s"
+    result = read_json(out) if out.is_file() else {}
     result |= {"failed": failed} if failed else {}
     result["seconds"] = round(time.perf_counter() - started, 1)
     results = read_json(file) if file.is_file() else {}
     write_json(file, results | {name: result})
+    out.unlink(missing_ok=True)
     print(f"{name}: {failed or 'passed'} ({result['seconds']} s)", flush=True)
     return not failed
 

@@ -80,11 +80,12 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="demo")
     parser.add_argument("--dead", type=float, default=0.0, help="share of groups without signal")
     parser.add_argument("--model", default="embedded", help="as a recipe names it")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="with --system: each step, as it is done")
     parser.add_argument("--system", choices=SYSTEMS, help="measure this one, in this process")
     asked = parser.parse_args()
     if asked.system:
-        print(json.dumps(measure(asked.system, SHAPES[asked.shape], asked.dead, asked.model)))
+        shape = SHAPES[asked.shape]
+        print(json.dumps(measure(asked.system, shape, asked.dead, asked.model, asked.json)))
         return
     found = {}
     for system in [name for name in SYSTEMS if on_gpu() or name != "trl_vllm"]:
@@ -116,7 +117,9 @@ def main() -> None:
         )
 
 
-def measure(system: str, shape: Shape, dead: float, model: str) -> dict[str, float]:
+def measure(
+    system: str, shape: Shape, dead: float, model: str, file: Path | None = None
+) -> dict[str, float]:
     """Seconds a step and of each phase, tokens a second, peak memory, share of the peak."""
     with tempfile.TemporaryDirectory() as folder:
         config = configuration(system, shape, folder, model)
@@ -124,7 +127,7 @@ def measure(system: str, shape: Shape, dead: float, model: str) -> dict[str, flo
         with hushed(run):
             import torch
 
-            clock = Clock()
+            clock = Clock(file)
             trainer = make(system, config, run, shape, dead, clock)
             clock.watch(trainer, shape)
             trainer.train()
@@ -262,9 +265,11 @@ def now() -> float:
 
 
 class Clock:
-    """Seconds of each phase of each step; a phase within another counts for the inner one."""
+    """Seconds of each phase of each step, written to `file` at once; a phase within another counts
+    for the inner one."""
 
-    def __init__(self):
+    def __init__(self, file: Path | None):
+        self.file = file
         self.steps: list[dict[str, float]] = []
         self.phases: dict[str, float] = defaultdict(float)
         self.open: list[float] = []
@@ -308,6 +313,8 @@ class Clock:
             def on_step_end(self, args, state, control, **kwargs):
                 ended = now()
                 clock.steps.append({**clock.phases, "seconds": ended - clock.started})
+                if clock.file:
+                    write_json(clock.file, {"steps": clock.steps})
                 clock.phases.clear()
                 clock.started = ended
 

@@ -1,4 +1,8 @@
-"""The doctor: each seeded fault is found, in the right words, and good set-ups stay silent."""
+"""The doctor: each seeded fault is found, in the right words, and good set-ups stay silent.
+
+pytest -q tests/test_doctor.py -k faults          # so many are caught
+pytest -q tests/test_doctor.py -k good_set_ups    # so many stay silent
+"""
 
 import json
 import random
@@ -113,21 +117,21 @@ def test_faults_of_the_data_and_the_settings(given, key, stops):
     assert [(f.key, f.stops) for f in findings[1]] == [(key, stops)]
 
 
-def test_packages_that_do_not_take_one_another():
+def test_faults_of_packages_that_do_not_take_one_another():
     versions = installed_versions()
     assert list(conflicts(versions)) == []
     said = " ".join(conflicts(versions | {"torch": "2.2.0"}))
     assert "takes torch " in said and "2.2.0 is here" in said
 
 
-def test_evaluation_has_the_card_alone():
+def test_faults_of_an_evaluation_which_has_the_card_alone():
     """16-bit Qwen3-4B (7.5 GiB) does not fit into half a T4, and does into all of it."""
     assert not list(evaluation_fits(resolve(FOUR_BIT, {}, T4), T4))
     [finding] = evaluation_fits(resolve("mistral-7b_gsm8k", {}, T4), T4)
     assert finding.key == "memory-evaluation" and not finding.stops
 
 
-def test_layers_that_are_not_there(embedded, run):
+def test_faults_of_layers_that_are_not_there(embedded, run):
     check_inputs(resolve("ci", {}, CPU), run)
     with refuses("targets", '"q_proj"'):
         check_inputs(resolve("ci", {"target_modules": ["q_porj", "k_proj"]}, CPU), run)
@@ -255,7 +259,7 @@ def test_faults_of_the_template(embedded, tmp_path, name, value, key):
         assert "<|im_end|>" in str(finding) and "generation_config.json" in str(finding)
 
 
-def test_completions_that_are_cut_off():
+def test_faults_of_completions_that_are_cut_off():
     config = resolve("ci", {"max_completion_length": 100}, CPU)
     assert not list(length([50] * 10 + [200] * 10, config))
     [finding] = length([50] * 4 + [120] * 16, config)
@@ -265,7 +269,7 @@ def test_completions_that_are_cut_off():
     assert "raise it, or ask for shorter answers" in str(finding)
 
 
-def test_too_few_problems_and_too_many_hours():
+def test_faults_of_too_few_problems_and_too_many_hours():
     assert not list(power(1000))
     [finding] = power(20)
     assert finding.key == "power" and not finding.stops
@@ -320,7 +324,7 @@ def test_an_engine_that_has_the_policy_is_believed(policy):
 
 
 @pytest.mark.parametrize(("rounds", "key"), [(1, "serves-base"), (2, "stale-adapter")])
-def test_an_engine_that_keeps_other_weights_is_found(policy, rounds, key):
+def test_faults_of_an_engine_that_keeps_other_weights(policy, rounds, key):
     """It takes what it is handed over `rounds` times, and from then on keeps what it has."""
     served = []
 
@@ -333,7 +337,7 @@ def test_an_engine_that_keeps_other_weights_is_found(policy, rounds, key):
     assert finding.key == key
 
 
-def test_an_engine_with_other_weights_is_found(policy):
+def test_faults_of_an_engine_with_other_weights(policy):
     def sample():
         return [(p, ids, [x - 1 for x in logps]) for p, ids, logps in samples_of(policy)]
 
@@ -341,7 +345,7 @@ def test_an_engine_with_other_weights_is_found(policy):
     assert finding.key == "engine-differs"
 
 
-def test_fp16_overflow_is_found():
+def test_faults_of_fp16_overflow():
     import torch
 
     model = tiny_model().half()
