@@ -394,8 +394,8 @@ def contest(
             for arm in standing:
                 latest.pop(arm, None)
             latest |= scores
-            first = sorted(latest, key=lambda arm: -fmean(latest[arm].values()))[:1]
-            standing = [arm for arm in first if steps[arm] < rung]
+            first = sorted(latest, key=lambda arm: (-fmean(latest[arm].values()), -steps[arm]))
+            standing = [arm for arm in first[:1] if steps[arm] < rung]
         if not latest:
             return
         here = {arm: latest[arm] for arm in latest if steps[arm] == rung}
