@@ -52,10 +52,10 @@ def test_steps_are_read_in_order(kept):
 
 
 def test_a_run_that_noted_no_totals_can_be_read(run):
-    bare = {key: FIRST[1][key] for key in ("step", "id", "answer", "completion", "rewards")}
+    bare = {key: FIRST[2][key] for key in ("step", "id", "answer", "completion", "rewards")}
     append_jsonl(run.rollouts / "step_00001.jsonl", [bare | {"advantage": 1.0}])
     [found] = browse(read_rollouts(run, 1))
-    assert found["total"] == 1.5 and found["question"] == "2+2"
+    assert found["total"] == 0.5 and found["question"] == "1+3"
 
 
 def test_sorted_by_advantage_and_by_a_reward():

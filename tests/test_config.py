@@ -72,7 +72,8 @@ PAIRS = [  # of settings that exclude each other
     ({"adam_betas": [0.9]}, "value"),
     ({"adam_betas": [0.9, 1.0]}, "value"),
     ({"micro_batch": 4, "gradient_accumulation_steps": 3}, "group-does-not-divide"),
-    ({"prompts_per_step": 4, "gradient_accumulation_steps": 4}, "decided"),
+    ({"prompts_per_step": 4, "micro_batch": 4, "gradient_accumulation_steps": 4}, "decided"),
+    ({"gradient_accumulation_steps": 4}, "decided"),
 ]  # fmt: skip
 
 

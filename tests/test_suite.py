@@ -1,7 +1,6 @@
 """The runner and the notebooks' ways in: sentences for bad input, stop and resume."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from lib.models import LINEAR_LAYERS
 from lib.runs import Run, run_folder
 from lib.suite import main, run_notebook
 from lib.training import check_resumable, fresh_checkpoints
-from tests.conftest import CPU, SMALL, as_parameters, refuses
+from tests.conftest import CPU, as_parameters, refuses
 from tests.test_lock import holder
 
 
@@ -167,39 +166,6 @@ def notebook(tmp_path, monkeypatch):
         nbformat.write(nbformat.v4.new_notebook(**given), tmp_path / "01_setup.ipynb")
 
     return write
-
-
-def test_a_failure_stops_the_run_and_resume_goes_on_there(
-    tmp_path, first_layers, notebook, monkeypatch, capfd
-):
-    """From wherever it is asked to, without a network."""
-    from lib.models import load_policy, write_adapter
-
-    notebook("print('the first')")
-    shutil.copy(ROOT / "notebooks" / "04_pass_at_k_eval.ipynb", tmp_path)
-    for key, value in {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}.items():
-        monkeypatch.setenv(key, value)
-    monkeypatch.chdir(tmp_path)
-    model, folder = {"model": str(first_layers)}, tmp_path / "ci"
-    given = dict(run="ci", max_steps=1, eval_problems=4, eval_samples=0, eval_engine="transformers")
-    given |= model | {"output_dir": str(tmp_path)}
-    words = ["ci", *as_parameters(given), "--only", "01", "04"]
-    assert main(words) == 2
-    said = capfd.readouterr()
-    assert "--resume" in said.out and "04_pass_at_k_eval stopped:" in said.err
-    assert "adapter is not there: run 03_training for this run first." in said.err
-    assert "adapter is not there" in (folder / "notebooks/04_pass_at_k_eval.html").read_text()
-    (folder / "notebooks" / "01_setup.ipynb").unlink()
-
-    # What 03_training would leave.
-    write_adapter(load_policy(resolve("ci", SMALL | model, CPU)), folder / "adapter")
-    assert main([*words, "--resume"]) == 0
-    said = capfd.readouterr()
-    assert "01_setup: done before" in said.out
-    assert "greedy strict" in said.out and "report.html" in said.out
-    assert list(read_json(folder / "run.json")["finished"]) == ["01_setup", "04_pass_at_k_eval"]
-    assert not (folder / "notebooks" / "01_setup.ipynb").exists()
-    assert read_json(folder / "evals" / "comparison.json")["greedy_strict"]["problems"] == 4
 
 
 def test_a_kernel_that_is_killed_is_told(run, notebook, capsys):

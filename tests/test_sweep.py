@@ -24,6 +24,8 @@ from lib.runs import Run, open_run
 from lib.suite import configure, main, read_arguments
 from lib.sweep import (
     DELTA,
+    RACE_KEYS,
+    arm_of,
     compare,
     contest,
     find_rungs,
@@ -359,7 +361,7 @@ def test_a_killed_race_goes_on_to_its_ranking(tmp_path, first_layers, capsys):
     small = dict(max_steps=2, validation_steps=1, validation_problems=4, model=str(first_layers))
     path = sweep_file(tmp_path, parameters=small | {"learning_rate": [1e-5, 1e-3]}, delta=1)
     race = start_suite("race", path)
-    first, _ = arms_of(path).values()
+    first, _ = make_arms(read_sweep(path, RACE_KEYS)).values()
     folder, second = tmp_path / "small", "ci-learning_rate0.001_0"
     while not (folder / second / "run.json").is_file():
         assert race.poll() is None, race.communicate()
@@ -376,6 +378,10 @@ def test_a_killed_race_goes_on_to_its_ranking(tmp_path, first_layers, capsys):
     assert main(["race", str(path)]) == 0  # nothing is trained again
     assert "about" not in capsys.readouterr().out
     assert read_json(folder / "race.json") == raced
+    cells = read_json(arm_of(first)[2].notebooks / "03_training.ipynb")["cells"]
+    [trains] = [cell for cell in cells if "trainer.train(" in "".join(cell["source"])]
+    shown = [output["data"] for output in trains["outputs"] if "data" in output]
+    assert sum("image/png" in data for data in shown) == 1, "the live figure is drawn in place"
     [trained] = {row["arm"] for row in raced["rounds"][1]["arms"]}
     for arm in folder.glob("ci-*"):
         steps = [1, 2] if arm.name.startswith(trained.rpartition("/")[2]) else [1]

@@ -3,15 +3,16 @@ as well, once its GPU code is imported, so that all but its kernels and its vLLM
 
 import json
 import os
-import re
 
 import pytest
 
 from lib.config import ROOT
 from tests.conftest import python
 
+# On a CPU as most laptops have it, for which vLLM has another build of its kernels.
 SCRIPT = """
-import json, shutil, sys
+import json, re, shutil, sys, torch
+torch.cpu._is_avx512_bf16_supported = torch.cpu._is_avx512_supported = lambda: False
 from lib.config import resolve
 from lib.files import read_jsonl
 from lib.runs import hushed, open_run
@@ -43,27 +44,15 @@ with hushed(run):
     rollouts = [read_jsonl(path) for path in sorted(run.rollouts.iterdir())]
     shutil.rmtree(run.checkpoints / "checkpoint-2")
     *_, again = learn(resolve("ci", given | {"resume": True}))
-kernels = [line.split()[-1] for line in open("/proc/self/maps") if "vllm/_C" in line]
+kernels = sorted(set(re.findall(r"vllm/(_C\\w*)", open("/proc/self/maps").read())))
 print(json.dumps(dict(unsloths=unsloths, notes=notes, log=log, again=again, kernels=kernels,
                       rollouts=rollouts, kept=[p.name for p in run.checkpoints.iterdir()])))
 """
 
-# On a CPU as most laptops have it.
-KERNELS = """
-import sys, torch
-torch.cpu._is_avx512_bf16_supported = torch.cpu._is_avx512_supported = lambda: False
-from lib.config import resolve
-from lib.stack import choose_backend
-assert choose_backend(resolve("ci", {"profile": "cpu"}))[0] == "unsloth"
-import unsloth, vllm._custom_ops
-print(*(line for line in open("/proc/self/maps") if "vllm/_C" in line))
-"""
-
 
 def test_one_build_of_vllms_kernels_is_loaded(seen):
-    """Two of them end the process, and on most laptops Unsloth would load another one than vLLM."""
-    assert len(set(seen["kernels"])) == 1
-    assert set(re.findall(r"vllm/(_C\w*)", python("-c", KERNELS))) == {"_C_AVX2"}
+    """Two of them end the process, and Unsloth itself would load another one than vLLM."""
+    assert seen["kernels"] == ["_C_AVX2"]
 
 
 @pytest.fixture(scope="module")
