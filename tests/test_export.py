@@ -140,7 +140,7 @@ def test_ids_are_equal_before_after_and_in_llama_cpp(embedded, merged, files, da
     lines = (data_dir / "gsm8k" / "test.jsonl").read_text().splitlines()[:300]
     texts = [json.loads(line)["question"] for line in lines]
     texts += [json.loads(line)["answer"] for line in lines]
-    texts += [*c.OTHER_TEXTS, "<|im_start|>user\nhi<|im_end|>\n", "  7  77", "'s 't I'll 2/5"]
+    texts += [*c.OTHER_TEXTS, "<|im_start|>user\nhi<|im_end|>\n", "'s 't I'll 2/5"]
     before, after = load_tokenizer(embedded), load_tokenizer(merged)
     llama = g.LlamaCpp(files["q8_0"], 64)
     for text in texts:
@@ -180,6 +180,7 @@ def copy(merged, tmp_path):
 
 
 GENERATION = "generation_config.json"
+BYTES_ALONE = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}  # no digits
 ONE, EMBEDDINGS = "model.layers.1.mlp.up_proj.weight", "model.embed_tokens.weight"
 
 
@@ -264,6 +265,7 @@ def untie_head(folder):
         (swap_tensors, "weights", "layers.0.mlp.up_proj.weight is off by", True),
         (drop_template, "template", "template is missing", False),
         (drop_merge, "tokens", "its tokenizer reads", False),
+        (setting("tokenizer.json", pre_tokenizer=BYTES_ALONE), "tokens", "reads 216 where", False),
         (add_bos, "tokens", "its tokenizer reads 1 where", False),
         (change_rope, "weights", "config.json has rope_parameters", True),
         (untie_head, "weights", "config.json has tie_word_embeddings False, the base True", True),

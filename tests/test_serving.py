@@ -95,12 +95,12 @@ def test_a_chat_in_a_notebook(llama, tmp_path):
     assert said.value.count("<p>") == 1
 
 
-def test_a_judge_on_a_server_of_ours(llama, tmp_path, monkeypatch):
+def judges(server, tmp_path, monkeypatch):
     """A model this small gives a mark at best by chance: a number, or None."""
-    monkeypatch.setenv("JUDGE_API_KEY", llama.key)
+    monkeypatch.setenv("JUDGE_API_KEY", server.key)
     prompts, texts = [[{"role": "user", "content": "What is 1 + 2?"}]] * 3, ["3", "Three.", "3"]
-    given = dict(url=f"{llama.url}/v1", model=llama.models[0], run_folder=str(tmp_path), retries=1)
-    given |= dict(price_in=1.0, price_out=1.0)
+    given = dict(url=f"{server.url}/v1", model=server.models[0], run_folder=str(tmp_path))
+    given |= dict(retries=1, price_in=1.0, price_out=1.0)
     judge = Judge(**given)
     marks = judge(prompts, texts)
     assert marks[0] == marks[2] and all(mark is None or 0 <= mark <= 1 for mark in marks)
@@ -115,6 +115,10 @@ def test_a_judge_on_a_server_of_ours(llama, tmp_path, monkeypatch):
         Judge(**given)(prompts[:1], ["Five."])
     gone = Judge(**given | {"url": f"http://127.0.0.1:{free_port()}/v1"})
     assert gone(prompts[:1], ["Six."]) == [None]
+
+
+def test_a_judge_on_a_server_of_ours(llama, tmp_path, monkeypatch):
+    judges(llama, tmp_path, monkeypatch)
 
 
 def test_half_an_answer_is_not_passed_off_as_whole(start_llama):
@@ -189,12 +193,13 @@ def test_no_server_is_left_where_its_start_is_cut_short(tmp_path, number):
     kernel.communicate()
 
 
-def test_vllm_holds_and_leaves_nothing_behind(embedded, tmp_path):
-    given = {"output_dir": str(tmp_path), "profile": "cpu", "max_seq_length": 256}
+def test_vllm_holds_and_leaves_nothing_behind(embedded, tmp_path, monkeypatch):
+    given = {"output_dir": str(tmp_path), "profile": "cpu", "max_seq_length": 512}
     config = resolve("ci", given, CPU)
     open_run(config)  # sets up the process for vLLM
     with serve_vllm(embedded, config, tmp_path / "serve.log") as server:
         holds(server)
+        judges(server, tmp_path, monkeypatch)
         keeper = psutil.Process(server.process.pid)
         processes = [keeper, *keeper.children(recursive=True)]
         # The engine killed in mid-stream.

@@ -240,6 +240,6 @@ def adapter_report(adapter: Path) -> dict[str, Any]:
     return {
         "rank": config["r"],
         "alpha": config["lora_alpha"],
-        "layers": len(norms),
+        "linear layers": len(norms),
         "norm of B": sum(float(norm) ** 2 for norm in norms) ** 0.5,
     }

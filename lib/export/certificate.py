@@ -51,6 +51,7 @@ OTHER_TEXTS = (
     "a\n\n b\t  c  ",
     "😀 Привет, שלום",
     "x=12;y=345 2025年",
+    "  7  77 12345\n\n 7up",  # merges differently where digits are not split off
 )
 Ids, Scores = Sequence[int], list[tuple[float, bool]]
 Measured = SimpleNamespace  # what one form did, as `measure` returns it

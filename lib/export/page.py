@@ -28,6 +28,7 @@ from lib.evaluation.comparison import HEADER, comparison_rows
 from lib.export import hub_token, load_trained
 from lib.export.certificate import questions, readable
 from lib.files import read_json, read_jsonl, write_json, write_jsonl
+from lib.hardware import Hardware
 from lib.models import EMBEDDED, load_tokenizer, model_folder
 from lib.rewards import recipe_rewards, score
 from lib.runs import Run
@@ -77,7 +78,7 @@ def answer(path: str | Path, questions: Sequence[str]) -> list[str]:
 
 def example_eval(path: str | Path, n: int = 8) -> list[dict[str, Any]]:
     """A trained folder on `n` held-out samples of its task: a row each with question, expected,
-    answer, right (None for texts), and each reward before its weight."""
+    answer, right (not of texts), and each reward before its weight."""
     folder, config = run_config(path)
     engine, tag = load_engine(folder, config), get_format(config.prompt_format).answer_tag
     task, problems, rows = questions(config, engine.tokenizer, n)
@@ -88,7 +89,8 @@ def example_eval(path: str | Path, n: int = 8) -> list[dict[str, Any]]:
     for problem, a, rewards in zip(problems, answers, paid, strict=True):
         grades = judge(task, problem, a.text, a.finish_reason == "length", tag)
         shown = {"question": problem.question, "expected": problem.answer, "answer": a.text}
-        table.append(shown | {"right": grades.get("strict")} | rewards)
+        right = {"right": grades["strict"]} if "strict" in grades else {}
+        table.append(shown | right | rewards)
     return table
 
 
@@ -275,7 +277,6 @@ def write_card(folder: Path, run: Run, config: Config) -> Path:
     comparison = read_json(run.evals / "comparison.json", {})
     head = card_data(folder, config, comparison)
     record, log = run.recorded(), [row for row in read_jsonl(run.train_log) if "reward" in row]
-    hardware = record.get("hardware", {})
     certificate = read_json(run.evals / "certificate.json", {"rows": [], "verdict": "Not made."})
     forms, asked = readable(certificate), conversation(folder, "Calculate 9 + 8.")
     source = (ROOT / "lib" / "card.md.jinja").read_text("utf-8")
@@ -288,7 +289,7 @@ def write_card(folder: Path, run: Run, config: Config) -> Path:
         licence=head.license,
         embedded=config.model == EMBEDDED,
         data_licence=TASKS[config.task].licence,
-        hardware=hardware.get("gpu") or f"{hardware.get('cores')} CPU cores",
+        hardware=str(Hardware(**record["hardware"])).removeprefix("no GPU; "),
         header=HEADER,
         comparison=comparison_rows(comparison),
         curve=[(r["step"], f"{r['reward']:.3f}") for r in log[:: max(1, len(log) // 10)]],

@@ -124,9 +124,10 @@ def group_figure(group: Sequence[dict], scale: bool = True) -> Figure:
     """What the completions of one prompt (`lib.preflight`) earned, and their advantages."""
     rewards_G = np.array([sample["total"] for sample in group])
     advantages_G = advantages(rewards_G, scale)
-    texts = [" ".join(sample["completion"].split())[:36] or "(empty)" for sample in group]
+    texts = [" ".join(sample["completion"].split()) or "(empty)" for sample in group]
+    texts = [text if len(text) <= 36 else f"{text[:35]}…" for text in texts]
     figure, (left, right) = grid_of_axes(
-        *(f"gold answer {group[0]['answer'][:40]}", ""), height=1 + 0.3 * len(group), sharey=True
+        *(f"gold answer: {group[0]['answer'][:40]}", ""), height=1 + 0.3 * len(group), sharey=True
     )
     left.barh(range(len(group)), rewards_G, color=BLUE)
     left.axvline(rewards_G.mean(), color="black", lw=1, ls="--")
@@ -267,7 +268,7 @@ def comparison_bars(table: Mapping[str, Mapping[str, Any]]) -> Figure:
     shares = {name: row for name, row in table.items() if row.get("share", True)}
     rows, y = list(shares.values()), np.arange(len(shares))[::-1]
     figure, (left, right) = grid_of_axes(
-        "share of held-out problems",
+        "before and after, on held-out problems",
         "paired difference in points, 95% interval",
         height=1.6 + 0.45 * len(rows),
         sharey=True,

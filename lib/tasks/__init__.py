@@ -142,11 +142,11 @@ def _load(config: Config) -> tuple[tuple, list[str]]:
     if repeated := len(test) - len(unique):
         first_ones = set(map(id, unique))
         again = next(problem for problem in test if id(problem) not in first_ones)
-        said = f"{repeated} held-out problems repeat a question (the first is {again.id})"
-        notes.append(f"{said}: each is asked once.")
+        said = f"Held-out problems that repeat a question: {repeated} (the first is {again.id})"
+        notes.append(f"{said}; each question is asked once.")
     if (left_out := len(rows) - len(examples) - len(unseen)) > 0:
-        said = f"{left_out} training problems ask what a held-out one asks"
-        notes.append(f"{said}, and are left out.")
+        said = f"Training problems that ask what a held-out one asks: {left_out}"
+        notes.append(f"{said}; they are left out.")
     for name, problems in (("training", training), ("held-out", held_out)):
         notes += _gold_notes(name, problems)
     return (task, training, held_out, examples), notes
