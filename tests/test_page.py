@@ -179,7 +179,8 @@ def adapter(ci_config, run):
     row |= {"problems": 8, "p_value": 0.01, "stderr": 0.1}
     write_json(run.evals / "comparison.json", {"greedy_strict": row})
     write_jsonl(run.train_log, [{"step": 1, "reward": 0.5}])
-    write_card(run.adapter, run, ci_config)
+    run.note(hardware={"cores": 1, "memory": 24.0})
+    write_card(run.adapter, run, ci_config.model_copy(update={"r": 24}))
     return run.adapter
 
 
@@ -192,6 +193,8 @@ def test_an_adapter_is_portable_and_its_card_is_of_the_run(adapter, ci_config):
     [result] = card.data.eval_results
     assert (result.metric_type, result.metric_value) == ("accuracy", 0.75)
     assert "25.0% | 75.0% | +50.0 points | +10.0 to +90.0 points | 8" in card.text
+    assert "trained on 1 CPU core, 24 GiB with" in card.text
+    assert "--max-lora-rank 32 --lora-modules" in card.text
     assert "/home/me" not in (adapter / "README.md").read_text()
     for task, data in (("aqua", ["deepmind/aqua_rat"]), ("small_sums", None)):
         assert card_data(adapter, ci_config.model_copy(update={"task": task}), {}).datasets == data

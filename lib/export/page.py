@@ -22,7 +22,7 @@ from jinja2 import Environment, StrictUndefined
 
 from lib.adapters import conversation, data_name, is_adapter, public_name
 from lib.config import ROOT, Config, find_path
-from lib.engines import Completion, Messages, Sampling, TransformersEngine
+from lib.engines import Completion, Messages, Sampling, TransformersEngine, lora_rank
 from lib.errors import BadInput
 from lib.evaluation.comparison import HEADER, comparison_rows
 from lib.export import hub_token, load_trained
@@ -298,6 +298,7 @@ def write_card(folder: Path, run: Run, config: Config) -> Path:
         rows=[row.values() for row in forms],
         question=json.dumps(asked, ensure_ascii=False, indent=2),
         adapter=is_adapter(folder),
+        rank=lora_rank(config.r),
         gguf=max((path.name for path in folder.glob("*.gguf")), default=""),
     )
     file = folder / "README.md"
