@@ -194,7 +194,7 @@ def power(held_out: int) -> Iterator[BadInput]:
     """How small a gain today's held-out problems can show."""
     least = detectable_difference(held_out)
     if least is None or least > WEAK:
-        yield note(power_sentence(held_out) + " Raise eval_problems.", "power")
+        yield note(power_sentence(held_out) + " For that, raise eval_problems.", "power")
 
 
 # --- prompts, rewards, completions ------------------------------------------------------------

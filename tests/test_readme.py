@@ -24,7 +24,7 @@ def commands(page) -> list[list[str]]:
     text = page.read_text()
     blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.S | re.M)
     lines = [line for block in blocks for line in block.splitlines() if line.strip()]
-    lines += re.findall(r"`(python -m lib\.[^`]+)`", text)
+    lines += re.findall(r"`((?:\.venv/bin/)?python -m lib\.[^`]+)`", text)
     words = [shlex.split(line, comments=True) for line in lines]
     return [[STANDS_FOR.get(w, w) for w in each if w != "…"] for each in words if each]
 
