@@ -104,8 +104,8 @@ def measure(
         problems, rows, task, reader: as of `questions`.
         policy: the first form's measurements; None for that form itself.
     """
-    prompts = [chat_text(reader, row["prompt"]) for row in rows]
-    prompts = reader(prompts, add_special_tokens=False)["input_ids"]
+    texts = [chat_text(reader, row["prompt"]) for row in rows]
+    prompts = reader(texts, add_special_tokens=False)["input_ids"]
     scored = form.score(prompts, policy.ids) if form.score and policy else []
     # Where each token of the policy's answer is the likeliest here, too, so is the answer.
     known = {i for i, row in enumerate(scored) if i >= ASKED and all(top for _, top in row)}
@@ -134,7 +134,7 @@ def measure(
         tokens_per_s=tokens / seconds if answers else None,
         logprobs=[[logprob for logprob, _ in row] for row in scored] if form.score else None,
         prompts=form.prompt and [_prompt(form, d, reader) for d in DIALOGUES.values()],
-        token_fault=form.tokens and token_fault(form.tokens, reader, problems),
+        token_fault=form.tokens and token_fault(form.tokens, reader, texts),
         stops=None if form.stops is None else sorted(form.stops),
         broken=broken,
     )
@@ -159,16 +159,15 @@ def _prompt(form: Form, messages: Messages, reader: Any) -> str | None:
 
 
 def token_fault(
-    tokens: Callable[[list[str]], list[list[int]]], reader: Any, problems: Sequence[Problem]
+    tokens: Callable[[list[str]], list[list[int]]], reader: Any, prompts: Sequence[str]
 ) -> str:
     """Where a form reads other ids than the policy's tokenizer; "" where it reads the same.
 
-    Asked are the problems, some texts that are unlike them, and each word of the vocabulary, since
+    Asked are the prompts, some texts that are unlike them, and each word of the vocabulary, since
     a merge that is missing shows in the words that it makes.
     """
-    texts = [text for problem in problems for text in (problem.question, problem.answer)]
     words, ids = _vocabulary(reader)
-    texts += [*OTHER_TEXTS, *reader.all_special_tokens]
+    texts = [*prompts, *OTHER_TEXTS, *reader.all_special_tokens]
     for theirs, ours in zip(tokens(texts + words), reader(texts)["input_ids"] + ids, strict=True):
         for x, y in zip_longest(theirs, ours, fillvalue="nothing"):
             if x != y:
