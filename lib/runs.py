@@ -27,6 +27,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from lib.config import ROOT, Config, resolve, user_path
 from lib.errors import BadInput
 from lib.files import (
@@ -50,7 +52,7 @@ STAMP = "%Y%m%d-%H%M%S"
 OF_TRAINING = ("train_log.jsonl", "rollouts", "checkpoints", "best", "alarms.json", "live.html")
 OF_ADAPTER = (
     *("merged", "gguf", "evals/*", "figures/*.png", "report.html"),
-    # 03 and 07 train: as they do, their notebook is being written.
+    # 03 and 07 train: as they do, their notebook is being written (but by Jupyter elsewhere).
     *("notebooks/0[345789]*.html", "notebooks/0[4589]*.ipynb"),
 )
 BEFORE_TRAINING = ("memory", "preflight", "reward_model")
@@ -130,7 +132,9 @@ class Run:
         trained = self._begun.is_dir() or self.train_log.exists() or self.adapter.exists()
         if not (trained and is_main_process()):
             return None
-        of_training = (*OF_TRAINING, "adapter", *OF_ADAPTER)
+        begun, old = psutil.Process().create_time(), self.notebooks.glob("0[37]*.ipynb")
+        old = (f"notebooks/{path.name}" for path in old if path.stat().st_mtime < begun)
+        of_training = (*OF_TRAINING, "adapter", *OF_ADAPTER, *old)
         return self._move_to_previous(
             *of_training, but=BEFORE_TRAINING, still_good=("01", "02", "06")
         )

@@ -228,6 +228,10 @@ def test_a_training_begun_anew_puts_aside_all_that_was_made_of_the_last(tmp_path
     assert sorted(os.listdir(old.notebooks)) == ["03.html", "04.html", "04.ipynb"]
     begin_training(again, run)  # nothing to put aside
     assert len(list((run.folder / "previous").iterdir())) == 1
+    run.train_log.touch()
+    os.utime(run.notebooks / "03.ipynb", (1, 1))  # of another kernel, as where Jupyter trains
+    begin_training(again, run)
+    assert sorted(os.listdir(run.notebooks)) == ["01.html", "01.ipynb"]
 
 
 def test_an_evaluation_made_in_another_way_is_kept(tmp_path):
