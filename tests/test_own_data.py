@@ -1,5 +1,6 @@
 """Data as people have it: files of any kind, golds of any type, chat messages, what is broken."""
 
+import gzip
 import json
 import os
 import re
@@ -165,10 +166,15 @@ def test_csv_tsv_json_and_parquet_are_read_as_jsonl_is(tmp_path):
     frame.to_csv(tmp_path / "excel.csv", index=False, sep=";")
     frame.to_csv(tmp_path / "mine.tsv", index=False, sep="\t")
     frame.to_parquet(tmp_path / "mine.parquet")
+    frame.to_csv(tmp_path / "mine.csv.gz", index=False)
+    frame.to_csv(tmp_path / "mine.txt", index=False, sep="\t")
+    marked = b"sep=;\r\n" + (tmp_path / "excel.csv").read_bytes()
+    (tmp_path / "marked.csv").write_bytes(marked)
     frame.rename(columns="{} ".format).to_csv(tmp_path / "spaces.csv", index=False)
     for name in ("mine.json", "list.jsonl"):
         (tmp_path / name).write_text(json.dumps(rows))
     write(tmp_path / "mine.jsonl", *rows)
+    (tmp_path / "mine.jsonl.gz").write_bytes(gzip.compress((tmp_path / "mine.jsonl").read_bytes()))
     (tmp_path / "smile.jsonl").write_bytes(b'{"question": "\\ud83d\\ude00?", "answer": 1}')
     smile = get_task("file", {"path": str(tmp_path / "smile.jsonl")}).load("test")
     assert smile[0].question == "😀?"
@@ -202,8 +208,10 @@ def test_csv_tsv_json_and_parquet_are_read_as_jsonl_is(tmp_path):
         ("a.jsonl", b'{"question": "1?", "answer": null}', "empty"),
         ("a.jsonl", b'{"question": "1?", "answer": ' + b"[" * 5000 + b"]" * 5000 + b"}", "line 1"),
         ("a.jsonl", b'{"question": "\xff", "answer": "1"}', "encoding"),
-        ("a.xlsx", b"PK\x03\x04\xff", "encoding"), ("a.jsonl", b"\n", "has no rows"),
-        ("a.jsonl", b"[1, 2]", "row 1 is not a JSON object"),
+        ("a.xlsx", b"PK\x03\x04\xff", "encoding"), ("a.zip", b"PK\x03\x04\0", "encoding"),
+        ("a.jsonl.gz", gzip.compress(b"[]" * 99)[:20], "cannot be unpacked"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("a.jsonl", b"\n", "has no rows"), ("a.jsonl", b"[1, 2]", "row 1 is not a JSON object"),
         ("a.csv", b"question,answer,answer \n1 + 1?,2,3\n", "csv"),
         ("a.csv", b'question,answer\n1 + 1?,2\n2 + 1?,"3\n3 + 1?,4\n', "after line 2"),
         ("a.json", b'{\n "question": "1?",\n "answer": 1\n}', "is one object"),
@@ -227,6 +235,7 @@ def test_columns_of_a_data_set_of_the_hub_are_named_in_the_recipe(
     tmp_path, tmp_path_factory, monkeypatch
 ):
     import pandas as pd
+    from datasets import Dataset, DatasetDict
 
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
     frame = pd.DataFrame({"Body": [f"{i} + 1?" for i in range(40)], "Answer": range(1, 41)})
@@ -240,6 +249,11 @@ def test_columns_of_a_data_set_of_the_hub_are_named_in_the_recipe(
     assert len(hub.load("train")) + len(hub.load("test")) == 30 and hub.load("test")
     assert key_of(get_task("hub", given | {"question": "body"}).load, "train") == "column"
     assert key_of(get_task("hub", given | {"test": "nowhere"}).load, "test") == "hub"
+    DatasetDict({"train": Dataset.from_pandas(frame)}).save_to_disk(tmp_path / "saved")
+    Dataset.from_pandas(frame).save_to_disk(tmp_path / "alone")
+    for name in ("saved", "alone"):
+        hub = get_task("hub", given | {"path": str(tmp_path / name), "test_share": 0.25})
+        assert (len(hub.load("train")), len(hub.load("test"))) == (30, 10)
 
 
 # Questions
@@ -285,6 +299,28 @@ def test_chat_messages_are_a_question(tmp_path):
 def test_messages_in_other_shapes(tmp_path, question):
     path = write(tmp_path / "mine.jsonl", {"question": question, "answer": 2})
     assert get_task("file", {"path": path}).load("test")[0].question == "1 + 1?"
+
+
+@pytest.mark.parametrize(
+    ("columns", "row"),
+    [
+        ("messages", {"messages": [{"role": "user", "content": "1 + 1?"},
+                                   {"role": "assistant", "content": "It is 2."}]}),
+        ("conversations", {"conversations": [{"from": "human", "value": "1 + 1?"},
+                                             {"from": "gpt", "value": "2"}]}),
+        ("prompt completion", {"prompt": [{"role": "user", "content": "1 + 1?"}],
+                               "completion": [{"role": "assistant", "content": "2"}]}),
+        ("a+b+c output", {"a": "1 +", "b": "1?", "c": "", "output": "2"}),
+    ],
+)  # fmt: skip
+def test_dialogues_and_several_columns_are_question_and_answer(tmp_path, columns, row):
+    question, answer = (columns.split() * 2)[:2]
+    question = question.split("+") if "+" in question else question
+    given = {"path": write(tmp_path / "a.jsonl", row), "question": question, "answer": answer}
+    [problem] = get_task("file", given).load("test")
+    assert problem.question.split() == ["1", "+", "1?"] and not problem.meta
+    assert problem.readable and get_task("file", given).grade(problem, "2").correct
+    assert key_of(get_task("file", given | {"question": ["d"]}).load, "test") == "column"
 
 
 def test_preference_pairs_as_messages(tmp_path):
@@ -369,7 +405,7 @@ def test_open_questions_need_no_answer_and_tables_keep_their_values(tmp_path):
     [
         *({"test_share": value} for value in ("0.5", True, None, 1.5, -0.1, float("nan"))),
         *({"path": value} for value in (5, None, ["a"])),
-        {"question": 5},
+        *({"question": value} for value in (5, [], [5])),
         {"kind": "nummer"},
     ],
 )

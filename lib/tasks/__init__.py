@@ -129,7 +129,9 @@ def _load(config: Config) -> tuple[tuple, list[str]]:
     unseen = [problem for problem in rows if problem.key not in held_keys]
     if not held_out:
         said = f"No problem of task {config.task!r} is held out, so that nothing can be measured"
-        raise BadInput(f"{said}: give it more rows, or a test_path.", "none-held-out")
+        raise BadInput(
+            f"{said}: give it rows with other questions, or a test_path.", "none-held-out"
+        )
     if rows and not unseen:
         shots = f" ({len(examples)} are worked examples)" if examples else ""
         said = f"All {len(held_out)} problems of task {config.task!r} are held out, none is left"

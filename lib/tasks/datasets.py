@@ -9,12 +9,14 @@ place, `HubRows` (task "hub") any data set on the Hub; their columns are named i
 
 import codecs
 import csv
+import gzip
 import hashlib
 import io
 import json
 import os
 import re
-from collections.abc import Iterable
+import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,9 +210,11 @@ class OwnColumns(Task):
     Attributes:
         path: a file from the working folder, beside the recipe, or in the repository; or a
             repository on the Hub, or a folder that `datasets` loads.
-        question: the column of the question: text, or chat messages that end with the user's.
+        question: the column of the question: text, or chat messages that end with the user's; or
+            several columns of texts that make it together ([instruction, input]).
         answer: the column of the gold answer; a dot leads into a column that holds a table
-            ("reward_model.ground_truth").
+            ("reward_model.ground_truth"). Of chat messages it is the last one; the question's own
+            column means the last message of the same dialogue.
         kind: how answers are compared: "number", "math", "choice", "text" (words), or "open" (no
             gold is right).
         test_share: the share of questions held out as the test split, chosen by their text.
@@ -218,7 +222,7 @@ class OwnColumns(Task):
 
     licence = "unknown"
     path: str | Path
-    question: str = "question"
+    question: str | list[str] = "question"
     answer: str = "answer"
     kind: str = "number"
     test_share: float = 0.0
@@ -226,20 +230,29 @@ class OwnColumns(Task):
     def __post_init__(self):
         if self.kind not in KINDS:
             raise BadInput(f"There is no kind of answer {self.kind!r}: {nearest(self.kind, KINDS)}")
+        self.names = [self.question] if isinstance(self.question, str) else self.question
+        if not self.names:
+            raise BadInput("question is []: name the column, or columns, of the question.")
         if not 0 <= self.test_share < 1:
             raise BadInput(f"test_share is {self.test_share}: give a share from 0 to below 1.")
 
     def problems(self, rows: list[dict], source: str) -> list[Problem]:
-        used, problems = {self.question, self.answer, "id", "earlier_turns"}, []
+        used, problems = {*self.names, self.answer, "id", "earlier_turns"}, []
         used |= {column.partition(".")[0] for column in used}
         for i, row in enumerate(rows):
             id = f"{source}/{i}"
-            question, meta = conversation(cell(row, self.question), id)
+            asked, gold = cell(row, self.names[0]), cell(row, self.answer)
+            if len(self.names) > 1:  # of which some may be empty
+                check_columns({key: value or "-" for key, value in row.items()}, self.names, id)
+                parts = [cell(row, name) for name in self.names]
+                asked = "\n\n".join(str(part) for part in parts if not is_missing(part))
+            if self.question == self.answer and isinstance(asked, list):  # a whole dialogue
+                asked, gold = asked[:-1], asked[-1:]
+            question, meta = conversation(asked, id)
             meta |= {key: row[key] for key in row if key not in used}
-            gold = cell(row, self.answer)
-            if self.kind == OPEN:  # a text, or as chat messages the last one's
+            if self.kind == OPEN or is_chat(gold):  # of chat messages the last one's
                 gold = "" if is_missing(gold) else message_text(gold)
-            else:
+            if self.kind != OPEN:
                 gold = gold_text(gold, id)
             problems.append(Problem(row_id(row, id), question, gold, meta, self.kind))
         check_ids(problems)
@@ -249,7 +262,7 @@ class OwnColumns(Task):
     def columns(self) -> tuple[str, ...]:
         """What each row must have: an answer of which none is right only where it is named."""
         unasked = self.kind == OPEN and self.answer == OwnColumns.answer
-        return (self.question,) if unasked else (self.question, self.answer)
+        return (self.names[0],) if unasked else (self.names[0], self.answer)
 
 
 @task("file", "jsonl", "csv", "parquet")
@@ -299,15 +312,21 @@ class HubRows(OwnColumns):
 
 
 def read_rows(path: str | Path, columns: Iterable[str] = (), filled: bool = False) -> list[dict]:
-    """The rows of a JSON Lines, JSON, CSV, TSV or Parquet file; each must have `columns`.
+    """The rows of a JSON Lines, JSON, CSV, TSV or Parquet file, which may be compressed (.gz); each
+    must have `columns`.
 
     BadInput names the file, and the line or row that cannot be read or lacks a column.
     """
     path = user_path(path)
     if not path.is_file():
-        raise BadInput(f"There is no file {path}: give the path of a JSONL, CSV or Parquet file.")
-    read = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
-    rows = read.get(path.suffix.lower(), _read_json)(path)
+        hint = "give the path of a JSONL, CSV or Parquet file (the task hub loads a folder)"
+        raise BadInput(f"There is no file {path}: {hint}.")
+    data = path.read_bytes()
+    try:
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadInput(f"{path} cannot be unpacked ({error}): copy it again.") from None
+    rows = _reader(path, data)(path, data.removeprefix(codecs.BOM_UTF8))
     if not rows:
         raise BadInput(f"{path} has no rows: give a file with at least one.")
     empty = []
@@ -324,9 +343,23 @@ def read_rows(path: str | Path, columns: Iterable[str] = (), filled: bool = Fals
     return [row for _, row in rows]
 
 
-def _read_json(path: Path) -> list[tuple[str, dict]]:
+def _reader(path: Path, data: bytes) -> Callable[[Path, bytes], list[tuple[str, dict]]]:
+    """What reads the file: by its ending, or where that says nothing, by how it begins."""
+    ending = Path(path.name.lower().removesuffix(".gz")).suffix
+    if data.startswith(b"version https://git-lfs"):
+        said = f"{path} is a pointer of Git LFS, not the rows"
+        raise BadInput(f"{said}: fetch them with `git lfs pull`.", "encoding")
+    if ending == ".parquet" or data[:4] == b"PAR1":
+        return _read_parquet
+    if b"\0" in data[:1000]:  # a workbook, an archive, UTF-16
+        hint = "save the rows as CSV or JSON Lines in UTF-8, or as Parquet"
+        raise BadInput(f"{path} is not UTF-8 text: {hint}.", "encoding")
+    as_json = ending in (".json", ".jsonl", ".ndjson") or data.lstrip()[:1] in (b"{", b"[")
+    return _read_json if as_json and ending not in (".csv", ".tsv") else _read_csv
+
+
+def _read_json(path: Path, data: bytes) -> list[tuple[str, dict]]:
     """JSON Lines (blank lines are skipped), or one JSON list; rows by where they stand."""
-    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     if data.lstrip().partition(b"\n")[0].strip() == b"{":  # indented, as by a program
         said = f"{path} is one object, or several over more lines than one each"
         raise BadInput(f"{said}: write a list of rows, [{{…}}, {{…}}], or a row a line.", "json")
@@ -357,11 +390,11 @@ def _json(data: bytes, where: str) -> Any:
         raise BadInput(f"{where} is not valid JSON ({error}): fix that line.") from None
 
 
-def _read_csv(path: Path) -> list[tuple[str, dict]]:
-    """Every cell as the text it is, separated by what the header has most of: , ; or a tab."""
+def _read_csv(path: Path, data: bytes) -> list[tuple[str, dict]]:
+    """Every cell as the text it is, separated by what the header has most of: , ; or a tab. Excel
+    may write "sep=;" before it."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            text = file.read().lstrip("\r\n")
+        text = re.sub(r"^\s*sep=.\r?\n", "", data.decode()).lstrip("\r\n")
         separator, line = max(",;\t|", key=text.partition("\n")[0].count), 1
         csv.field_size_limit(1 << 30)
         lines = io.StringIO(text, newline="")
@@ -386,11 +419,11 @@ def _read_csv(path: Path) -> list[tuple[str, dict]]:
     return rows
 
 
-def _read_parquet(path: Path) -> list[tuple[str, dict]]:
-    from pyarrow import parquet
+def _read_parquet(path: Path, data: bytes) -> list[tuple[str, dict]]:
+    from pyarrow import BufferReader, parquet
 
     try:
-        rows = _table_rows(parquet.read_table(path))
+        rows = _table_rows(parquet.read_table(BufferReader(data)))
     except (OSError, ValueError) as error:  # pyarrow's own are ValueErrors
         raise BadInput(f"{path} is no Parquet file that can be read ({error}): fix it.") from None
     return [(f"{path}, row {i}", row) for i, row in enumerate(rows, 1)]
@@ -420,11 +453,16 @@ def hub_rows(
     try:
         import datasets
 
-        rows = _table_rows(datasets.load_dataset(*hub, split=split).with_format("arrow")[:])
+        if any(Path(hub[0], file).exists() for file in ("dataset_dict.json", "state.json")):
+            data = datasets.load_from_disk(hub[0])  # what `save_to_disk` wrote
+            data = data[split] if isinstance(data, dict) else data
+        else:
+            data = datasets.load_dataset(*hub, split=split)
+        rows = _table_rows(data.with_format("arrow")[:])
     # Whatever goes wrong (name service, log-in, rate limit, another name) has the same way out.
     except Exception as error:
-        known = f"{type(error).__name__}: {error}" if isinstance(error, ValueError) else ""
-        said = " ".join(known.split())[:200] or type(error).__name__
+        known = isinstance(error, ValueError | KeyError) and f"{type(error).__name__}: {error}"
+        said = " ".join((known or type(error).__name__).split())[:200]
         said = f"{hub[0]} could not be loaded from the Hugging Face Hub ({said})"
         raise BadInput(f"{said}: check the connection, or {way_out}.", "hub") from error
     for number, row in enumerate(rows):
@@ -485,6 +523,12 @@ def conversation(content: Any, id: str) -> tuple[str, dict[str, Any]]:
         raise BadInput(f"{id}: the question must be {hint}: fix that row.", "question")
     meta = {"system": system} if system else {}
     return last["content"], meta | ({"earlier_turns": turns[:-1]} if turns[1:] else {})
+
+
+def is_chat(content: Any) -> bool:
+    """Whether it is a chat message, or several."""
+    turns = content if isinstance(content, list) else [content]
+    return bool(turns) and all(map(_turn, turns))
 
 
 def _turn(message: Any) -> dict[str, str]:
