@@ -345,9 +345,11 @@ class PlainYaml(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
+            where = f"(line {key.start_mark.line + 1})"
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(f"a key is a list or a table, not a word {where}")
             if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                where = f"line {key.start_mark.line + 1}"
-                raise yaml.YAMLError(f"{key.value} stands there twice ({where})")
+                raise yaml.YAMLError(f"{key.value} stands there twice {where}")
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 

@@ -28,7 +28,7 @@ from typing import IO, Any
 
 import psutil
 
-from lib.config import ROOT
+from lib.config import ROOT, user_path
 from lib.errors import BadInput, first_line
 from lib.hardware import is_main_process
 
@@ -47,7 +47,7 @@ def cache_folder() -> Path:
     """Where what is made once for all runs is kept: GRPO_CACHE, or in the repository, or where
     that cannot be written to, in the user's own cache."""
     if given := os.environ.get("GRPO_CACHE"):
-        return Path(given).expanduser()
+        return user_path(given)
     folder = ROOT / "outputs" / ".cache"
     if os.access(existing(folder), os.W_OK):
         return folder

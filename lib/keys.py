@@ -202,6 +202,9 @@ RULES: tuple[tuple[str, Callable[[Any, Any], Any], str], ...] = (
      and (c.load_in_4bit or c.backend != "transformers"),
      "cast_lm_head_to_fp32 is for weights in 16 bit, trained and sampled by this suite: set "
      "backend to transformers and load_in_4bit to False, or leave it at False."),
+    ("unpaid", lambda c, h: c.rewards and not any(
+        each.get("weight", 1) if isinstance(each, dict) else each for each in c.rewards.values()),
+     "rewards pays nothing, since every weight in it is 0: give one of them a weight."),
     ("targets", lambda c, h: not c.target_modules,
      'target_modules is empty, so that nothing would be trained: name layers, or "all-linear".'),
     ("targets", lambda c, h: {*c.target_modules} & NO_ADAPTER,

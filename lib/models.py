@@ -373,6 +373,11 @@ def embedded_folder() -> Path:
     if not folder.is_dir():
         beside = folder.with_name(f"{folder.name}.{os.getpid()}")
         try:
+            beside.mkdir(parents=True)
+        except OSError as error:
+            said = f"{folder.parent} cannot be written to ({error.strerror})"
+            raise BadInput(f"{said}: set GRPO_CACHE to a folder of yours.", "cache") from None
+        try:
             _convert_quietly(embedded_gguf(), beside)
             beside.rename(folder)
         except OSError:

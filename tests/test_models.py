@@ -101,7 +101,7 @@ def test_the_embedded_tokenizer_is_the_files(embedded, data_dir):
 def test_of_two_processes_that_convert_at_once_the_first_counts(monkeypatch, tmp_path):
     def convert(file, beside):
         for folder in (beside, beside.with_suffix("")):  # the other process is there first
-            folder.mkdir(parents=True)
+            folder.mkdir(exist_ok=True)
             (folder / "model.safetensors").write_text(folder.name)
 
     monkeypatch.setenv("GRPO_CACHE", str(tmp_path))
@@ -109,6 +109,9 @@ def test_of_two_processes_that_convert_at_once_the_first_counts(monkeypatch, tmp
     folder = embedded_folder()
     assert (folder / "model.safetensors").read_text() == folder.name
     assert list(folder.parent.iterdir()) == [folder]
+    monkeypatch.setenv("GRPO_CACHE", str(folder / "model.safetensors"))
+    with pytest.raises(BadInput, match="set GRPO_CACHE"):
+        embedded_folder()
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,8 @@ NUMBER = 5
         ({"soft_overlong": {"soft_punish_cache": 9999}}, "soft_punish_cache is 9999"),
         ({"nowhere.at.all": 1.0}, "cannot be imported"),
         ({"lib.rewards.nothing": 1.0}, "has no reward"),
+        ({"trl.rewards.think_format_rewards": 1.0}, 'mean "think_format_reward"'),
+        ({"raises.py:Short": 1.0}, "ValueError: no"),
         ({"lib.rewards.LEARNED": 1.0}, "cannot be called"),
         ({"os.path.join": {"b": 1}}, "columns"),
         ({"mark": 1.0, "trl.rewards.think_format_reward": 1.0, "a": 1}, 'no reward "a"'),
@@ -190,6 +192,7 @@ def test_a_recipe_that_is_wrong_says_so(spec, word, tmp_path, monkeypatch, own_r
     monkeypatch.chdir(tmp_path)
     files = {"a": FILE, "import": "import nowhere_at_all", "exit": "raise SystemExit(3)"}
     files |= {"syntax": "def short(:\n", "no": "def one(x): return x\n"}
+    files["raises"] = FILE + "class Short(Least):\n    def __init__(self): raise ValueError('no')\n"
     for name, text in files.items():
         (tmp_path / f"{name}.py").write_text(text)
     with pytest.raises(BadInput, match=word) as error:

@@ -205,7 +205,8 @@ def _find(name: str, file: str | None) -> Callable:
             raise BadInput(f'Reward "{name}" cannot be imported: {error}.') from error
     if not hasattr(module, attribute):
         own = [n for n, v in vars(module).items() if getattr(v, "__module__", 0) == module.__name__]
-        raise BadInput(f'{path} has no reward "{attribute}": {nearest(attribute, own)}')
+        hint = nearest(attribute, own or [n for n in dir(module) if n[:1] != "_"])
+        raise BadInput(f'{path} has no reward "{attribute}": {hint}')
     target = getattr(module, attribute)
     if not callable(target):
         raise BadInput(f'Reward "{name}" is a {type(target).__name__}, which cannot be called.')
@@ -276,9 +277,12 @@ def _instance(reward_class: type, name: str, **parameters: Any) -> Callable:
         if not callable(reward):
             raise TypeError("it has no __call__")
         return reward
-    except TypeError as error:
+    except BadInput:
+        raise
+    except Exception as error:  # what a user's class may raise
         hint = "give every parameter a default, and it a __call__(prompts, completions, **columns)"
-        raise BadInput(f'Reward "{name}" cannot be built ({error}): {hint}.', "reward") from error
+        said = f'Reward "{name}" cannot be built ({type(error).__name__}: {first_line(error)})'
+        raise BadInput(f"{said}: {hint}.", "reward") from error
 
 
 def with_name(function: Callable, name: str) -> Callable:
