@@ -28,7 +28,7 @@ from lib.memory import check_fit
 from lib.models import load_tokenizer
 from lib.process import installed_versions
 from lib.rewards import recipe_rewards
-from lib.stack import Stack, conflicts, installation
+from lib.stack import Stack, conflicts, installation, read_stack, which_way
 from lib.suite import main
 from lib.tasks import get_format
 from lib.training.rollouts import policy_logps, proof_of_policy
@@ -122,6 +122,14 @@ def test_faults_of_packages_that_do_not_take_one_another():
     assert list(conflicts(versions)) == []
     said = " ".join(conflicts(versions | {"torch": "2.2.0"}))
     assert "takes torch " in said and "2.2.0 is here" in said
+
+
+def test_what_is_installed_is_read_and_said(monkeypatch):
+    assert which_way(resolve("demo", {}, CPU), ON_CPU).endswith("torch 2.13.0+cpu for the CPU.")
+    assert "for CUDA 13.0, driver 580" in which_way(resolve("demo", {}, T4), STACK)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    assert not read_stack().compiles
 
 
 def test_faults_of_an_evaluation_which_has_the_card_alone():
