@@ -345,7 +345,7 @@ def shared_prefix(model: Any, rows: Sequence[Sequence[int]]) -> tuple[int, Any]:
     if not plain or len(rows) < 2 or length < 2:
         return 0, None
     cache = DynamicCache(config=model.config)
-    with torch.inference_mode():
+    with torch.no_grad():
         model(input_ids=torch.tensor([rows[0][:length]]), past_key_values=cache, logits_to_keep=1)
     cache.batch_repeat_interleave(len(rows))
     return length, cache
@@ -409,7 +409,7 @@ class TransformersEngine(Engine):
             names = ("temperature", "top_p", "top_k", "repetition_penalty")
             choice = {name: getattr(sampling, name) for name in names}
             choice |= dict(do_sample=True, min_p=sampling.min_p or None)
-        with torch.inference_mode():
+        with torch.no_grad():
             out = self.model.generate(
                 **inputs,
                 **choice,

@@ -143,6 +143,16 @@ def idle_constants(c: Any) -> bool:
     return not all(key.startswith(c.loss_type) for key in given)
 
 
+def is_launchable(c: Any) -> bool:
+    """Whether the recipe's file for accelerate asks for a way to train that works here."""
+    try:
+        given = yaml.safe_load(c.find(c.accelerate_config).read_text())
+        kind, how = given.get("distributed_type"), given.get("fsdp_config") or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError):
+        return False
+    return kind == "MULTI_GPU" or (kind == "FSDP" and how.get("fsdp_version") == 2)
+
+
 def corrects(c: Any) -> bool:
     """Whether the loss is corrected for vLLM's slightly different probabilities: on a CPU, where
     both compute nearly the same, only where it was asked for."""
@@ -179,6 +189,10 @@ RULES: tuple[tuple[str, Callable[[Any, Any], Any], str], ...] = (
     ("processes", lambda c, h: not c.find(c.accelerate_config),
      "accelerate_config {c.accelerate_config}: there is no such file; without one, num_processes "
      "processes train by DDP."),
+    ("processes", lambda c, h: c.accelerate_config and not is_launchable(c),
+     "accelerate_config {c.accelerate_config}: processes train by DDP (distributed_type MULTI_GPU) "
+     "or, where the policy is larger than a GPU, by FSDP with fsdp_version 2, whose weights keep "
+     "their names: choose one, as docs/training.md shows."),
     ("server", lambda c, h: c.rollout_engine == "vllm" and c.vllm_mode == "server"
      and (c.profile == "cpu" or (c.backend != "transformers" and c.num_processes == 1)),
      "vllm_mode server takes weights by NCCL, from a GPU on which transformers trains: set backend "

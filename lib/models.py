@@ -331,8 +331,14 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def write_adapter(policy: Policy, folder: Path) -> None:
-    """The adapter (after full fine-tuning the model) with its tokenizer."""
-    policy.model.save_pretrained(str(folder))
+    """The adapter (after full fine-tuning the model) with its tokenizer; of several processes each
+    calls it, since under FSDP each has a part."""
+    trained = {
+        name: weight.full_tensor() if hasattr(weight, "full_tensor") else weight.detach()
+        for name, weight in policy.model.named_parameters()
+        if weight.requires_grad
+    }
+    policy.model.save_pretrained(str(folder), state_dict=trained)
     policy.tokenizer.save_pretrained(str(folder))
 
 

@@ -13,6 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from lib.config import ROOT, resolve
@@ -30,14 +33,7 @@ from tests.conftest import CPU, L4, SMALL, as_parameters, python, refuses, start
 CHANGES = dict(precision="fp32", num_generations=4, max_steps=2, keep="last")
 CHANGES |= dict(validation_steps=1)
 DOCS = (ROOT / "docs" / "training.md").read_text()
-FSDP = """
-compute_environment: LOCAL_MACHINE
-distributed_type: FSDP
-fsdp_config: {fsdp_version: 2, fsdp_sharding_strategy: FULL_SHARD}
-mixed_precision: bf16
-num_machines: 1
-num_processes: 2
-"""
+FSDP = re.search(r"```yaml\n(.*?)```", DOCS, re.DOTALL)[1]
 
 
 class Fixed:
@@ -64,9 +60,13 @@ class Slopes(TrainerCallback):
         self.folder = folder
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        slopes = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+        slopes = [p.grad for p in model.parameters() if p.grad is not None]
+        whole = [s.full_tensor() if hasattr(s, "full_tensor") else s for s in slopes]  # under FSDP
         rank = os.environ.get("RANK", "0")
-        torch.save(torch.cat(slopes), self.folder / f"slopes_{state.global_step}_{rank}.pt")
+        torch.save(
+            torch.cat([each.flatten() for each in whole]),
+            self.folder / f"slopes_{state.global_step}_{rank}.pt",
+        )
 
 
 def train_two_steps(folder: Path, model: Path, processes: int) -> None:
@@ -86,13 +86,38 @@ def train_two_steps(folder: Path, model: Path, processes: int) -> None:
             lives.life(folder, spoil=fix, **changes, **more)
 
 
-def test_two_processes_take_the_step_of_one(tmp_path, first_layers):
+def fsdp_on_a_cpu() -> None:
+    """Which torch has, and accelerate on GPUs only."""
+    begin = AcceleratorState.__init__
+
+    def begun(self, *args, fsdp_plugin=None, **options):
+        begin(self, *args, fsdp_plugin=fsdp_plugin, **options)
+        if fsdp_plugin is not None:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = begun
+
+
+@pytest.fixture(scope="module")
+def one(first_layers, tmp_path_factory) -> Run:
+    """The run of one process."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    train_two_steps(folder, first_layers, 1)
+    return Run(folder)
+
+
+@pytest.mark.parametrize("by", ["DDP", "FSDP"])
+def test_two_processes_take_the_step_of_one(tmp_path, first_layers, one, by):
     """And resumed, the next."""
-    train_two_steps(tmp_path / "one", first_layers, 1)
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", 2]
-    launch += ["--main_process_port", 0]
+    (tmp_path / "fsdp.yaml").write_text(FSDP)
+    file = str(tmp_path / "fsdp.yaml") if by == "FSDP" else ""
+    config = resolve("ci", SMALL | {"num_processes": 2, "accelerate_config": file}, CPU)
+    launch = ["-m", "accelerate.commands.launch", *launch_words(config), "--main_process_port", 0]
     python(*launch, "-m", "tests.test_processes", tmp_path / "two", first_layers)
-    one, two = Run(tmp_path / "one"), Run(tmp_path / "two")
+    two = Run(tmp_path / "two")
+    sharded = two.checkpoints / "checkpoint-2" / "pytorch_model_fsdp.bin"
+    assert sharded.is_file() == (by == "FSDP")
     for step in (0, 1):
         slopes, first, second = (
             torch.load(run.folder / f"slopes_{step}_{rank}.pt")
@@ -109,7 +134,9 @@ def test_two_processes_take_the_step_of_one(tmp_path, first_layers):
         kept = [[(r["id"], r["completion"], r["total"], r["advantage"]) for r in s] for s in rows]
         assert len(kept[0]) == 8 and kept[0] == kept[1]
     assert len(read_jsonl(two.evals / "validation.jsonl")) == 3  # a problem, before and after each
-    assert (two.adapter / "adapter_model.safetensors").is_file()
+    a, b = (load_file(run.adapter / "adapter_model.safetensors") for run in (one, two))
+    assert a.keys() == b.keys() and all(torch.allclose(a[k], b[k], atol=1e-5) for k in a)
+    assert any(weight.any() for name, weight in a.items() if "lora_B" in name)
 
 
 def test_a_recipe_in_two_processes_leaves_none(tmp_path, first_layers):
@@ -153,7 +180,7 @@ def test_the_launcher_takes_what_it_is_given(tmp_path):
         args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(words))
         assert getattr(args, kind) and args.num_processes == 2 and args.module
         assert (defaults is not None) == bool(file)
-    assert args.fsdp_sharding_strategy == "FULL_SHARD" and args.fsdp_version == 2
+    assert args.fsdp_version == 2
 
 
 def test_a_vllm_server_is_trls_to_ask(run):
@@ -184,6 +211,8 @@ def test_a_vllm_server_is_trls_to_ask(run):
         {"backend": "unsloth"},
         {"rollout_engine": "vllm"},
         {"accelerate_config": "nowhere.yaml"},
+        {"accelerate_config": "Makefile"},
+        {"accelerate_config": "notebooks/recipes/demo.yaml"},
     ],
 )
 def test_what_several_processes_cannot_do_is_refused(changes):
@@ -192,4 +221,6 @@ def test_what_several_processes_cannot_do_is_refused(changes):
 
 
 if __name__ == "__main__":
+    if "ACCELERATE_USE_FSDP" in os.environ:
+        fsdp_on_a_cpu()
     train_two_steps(Path(sys.argv[1]), Path(sys.argv[2]), int(os.environ["WORLD_SIZE"]))

@@ -182,19 +182,19 @@ class Validation(TrainerCallback):
         if state.global_step == 0:
             (self.run.evals / "validation.jsonl").unlink(missing_ok=True)
             discard(self.run.best)
-            if state.is_world_process_zero:
-                for key, score in self.measure(0).items():
-                    self.log.extra[key.replace("heldout/", "heldout_before/")] = score
+            for key, score in self.measure(0).items():
+                self.log.extra[key.replace("heldout/", "heldout_before/")] = score
 
     def on_step_end(self, args, state, control, **kwargs):
         every = self.config.validation_steps
         due = state.global_step in (state.max_steps, self.config.stop_at)
-        if (due or state.global_step % every == 0) and state.is_world_process_zero:
+        if due or state.global_step % every == 0:
             self.log.extra |= (scores := self.measure(state.global_step))
             self._keep_best(state.global_step, next(iter(scores.values())))
 
     def measure(self, step: int) -> dict[str, float]:
-        """ "heldout/strict" and the like of the policy as it is, whose answers are kept."""
+        """ "heldout/strict" and the like of the policy as it is, whose answers are kept. Each of
+        several processes asks for all: under FSDP none has the whole policy."""
         sampling = Sampling(max_tokens=self.config.completion_tokens)
         with answering(self.policy, self.engine) as engine:
             answers = engine.generate([row["prompt"] for row in self.rows], sampling)

@@ -80,7 +80,7 @@ class Survival(TrainerCallback):
         if state.is_world_process_zero:
             place = self._checkpoint(state)
             on_disk(place)
-            (place / "training_args.bin").unlink()
+            (place / "training_args.bin").unlink(missing_ok=True)
 
     def _checkpoint(self, state: Any) -> Path:
         return self.run.checkpoints / f"checkpoint-{state.global_step}"

@@ -74,6 +74,8 @@ class GRPOTrainer(trl.GRPOTrainer):
         self.is_unsloths = not trl.GRPOTrainer.__module__.startswith("trl.")
         if self.is_unsloths:
             self.not_shared = "Unsloth's trainer has a loss of its own"
+        elif self.is_fsdp_enabled:
+            self.not_shared = "FSDP gathers weights in the model's own forward only"
         elif self.args.gradient_checkpointing:
             self.not_shared = "gradient checkpointing keeps no keys and values of a prompt"
         else:
