@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -422,10 +423,14 @@ def _convert_quietly(file: Path, folder: Path) -> None:
 
 def convert_gguf(file: Path, folder: Path) -> None:
     """Dequantise to bf16 safetensors that transformers, peft, Unsloth and vLLM all read."""
+    import gguf
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
+    # transformers reads the file four times, and asks for the names of its tensors 400 times.
+    for slow in (gguf.GGUFReader, gguf.get_tensor_name_map):
+        setattr(gguf, slow.__name__, cache(slow))
     logging.disable_progress_bar()
     tokenizer = _smollm_tokenizer(AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name))
     model = AutoModelForCausalLM.from_pretrained(

@@ -2,7 +2,8 @@
 
     python tests/pretend_gpu.py t4              # every recipe's configuration on a pretended T4
     python tests/pretend_gpu.py rtx5080 qwen3-4b_gsm8k
-    python tests/pretend_gpu.py t4 notebooks    # 01 to 03, with Unsloth's GPU trainer
+    python tests/pretend_gpu.py t4 notebooks    # 01 to 05, with Unsloth's GPU trainer
+    python tests/pretend_gpu.py t4 notebooks --only 03_training -p backend transformers
 
 Wants the GPU lock installed. For each recipe it prints, as a line of JSON, what Unsloth would start
 vLLM with (`load_vllm(return_args=True)`), and the attention backend that vLLM chooses for that and
@@ -34,7 +35,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from lib.config import RECIPES, Config, resolve
 from lib.doctor import evaluation_fits
-from lib.engines import engine_arguments
+from lib.engines import chat_text, engine_arguments
 from lib.hardware import GIB, Hardware, gpu_environment
 from lib.memory import SHAPES, check_fit, evaluation_gib
 from lib.models import unsloth_arguments
@@ -185,6 +186,10 @@ def compute_on_cpu() -> None:
     """Have torch do on the CPU what it is told to do on the card, with tensors that say they are
     there."""
     import torch
+    from torch.utils import _device
+
+    # What `torch.device("meta")` acts on: kept as it is, it does not look for what follows.
+    _device._device_constructors()
 
     def moved(function: Any) -> Any:
         def call(*given: Any, **options: Any) -> Any:
@@ -214,6 +219,14 @@ def compute_on_cpu() -> None:
     for name in ("Stream", "Event", "stream", "current_stream", "default_stream", "device"):
         setattr(torch.cuda, name, Idle)
     torch.cuda.is_current_stream_capturing = lambda: False
+    unscale = torch._amp_foreach_non_finite_check_and_unscale_
+
+    def unscaled(grads: list, *given: Any) -> Any:
+        if torch.bfloat16 in {grad.dtype for grad in grads}:
+            raise NotImplementedError("fp16's scaler has no CUDA kernel for bf16")
+        return unscale(grads, *given)
+
+    torch._amp_foreach_non_finite_check_and_unscale_ = unscaled
     for module in (torch.cuda, torch.cuda.random):
         module.get_rng_state = lambda *_: torch.get_rng_state()
         module.set_rng_state = module.manual_seed = lambda *_, **__: None
@@ -277,6 +290,7 @@ class Served:
 
         print("Served:", arguments, flush=True)
         self.vllm_config = EngineArgs(**arguments).create_engine_config()
+        self.model_config = self.vllm_config.model_config
         self.llm_engine = self.engine_core = self
         self.request_counter = types.SimpleNamespace(counter=0)
         self.waiting: list[tuple] = []
@@ -286,7 +300,7 @@ class Served:
         load = partial(transformers.AutoModelForCausalLM.from_pretrained, self.folder)
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder)
         self.model = load(dtype=torch.float32).eval()
-        self.weights = {name: w.clone() for name, w in self.model.state_dict().items()}
+        self.weights = {name: w.detach().clone() for name, w in self.model.named_parameters()}
         if arguments.get("quantization"):
             from bitsandbytes.functional import dequantize_4bit
 
@@ -308,15 +322,28 @@ class Served:
     def abort_request(self, ids: list[str]) -> None:
         self.waiting = [each for each in self.waiting if each[0] not in ids]
 
+    def collective_rpc(self, method: str, kwargs: dict[str, Any]) -> None:
+        """Take the weights that are handed over, under the names of the base model's files."""
+        assert method == "reload_weights", method
+        for name, weight in kwargs["weights_iterator"]:
+            self.weights[name].copy_(weight)
+
     def adapt(self, request: Any) -> None:
         """Add the request's adapter to the weights; as vLLM, by its id where that was seen."""
+        from safetensors.torch import load_file
+
         state = self.model.state_dict()
         for name, weight in self.weights.items():
             state[name].copy_(weight)
         if request is None:
             return
         if request.lora_int_id not in self.adapters:
-            tensors, settings = request.lora_tensors, request.lora_config
+            folder = request.lora_path and Path(request.lora_path)
+            if getattr(request, "lora_tensors", None) is not None:  # Unsloth's request
+                tensors, settings = request.lora_tensors, request.lora_config
+            else:
+                tensors = load_file(folder / "adapter_model.safetensors")
+                settings = json.loads((folder / "adapter_config.json").read_text())
             tensors = {name: tensor.detach().float().clone() for name, tensor in tensors.items()}
             self.adapters[request.lora_int_id] = tensors, settings["lora_alpha"] / settings["r"]
         tensors, scale = self.adapters[request.lora_int_id]
@@ -343,14 +370,33 @@ class Served:
             prompt.get("prompt_token_ids")
             or self.tokenizer(prompt["prompt"], add_special_tokens=False).input_ids
         )
-        answers = self.answer(ids, params)
-        return [RequestOutput(name, None, ids, None, answers, True)]
+        scored = self.scores(ids) if params.prompt_logprobs is not None else None
+        return [RequestOutput(name, None, ids, scored, self.answer(ids, params), True)]
+
+    def scores(self, ids: list[int]) -> list:
+        """What the model says to each token of a prompt but the first."""
+        import torch
+        from vllm.logprobs import Logprob
+
+        with torch.no_grad():
+            said_TV = self.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        pairs = list(zip(said_TV, ids[1:], strict=False))
+        ranks = [1 + int((said_V > said_V[token]).sum()) for said_V, token in pairs]
+        rows = [
+            {token: Logprob(float(said_V[token]), rank)}
+            for (said_V, token), rank in zip(pairs, ranks, strict=True)
+        ]
+        return [None, *rows]
 
     def generate(
         self, prompts: Any, sampling_params: Any, use_tqdm: bool = True, lora_request: Any = None
     ) -> list:
         self.enqueue(prompts, sampling_params, use_tqdm, lora_request)
         return [output for _ in prompts for output in self.step()]
+
+    def chat(self, messages: list[dict], *given: Any, **named: Any) -> list:
+        text = chat_text(self.tokenizer, messages)
+        return self.generate([{"prompt": text}], *given, **named)
 
     def answer(self, ids: list[int], params: Any) -> list:
         import torch
@@ -363,8 +409,9 @@ class Served:
             while len(tokens) < params.max_tokens and not ends & {*tokens[-1:]}:
                 with torch.no_grad():
                     logits_V = self.model(torch.tensor([[*ids, *tokens]])).logits[0, -1].float()
-                drawn_V = (logits_V / (params.temperature or 1e-6)).log_softmax(-1)
-                tokens.append(int(drawn_V.exp().multinomial(1)))
+                drawn_V = (logits_V / (params.temperature or 1)).log_softmax(-1)
+                greedy = int(drawn_V.argmax())
+                tokens.append(int(drawn_V.exp().multinomial(1)) if params.temperature else greedy)
                 said_V = drawn_V if self.tempered else logits_V.log_softmax(-1)
                 logps.append({tokens[-1]: Logprob(float(said_V[tokens[-1]]))})
             text = self.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -450,7 +497,7 @@ def emulate(card: Card) -> None:
 
 
 def notebooks(name: str, *given: str) -> None:
-    """01 to 03 of a small model with random weights, in 4 bit, and a step more from its
+    """01 to 05 of a small model with random weights, in 4 bit, and a step more from its
     checkpoint; `given` to the runner as well. A process of Python loads the card as it starts."""
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
@@ -475,13 +522,14 @@ def notebooks(name: str, *given: str) -> None:
         words |= {"max_steps": 3, "rewards": json.dumps({f"{folder}/own.py:vowels": 1})}
         environment = os.environ | {"PYTHONPATH": f"{folder}:{Path(__file__).parent.parent}"}
         for changes in (
-            {"--only": "01_setup 02_reward_design 03_training"},
-            {"--only": "03_training --resume", "max_steps": 4},
+            {"--only": "01 02 03 04 05"},
+            {"--only": "03 --resume", "max_steps": 4},
         ):
             only = changes.pop("--only").split()
-            command = [sys.executable, "-m", "lib.suite", "ci", "--only", *only, *given]
+            command = [sys.executable, "-m", "lib.suite", "ci", "--only", *only]
             for key, value in (words | changes).items():
                 command += ["-p", key, str(value)]
+            command += given
             done = subprocess.run(command, env=environment, stdout=sys.stderr)
             log = read_jsonl(Path(folder, "run", "train_log.jsonl"))
             columns = ("grad_norm", "entropy", "sampling/sampling_logp_difference/mean")
@@ -565,7 +613,8 @@ def by_unsloth(ours: dict[str, Any], base: Path) -> dict[str, Any]:
             return_args=True,
             **{name: ours[name] for name in names},
         )
-    seen = {"share": theirs["gpu_memory_utilization"], "sequences": theirs["max_num_seqs"]}
+    seen = {"share": round(theirs["gpu_memory_utilization"], 3)}
+    seen["sequences"] = theirs["max_num_seqs"]
     theirs.pop("use_tqdm_on_load", None)
     return seen | {"training": configured(theirs)}
 

@@ -72,6 +72,11 @@ class GRPOTrainer(trl.GRPOTrainer):
         if self.args.use_cpu:  # of several processes: "cpu:0", which torch.load does not know
             vars(self.args)["_setup_devices"] = torch.device("cpu")
         self.is_unsloths = not trl.GRPOTrainer.__module__.startswith("trl.")
+        if getattr(self.model, "is_loaded_in_4bit", False) and not self.is_unsloths:
+            # TRL takes its adapter to bf16, in which small steps round away, and for whose slopes
+            # fp16's scaler has no CUDA kernel: a T4 would fail at the first step.
+            for weight in self.model.parameters():
+                weight.data = weight.data.float() if weight.requires_grad else weight.data
         if self.is_unsloths:
             self.not_shared = "Unsloth's trainer has a loss of its own"
         elif self.is_fsdp_enabled:
