@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -237,7 +238,8 @@ def test_the_notebooks_train_and_resume_on_a_pretended_t4(way):
     whole, resumed = on_pretended("t4", "notebooks", *words)
     assert whole["rc"] == resumed["rc"] == 0
     assert resumed["grad_norm"][:3] == whole["grad_norm"] and len(resumed["grad_norm"]) == 4
-    assert all(0 < slope < 100 for slope in resumed["grad_norm"])
+    slopes = [slope for slope in resumed["grad_norm"] if slope < math.inf]  # else a step left out
+    assert slopes and all(0 < slope < 100 for slope in slopes)
     apart = resumed["sampling/sampling_logp_difference/mean"]  # of the policy as it is
     assert max(gap or 0 for gap in apart) < 0.05 and None not in apart[: 4 * (way not in WAYS)]
 
