@@ -19,7 +19,7 @@ from lib.export import certificate as c
 from lib.export import gguf as g
 from lib.export.page import example_eval
 from lib.export.serve import serve_gguf
-from lib.files import read_json, write_json
+from lib.files import read_json, write_json, write_jsonl
 from lib.models import load_policy, load_tokenizer
 from lib.runs import open_run
 from tests.conftest import CPU, SMALL, move_adapter, python, refuses
@@ -103,6 +103,17 @@ def certified(ask, config, first_layers, adapter, base_row):
         return certificate["rows"][1], certificate["verdict"]
 
     return certify
+
+
+def test_prompts_that_do_not_fit_are_left_out_with_a_note(config, first_layers, tmp_path, capsys):
+    texts = [f"{'Once upon a time. ' * 99 * (i % 2)}{i} + 1?" for i in range(10)]
+    rows = [{"question": text, "answer": i + 1} for i, text in enumerate(texts)]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    given = {"task": "file", "task_config": {"path": str(tmp_path / "a.jsonl")}, "eval_problems": 9}
+    config = config.model_copy(update=given | {"shots": 0, "certificate_problems": 9})
+    _, problems, rows = c.questions(config, load_tokenizer(first_layers))
+    assert 4 <= len(problems) == len(rows) <= 5
+    assert f"{9 - len(rows)} of 9 prompts are longer" in capsys.readouterr().out
 
 
 # --- the unchanged model ----------------------------------------------------------------------

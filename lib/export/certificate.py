@@ -80,11 +80,13 @@ class Form:
 
 def questions(config: Config, reader: Any, count: int | None = None) -> tuple:
     """The task, the held-out problems that each form answers, and their prompts; those too long
-    for the context, as `reader` (the policy's tokenizer) counts, are left out."""
+    for the context, as `reader` (the policy's tokenizer) counts, are left out, which is said."""
     task, _, held_out, examples = load_problems(config)
     problems = held_out[: count or config.certificate_problems]
     rows = make_rows(problems, config.prompt_format, config.shots, examples)
-    rows, _ = fitting_rows(rows, reader, config, config.completion_tokens)
+    rows, note = fitting_rows(rows, reader, config, config.completion_tokens)
+    if note:
+        print(note)
     fitting = {row["id"] for row in rows}
     return task, [problem for problem in problems if problem.id in fitting], rows
 
