@@ -206,12 +206,14 @@ def hold(folder: Path) -> None:
         _follow_cells()
 
 
-def release() -> None:
-    """Let others have every lock of this process; where no run came of one, its file goes, too."""
-    for folder in _files:
+def release(*folders: Path) -> None:
+    """Let others have these locks, or every one of this process; where no run came of one, its file
+    goes, too."""
+    for folder in folders or [*_files]:
         if not folder.exists():
             _lock_file(folder).unlink(missing_ok=True)
-    _close()
+        if file := _files.pop(folder.resolve(), None):
+            file.close()
 
 
 def _close() -> None:

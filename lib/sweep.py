@@ -179,7 +179,7 @@ def start(words: list[str], gpu: str = "") -> tuple[subprocess.Popen, Path]:
     hold(run.folder)
     if not (begun or "--only" in words):
         put_aside(run)  # here, as the log is in the new folder
-    release()
+    release(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
     words = ["lib.suite", *words, *(["--resume"] if begun else [])]
     with (log := run.folder / "sweep.log").open("a", encoding="utf-8") as file:
@@ -298,6 +298,7 @@ class Runner:
         self.folders = {name: folder for name, (folder, _) in planned.items()}
         self.finished = {name for name, (_, finished) in planned.items() if finished}
         self.folder = next(iter(self.folders.values())).parent
+        hold(self.folder)  # or two of one file would take each other's runs
 
     def run(
         self, arms: Arms, is_done: Callable[[str], bool] = lambda name: False

@@ -1,6 +1,7 @@
 """Many runs from one file: checked first, resumed, and none takes another with it; and races, in
 which the best arm stays, what is behind leaves, and no stop changes the ranking."""
 
+import fcntl
 import os
 import re
 import signal
@@ -109,6 +110,15 @@ def test_a_sweep_is_not_put_into_a_run(tmp_path):
     write_json(tmp_path / "small" / "run.json", {})
     with pytest.raises(BadInput, match="another name"):
         plan(arms_of(sweep_file(tmp_path)))
+
+
+def test_of_two_of_one_file_at_once_the_second_stops(tmp_path, capsys):
+    path = sweep_file(tmp_path / "out")
+    with (tmp_path / "out" / ".small.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main(["sweep", str(path)]) == 2
+    assert "The run small is being written by another process" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "small").exists()
 
 
 def test_what_is_finished_is_not_repeated(tmp_path, capsys):
