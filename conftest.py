@@ -31,6 +31,8 @@ collect_ignore = ["notebooks/06_reward_model.ipynb"]
 # What takes longest begins, so that no process is left with it at the end.
 FIRST = (*CHAIN, "09", "07", "sweep", "recipes", "unsloth_trainer", "jupyterlab", "export")
 FIRST += ("processes", "models", "survival", "suite", "doctor", "serving", "scratch", "own_data")
+FIRST += ("gpu", "rollouts", "logps", "evaluation", "reward_model", "dynamic_sampling", "variants")
+FIRST += ("accuracy", "page", "training", "validation", "tracking", "memory", "lock", "warm_up")
 
 
 def pytest_collection_modifyitems(items):
