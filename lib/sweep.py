@@ -52,7 +52,7 @@ OF_ONE_RUN = {"name", "run", "resume", "stop_at", "output_dir"}  # `base` leaves
 START = "--- "  # begins the log's line of each start
 RETRIES = 3  # of a run whose worker was lost
 PATIENCE = 600  # seconds in which what a lost worker left has ended
-DELTA = 0.2
+DELTA = 0.5
 
 Arms = Mapping[str, list[str]]  # run name → the runner's arguments
 Scores = Mapping[str, Mapping[str, float]]  # arm → problem → score

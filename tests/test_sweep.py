@@ -24,7 +24,6 @@ from lib.files import read_json, read_jsonl, write_json
 from lib.runs import Run, open_run
 from lib.suite import configure, main, read_arguments
 from lib.sweep import (
-    DELTA,
     RACE_KEYS,
     arm_of,
     compare,
@@ -311,7 +310,7 @@ def test_what_is_surely_behind_leaves_and_what_may_be_best_stays():
 @pytest.mark.parametrize(("rate", "apart"), [(0.5, 0.0), (0.2, 0.0), (0.5, 0.1)])
 def test_the_best_leaves_no_more_often_than_the_bound_allows(rate, apart):
     """Eight arms, of which one is as good as the others, or a little better; four times."""
-    random, delta, races, lost = np.random.default_rng(0), DELTA, 150, 0
+    random, delta, races, lost = np.random.default_rng(0), 0.2, 150, 0
     alpha = delta / (8 * 3)
     for _ in range(races):
         hard, lost_now = random.random(64), False
