@@ -32,7 +32,7 @@ from lib.hardware import Hardware
 from lib.models import EMBEDDED, load_tokenizer, model_folder
 from lib.rewards import recipe_rewards, score
 from lib.runs import Run
-from lib.tasks import TASKS, get_format, judge, load_problems, make_rows
+from lib.tasks import TASKS, get_format, judge
 
 # (model's name, conversation) → the answer so far, again and again
 Ask = Callable[[str, Messages], Iterator[str]]
@@ -101,9 +101,9 @@ def rewards_of(config: Config, rows: Sequence[dict], answers: Sequence[Completio
 
 
 def write_samples(config: Config, file: Path, n: int = 20) -> list[dict]:
-    """`sample_prompts.jsonl`: held-out questions with the conversation and the gold answer."""
-    _, _, problems, examples = load_problems(config)
-    rows = make_rows(problems[:n], config.prompt_format, config.shots, examples)
+    """`sample_prompts.jsonl`: held-out questions that fit the context, with the conversation and
+    the gold answer."""
+    _, _, rows = questions(config, load_tokenizer(model_folder(config)), n)
     write_jsonl(file, rows)
     return rows
 
