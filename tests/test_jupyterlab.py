@@ -169,8 +169,12 @@ def move_slider(page, key):
 
 
 def test_the_notebooks_in_jupyterlab(lab, browser):
-    """02's playground, and 03 with its rollout browser, from the last step to the first."""
-    for name, key in (("02_reward_design", "ArrowRight"), ("03_training", "ArrowLeft")):
+    """02's playground, 03 with its rollout browser, 04's viewer of answers."""
+    for name, key in (
+        ("02_reward_design", "ArrowRight"),
+        ("03_training", "ArrowLeft"),  # from the last step to the first
+        ("04_pass_at_k_eval", "ArrowRight"),
+    ):
         page = open_and_run(browser, lab, name)
         look(page, move_slider(page, key), name)
         page.close()
