@@ -47,14 +47,13 @@ def run_config(path: str | Path) -> tuple[Path, Config]:
     if folder is None or not folder.is_dir():
         raise BadInput(f"There is no folder {path}.", key="no-folder")
     for place in (folder, *folder.parents):
-        if (place / "run.json").is_file():
-            record = read_json(place / "run.json")
+        if "config" in (record := read_json(place / "run.json", {})):
             known = {k: v for k, v in record["config"].items() if k in Config.model_fields}
             config = Config.model_construct(**known)  # it was checked when the run began
             if record.get("recipe"):  # its data and rewards may lie beside it
                 config._recipe = Path(record["recipe"])
             return folder, config
-    raise BadInput(f"{path} lies in no run's folder (one with run.json).", key="no-run")
+    raise BadInput(f"{path} lies in no run's folder (its run.json has the settings).", key="no-run")
 
 
 def load_engine(folder: Path, config: Config) -> TransformersEngine:
