@@ -54,12 +54,12 @@ def config(tmp_path_factory):
 
 def test_a_candidate_is_found_by_name_or_path(config, run, embedded, tmp_path):
     (run.folder / "gguf").mkdir()
-    file = run.folder / "gguf" / "model-q8_0.gguf"
+    file = run.folder / "gguf" / "model-q4_k_m.gguf"
     file.touch()
     run.adapter.mkdir()
     assert find_candidate("", config, run) == run.adapter
     assert find_candidate("base", config, run) == find_candidate(str(embedded), config, run)
-    assert find_candidate("q8_0", config, run) == find_candidate(str(file), config, run) == file
+    assert find_candidate("q4_k_m", config, run) == find_candidate(str(file), config, run) == file
     (run.adapter / "adapter_config.json").write_text("{}")
     for named, sentence in (
         ("f16", "run 05_merge_export for this run first"),
