@@ -25,7 +25,7 @@ from lib.engines import Completion, Engine, chat_text, in_order, training_sampli
 from lib.errors import BadInput
 from lib.files import read_json, write_json
 from lib.models import load_tokenizer, model_folder
-from lib.process import Progress
+from lib.process import Progress, keep_byte_code
 from lib.rewards import recipe_rewards, score, temptations, totals
 from lib.runs import Run
 from lib.tasks import Problem, Task, load_problems, problem_notes, sample_problems
@@ -209,6 +209,7 @@ def look(recipe: str) -> str:
 
 
 if __name__ == "__main__":
+    keep_byte_code()
     try:
         with redirect_stderr(io.StringIO()):  # what libraries say while they are imported
             page = look(*sys.argv[1:2] or ["mine"])

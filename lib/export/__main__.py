@@ -3,11 +3,14 @@
 import sys
 
 from lib.errors import BadInput
-from lib.export.page import answer
+from lib.process import keep_byte_code
 
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         raise SystemExit('usage: python -m lib.export FOLDER "QUESTION" …')
+    keep_byte_code()
+    from lib.export.page import answer
+
     try:
         print(*answer(sys.argv[1], sys.argv[2:]), sep="\n")
     except BadInput as error:
