@@ -23,7 +23,7 @@ from lib.learned import (
     untrained,
 )
 from lib.memory import check_fit
-from lib.models import load_policy, lora_targets, write_adapter
+from lib.models import load_policy, lora_targets
 from lib.rewards import learned_rewards, recipe_rewards
 from lib.runs import Run, run_folder
 from lib.suite import main
@@ -174,17 +174,17 @@ def test_chain_in_small(path, data_dir, first_layers, tmp_path):
 
 
 def test_a_learned_reward_in_one_chain(first_layers, tmp_path, monkeypatch, capfd):
-    """Pairs in a file → reward models → what an adapter brought by them, and what it cost; stopped
-    for want of that adapter, and resumed. From wherever it is asked to, without a network."""
+    """Pairs in a file → reward models → GRPO with the first → what it brought, and what it cost;
+    stopped for want of an adapter, and resumed. From wherever it is asked to, without a network."""
     for key, value in {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}.items():
         monkeypatch.setenv(key, value)
     monkeypatch.chdir(tmp_path)
     engines = dict.fromkeys(("backend", "rollout_engine", "eval_engine"), "transformers")
     given = engines | {"model": str(first_layers), "reward_layers": 2, "run": "run"}
     given |= {"output_dir": str(tmp_path)}
-    words = ["ci_preferences", *as_parameters(given), "--only", "06", "04"]
+    words = ["ci_preferences", *as_parameters(given), "--only", "06"]
     run = Run(tmp_path / "run")
-    assert main(words) == 2
+    assert main([*words, "04"]) == 2
     said = capfd.readouterr()
     assert "--resume" in said.out and "04_pass_at_k_eval stopped:" in said.err
     assert "adapter is not there: run 03_training for this run first." in said.err
@@ -192,14 +192,14 @@ def test_a_learned_reward_in_one_chain(first_layers, tmp_path, monkeypatch, capf
     assert (run.folder / "reward_model" / "model.safetensors").is_file()
     (run.notebooks / "06_reward_model.ipynb").unlink()
 
-    # What 03_training would leave.
-    write_adapter(load_policy(resolve("ci_preferences", given, CPU)), run.adapter)
-    assert main([*words, "--resume"]) == 0
+    assert main([*words, "03", "04", "--resume"]) == 0
     said = capfd.readouterr()
     assert "06_reward_model: done before" in said.out
     assert not (run.notebooks / "06_reward_model.ipynb").exists()
     assert "greedy reward" in said.out and "report.html" in said.out
-    assert list(read_json(run.record)["finished"]) == ["06_reward_model", "04_pass_at_k_eval"]
+    chain = ["06_reward_model", "03_training", "04_pass_at_k_eval"]
+    assert list(read_json(run.record)["finished"]) == chain
+    assert len(read_jsonl(run.train_log)) == 4
     page = (run.notebooks / "04_pass_at_k_eval.ipynb").read_text()
     for score in ("greedy reward", "greedy rewards/gold reward"):
         assert f"adherence: {score}" in page

@@ -136,7 +136,8 @@ def measure(
         tokens_per_s=tokens / seconds if answers else None,
         logprobs=[[logprob for logprob, _ in row] for row in scored] if form.score else None,
         prompts=form.prompt and [_prompt(form, d, reader) for d in DIALOGUES.values()],
-        token_fault=form.tokens and token_fault(form.tokens, reader, texts),
+        token_fault=form.tokens
+        and token_fault(form.tokens, reader, [*texts, *(problem.answer for problem in problems)]),
         stops=None if form.stops is None else sorted(form.stops),
         broken=broken,
     )
@@ -161,15 +162,15 @@ def _prompt(form: Form, messages: Messages, reader: Any) -> str | None:
 
 
 def token_fault(
-    tokens: Callable[[list[str]], list[list[int]]], reader: Any, prompts: Sequence[str]
+    tokens: Callable[[list[str]], list[list[int]]], reader: Any, asked: Sequence[str]
 ) -> str:
     """Where a form reads other ids than the policy's tokenizer; "" where it reads the same.
 
-    Asked are the prompts, some texts that are unlike them, and each word of the vocabulary, since
+    Compared are the texts asked, some that are unlike them, and each word of the vocabulary, since
     a merge that is missing shows in the words that it makes.
     """
     words, ids = _vocabulary(reader)
-    texts = [*prompts, *OTHER_TEXTS, *reader.all_special_tokens]
+    texts = [*asked, *OTHER_TEXTS, *reader.all_special_tokens]
     for theirs, ours in zip(tokens(texts + words), reader(texts)["input_ids"] + ids, strict=True):
         for x, y in zip_longest(theirs, ours, fillvalue="nothing"):
             if x != y:
