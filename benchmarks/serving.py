@@ -20,7 +20,7 @@ from lib.config import resolve
 from lib.export.serve import Server, free_port, launch, serve_gguf, serve_vllm, vllm_command
 from lib.files import write_json
 from lib.hardware import detect_hardware
-from lib.models import embedded_folder, torch_dtype
+from lib.models import embedded_folder
 from lib.process import installed_versions
 from lib.runs import open_run
 
@@ -82,8 +82,7 @@ def plain_vllm(folder: Path, config: Any, log: Path) -> Server:
     port = free_port()
     command = [*vllm_command(folder), "--served-model-name", "base", "--port", str(port)]
     command += ["--host", "127.0.0.1"]
-    command += ["--dtype", str(torch_dtype(config)).removeprefix("torch.")]
-    command += ["--max-model-len", str(config.max_seq_length)]
+    command += ["--dtype", config.dtype, "--max-model-len", str(config.max_seq_length)]
     command += ["--enforce-eager", "--max-num-seqs", "32"] if config.profile == "cpu" else []
     return launch("vLLM", command, port, ["base"], log)
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 
 from lib.errors import BadInput, nearest
 from lib.hardware import PROFILES, Hardware, choose_profile, detect_hardware
-from lib.keys import ALIASES, MEANS, RULES, ZERO_IS_NONE, library_fields, translate
+from lib.keys import ALIASES, MEANS, RULES, ZERO_IS_NONE, broken, library_fields, translate
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "notebooks" / "recipes"
@@ -158,6 +158,11 @@ class Keys(BaseModel):
         return self.run or self.name
 
     @property
+    def dtype(self) -> str:
+        """The precision in torch's words, which are vLLM's, too."""
+        return {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[self.precision]
+
+    @property
     def completions_per_step(self) -> int:
         return self.prompts_per_step * self.num_generations
 
@@ -212,9 +217,8 @@ def resolve(
     # Which profile is meant is settled now.
     config = _validate(_completed(values | {"profile": profile}), origins)
     config._recipe = path.resolve() if path else None
-    for key, contradicts, sentence in RULES:
-        if contradicts(config, hardware):
-            raise BadInput(sentence.format(c=config, h=hardware), key)
+    for fault in broken(RULES, c=config, h=hardware):
+        raise fault
     return config
 
 

@@ -183,10 +183,9 @@ def engine_arguments(
         as_trained: the base model as training sees it, in 4 bit where the recipe says so; else
             in 16.
     """
-    names = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
     arguments = dict(
         model=str(folder),
-        dtype=names[config.precision],
+        dtype=config.dtype,
         max_model_len=config.max_seq_length,
         max_num_seqs=256,
         enable_prefix_caching=True,

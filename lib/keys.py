@@ -7,7 +7,7 @@ and which keys contradict each other.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -161,10 +161,19 @@ def corrects(c: Any) -> bool:
     return c.rollout_engine == "vllm" and wanted and getattr(c, key)
 
 
-# What the error is called, when it holds, the sentence (c: the configuration, h: the hardware).
-# TRL refuses several itself, late.
+Rule = tuple[str, Callable[..., Any], str]  # what the error is called, when it holds, the sentence
+
+
+def broken(rules: Iterable[Rule], **of: Any) -> Iterator[BadInput]:
+    """What these facts break, in the rules' order."""
+    for key, holds, sentence in rules:
+        if holds(**of):
+            yield BadInput(sentence.format(**of), key)
+
+
+# Of a recipe (c: the configuration, h: the hardware). TRL refuses several itself, late.
 # fmt: off
-RULES: tuple[tuple[str, Callable[[Any, Any], Any], str], ...] = (
+RULES: tuple[Rule, ...] = (
     ("no-gpu", lambda c, h: c.profile != "cpu" and not h.gpu,
      'profile {c.profile} needs a GPU and there is none: set profile to "cpu" or auto.'),
     ("no-bf16", lambda c, h: c.precision == "bf16" and h.gpu and h.capability < 8.0,

@@ -199,8 +199,7 @@ def lora_targets(config: Config) -> list[str]:
 def torch_dtype(config: Config) -> Any:
     import torch
 
-    names = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    return names[config.precision]
+    return getattr(torch, config.dtype)
 
 
 def weights_dtype(config: Config) -> Any:

@@ -44,7 +44,6 @@ def quiet_process(run: Any, processes: int = 1) -> None:
     hardware = detect_hardware()
     cores = str(hardware.cores)
     settings = {
-        **gpu_environment(hardware.capability),
         "WANDB_DIR": str(run.folder),
         "WANDB_SILENT": "true",
         "TRACKIO_DIR": str(run.folder / "trackio"),
@@ -66,6 +65,7 @@ def quiet_process(run: Any, processes: int = 1) -> None:
         "OMP_WAIT_POLICY": "passive",
         "GOMP_SPINCOUNT": "3000",
     }
+    os.environ |= gpu_environment(hardware.capability)  # whatever is set: vLLM stops without it
     for key, value in settings.items():
         # What a user has set stays; what an earlier run of this process set does not.
         if os.environ.get(key) == _SET.get(key):

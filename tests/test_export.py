@@ -314,9 +314,6 @@ def test_a_zeroed_tensor_of_a_gguf_file_is_named(merged, files, tmp_path, kind):
     os.truncate(file, tensor.data_offset + 100)
     faults = g.gguf_faults(Path(file), merged)
     assert f"{ONE} is cut off where the file ends" in faults
-    with pytest.raises(ValueError) as error:
-        serve_gguf(Path(file), tmp_path / "serve.log")
-    assert error.value.key == "server-start"
 
 
 def without_a_layer(tensors):

@@ -30,7 +30,7 @@ from lib.models import (
 )
 from lib.stack import Stack, choose_backend, raise_if_memory
 from tests.conftest import CPU, L4, SMALL, T4, refuses
-from tests.pretend_gpu import CARDS
+from tests.pretend_gpu import CARDS, nvml_of
 
 FOUR_BIT = dict(load_in_4bit=True, model="embedded")
 
@@ -49,15 +49,16 @@ def installed(monkeypatch):
     return versions
 
 
-def test_one_reason_falls_back(installed, monkeypatch):
+def test_one_reason_falls_back(installed):
     """An old card and an incomplete installation stop, whatever is asked for."""
     for card in (T4, L4):
         assert choose_backend(config_on(card, **FOUR_BIT), card) == ("unsloth", "")
     old = replace(T4, gpu="Tesla P100", capability=6.0)
     with refuses("old-card", "Tesla P100"):
         choose_backend(config_on(T4, backend="transformers"), old)
-    monkeypatch.setitem(sys.modules, "unsloth", None)
-    assert choose_backend(config_on(T4), T4)[0] == "transformers"
+    del installed["unsloth"]
+    assert "not installed" in choose_backend(config_on(T4), T4)[1]
+    assert choose_backend(config_on(T4, backend="transformers"), T4) == ("transformers", "")
     for changes in ({"backend": "unsloth"}, FOUR_BIT):
         with refuses("no-unsloth"):
             choose_backend(config_on(T4, **changes), T4)
@@ -71,7 +72,7 @@ def test_one_reason_falls_back(installed, monkeypatch):
 def test_without_unsloth_a_policy_is_loaded(first_layers, monkeypatch):
     from lib.models import load_policy
 
-    monkeypatch.setitem(sys.modules, "unsloth", None)
+    monkeypatch.setattr(stack, "read_stack", Stack)
     changes = SMALL | {"backend": "auto", "model": str(first_layers)}
     policy = load_policy(resolve("ci", changes, CPU))
     assert policy.backend == "transformers" and "not installed" in policy.notes[0]
@@ -114,16 +115,8 @@ def test_an_engine_for_evaluation_has_the_card_alone(embedded):
 def test_an_engine_takes_what_a_desktop_leaves(embedded, monkeypatch):
     """Of the memory that CUDA can use, which is less than the card has."""
     memory = SimpleNamespace(total=15360 << 20, reserved=444 << 20, free=12000 << 20)
-    nvml = SimpleNamespace(
-        NVMLError=RuntimeError,
-        nvmlMemory_v2=2,
-        nvmlDeviceGetCount=lambda: 1,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetHandleByUUID=None,
-        nvmlDeviceGetName=lambda card: "Tesla T4",
-        nvmlDeviceGetCudaComputeCapability=lambda card: (7, 5),
-        nvmlDeviceGetMemoryInfo=lambda card, version: memory,
-    )
+    nvml = nvml_of(CARDS["t4"])
+    nvml.nvmlDeviceGetMemoryInfo = lambda *_: memory
     monkeypatch.setattr("lib.hardware._nvml", lambda: nvml)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert detect_hardware().gpu_memory == pytest.approx(14.6, abs=0.05)
