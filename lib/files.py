@@ -6,8 +6,7 @@ one run, the first writes.
 The lock of a folder is the system's own (flock), on `.<name>.lock` beside it: it ends with its
 process, however that ends, and neither a reboot nor a copy of the folder leaves a stale one. The
 file says who has it. Kernels may write where the runner that started them has the lock. A
-notebook's kernel has it while its cells run and a moment longer: one that is merely open is in
-nobody's way.
+notebook's kernel has it while its cells run: one that is merely open is in nobody's way.
 """
 
 import ast
@@ -19,7 +18,6 @@ import shutil
 import socket
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -56,8 +54,7 @@ def cache_folder() -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Beside and renamed: readers see the old file or the new one, never half of one."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
-    _replace(path, text, f".{path.name}.{os.getpid()}")
+    _replace(path, json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def read_json(path: Path, *missing: Any) -> Any:
@@ -88,17 +85,17 @@ def append_jsonl(path: Path, rows: Iterable[dict]) -> None:
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
     """The log with these rows alone; beside and renamed."""
-    _replace(path, _lines(rows), f".{path.name}")
+    _replace(path, _lines(rows))
 
 
 def _lines(rows: Iterable[dict]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
-def _replace(path: Path, text: str, beside: str) -> None:
+def _replace(path: Path, text: str) -> None:
     if is_main_process():
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(beside)
+        new = path.with_name(f".{path.name}.{os.getpid()}")
         new.write_text(text, encoding="utf-8", errors="replace")
         new.replace(path)
 
@@ -187,11 +184,8 @@ def discard(folder: Path) -> None:
 
 # --- one process at a time --------------------------------------------------------------------
 
-IDLE = 3.0  # seconds after its last cell for which a notebook's kernel keeps the lock
 _runs: dict[Path, int] = {}  # folder → its inode, or 0: what this process may write to
 _files: dict[Path, IO[str]] = {}  # folder → its lock's file, while this process has the lock
-_mutex = threading.RLock()
-_timer: threading.Timer | None = None  # since this kernel's last cell ended; None while one runs
 
 
 def hold(folder: Path) -> None:
@@ -284,38 +278,22 @@ class _CellGuard(ast.NodeTransformer):
     """Sees each cell before it runs, and refuses it where another process has the run by now."""
 
     def visit(self, node: ast.AST) -> ast.AST:
-        global _timer
         from IPython.core.error import InputRejected  # the one error that IPython passes on
 
-        with _mutex:
-            _timer = None
-            try:
-                for folder, inode in _runs.items():
-                    _take(folder)
-                    if inode and _inode(folder) != inode:
-                        raise BadInput(
-                            f"The run {folder.name} was put aside or begun anew by another "
-                            f"process: restart this notebook.",
-                            key="run-replaced",
-                        )
-            except BadInput as error:
-                rejected = InputRejected(str(error))
-                rejected._render_traceback_ = error._render_traceback_
-                raise rejected from None
+        try:
+            for folder, inode in _runs.items():
+                _take(folder)
+                if inode and _inode(folder) != inode:
+                    raise BadInput(
+                        f"The run {folder.name} was put aside or begun anew by another process: "
+                        f"restart this notebook.",
+                        key="run-replaced",
+                    )
+        except BadInput as error:
+            rejected = InputRejected(str(error))
+            rejected._render_traceback_ = error._render_traceback_
+            raise rejected from None
         return node
-
-
-def _release_soon(*_: object) -> None:
-    global _timer
-    _timer = threading.Timer(IDLE, _release_if_idle)
-    _timer.daemon = True
-    _timer.start()
-
-
-def _release_if_idle() -> None:
-    with _mutex:
-        if threading.current_thread() is _timer:
-            release()
 
 
 def _follow_cells() -> None:
@@ -324,4 +302,4 @@ def _follow_cells() -> None:
     shell = get_ipython()
     if shell and not any(isinstance(each, _CellGuard) for each in shell.ast_transformers):
         shell.ast_transformers.append(_CellGuard())
-        shell.events.register("post_run_cell", _release_soon)
+        shell.events.register("post_execute", release)  # of a cell that runs silently, too

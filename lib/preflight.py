@@ -28,7 +28,7 @@ from lib.models import load_tokenizer, model_folder
 from lib.process import Progress, keep_byte_code
 from lib.rewards import recipe_rewards, score, temptations, totals
 from lib.runs import Run
-from lib.tasks import Problem, Task, load_problems, problem_notes, sample_problems
+from lib.tasks import Problem, Task, load_problems, sample_problems
 from lib.tasks.prompts import fitting_rows, get_format, make_rows
 
 DEAD, THIN = 0.05, 0.25  # shares of groups with signal below which a run is hopeless, or slow
@@ -182,8 +182,8 @@ def require_signal(run: Run, config: Config) -> str:
 def data_notes(config: Config, tokenizer: Any) -> list[str]:
     """What is wrong with a recipe's problems and does not stop it, too long prompts included.
     BadInput: something stops it."""
-    notes = problem_notes(config)
-    _, training, held_out, examples = load_problems(config)
+    notes: list[str] = []
+    _, training, held_out, examples = load_problems(config, notes)
     for problems, tokens in ((training, 0), (held_out, config.completion_tokens)):
         rows = make_rows(problems, config.prompt_format, config.shots, examples)
         _, note = fitting_rows(rows, tokenizer, config, tokens)

@@ -15,6 +15,7 @@ Lines are appended and files written beside and renamed, so that a kill at any
 moment leaves a folder that can be read. One process at a time writes (`lib.files`).
 """
 
+import filecmp
 import hashlib
 import os
 import re
@@ -99,25 +100,15 @@ class Run:
         """Put facts into the record, in place of what it had under these names."""
         write_json(self.record, self.recorded() | facts)
 
-    def model_id(self, folder: Path | None = None) -> str:
-        """What tells a trained model from another, however its files were copied; "" of none."""
-        files = sorted((folder or self.adapter).glob("*.safetensors"))
-        digest = hashlib.sha256()
-        for path in files:
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                for place in (0, size // 2, max(0, size - 2**18)):
-                    file.seek(place)
-                    digest.update(file.read(2**18))
-        return digest.hexdigest()[:16] if files else ""
-
     @contextmanager
     def new_adapter(self) -> Iterator[Path]:
         """A folder to write into, which becomes `adapter/`; what was made from another one, as
         before a training that has gone on, moves to `previous/<time>/`."""
         with written_whole(self.adapter) as beside:
             yield beside
-            if self.model_id() not in ("", self.model_id(beside)) and is_main_process():
+            weights = [path.name for path in self.adapter.glob("*.safetensors")]
+            _, *differ = filecmp.cmpfiles(self.adapter, beside, weights, shallow=False)
+            if any(differ) and is_main_process():
                 aside = self._move_to_previous(
                     *OF_ADAPTER,
                     but=(*BEFORE_TRAINING, "training", "validation", "base", "."),

@@ -275,8 +275,6 @@ def problems_needed(gain: float = MARGIN, changed: float = CHANGED) -> int:
     fixed or broken (Connor 1987, 10.2307/2531961, with a correction for McNemar's exact test).
     """
     gain, changed = abs(gain), max(changed, abs(gain))
-    if not 0 < gain <= 1:
-        raise BadInput(f"No number of problems shows a gain of {gain}: 0 < gain ≤ 1.", "stats")
     spread = Z * math.sqrt(changed) + float(ndtri(POWER)) * math.sqrt(changed - gain**2)
     return math.ceil(spread**2 / gain**2 + 1 / gain)
 
@@ -286,8 +284,6 @@ def detectable_difference(problems: int, changed: float = CHANGED) -> float | No
     not even a gain on every problem would show."""
     if problems_needed(1.0) > problems:
         return None
-    if problems_needed(1e-3, changed) <= problems:
-        return 1e-3
     return bisect(lambda gain: problems_needed(gain, changed) - problems - 0.5, 1e-3, 1, xtol=1e-5)
 
 
@@ -304,10 +300,7 @@ def power_sentence(problems: int, changed: float = CHANGED, gain: float = MARGIN
 
 
 def _numbers(values: Sequence[float], name: str) -> np.ndarray:
-    try:
-        array = np.asarray(values, dtype=float)
-    except (TypeError, ValueError):
-        array = np.array([np.nan])
+    array = np.asarray(values, dtype=float)
     if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
         raise BadInput(f"{name} must be a list of finite numbers, not empty.", "stats")
     return array

@@ -95,35 +95,30 @@ def test_children_may_write_where_their_runner_does(place):
     assert holder(place, 0).communicate()[0] == "has it\n"
 
 
-OPEN = """
-from pathlib import Path
-from lib import files
-files.IDLE = 1.0
-files.hold(Path({folder!r}))
-"""
-
-
 def notebook(*cells: str):
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
 
 
 def test_a_notebooks_cells_have_it_while_they_run(place):
     place.mkdir()
-    cells = notebook(OPEN.format(folder=str(place)), "Path('busy').touch()")
+    opened = f"from pathlib import Path; from lib.files import hold; hold(Path({str(place)!r}))"
+    cells = notebook(opened, "import time; Path('busy').touch(); time.sleep(3)")
+    busy = place.parent / "busy"
     client = NotebookClient(cells, resources={"metadata": {"path": str(place.parent)}})
     with client.setup_kernel(env={**os.environ, "PYTHONPATH": str(ROOT)}):
-        client.execute_cell(client.nb.cells[0], 0)
-        with refuses("run-in-use"):
-            hold(place)
-        time.sleep(2)
+        client.execute_cell(cells.cells[0], 0)
         first = holder(place)  # the notebook is open, and idle
         assert first.stdout.readline() == "has it\n"
         with pytest.raises(CellExecutionError, match="is being written by another process"):
-            client.execute_cell(client.nb.cells[1], 1)
-        assert not (place.parent / "busy").exists()
+            client.execute_cell(cells.cells[1], 1)
+        assert not busy.exists()
         first.kill()
         first.wait()
-        client.execute_cell(client.nb.cells[1], 1)
+        client.kc.execute(cells.cells[1].source)
+        while not busy.exists():
+            time.sleep(0.05)
+        with refuses("run-in-use"):
+            hold(place)
         place.rename(place.with_name("demo.aside"))
         with pytest.raises(CellExecutionError, match="restart this notebook"):
-            client.execute_cell(client.nb.cells[1], 1)
+            client.execute_cell(cells.cells[1], 1)

@@ -136,7 +136,7 @@ def test_null_ids_count_as_missing_and_equal_ones_are_refused(tmp_path):
     config = configured(path, eval_problems=3)
     _, training, held_out, _ = load_problems(config)
     assert len({problem.id for problem in (*training, *held_out)}) == 8
-    write(tmp_path / "mine.jsonl", *sums(8, id=7))
+    write(tmp_path / "mine.jsonl", *sums(4, id=7), *sums(8, id="7")[4:])
     with refuses("equal-ids", '"7"'):
         load_problems(config)
     rows = [row | {"id": row["answer"] // 4} for row in sums(8)]
@@ -215,8 +215,6 @@ def test_csv_tsv_json_and_parquet_are_read_as_jsonl_is(tmp_path):
         ("a.csv", b"question,answer,answer \n1 + 1?,2,3\n", "csv"),
         ("a.csv", b'question,answer\n1 + 1?,2\n2 + 1?,"3\n3 + 1?,4\n', "after line 2"),
         ("a.json", b'{\n "question": "1?",\n "answer": 1\n}', "is one object"),
-        ("a.jsonl", b'{"id": 1, "question": "1?", "answer": 1}\n'
-         b'{"id": "1", "question": "2?", "answer": 1}', "equal-ids"),
         ("a.jsonl", b'{"question": [{"role": "user", "content": "?"}, {"role": "assistant", '
          b'"tool_calls": [1]}, {"role": "user", "content": "?"}], "answer": 1}', "question"),
         ("a.jsonl", b'{"question": {"role": "user", "content": [{"type": "image"}]}, "answer": 1}',

@@ -91,27 +91,26 @@ def _train_rows(task: Task, data_dir: str | Path | None) -> list[Problem]:
 def few_shot_examples(task: Task, n: int, data_dir: str | Path | None = None) -> list[Problem]:
     """`n` worked examples, always the same, from the train split (`make_rows` leaves them out)."""
     rows = _train_rows(task, data_dir) if n else []
-    examples = sample_problems(rows, n, seed=0) if n else []
-    if all(problem.readable for problem in examples):
-        return examples
     return sample_problems([problem for problem in rows if problem.readable], n, seed=0)
-
-
-def load_problems(config: Config) -> tuple[Task, list[Problem], list[Problem], list[Problem]]:
-    """The task, its training problems, its held-out problems, and the worked examples.
-
-    No held-out question is a training question or an example, in whatever spelling, and none is
-    held out twice. BadInput: no data or too few, none can be graded, or two have one id.
-    """
-    return _load(config)[0]
 
 
 def problem_notes(config: Config) -> list[str]:
     """What is wrong with a recipe's problems and does not stop it, a sentence each."""
-    return _load(config)[1]
+    notes: list[str] = []
+    load_problems(config, notes)
+    return notes
 
 
-def _load(config: Config) -> tuple[tuple, list[str]]:
+def load_problems(
+    config: Config, notes: list[str] | None = None
+) -> tuple[Task, list[Problem], list[Problem], list[Problem]]:
+    """The task, its training problems, its held-out problems, and the worked examples.
+
+    No held-out question is a training question or an example, in whatever spelling, and none is
+    held out twice; what is wrong and does not stop it is added to `notes`. BadInput: no data or
+    too few, none can be graded, or two have one id.
+    """
+    notes = [] if notes is None else notes
     files = ("path", "test_path")
     given = {
         key: str(config.find(value) or value) if key in files and isinstance(value, str) else value
@@ -119,10 +118,12 @@ def _load(config: Config) -> tuple[tuple, list[str]]:
     }
     task, data_dir = get_task(config.task, given), find_data_dir(config)
     examples = few_shot_examples(task, config.shots, data_dir)
-    shown, notes = {example.key for example in examples}, []
+    shown = {example.key for example in examples}
     test = [problem for problem in task.load("test", data_dir) if problem.key not in shown]
-    firsts: dict[str, Problem] = {}  # of those that ask the same, but for a cluster's
-    unique = [p for p in test if p.meta.get("cluster") or firsts.setdefault(p.key, p) is p]
+    unique, repeated, firsts = [], [], {}
+    for p in test:  # of those that ask the same the first, but for a cluster's
+        is_first = p.meta.get("cluster") or firsts.setdefault(p.key, p) is p
+        (unique if is_first else repeated).append(p)
     held_out = _at_most("eval_problems", unique, config.eval_problems, 0, notes)
     held_keys = shown | {problem.key for problem in held_out}
     rows = _train_rows(task, data_dir)
@@ -139,19 +140,16 @@ def _load(config: Config) -> tuple[tuple, list[str]]:
         below = f"or eval_problems below {len(held_out)}"
         raise BadInput(f"{said} to train on{shots}: {hint}, {below}.", "all-held-out")
     training = _at_most("train_problems", unseen, config.train_problems, config.seed, notes)
-    check_ids(training)
-    check_ids(held_out)
-    if repeated := len(test) - len(unique):
-        first_ones = set(map(id, unique))
-        again = next(problem for problem in test if id(problem) not in first_ones)
-        said = f"Held-out problems that repeat a question: {repeated} (the first is {again.id})"
-        notes.append(f"{said}; each question is asked once.")
+    if repeated:
+        said = f"Held-out problems that repeat a question: {len(repeated)}"
+        notes.append(f"{said} (the first is {repeated[0].id}); each question is asked once.")
     if (left_out := len(rows) - len(examples) - len(unseen)) > 0:
         said = f"Training problems that ask what a held-out one asks: {left_out}"
         notes.append(f"{said}; they are left out.")
     for name, problems in (("training", training), ("held-out", held_out)):
+        check_ids(problems)
         notes += _gold_notes(name, problems)
-    return (task, training, held_out, examples), notes
+    return task, training, held_out, examples
 
 
 def _at_most(

@@ -27,7 +27,7 @@ class SmallSums(Task):
     kind = "number"
 
     def __init__(self, largest: int = 20, operators: str = "+", test_share: float = TEST_SHARE):
-        if not isinstance(largest, int) or largest < 1 or operators not in ("+", "-", "+-"):
+        if largest < 1 or operators not in ("+", "-", "+-"):
             said = f"small_sums cannot be made with largest={largest!r}, operators={operators!r}"
             hint = 'give a whole number from 1, and "+", "-" or "+-"'
             raise BadInput(f"{said}: {hint}.", "parameter")
