@@ -230,15 +230,8 @@ def _inode(folder: Path) -> int:
 def _take(folder: Path) -> None:
     if folder in _files:
         return
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        file = _lock_file(folder).open("a+", encoding="utf-8")
-    except OSError as error:
-        raise BadInput(
-            f"{folder.parent} cannot be written to ({error.strerror}): set output_dir to a folder "
-            f"of yours.",
-            key="output-dir",
-        ) from None
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = _lock_file(folder).open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

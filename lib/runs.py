@@ -17,10 +17,10 @@ moment leaves a folder that can be read. One process at a time writes (`lib.file
 
 import filecmp
 import hashlib
-import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -268,14 +268,17 @@ def check_place(config: Config) -> None:
             f"digits, up to 200.",
             key="run-name",
         )
-    there = existing(run_folder(config))
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
-        what = "cannot be written to" if there.is_dir() else "is a file"
-        raise BadInput(
-            f"output_dir: {shown(there)} {what}, so that no run can lie in it: set output_dir "
-            f"to a folder of yours.",
-            key="output-dir",
-        )
+    folder = run_folder(config)
+    for there in (existing(folder.parent), existing(folder)):  # its lock lies beside it
+        try:
+            with tempfile.TemporaryFile(dir=there):
+                pass
+        except OSError as error:
+            raise BadInput(
+                f"output_dir: {shown(there)} cannot be written to ({error.strerror}), so that no "
+                f"run can lie in it: set output_dir to a folder of yours.",
+                key="output-dir",
+            ) from None
 
 
 def put_aside(run: Run) -> Path | None:
@@ -317,9 +320,8 @@ def open_run(config: Config) -> Run:
     """
     check_place(config)
     run = Run(run_folder(config))
-    hold(run.folder)
     run.folder.mkdir(parents=True, exist_ok=True)
-    hold(run.folder)  # which may be new
+    hold(run.folder)
     for place in (run.best, run.adapter, run.merged):
         put_back(place)
     quiet_process(run, config.num_processes)

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -48,9 +47,11 @@ def test_a_second_process_is_refused_by_the_firsts_number(place):
     assert first.stdout.readline() == "has it\n"
     with refuses("run-in-use", f"process {first.pid} since"):
         hold(place)
-    first.send_signal(signal.SIGKILL)
+    shutil.copy(place.with_name(".demo.lock"), place.with_name(".copy.lock"))
+    hold(place.with_name("copy"))  # a lock is no file that can be copied
+    first.kill()
     first.wait()
-    hold(place)  # a lock ends with its process
+    hold(place)  # and ends with its process
     release()
     assert not list(place.parent.iterdir()), "no run came of it"
 
@@ -72,16 +73,6 @@ def test_of_many_that_start_at_once_one_has_it(place):
     said = [each.communicate()[0] for each in started]
     assert [text.startswith("has it") for text in said].count(True) == 1
     assert sum("run-in-use" in text for text in said) == 3
-
-
-def test_a_copy_of_a_run_and_a_lock_from_elsewhere_are_free(place, tmp_path):
-    first = holder(place)
-    first.stdout.readline()
-    other = tmp_path / "copied" / "demo"
-    other.parent.mkdir()
-    shutil.copy(tmp_path / ".demo.lock", other.parent / ".demo.lock")
-    hold(other)
-    first.kill()
 
 
 def test_children_may_write_where_their_runner_does(place):

@@ -167,10 +167,12 @@ def test_chain_in_small(path, data_dir, first_layers, tmp_path):
     save_trained(policy, config, run)
     assert is_adapter(run.adapter) is not config.full_finetuning
     engine = TransformersEngine(policy.model.eval(), policy.tokenizer)
-    evaluate(engine, held_out, asked, task, config, run, "trained")
+    records = evaluate(engine, held_out, asked, task, config, run, "trained")
+    assert [record["id"] for record in records] == [problem.id for problem in held_out]
     summary = read_json(run.evals / "trained.json")
-    assert len(read_jsonl(run.evals / "trained.jsonl")) == 2
-    assert summary["scores"] and torch.isfinite(torch.tensor(log["loss"]))
+    assert {score["problems"] for score in summary["scores"].values()} == {2}
+    assert sum(summary["outcomes"]["greedy"].values()) == 2
+    assert torch.isfinite(torch.tensor(log["loss"]))
 
 
 def test_a_learned_reward_in_one_chain(first_layers, tmp_path, monkeypatch, capfd):

@@ -23,7 +23,7 @@ from lib.files import (
     write_json,
     written_whole,
 )
-from lib.process import Progress, duration, quiet_process
+from lib.process import Progress, quiet_process
 from lib.runs import Run, begin_training, open_run, run_folder
 from tests.conftest import python, refuses
 
@@ -311,12 +311,6 @@ def test_text_is_utf8_in_every_locale(tmp_path):
     path = tmp_path / "a.json"
     python("-c", code, path, env=environment)
     assert read_json(path) == {"a": "ü →"}
-
-
-def test_the_source_of_a_function_can_be_shown():
-    from lib.notebook import show
-
-    assert "def duration(seconds: float)" in show(duration).data
 
 
 def test_a_checkout_that_cannot_be_written_to_has_its_cache_elsewhere(monkeypatch, tmp_path):

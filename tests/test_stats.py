@@ -23,14 +23,14 @@ from lib.stats import (
 )
 from tests.conftest import refuses
 
-REFUSED = [
-    *((pass_at_k, 4, 2, 5), (pass_at_k, 4, 5, 1), (majority_at_k, [1, 2], [0], 1)),
-    *((mean_with_error, []), (mean_with_error, [1.0, 0.0], ["a"]), (mean_with_error, [1.0, None])),
-    *((paired_difference, [0, 1], [0, 1, 1]), (crossed_difference, [[1]]), (wilson_interval, 3, 2)),
-]
 
-
-@pytest.mark.parametrize(("function", "given"), [(f, given) for f, *given in REFUSED])
+@pytest.mark.parametrize(
+    ("function", "given"),
+    [
+        *((pass_at_k, (4, 2, 5)), (pass_at_k, (4, 5, 1)), (paired_difference, ([0], [0, 1]))),
+        *((mean_with_error, ([],)), (mean_with_error, ([1.0, None],))),
+    ],
+)
 def test_what_cannot_be_counted_is_refused(function, given):
     with refuses("stats"):
         function(*given)
@@ -276,11 +276,3 @@ def test_coverage_of_a_mean_and_a_difference_of_pass_at_k(n):
         (4 / 3 - 1 / 2 - 2 / 3, map(lambda *pair: paired_difference(*pair).interval, a, b)),
     ):
         assert coverage(truth, intervals) == pytest.approx(0.95, abs=0.015)
-
-
-def test_false_alarms_of_mcnemar_stay_below_five_in_a_hundred():
-    rng = np.random.default_rng(13)
-    chances = rng.beta(1, 1, (2000, 128))
-    a, b = rng.random(chances.shape) < chances, rng.random(chances.shape) < chances
-    alarms = [paired_difference(*pair).p_value < 0.05 for pair in zip(a, b, strict=True)]
-    assert 0.02 < np.mean(alarms) <= 0.05

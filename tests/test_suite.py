@@ -52,7 +52,7 @@ from tests.test_lock import holder
         ),
         (["~/nowhere.yaml"], "There is no recipe '~/nowhere.yaml'"),
         (["ci", "-p", "run", "../elsewhere"], "names a folder under output_dir"),
-        (["smollm2-135m_gsm8k", "-p", "data_dir", "nowhere"], "There is no data folder nowhere"),
+        (["smollm2-135m_gsm8k", "-p", "data_dir", "nowhere"], "There is no nowhere/gsm8k/"),
     ],
 )
 def test_bad_input_ends_with_its_sentence_before_anything_starts(

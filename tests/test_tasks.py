@@ -3,14 +3,11 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from lib.answers import Grade
-from lib.config import ROOT
 from lib.errors import BadInput
 from lib.tasks import (
     PROMPT_FORMATS,
@@ -26,6 +23,7 @@ from lib.tasks import (
 )
 from lib.tasks.problems import TASKS, only_split
 from lib.tasks.prompts import unbox
+from tests.conftest import python
 
 
 @pytest.fixture(autouse=True)
@@ -322,7 +320,6 @@ def test_a_format_of_ones_own_and_a_data_sets_own_system_message():
     without = Problem("7", "What is 1 + 1?", "2")
     for call, word in (
         (lambda: PromptFormat("bad", template="Answer!"), r"must hold \{question\}"),
-        (lambda: make_rows([SUM], "reasonin"), 'did you mean "reasoning"'),
         (lambda: make_rows([OTHER], "answer", shots=2, examples=[SUM]), "shots is 2 and 1 exam"),
         (lambda: make_rows([OTHER], "reasoning", 1, [without]), "Problem 7 has no worked solution"),
     ):
@@ -384,8 +381,7 @@ def test_a_missing_folder_file_or_split(tmp_path, monkeypatch):
     write_row(there / "gsm8k" / "train.jsonl", {"question": "1?", "answer": "1"})
     for name, split, folder, word in (
         ("gsm8k", "test", tmp_path / "nowhere", "There is no .*nowhere"),
-        ("gsm8k", "test", tmp_path, r"There is no .*gsm8k \("),
-        ("gsm8k", "test", there, r"gsm8k/test.jsonl \(gsm8k has train.jsonl\)"),
+        ("gsm8k", "test", there, r"gsm8k/test.jsonl \(.*/gsm8k has train.jsonl\)"),
         ("gsm8k", "train", there, 'no "#### " before its number'),
         ("gsm8k", "validation", there, "no split 'validation'"),
         ("math500", "train", there, "has no train split"),
@@ -399,17 +395,12 @@ def test_a_missing_folder_file_or_split(tmp_path, monkeypatch):
         get_task("jsonl", {"path": tmp_path / "none.jsonl"}).load("test")
 
 
-def in_a_process(code: str, *flags: str, **environment: str) -> subprocess.CompletedProcess:
-    given = dict(cwd=ROOT, env={"PATH": os.environ["PATH"], **environment}, text=True)
-    return subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, **given)
-
-
 def test_an_unreachable_hub_says_how_to_go_on_without_it(tmp_path):
-    code = "from lib.tasks import get_task; get_task('gsm8k').load('test')"
-    done = in_a_process(code, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
-    last_line = done.stderr.strip().splitlines()[-1]
-    assert "BadInput: openai/gsm8k could not be loaded from the Hugging Face Hub" in last_line
-    assert "put the rows into <folder>/gsm8k/test.jsonl and give that folder" in last_line
+    code = "from lib.errors import BadInput; from lib.tasks import get_task\n"
+    code += "try: get_task('gsm8k').load('test')\nexcept BadInput as error: print(error)"
+    said = python("-c", code, env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)})
+    assert said.startswith("openai/gsm8k could not be loaded from the Hugging Face Hub")
+    assert "put the rows into <folder>/gsm8k/test.jsonl and give that folder" in said
 
 
 def test_importing_loads_nothing_heavy_and_says_nothing(tmp_path):
@@ -419,6 +410,4 @@ def test_importing_loads_nothing_heavy_and_says_nothing(tmp_path):
         "import matplotlib.pyplot, sympy; "  # what is compiled from here on is reasoning_gym
         f"sys.pycache_prefix = {str(tmp_path)!r}; lib.tasks.get_task('reasoning_gym')"
     )
-    done = in_a_process(code, "-W", "always")
-    assert done.returncode == 0, done.stderr
-    assert "SyntaxWarning" not in done.stderr
+    python("-W", "error::SyntaxWarning", "-c", code)

@@ -116,7 +116,8 @@ def load_problems(
         key: str(config.find(value) or value) if key in files and isinstance(value, str) else value
         for key, value in config.task_config.items()
     }
-    task, data_dir = get_task(config.task, given), find_data_dir(config)
+    task = get_task(config.task, given)
+    data_dir = config.data_dir and (config.find(config.data_dir) or config.data_dir)
     examples = few_shot_examples(task, config.shots, data_dir)
     shown = {example.key for example in examples}
     test = [problem for problem in task.load("test", data_dir) if problem.key not in shown]
@@ -174,13 +175,3 @@ def _gold_notes(name: str, problems: Sequence[Problem]) -> list[str]:
     if len(unreadable) == len(problems):
         raise BadInput(f"{said} Fix the answers, or choose another kind.", "unreadable")
     return [f"{said} No answer to them can be right, and no reward judges them."]
-
-
-def find_data_dir(config: Config) -> Path | None:
-    """data_dir, where it is set."""
-    if not config.data_dir:
-        return None
-    if (folder := config.find(config.data_dir)) and folder.is_dir():
-        return folder
-    hint = "fix data_dir, or leave it empty to load the data from the Hub"
-    raise BadInput(f"There is no data folder {config.data_dir}: {hint}.", "data-dir")

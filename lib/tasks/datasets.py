@@ -23,6 +23,7 @@ from typing import Any
 
 from lib.config import user_path
 from lib.errors import BadInput, nearest
+from lib.files import existing
 from lib.tasks.problems import (
     KINDS,
     OPEN,
@@ -84,12 +85,11 @@ class StoredTask(Task):
             way_out = f"{put} and give that folder as data_dir or in GRPO_DATA_DIR"
             return hub_rows(*self.hub, split=self.hub_splits.get(split, stored),
                             columns=self.columns, way_out=way_out)  # fmt: skip
-        for place in (file.parents[1], file.parent, file):
-            if not place.exists():
-                there = ", ".join(sorted(f.name for f in place.parent.glob("*"))[:9]) or "nothing"
-                hint = f"{put}, or leave out data_dir and GRPO_DATA_DIR to load them from the Hub"
-                said = f"There is no {place} ({place.parent.name} has {there})"
-                raise BadInput(f"{said}: {hint}.", "data-dir")
+        if not file.exists():
+            folder = existing(file.absolute())
+            there = ", ".join(sorted(f.name for f in folder.glob("*"))[:9]) or "nothing"
+            hint = f"{put}, or leave out data_dir and GRPO_DATA_DIR to load them from the Hub"
+            raise BadInput(f"There is no {file} ({folder} has {there}): {hint}.", "data-dir")
         return read_rows(file, self.columns)
 
 
@@ -251,8 +251,6 @@ class OwnColumns(Task):
             meta |= {key: row[key] for key in row if key not in used}
             if self.kind == OPEN or is_chat(gold):  # of chat messages the last one's
                 gold = "" if is_missing(gold) else message_text(gold)
-            if self.kind != OPEN:
-                gold = gold_text(gold, id)
             problems.append(Problem(row_id(row, id), question, gold, meta, self.kind))
         return problems
 
