@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import nbformat
 import pytest
@@ -36,6 +37,17 @@ def holder(folder, seconds=60) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
+@contextmanager
+def held(folder):
+    """The process that has it."""
+    with holder(folder) as process:
+        try:
+            assert process.stdout.readline() == "has it\n"
+            yield process
+        finally:
+            process.kill()
+
+
 @pytest.fixture
 def place(tmp_path):
     yield tmp_path / "demo"
@@ -43,14 +55,11 @@ def place(tmp_path):
 
 
 def test_a_second_process_is_refused_by_the_firsts_number(place):
-    first = holder(place)
-    assert first.stdout.readline() == "has it\n"
-    with refuses("run-in-use", f"process {first.pid} since"):
-        hold(place)
-    shutil.copy(place.with_name(".demo.lock"), place.with_name(".copy.lock"))
-    hold(place.with_name("copy"))  # a lock is no file that can be copied
-    first.kill()
-    first.wait()
+    with held(place) as first:
+        with refuses("run-in-use", f"process {first.pid} since"):
+            hold(place)
+        shutil.copy(place.with_name(".demo.lock"), place.with_name(".copy.lock"))
+        hold(place.with_name("copy"))  # a lock is no file that can be copied
     hold(place)  # and ends with its process
     release()
     assert not list(place.parent.iterdir()), "no run came of it"
@@ -59,12 +68,8 @@ def test_a_second_process_is_refused_by_the_firsts_number(place):
 def test_a_run_is_not_put_aside_under_one_inside_it(place):
     (place / "variant").mkdir(parents=True)
     (place / "run.json").write_text("{}")
-    first = holder(place / "variant")
-    assert first.stdout.readline() == "has it\n"
-    with refuses("run-in-use", f"process {first.pid} since"):
+    with held(place / "variant") as first, refuses("run-in-use", f"process {first.pid} since"):
         put_aside(Run(place))
-    first.kill()
-    first.wait()
     assert (put_aside(Run(place)) / "variant").is_dir() and not place.exists()
 
 
@@ -98,13 +103,10 @@ def test_a_notebooks_cells_have_it_while_they_run(place):
     client = NotebookClient(cells, resources={"metadata": {"path": str(place.parent)}})
     with client.setup_kernel(env={**os.environ, "PYTHONPATH": str(ROOT)}):
         client.execute_cell(cells.cells[0], 0)
-        first = holder(place)  # the notebook is open, and idle
-        assert first.stdout.readline() == "has it\n"
-        with pytest.raises(CellExecutionError, match="is being written by another process"):
+        refused = pytest.raises(CellExecutionError, match="is being written by another process")
+        with held(place), refused:  # the notebook is open, and idle
             client.execute_cell(cells.cells[1], 1)
         assert not busy.exists()
-        first.kill()
-        first.wait()
         client.kc.execute(cells.cells[1].source)
         while not busy.exists():
             time.sleep(0.05)

@@ -12,17 +12,11 @@ from lib.files import append_jsonl, write_json
 from lib.report import write_answers, write_page, write_report
 from lib.runs import open_run
 from tests.conftest import CPU
+from tests.test_evaluation import BARE, RIGHT, WRONG, answer
 
 
-def record(number: int, right: bool) -> dict:
-    answer = number if right else number + 1
-    return {
-        **{"pass": "greedy", "id": f"{number:032x}", "sample": 0, "tokens": 5, "cluster": None},
-        **{"question": f"What is {number} + 0?", "expected": str(number), "level": None},
-        "completion": f"<answer>{answer}</answer>",
-        **{"finish_reason": "stop", "extracted": str(answer), "format": True},
-        **{"strict": right, "lenient": right, "outcome": "right" if right else "wrong"},
-    }
+def answers(rights) -> list[dict]:
+    return [answer(f"{i:032x}", RIGHT if i in rights else WRONG) for i in range(30)]
 
 
 @pytest.fixture
@@ -30,9 +24,8 @@ def finished(tmp_path):
     """A run that fixed twelve of its thirty problems and broke one."""
     config = resolve("ci", {"output_dir": str(tmp_path), "profile": "cpu"}, CPU)
     run = open_run(config)
-    before = [record(i, i < 6) for i in range(30)]
-    before[7] |= {"completion": "7", "lenient": True, "outcome": "right"}  # in no tags
-    after = [record(i, 0 < i < 18) for i in range(30)]
+    before, after = answers(range(6)), answers(range(1, 18))
+    before[7] = answer(before[7]["id"], BARE)
     for name, records in (("base", before), ("trained", after)):
         append_jsonl(run.evals / f"{name}.jsonl", records)
         write_json(run.evals / f"{name}.json", {"tokens": 150, "protocol": {"task": "small_sums"}})
@@ -101,7 +94,7 @@ def test_answers_are_numbered_and_can_be_chosen_by_what_changed(finished):
     run, _ = finished
     text = (run.evals / "side_by_side.html").read_text()
     assert f"{7:032x}" not in text
-    assert "&lt;answer&gt;7&lt;/answer&gt;" in text
+    assert "&lt;answer&gt;3&lt;/answer&gt;" in text
     assert len(re.findall(r'class="pair fixed"', text)) == 12
     assert text.count("right, but not in the form asked for") == 1
     assert '<option value="broken">For the worse (1)</option>' in text

@@ -21,7 +21,7 @@ from lib.runs import Run, run_folder
 from lib.suite import main, run_notebook
 from lib.training import check_resumable, fresh_checkpoints
 from tests.conftest import CPU, as_parameters, refuses
-from tests.test_lock import holder
+from tests.test_lock import held
 
 
 @pytest.mark.parametrize(
@@ -68,12 +68,10 @@ def test_bad_input_ends_with_its_sentence_before_anything_starts(
 
 def test_a_run_in_use_is_refused_before_anything_else_is_checked(tmp_path, capsys):
     """Some of it is slow, as the embedded model's conversion."""
-    first = holder(tmp_path / "ci")
-    assert first.stdout.readline() == "has it\n"
     given = {"run": "ci", "task": "gms8k", "output_dir": str(tmp_path)}
-    assert main(["ci", *as_parameters(given)]) == 2
+    with held(tmp_path / "ci") as first:
+        assert main(["ci", *as_parameters(given)]) == 2
     assert f"process {first.pid} since" in capsys.readouterr().err
-    first.kill()
 
 
 def test_missing_data_file_is_named(tmp_path, monkeypatch, capsys):
