@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from lib.adapters import public_name
-from lib.config import ROOT, resolve
+from lib.config import ROOT, find_recipe, resolve
 from lib.doctor import examine
 from lib.errors import BadInput
 from lib.export.page import run_config
 from lib.learned import LearnedReward
 from lib.models import model_folder
 from lib.rewards import recipe_rewards
+from lib.runs import run_folder
 from lib.tasks import Problem, get_task, gold_text, load_problems, make_rows, problem_notes
 from tests.conftest import CPU, SMALL, as_parameters, refuses, start_suite
 
@@ -74,20 +75,6 @@ def test_what_is_no_gold_is_refused_with_its_row(gold, tmp_path):
     path = write(tmp_path / "mine.jsonl", *sums(2), {"question": "?", "answer": gold})
     with pytest.raises(BadInput, match=r"mine(\.jsonl, line 3|/2)"):
         get_task("file", {"path": path}).load("test")
-
-
-@pytest.mark.parametrize(
-    ("name", "row"),
-    [
-        ("gsm8k", {"question": "?", "answer": 5}),
-        ("gsm8k", {"question": "?", "answer": ["#### 5", "#### 6"]}),
-        ("numina", {"problem": "?", "solution": "x", "answer": {"a": 5}}),
-    ],
-)
-def test_a_gold_of_a_known_data_set_is_refused_in_a_sentence(name, row, tmp_path):
-    (tmp_path / get_task(name).folder).mkdir()
-    write(tmp_path / get_task(name).folder / "train.jsonl", row)
-    key_of(get_task(name).load, "train", tmp_path)
 
 
 def test_golds_of_math500_are_evaluated_as_they_are_rewarded(tmp_path):
@@ -427,6 +414,8 @@ def test_files_are_found_from_where_the_user_is_and_beside_the_recipe(tmp_path, 
     assert LearnedReward(f"./{tmp_path.name}").folder() == tmp_path.resolve()
     monkeypatch.setenv("HOME", str(tmp_path))
     assert len(load_problems(configured("~/mine.jsonl", eval_problems=3))[1]) == 6
+    assert find_recipe("~/mine.yaml") == tmp_path / "mine.yaml"
+    assert run_folder(resolve("ci", {"output_dir": "~/runs"})) == tmp_path / "runs" / "ci"
     monkeypatch.delenv("GRPO_WORKING_DIR")
     missing = configured("mine.jsonl")
     with pytest.raises(BadInput, match="There is no file"):

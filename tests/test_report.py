@@ -79,6 +79,7 @@ def test_the_page_begins_with_the_verdict_and_links_to_the_answers(finished):
     assert "0.25\n(the first step) to 0.50 (the last step)" in text
     assert "+36.7 points" in text and "150 tokens" not in text and ">300<" in text
     assert ">12 Wh<" in text
+    assert all(f"<td>{cell}</td>" in text for cell in ("recipe ci", "trl", "1.15.0", "cores"))
     answers = Page((run.evals / "side_by_side.html").read_text())
     to_answers = [link for link in page.links if link.startswith("evals/side_by_side.html#")]
     assert len(to_answers) == 5 + 1 + 10

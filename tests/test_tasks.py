@@ -378,7 +378,7 @@ def test_a_wrong_name_or_parameter(name, config, sentence):
 
 def test_a_missing_folder_file_or_split(tmp_path, monkeypatch):
     there = tmp_path / "there"
-    write_row(there / "gsm8k" / "train.jsonl", {"question": "1?", "answer": "1"})
+    write_row(there / "gsm8k" / "train.jsonl", {"question": "1?", "answer": 1})
     for name, split, folder, word in (
         ("gsm8k", "test", tmp_path / "nowhere", "There is no .*nowhere"),
         ("gsm8k", "test", there, r"gsm8k/test.jsonl \(.*/gsm8k has train.jsonl\)"),
