@@ -380,7 +380,12 @@ def test_a_missing_folder_file_or_split(tmp_path, monkeypatch):
     there = tmp_path / "there"
     write_row(there / "gsm8k" / "train.jsonl", {"question": "1?", "answer": 1})
     for name, split, folder, word in (
-        ("gsm8k", "test", tmp_path / "nowhere", "There is no .*nowhere"),
+        (
+            "gsm8k",
+            "test",
+            tmp_path / "nowhere",
+            rf"There is no .*nowhere.* \({tmp_path} has there\)",
+        ),
         ("gsm8k", "test", there, r"gsm8k/test.jsonl \(.*/gsm8k has train.jsonl\)"),
         ("gsm8k", "train", there, 'no "#### " before its number'),
         ("gsm8k", "validation", there, "no split 'validation'"),
