@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lib.answers.math import is_list, same_math
-from lib.answers.numerals import normalize_number, other_unit, read_number, same_number
+from lib.answers.numerals import normalize_number, other_unit, read_number
 from lib.answers.readers import (
     CJK,
     MAX_ANSWER,
@@ -101,8 +101,7 @@ def _same(mine: str, gold: str, kind: Kind) -> bool:
         return same_words(mine, gold)
     if kind == "math":
         return same_math(mine, gold)
-    total = arithmetic(mine)
-    return same_number(mine, gold) or (bool(total) and same_math(total, gold))
+    return read_number(mine) == read_number(gold) or same_math(arithmetic(mine) or mine, gold)
 
 
 # --- the answer in a text -----------------------------------------------------------------------

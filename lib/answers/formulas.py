@@ -20,13 +20,10 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
-from lib.answers.numerals import rounds_to
-
 Number = int | Fraction | float | complex
 
 POINTS = 9
 LONGEST_FORMULA = 1000  # characters of an answer
-DEEPEST_FORMULA = 40  # brackets within brackets
 MAX_ITEMS = 100  # of a list
 MAX_BITS = 10_000  # of an exact number: what is larger takes time
 ROW = "\x01"  # what stands for the end of a row, which LaTeX writes as two backslashes
@@ -124,16 +121,14 @@ def power(base: Number, exponent: Number) -> Number:
         return complex(base) ** complex(exponent)
     if _exact(base) and _bits(base) * abs(exponent) > MAX_BITS:
         raise Unreadable
-    return (Fraction(base) if _exact(base) else base) ** int(exponent)
+    return base ** int(exponent)
 
 
 def root(radicand: Number, degree: Number) -> Number:
     """The real root of a real number where there is one."""
-    if isinstance(radicand, complex) or degree not in range(2, 64):
-        return complex(radicand) ** (1 / complex(degree))
-    if radicand >= 0:
-        return math.sqrt(radicand) if degree == 2 else float(radicand) ** (1 / int(degree))
-    return -root(-radicand, degree) if degree % 2 else complex(radicand) ** (1 / int(degree))
+    if isinstance(radicand, complex) or (radicand < 0 and degree % 2 != 1):
+        return complex(radicand) ** (1 / degree)
+    return -root(-radicand, degree) if radicand < 0 else float(radicand) ** (1 / degree)
 
 
 def factorial(n: Number) -> Number:
@@ -178,19 +173,32 @@ def same_value(mine: Value, gold: Value) -> bool:
     return agree and not any(unreal[:2])
 
 
+_DECIMAL = re.compile(r"(\d*)\.(\d+)(?:[eE](.+))?")
+
+
+def _half_place(decimal: re.Match[str]) -> Fraction:
+    return Fraction(10) ** (int(decimal[3] or 0) - len(decimal[2])) / 2
+
+
 def _rounds_to(mine: Value, gold: Value) -> bool:
-    """Whether a value that no decimal can write rounds to the gold: 3/7 to 0.429, √2 to 1.41."""
-    exact = mine.points[0]
-    return not isinstance(exact, complex) and rounds_to(exact, gold.literal, gold.points[0])
+    """Whether a value that no decimal can write rounds to a gold of two digits or more: 3/7 to
+    0.429 and √2 to 1.41, but not 37/2 to 18.5 or 2/3 to 0.7."""
+    exact, decimal = mine.points[0], _DECIMAL.fullmatch(gold.literal)
+    if isinstance(exact, complex) or not decimal:
+        return False
+    below = 0 if isinstance(exact, float) else exact.denominator
+    if below and pow(10, below.bit_length(), below) == 0:
+        return False  # it has no prime but 2 and 5: a decimal can write the value
+    several = len((decimal[1] + decimal[2]).lstrip("0")) > 1
+    return several and abs(exact - gold.points[0]) <= _half_place(decimal)
 
 
 def _is_rounding(a: Value, b: Value) -> bool:
     """Whether one is a decimal of six places or more, and the other's rounding: 0.333333."""
-    decimals = [re.fullmatch(r"-?\d*\.(\d+)(?:[eE](.+))?", value.literal) for value in (a, b)]
-    if None not in decimals or not (decimal := decimals[0] or decimals[1]) or len(decimal[1]) < 6:
+    decimals = [_DECIMAL.fullmatch(value.literal) for value in (a, b)]
+    if None not in decimals or not (decimal := decimals[0] or decimals[1]) or len(decimal[2]) < 6:
         return False
-    last_place = Fraction(10) ** (int(decimal[2] or 0) - len(decimal[1]))
-    return abs(a.points[0] - b.points[0]) <= last_place / 2
+    return abs(a.points[0] - b.points[0]) <= _half_place(decimal)
 
 
 def _same_number(p: Number, q: Number) -> bool:
@@ -226,7 +234,7 @@ _NAMES = set(re.findall(
 ))  # fmt: skip
 _CONSTANTS = {"pi": math.pi, "e": math.e, "i": 1j}
 _CONSTANTS |= dict.fromkeys(("infty", "infinity", "inf", "oo"), math.inf)
-_COMMANDS = {*FUNCTIONS, *_NAMES, *_CONSTANTS, "frac", "binom", "sqrt", "overline", "hat"}
+_COMMANDS = {*FUNCTIONS, *_NAMES, *_CONSTANTS, "frac", "binom", "sqrt"}
 _COMMANDS |= {"lfloor", "lceil"}
 _PLAIN_WORDS = {*FUNCTIONS, "sqrt", "pi", "infinity", "inf", "oo"}
 
@@ -246,7 +254,7 @@ def read_answer(answer: str, radians: bool = False) -> Node | None:
             _Reader(answer.replace(r"\pm", upper).replace(r"\mp", lower), radians).answer()
             for upper, lower in ("+-", "-+")
         )
-    except (Unreadable, ValueError, ArithmeticError):
+    except (Unreadable, ValueError, ArithmeticError, RecursionError):
         return None
     if isinstance(plus, Sequence) and plus.open in ("", "{"):
         return replace(plus, items=plus.items + minus.items)
@@ -258,7 +266,7 @@ class _Reader:
 
     def __init__(self, text: str, radians: bool):
         self.tokens = _TOKEN.findall(text)
-        self.at = self.depth = 0
+        self.at = 0
         self.in_angle, self.in_bars = radians, False
 
     def peek(self) -> str:
@@ -398,12 +406,12 @@ class _Reader:
         result = self.primary()
         if self.take("!"):
             result = apply(factorial, result)
-        while self.take("^") or self.take("*", "*"):
+        if self.take("^") or self.take("*", "*"):  # a tower of powers without braces is not read
             if not self.take(r"\circ"):
                 # As people mean it: x^10 is x to the tenth, although LaTeX sets it otherwise.
                 token = self.peek()
                 exponent = constant(int(self.next())) if token.isdecimal() else self.argument()
-                result = self.raised(result, exponent)
+                result = apply(power, result, exponent)
             elif self.in_angle:
                 result = apply(operator.mul, result, constant(math.pi / 180))
         if not minus:
@@ -411,15 +419,7 @@ class _Reader:
         negative = apply(operator.neg, result)
         return replace(negative, literal=result.literal * result.literal[:1].isdecimal())
 
-    def raised(self, base: Node, exponent: Node) -> Node:
-        if self.peek() == "^" or self.tokens[self.at : self.at + 2] == ["*", "*"]:
-            raise Unreadable  # a tower of powers without braces
-        return apply(power, base, exponent)
-
     def primary(self) -> Node:
-        self.depth += 1
-        if self.depth > DEEPEST_FORMULA:
-            raise Unreadable
         token = self.next()
         if token[:1].isdecimal() or (token[:1] == "." and len(token) > 1):
             node = self.number(token)
@@ -436,7 +436,6 @@ class _Reader:
             node = self.command(token[1:])
         else:
             raise Unreadable
-        self.depth -= 1
         return node
 
     def argument(self) -> Node:
@@ -549,8 +548,6 @@ class _Reader:
             return apply(root, self.argument(), degree)
         if name in FUNCTIONS:
             return self.function(name)
-        if name in ("overline", "hat"):
-            return symbol(f"{name} {self.subscript()}")
         if name in _CONSTANTS or name in _NAMES:
             return self.name(name)
         raise Unreadable

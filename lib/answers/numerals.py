@@ -18,12 +18,11 @@ MAX_EXPONENT = 400  # 1e999999999 would fill the memory
 
 _VULGAR = "↉½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒"
 _RAISED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻"
-_LOWERED = "₀₁₂₃₄₅₆₇₈₉"
 _PLAIN = str.maketrans(
     {
         # ٣ and ② are 3 and 2: str.isdigit accepts them, int and Fraction not all of them.
         **{c: str(unicodedata.digit(c)) for c in map(chr, range(128, 0x20000))
-           if c.isdigit() and c not in _RAISED + _LOWERED},
+           if c.isdigit() and c not in _RAISED + "₀₁₂₃₄₅₆₇₈₉"},
         **{chr(c): str(int(unicodedata.numeric(chr(c)))) for a, b in (  # ①⑴⒈ ⓫ ㉑ ㊱
             (0x2460, 0x249C), (0x2776, 0x2794), (0x24EB, 0x24F5), (0x3251, 0x3260), (0x32B1, 0x32C0)
         ) for c in range(a, b)},
@@ -39,7 +38,6 @@ _PLAIN = str.maketrans(
     }
 )  # fmt: skip
 _SUPERSCRIPT = re.compile(f"[{_RAISED}]+")
-_RATIO = re.compile(f"([{_RAISED}]+)[⁄/]([{_LOWERED}]+)")
 _BEFORE_VULGAR = re.compile(rf"(?<=\w)(?=[{_VULGAR}])")  # 2½ is 2 1/2
 _TO_LINE = str.maketrans(_RAISED, "0123456789+-")
 
@@ -48,7 +46,6 @@ def plain_characters(text: str) -> str:
     """The text with full-width digits, typographic minus signs, spaces and ½ made plain ASCII."""
     if text.isascii():
         return text.replace("\0", "")
-    text = _RATIO.sub(lambda m: unicodedata.normalize("NFKC", f" {m[1]}/{m[2]}"), text)
     text = _SUPERSCRIPT.sub(lambda m: f"^{{{m[0].translate(_TO_LINE)}}}", text)
     return _BEFORE_VULGAR.sub(" ", text).translate(_PLAIN)
 
@@ -83,15 +80,12 @@ _MINUS = re.compile(
 )
 _SHORT = re.compile(r"(?<=\d)([kK]|[bm]n)\b|(?<=[$€£])(\d[\d.,]*+) ?([MB])\b")  # 15k, $6M
 _SHORTENED = {"k": " thousand", "m": " million", "b": " billion"}
-_INLINE = re.compile(r"(?<!\\)\$(-?\d[\d.,]*+)\$(?!\d)")
 
 
 def unwrap(text: str) -> str:
     """The text without the LaTeX and markdown around and inside its numbers, spaces made single."""
     text = " ".join(_MINUS.sub(lambda m: f"{m[1] or ''}-", plain_characters(text)).split())
     text = _SHORT.sub(lambda m: (m[2] or "") + _SHORTENED[(m[1] or m[3])[0].lower()], text)
-    if text.count("$") > 1:
-        text = _INLINE.sub(r"\1", text)
     for pattern, plain in _UNWRAP if any(mark in text for mark in "\\*{~`°^") else ():
         text = pattern.sub(plain, text)
     return text
@@ -198,35 +192,6 @@ def normalize_number(text: str | None) -> str | None:
         return None if value is None else str(value)
     with localcontext(prec=2 * (LONGEST_NUMBER + MAX_EXPONENT)):
         return f"{Decimal(value.numerator) / value.denominator:f}"
-
-
-def same_number(mine: str, gold: str) -> bool:
-    """Whether two texts are the same number: exactly, 25% and 0.25, or 3/7 for the gold 0.429."""
-    a, b = read_number(mine), read_number(gold)
-    if a is None or b is None or a == b:
-        return a is not None and a == b
-    if has_percent(mine) != has_percent(gold):
-        a, b = (a, 100 * b) if has_percent(mine) else (100 * a, b)
-    return a == b or rounds_to(a, gold, b)
-
-
-def rounds_to(exact: Fraction | float, gold: str, value: Fraction) -> bool:
-    """Whether a value that no decimal can write rounds to a gold of two digits or more.
-
-    >>> rounds_to(Fraction(3, 7), "0.429", Fraction("0.429")), rounds_to(Fraction(37, 2), "19", 19)
-    (True, False)
-    """
-    digits = re.search(r"\d[\d,]*(?:\.(\d+))?|\.(\d+)", gold)
-    decimals = digits and (digits[1] or digits[2])
-    if not digits or not (decimals or has_percent(gold)) or "/" in gold:
-        return False
-    if len(re.sub(r"\D", "", digits[0]).lstrip("0")) < 2:
-        return False
-    if not isinstance(exact, float):  # its divisor has no prime but 2 and 5: a decimal can write it
-        below = Fraction(exact).denominator
-        if pow(10, below.bit_length(), below) == 0:
-            return False
-    return abs(exact - value) <= Fraction(1, 2 * 10 ** len(decimals or ""))
 
 
 def has_percent(text: str) -> bool:

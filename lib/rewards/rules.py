@@ -26,7 +26,8 @@ from typing import Any
 from lib import answers
 from lib.answers import inside_tags
 from lib.answers.formulas import read_answer
-from lib.answers.numerals import find_numbers, read_number, same_number
+from lib.answers.math import same_math
+from lib.answers.numerals import find_numbers, plain_characters, read_number
 from lib.errors import BadInput, nearest
 from lib.tasks import OPEN, gold_text, message_text
 
@@ -125,7 +126,7 @@ def last_number(attempt: Attempt, *, right: float = 1.0) -> float | None:
     if read_number(attempt.gold) is None:
         return None
     numbers = find_numbers(attempt.text)
-    return right if numbers and same_number(numbers[-1], attempt.gold) else 0.0
+    return right if numbers and same_math(numbers[-1], attempt.gold) else 0.0
 
 
 def partial_credit(
@@ -400,10 +401,10 @@ def reasoning_steps(
 
 
 _NUMBER = r"\d{1,15}+(?:,\d{3})*+(?:\.\d{1,10}+)?+"
-_EQUATION = re.compile(
-    rf"(?<![\w.,)])(-?{_NUMBER}(?: ?[-+*/] ?{_NUMBER}){{1,8}}+) ?= ?(-?{_NUMBER})(?!\w)"
+_EQUATION = re.compile(  # whole: an operator just outside would make it a piece of a longer one
+    rf"(?<![\w.,)+*/^%-])(?<![+*/^%-]\s)(-?{_NUMBER}(?: ?[-+*/] ?{_NUMBER}){{1,8}}+)"
+    rf" ?= ?(-?{_NUMBER})(?!\w|\s?[-+*/^%(])"
 )
-_SIGNS = str.maketrans({"×": "*", "·": "*", "∗": "*", "÷": "/", "−": "-", "–": "-", "$": None})
 _MOST_EQUATIONS = 100
 
 
@@ -424,17 +425,10 @@ def equations(text: str) -> list[tuple[str, str]]:
     >>> equations("She sells 16 - 3 - 4 = 9 eggs for 9 × $2 = $18.")
     [('16 - 3 - 4', '9'), ('9 * 2', '18')]
     """
+    text = plain_characters(text).replace("$", "")
     text = text.replace("\\times", "*").replace("\\cdot", "*").replace("\\div", "/")
-    text = re.sub(r"(?<=\d) ?x ?(?=\d)", "*", text.translate(_SIGNS)).replace("  ", " ")
-    complete = (match for match in _EQUATION.finditer(text) if not _is_part(text, match))
-    return [match.groups() for match in islice(complete, _MOST_EQUATIONS)]
-
-
-def _is_part(text: str, match: re.Match) -> bool:
-    """Whether an operator just outside shows that this is a piece of a longer expression."""
-    before = text[max(0, match.start() - 2) : match.start()].rstrip()
-    after = text[match.end() : match.end() + 2].lstrip()
-    return before[-1:] in tuple("+-*/^%") or after[:1] in tuple("+-*/^%(")
+    text = re.sub(r"(?<=\d) ?x ?(?=\d)", "*", text).replace("  ", " ")
+    return [match.groups() for match in islice(_EQUATION.finditer(text), _MOST_EQUATIONS)]
 
 
 def holds(left: str, right: str) -> bool:
