@@ -280,15 +280,15 @@ def detectable_difference(problems: int, changed: float = CHANGED) -> float | No
     return bisect(lambda gain: problems_needed(gain, changed) - problems - 0.5, 1e-3, 1, xtol=1e-5)
 
 
-def power_sentence(problems: int, changed: float = CHANGED, gain: float = MARGIN) -> str:
+def power_sentence(problems: int, changed: float = CHANGED) -> str:
     """What this many held-out problems can show, and how many a gain of 5 points takes."""
-    least, needed = detectable_difference(problems, changed), problems_needed(gain, changed)
+    least, needed = detectable_difference(problems, changed), problems_needed(MARGIN, changed)
     shown = "not even the largest gain would show reliably"
     if least is not None:
         shown = f"a true gain of {points(least, '')} or more would show in 4 of 5 evaluations"
     return (
         f"With {problems:,} held-out problem{'s' if problems != 1 else ''} {shown}; a gain of "
-        f"{points(gain, '')} takes {needed:,} problems."
+        f"{points(MARGIN, '')} takes {needed:,} problems."
     )
 
 

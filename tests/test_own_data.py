@@ -17,6 +17,7 @@ from lib.config import ROOT, find_recipe, resolve
 from lib.doctor import examine
 from lib.errors import BadInput
 from lib.export.page import run_config
+from lib.files import write_jsonl
 from lib.learned import LearnedReward
 from lib.models import model_folder
 from lib.rewards import recipe_rewards
@@ -26,7 +27,7 @@ from tests.conftest import CPU, SMALL, as_parameters, refuses, start_suite
 
 
 def write(path: Path, *rows: dict) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(path, rows)
     return str(path)
 
 
@@ -81,7 +82,6 @@ def test_golds_of_math500_are_evaluated_as_they_are_rewarded(tmp_path):
     from lib.rewards import build_rewards
 
     row = {"problem": "?", "solution": "x", "subject": "a", "level": "Level 5", "unique_id": None}
-    (tmp_path / "math500").mkdir()
     write(tmp_path / "math500" / "test.jsonl", row | {"answer": 5}, row | {"answer": ["2"]})
     math500 = get_task("math500")
     problems = math500.load("test", tmp_path)
@@ -313,7 +313,6 @@ def test_preference_pairs_as_messages(tmp_path):
         {"role": role, "content": text}
         for role, text in (("user", "Hi?"), ("assistant", "Hello."), ("assistant", "Go away."))
     )
-    (tmp_path / "preference_pairs").mkdir()
     rows = [
         {"question": "Hi?", "chosen": "Hello.", "rejected": "Go away."},
         {"prompt": [asked], "chosen": [good], "rejected": json.dumps([bad])},

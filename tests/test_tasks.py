@@ -1,14 +1,13 @@
 """Tasks: from files, generators and one's own rows to problems, prompts and grades."""
 
-import json
 import os
 import re
-from pathlib import Path
 
 import pytest
 
 from lib.answers import Grade
 from lib.errors import BadInput
+from lib.files import append_jsonl
 from lib.tasks import (
     PROMPT_FORMATS,
     Problem,
@@ -29,11 +28,6 @@ from tests.conftest import python
 @pytest.fixture(autouse=True)
 def no_data_dir(monkeypatch):
     monkeypatch.delenv("GRPO_DATA_DIR", raising=False)
-
-
-def write_row(path: Path, row: dict) -> None:
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(row), encoding="utf-8")
 
 
 # Real data sets
@@ -256,7 +250,7 @@ def test_a_task_of_ones_own_in_a_dozen_lines(tmp_path):
             return Problem(id, row["Body"], row["Answer"], {}, self.kind)
 
     try:
-        write_row(tmp_path / "svamp" / "test.jsonl", {"Body": "2 and 2?", "Answer": "4"})
+        append_jsonl(tmp_path / "svamp" / "test.jsonl", [{"Body": "2 and 2?", "Answer": "4"}])
         (problem,) = get_task("svamp").load("test", tmp_path)
         assert problem == Problem("svamp/test/0", "2 and 2?", "4", {}, "number")
         assert get_task("svamp").grade(problem, "#### 4").correct
@@ -378,7 +372,7 @@ def test_a_wrong_name_or_parameter(name, config, sentence):
 
 def test_a_missing_folder_file_or_split(tmp_path, monkeypatch):
     there = tmp_path / "there"
-    write_row(there / "gsm8k" / "train.jsonl", {"question": "1?", "answer": 1})
+    append_jsonl(there / "gsm8k" / "train.jsonl", [{"question": "1?", "answer": 1}])
     for name, split, folder, word in (
         (
             "gsm8k",

@@ -50,17 +50,17 @@ styled = plt.rc_context(STYLE)  # a decorator: what a function draws, it draws i
 
 
 def grid_of_axes(
-    *titles: str, height: float, width: float = 10, columns: int = 0, **options: Any
+    *titles: str, height: float, columns: int = 0, **options: Any
 ) -> tuple[Figure, list[Axes]]:
     """Axes beside each other (or `columns` in a row), a title over each.
 
     Args:
-        height, width: of a row, in inches.
+        height: of a row, in inches.
         options: of `plt.subplots`.
     """
     columns = columns or len(titles)
     rows = math.ceil(len(titles) / columns)
-    options |= dict(figsize=(width, height * rows), squeeze=False)
+    options |= dict(figsize=(10, height * rows), squeeze=False)
     figure, axes = plt.subplots(rows, columns, **options)
     for axis, title in zip_longest(axes.flat, titles):
         axis.set_axis_off() if title is None else axis.set_title(title)
@@ -299,7 +299,7 @@ def several_answers_figure(curves: Mapping[str, Mapping[str, Sequence[Estimate]]
             axis.plot(ks, [point.mean for point in line], "o-", ms=4, color=color, label=model)
             axis.fill_between(ks, low, high, color=color, alpha=0.2, lw=0)
         axis.set(xlabel="k", ylim=(0, 1.02), ylabel="strictly right")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        _whole_numbers(axis.xaxis)
     axes[0].legend()
     return figure
 
@@ -330,9 +330,9 @@ def groups_figure(rows: Sequence[dict]) -> Figure:
 
 
 @styled
-def learning_curves(arms: Mapping[str, Sequence[Sequence[dict]]], key: str = "reward") -> Figure:
-    """A panel an arm by share of its budget: mean over seeds, band from lowest to highest. The
-    first trained arm is drawn in grey behind the others.
+def learning_curves(arms: Mapping[str, Sequence[Sequence[dict]]]) -> Figure:
+    """The reward by share of the budget, a panel an arm: mean over seeds, band from lowest to
+    highest. The first trained arm is drawn in grey behind the others.
 
     Args:
         arms: of `lib.evaluation.runs.logs_of`; an arm whose logs are empty is left out.
@@ -340,7 +340,8 @@ def learning_curves(arms: Mapping[str, Sequence[Sequence[dict]]], key: str = "re
     curves = {}
     for name, logs in arms.items():
         if length := min(map(len, logs)):
-            curves[name] = np.array([smooth([row[key] for row in log[:length]]) for log in logs])
+            rewards = [[row["reward"] for row in log[:length]] for log in logs]
+            curves[name] = np.array([smooth(values) for values in rewards])
     figure, axes = grid_of_axes(*curves, height=2.5, columns=min(3, len(curves)), sharey=True)
     first = next(iter(curves))
     for axis, name in zip(axes, curves, strict=True):
@@ -350,7 +351,7 @@ def learning_curves(arms: Mapping[str, Sequence[Sequence[dict]]], key: str = "re
             axis.plot(done, values_SU.mean(0), color=color, lw=2)
             axis.fill_between(done, values_SU.min(0), values_SU.max(0), color=color, alpha=0.2)
     figure.supxlabel("share of the completions drawn", fontsize=11)
-    figure.supylabel(key, fontsize=11)
+    figure.supylabel("reward", fontsize=11)
     return figure
 
 
