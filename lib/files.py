@@ -189,8 +189,8 @@ _files: dict[Path, IO[str]] = {}  # folder → its lock's file, while this proce
 
 
 def hold(folder: Path) -> None:
-    """Take the folder's lock, until this process ends or a notebook's cells have run; again where
-    the process has made the folder anew. BadInput: another process has it ("run-in-use")."""
+    """Take the folder's lock, until this process or the notebook's cell ends; again where the
+    process has made the folder anew. BadInput: another process has it ("run-in-use")."""
     if not is_main_process():
         return
     folder = folder.resolve()
