@@ -29,6 +29,7 @@ from lib.config import Config, side_config
 from lib.engines import Completion, chat_text, make_engine, training_sampling
 from lib.errors import BadInput, first_line, nearest
 from lib.export import find_candidate, hub_token
+from lib.export.gguf import need_llama_cpp
 from lib.files import existing, read_jsonl, read_settings
 from lib.hardware import GIB, Hardware, detect_hardware, free_share
 from lib.memory import (
@@ -80,6 +81,8 @@ def check_inputs(config: Config, run: Run) -> None:
     check_fills_a_step(training, config, aside)
     if config.push_to_hub:
         hub_token()
+    if config.gguf:
+        need_llama_cpp()
     if config.side_task:
         load_problems(side_config(config))
     shape = find_shape(config)

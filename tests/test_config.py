@@ -12,22 +12,15 @@ from tests.conftest import CPU, L4, T4
 def test_precedence_default_profile_recipe_by_profile_parameter(tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("micro_batch: 16\nmax_steps: 7\nby_profile:\n  t4: {max_steps: 5}\n")
-    on_l4 = resolve(recipe, {}, L4)
-    assert (on_l4.name, on_l4.profile, on_l4.per_device_train_batch_size, on_l4.max_steps) == (
-        "mine",
-        "l4",
-        16,
-        7,
-    )
-    assert on_l4.origin("per_device_train_batch_size") == "recipe mine"
-    assert on_l4.origin("optim") == "profile l4"
-    assert on_l4.origin("seed") == "default"
-    on_t4 = resolve(recipe, {"micro_batch": 8}, T4)
-    assert (on_t4.max_steps, on_t4.origin("max_steps")) == (5, "recipe on t4")
-    assert (on_t4.per_device_train_batch_size, on_t4.origin("per_device_train_batch_size")) == (
-        8,
-        "parameter",
-    )
+    passes = "per_device_train_batch_size"
+    for parameters, machine, expected in (
+        ({}, L4, {"name": ("mine", "recipe mine"), passes: (16, "recipe mine")}),
+        ({}, L4, {"max_steps": (7, "recipe mine"), "optim": ("adamw_8bit", "profile l4")}),
+        ({}, L4, {"seed": (0, "default"), "profile": ("l4", "default")}),
+        ({"micro_batch": 8}, T4, {"max_steps": (5, "recipe on t4"), passes: (8, "parameter")}),
+    ):
+        config = resolve(recipe, parameters, machine)
+        assert {key: (getattr(config, key), config.origin(key)) for key in expected} == expected
 
 
 def refused(parameters, hardware=CPU, recipe=None) -> BadInput:
@@ -190,14 +183,8 @@ def test_broken_recipe_files(tmp_path, content, key, word):
     assert error.key == key and word in str(error)
 
 
-def test_a_recipe_may_begin_with_a_byte_order_mark(tmp_path):
-    path = tmp_path / "marked.yaml"
-    path.write_text("max_steps: 5\n", encoding="utf-8-sig")
-    assert resolve(path, {}, CPU).max_steps == 5
-
-
-def test_a_number_may_have_an_exponent_without_a_dot(tmp_path):
-    (tmp_path / "rate.yaml").write_text("learning_rate: 5e-6\n")
+def test_a_byte_order_mark_and_an_exponent_without_a_dot_are_read(tmp_path):
+    (tmp_path / "rate.yaml").write_text("learning_rate: 5e-6\n", encoding="utf-8-sig")
     assert resolve(tmp_path / "rate.yaml", {}, CPU).learning_rate == 5e-6
     assert resolve(None, {"beta": "1E-3"}, CPU).beta == 1e-3
     assert resolve(None, {"run": "1e5"}, CPU).run == "1e5"
@@ -208,6 +195,7 @@ def test_any_field_of_the_libraries_is_a_key():
     config = resolve(None, given, CPU)
     assert config.given() == given and config.use_rslora
     assert config.torch_empty_cache_steps is None and config.origin("use_rslora") == "parameter"
+    assert (config.output_dir, config.push_to_hub) == ("outputs", "")  # the suite's go before
 
 
 @pytest.mark.parametrize(
@@ -247,23 +235,12 @@ def test_old_names_and_trls_words_mean_the_same(old, new):
     assert again.model_dump() == config.model_dump()
 
 
-def test_the_suites_own_keys_go_before_the_libraries():
-    config = resolve(None, {}, CPU)
-    assert (config.output_dir, config.report_to, config.push_to_hub) == ("outputs", [], "")
-
-
 def test_a_changed_configuration_keeps_the_rest():
     config = resolve("ci", {"epsilon": 0.3}, CPU).model_copy(update={"micro_batch": 4, "seed": 5})
     assert (config.per_device_train_batch_size, config.seed) == (4, 5)
     other = with_changes(config, {"lr_scheduler": "linear"})
-    kept = (
-        other.epsilon,
-        other.per_device_train_batch_size,
-        other.seed,
-        other.lr_scheduler_type,
-        other.name,
-    )
-    assert kept == (0.3, 4, 5, "linear", "ci")
+    assert (other.epsilon, other.per_device_train_batch_size, other.seed) == (0.3, 4, 5)
+    assert (other.lr_scheduler_type, other.name) == ("linear", "ci")
 
 
 def test_notebook_parameters_set_nothing_when_none(monkeypatch):

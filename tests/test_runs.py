@@ -23,7 +23,7 @@ from lib.files import (
     write_json,
     written_whole,
 )
-from lib.process import Progress, quiet_process
+from lib.process import Progress, duration, quiet_process
 from lib.runs import Run, begin_training, open_run
 from tests.conftest import python, refuses
 
@@ -118,17 +118,21 @@ def test_a_resumed_run_drops_what_it_does_again(run):
 
 @pytest.mark.parametrize("settled, left", [(1, r"00:0\d"), (2, r"\?")])
 def test_progress_tells_the_time_left_and_leaves_no_file(tmp_path, settled, left):
-    file = tmp_path / "progress.json"
+    file, began = tmp_path / "progress.json", time.time()
     progress = Progress(5, "training", file, settled)
     progress.update(1)
+    assert json.loads(file.read_text())["line"].startswith("training: 1 of 5 [00:00<?")
     time.sleep(0.6)  # it writes no oftener than twice a second
     progress.update(2, "reward 0.50")
     shown = json.loads(file.read_text())
     assert re.fullmatch(rf"training: 2 of 5 \[00:0\d<{left}, reward 0.50\]", shown["line"])
     # Of 3 steps, of which one has taken 0.6 s.
-    assert shown["seconds_left"] is None if settled > 1 else 1 < shown["seconds_left"] < 30
+    most = 3 * (time.time() - began)
+    assert shown["seconds_left"] is None if settled > 1 else 1.7 < shown["seconds_left"] < most
     progress.close()
     assert not file.exists()
+    times = {8.3: "8 s", 60: "1 min 0 s", 95: "1 min 35 s", 3600: "1 h 0 min", 3720: "1 h 2 min"}
+    assert {seconds: duration(seconds) for seconds in times} == times
 
 
 def test_the_pure_half_is_without_torch():
@@ -138,14 +142,14 @@ def test_the_pure_half_is_without_torch():
 
 
 def test_a_second_run_of_a_process_keeps_to_its_own_folder(tmp_path, monkeypatch):
-    given = {"WANDB_SILENT": "false", "CUDA_VISIBLE_DEVICES": "2,3"}
+    given = {"WANDB_SILENT": "false", "CUDA_VISIBLE_DEVICES": "2,3,4"}
     monkeypatch.setattr(os, "environ", given)
     monkeypatch.setattr("lib.process._SET", {})
-    for name in ("first", "second"):
-        quiet_process(Run(tmp_path / name))
+    for name, processes, cards in (("first", 2, "2,3"), ("second", 1, "2")):
+        quiet_process(Run(tmp_path / name), processes)
         assert os.environ["TRACKIO_DIR"] == str(tmp_path / name / "trackio")
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == cards, "TRL refuses a process that sees more"
     assert os.environ["WANDB_SILENT"] == "false", "what a user has set stays"
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2", "TRL refuses a process that sees two GPUs"
 
 
 def configure(tmp_path, resume: bool = False, **given):
@@ -305,7 +309,7 @@ keep_byte_code(Path(sys.argv[1]))
 import lib.stack
 cached = Path(importlib.util.cache_from_source(lib.stack.__file__))
 print(cached.is_file() and cached.is_relative_to(sys.argv[1]))
-print(os.environ.get("PYTHONPYCACHEPREFIX"))
+print(*map(os.environ.get, ("PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE")))
 """
 
 
@@ -313,8 +317,10 @@ def test_byte_code_is_kept_apart_where_it_may_not_lie_beside_its_source(tmp_path
     """And elsewhere Python keeps its own way."""
     bare = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     ours, elsewhere = str(tmp_path / "ours"), str(tmp_path / "elsewhere")
+    forbidden = {"PYTHONDONTWRITEBYTECODE": "1"}
     for given, says in (
-        ({"PYTHONDONTWRITEBYTECODE": "1"}, ["True", ours]),
-        ({"PYTHONPYCACHEPREFIX": elsewhere}, ["False", elsewhere]),
+        (forbidden, ["True", ours, "None"]),
+        (forbidden | {"PYTHONPYCACHEPREFIX": elsewhere}, ["False", elsewhere, "1"]),
+        ({"PYTHONPYCACHEPREFIX": elsewhere}, ["False", elsewhere, "None"]),
     ):
         assert python("-c", PROGRAM, ours, env=bare | given).split() == says

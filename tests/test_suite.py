@@ -82,10 +82,13 @@ def test_missing_data_file_is_named(tmp_path, monkeypatch, capsys):
     assert "gsm8k" in said and ".jsonl" in said and "GRPO_DATA_DIR" in said
 
 
-def test_no_disk_space_is_told_before_training(ci_config, run, monkeypatch):
+def test_no_disk_space_and_no_llama_cpp_are_told_before_training(ci_config, run, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("lib.runs.shutil.disk_usage", lambda path: usage(1, 1, 2**20))
     with pytest.raises(BadInput, match=r"A run of embedded needs .* GiB .* make room"):
+        check_inputs(ci_config, run)
+    monkeypatch.setitem(sys.modules, "cyllama", None)
+    with refuses("no-llama-cpp", "set gguf to []"):
         check_inputs(ci_config, run)
 
 

@@ -160,10 +160,13 @@ def test_ctrl_c_ends_the_run_and_starts_no_other(tmp_path):
 
 def test_a_run_ends_with_its_sweep(tmp_path):
     [words] = arms_of(sweep_file(tmp_path, parameters={"max_steps": 500})).values()
-    code = "import sys, lib.sweep; print(lib.sweep.start(sys.argv[1:])[0].pid, flush=True); input()"
+    code = (
+        "import sys, lib.sweep as s; print(s.start(sys.argv[1:], '7')[0].pid, flush=True); input()"
+    )
     command = [sys.executable, "-c", code, *words]
     with subprocess.Popen(command, cwd=ROOT, stdin=-1, stdout=-1, text=True) as sweep:
         run = psutil.Process(int(sweep.stdout.readline()))
+        assert run.environ()["CUDA_VISIBLE_DEVICES"] == "7"
         sweep.kill()
     assert psutil.wait_procs([run], timeout=10)[1] == []
 
