@@ -8,27 +8,22 @@ peft loads an adapter whose keys match nothing with a warning and answers as the
 measured then is not what was asked for.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from lib.config import Config
 from lib.errors import BadInput
 from lib.files import read_json, read_settings, write_json
+from lib.keys import LORA, PEFT
 from lib.tasks import Problem, make_rows
 
 EMBEDDED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 SHARED = ("lm_head", "embed_tokens", "wte")  # what tied embeddings are called
-OF_PEFT_ALONE = (  # settings by which peft computes something else than W + s·B·A in each layer
-    *("rank_pattern", "alpha_pattern", "modules_to_save", "bias", "lora_bias", "target_parameters"),
-    *("trainable_token_indices", "layer_replication", "alora_invocation_tokens", "use_qalora"),
-    *("arrow_config", "init_lora_weights"),
-)
 # With these inits B·A is what is added to the base's own weights; others change those, too.
-PLAIN_INITS = (True, "gaussian", "eva", "orthogonal", "mica")
+PLAIN_INITS = ("gaussian", "eva", "orthogonal", "mica")
+# With these settings, whatever they are, peft computes W + s·B·A in each layer.
+PLAIN = {*LORA, "fan_in_fan_out"} - {"init_lora_weights"}
 _LORA = re.compile(
     r"base_model\.model\.(?P<layer>.+)\.lora_(?:embedding_)?(?P<part>[AB])"
     r"(?:\.weight|(?<=embedding_[AB]))"
@@ -92,8 +87,7 @@ def check_adapter(folder: Path, base: Path) -> None:
 
 def _faults(folder: Path, base: Path) -> Iterator[tuple[str, str]]:
     settings = read_settings(folder / "adapter_config.json") if is_adapter(folder) else {}
-    kind = "DORA" if settings.get("use_dora") else settings.get("peft_type", "of no kind")
-    if kind != "LORA":
+    if (kind := settings.get("peft_type", "of no kind")) != "LORA":
         yield "type", f"is no LoRA adapter ({kind}): give one"
     layers: dict[str, dict[str, tuple]] = {}  # by name, the shapes of A and B
     replaced = []
@@ -119,9 +113,9 @@ def _faults(folder: Path, base: Path) -> Iterator[tuple[str, str]]:
     if odd := _not_finite(file):
         said = f"holds values in {odd} that are no finite numbers of 16 or 32 bit"
         yield "values", f"{said}: train it again"
-    for name in OF_PEFT_ALONE:
-        plain = PLAIN_INITS if name == "init_lora_weights" else ("none", {}, [])
-        if settings.get(name) not in (None, False, *plain):
+    for name, (_, default, _) in PEFT.items():
+        plain = (default, None, False, {}, [], *PLAIN_INITS)
+        if name not in PLAIN and settings.get(name) not in plain:
             yield "patterns", f"is set to {name} {settings[name]}, which vLLM does not know: {how}"
     ranks = {pair["A"][0] for pair in layers.values()}
     alpha = settings.get("lora_alpha")
@@ -133,13 +127,14 @@ def _faults(folder: Path, base: Path) -> Iterator[tuple[str, str]]:
 def _misfits(layers: dict[str, dict[str, tuple]], base: Path) -> Iterator[tuple[str, str]]:
     """Layers that the base model has not, or in another size; peft passes over the former."""
     own_base = "give the adapter's own base as `model`"
-    held = _weights(base)
-    names, weights = held.keys(), _by_place(held)
-    # Of a model that reads pictures, too, the files have other names than the layers loaded.
+    names = _weights(base)
+    weights = {_place(name): shape for name, shape in names.items()}
+    # Of a model that reads pictures, too, the files have other names than the layers loaded; and
+    # some have "transformer." or the like before the name.
     renamed = "text_config" in read_settings(base / "config.json")
     for layer, pair in layers.items():
         weight, a, b = weights.get(_place(layer)), pair.get("A", ()), pair.get("B", ())
-        named = renamed or {layer, layer.partition(".")[2]} & names  # with "transformer." or so
+        named = renamed or {layer, layer.partition(".")[2]} & names.keys()
         if weight is None or not named:
             said = f"is for a layer {layer} that the base model does not have by that name"
             yield "layers", f"{said}: {own_base}"
@@ -149,19 +144,13 @@ def _misfits(layers: dict[str, dict[str, tuple]], base: Path) -> Iterator[tuple[
             yield "sizes", f"{said} {list(weight)}: {own_base}, or an adapter that is whole"
 
 
-def block_layers(base: Path) -> set[str]:
-    """Names of the linear layers that the model's blocks are made of, such as q_proj."""
-    weights = _by_place(_weights(base)).items()
-    return {
-        place.rpartition(".")[2] for place, shape in weights if "." in place and len(shape) == 2
-    }
-
-
-def check_weights(base: Path, blocks: int, hidden: int) -> None:
-    """Raises BadInput where the model's files hold fewer blocks than its config.json says, or of
-    another width: transformers draws at random what is missing."""
-    places = _by_place(_weights(base))
-    there = {place.split(".")[1] for place in places if "." in place}
+def block_layers(base: Path, blocks: int, hidden: int) -> set[str]:
+    """Names of the linear layers that the model's blocks are made of, such as q_proj. Raises
+    BadInput where its files hold fewer blocks than its config.json says, or of another width:
+    transformers draws at random what is missing."""
+    places = {_place(name): shape for name, shape in _weights(base).items()}
+    inside = {tuple(place.split(".")): shape for place, shape in places.items() if "." in place}
+    there = {block for _, block, *_ in inside}
     widths = {places[name][-1] for name in SHARED if name in places}
     if (there and len(there) < blocks) or widths - {hidden}:
         said = f"its weights have {len(there)} blocks of width {', '.join(map(str, widths))}"
@@ -170,11 +159,7 @@ def check_weights(base: Path, blocks: int, hidden: int) -> None:
             f"{hidden}: fetch it again.",
             key="missing-shard",
         )
-
-
-def _by_place(weights: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The weights' shapes by the layer's place in the model."""
-    return {_place(name): shape for name, shape in weights.items()}
+    return {name for (*_, name), shape in inside.items() if len(shape) == 2}
 
 
 def _weights(base: Path) -> dict[str, tuple[int, ...]]:
@@ -184,19 +169,13 @@ def _weights(base: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _not_finite(file: Path) -> str:
-    """The first tensor that holds NaN, an infinite number, or no 16- or 32-bit floats; "" if none.
-    In such numbers all bits of the exponent are set."""
-    exponents = {"F32": ("<u4", 0x7F800000), "BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00)}
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        header, data = json.loads(opened.read(length)), opened.read()
-    header.pop("__metadata__", None)
-    for name, tensor in header.items():
-        kind, exponent = exponents.get(tensor["dtype"], ("", 0))
-        values = np.frombuffer(data[slice(*tensor["data_offsets"])], kind or "u1")
-        if not kind or ((values & exponent) == exponent).any():
-            return name
-    return ""
+    """The first tensor with a value that is no finite number of 16 or 32 bit; "" if none."""
+    import torch
+    from safetensors.torch import load_file
+
+    kinds = (torch.float32, torch.bfloat16, torch.float16)
+    weights = load_file(file).items()
+    return next((n for n, w in weights if w.dtype not in kinds or not w.isfinite().all()), "")
 
 
 def _place(name: str) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lib.adapters import block_layers, check_weights
+from lib.adapters import block_layers
 from lib.config import Config, side_config
 from lib.engines import Completion, chat_text, make_engine, training_sampling
 from lib.errors import BadInput, first_line, nearest
@@ -89,10 +89,11 @@ def check_inputs(config: Config, run: Run) -> None:
     if shape:
         check_fit(config, shape, detect_hardware(config.gpu_memory_cap))
         run.need_disk(disk_needed(config, shape), f"A run of {config.model}")
+    layers = set(shape.layer_sizes) if shape else set()
     if _is_here(config):
-        check_weights(model_folder(config), shape.layers, shape.hidden)
+        layers = block_layers(model_folder(config), shape.layers, shape.hidden)
     if not config.full_finetuning:
-        _need_layers(config, shape)
+        _need_layers(config, shape, layers)
     if config.model == EMBEDDED:
         model_folder(config)  # unpacked here, where what it says is seen
     own = ("", "base", "adapter", "merged", *config.gguf)
@@ -100,12 +101,9 @@ def check_inputs(config: Config, run: Run) -> None:
         find_candidate(config.candidate, config, run)
 
 
-def _need_layers(config: Config, shape: ModelShape | None) -> None:
-    """Raises BadInput where the adapter would be on layers that are not there, of which peft leaves
-    out some without a word, or on none."""
-    layers = set(shape.layer_sizes) if shape else set()
-    if _is_here(config):
-        layers = block_layers(model_folder(config))
+def _need_layers(config: Config, shape: ModelShape | None, layers: set[str]) -> None:
+    """Raises BadInput where the adapter would be on layers that the model does not have (`layers`,
+    where they are known), of which peft leaves out some without a word, or on none."""
     excluded = config.exclude_modules if isinstance(config.exclude_modules, list) else []
     for key, names in (("target_modules", lora_targets(config)), ("exclude_modules", excluded)):
         if layers and (unknown := sorted({*names} - layers)):

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from lib import stack
-from lib.adapters import check_adapter, check_weights
+from lib.adapters import block_layers, check_adapter
 from lib.config import RECIPES, ROOT, resolve
 from lib.engines import VllmEngine, engine_arguments, no_vllm
 from lib.errors import BadInput
@@ -319,7 +319,7 @@ MISFITS = {  # what is changed in an adapter's tensors and settings: the fault
     "rank without alpha": lambda ws, settings: settings.update(lora_alpha=None) or ws,
     "empty": lambda ws, _: {},
     "type": lambda ws, settings: settings.update(peft_type="PROMPT_TUNING") or ws,
-    "type that vLLM takes": lambda ws, settings: settings.update(use_dora=True) or ws,
+    "patterns of DoRA": lambda ws, settings: settings.update(use_dora=True) or ws,
 }
 
 
@@ -465,9 +465,9 @@ def test_a_missing_shard_is_named(copy):
     assert refused(copy) == "json"
     (copy / "model.safetensors.index.json").unlink()
     with refuses("missing-shard"):
-        check_weights(copy, 40, 576)
+        block_layers(copy, 40, 576)
     with refuses("missing-shard"):
-        check_weights(copy, 30, 512)
+        block_layers(copy, 30, 512)
     (copy / "tokenizer.json").unlink()
     assert refused(copy) == "no-tokenizer"
 
