@@ -10,7 +10,7 @@ import pytest
 from lib.config import ROOT
 from lib.files import append_jsonl
 from lib.training import callbacks
-from lib.training.tracking import has_wandb_key, seed_values
+from lib.training.tracking import seed_values
 from tests.conftest import python
 
 # Two steps as the trainer reports them, and an evaluation after it, as another notebook logs it;
@@ -62,17 +62,16 @@ for step in (1, 2):
     fire("on_log", logs=logs)
     ours.alert([Alarm("mostly truncated", step, "90% of the completions were cut off.")])
 fire("on_train_end")
-log_metrics(run, config, {"eval/pass@1": 0.5, "eval/pass@5": 0.75, "eval/pass@10": 1.0})
+log_metrics(run, config, {"eval/pass@1": 0.5, "eval/pass@5": 0.75, "eval/pass@10": 1.0}, 2)
 from trackio.sqlite_storage import SQLiteStorage as stored
 [name] = stored.get_runs("grpo")
 print(json.dumps([stored.get_logs("grpo", name), stored.get_alerts("grpo"),
                   stored.get_traces("grpo", name)]))
 import wandb
 wandb.teardown()
-del os.environ["WANDB_MODE"]
 os.environ |= dict(WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9")
 config = config.model_copy(update={"run": "keyed", "report_to": ["wandb"]})
-log_metrics(open_run(config), config, {"eval/pass@1": 0.5})
+log_metrics(open_run(config), config, {"eval/pass@1": 0.5}, 2)
 print("the run goes on")
 """
 LAST = {
@@ -175,19 +174,6 @@ def test_a_step_without_completions_of_its_own_has_no_sample():
     values = seed_values(history, [], completions=4)
     assert values["epoch/accumulated_reward"] == 6.0  # of the second epoch alone
     assert not any(name.startswith("sample/") for name in values)
-
-
-def test_a_key_is_seen_where_wandb_looks(tmp_path, monkeypatch):
-    file = tmp_path / "netrc"
-    monkeypatch.setenv("NETRC", str(file))
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_BASE_URL", raising=False)
-    assert not has_wandb_key()
-    file.write_text("machine api.wandb.ai login user password secret\n")
-    assert has_wandb_key()
-    file.unlink()
-    monkeypatch.setenv("WANDB_API_KEY", "secret")
-    assert has_wandb_key()
 
 
 def test_a_runs_energy_is_what_the_cards_took_in_it_also_after_a_resume(

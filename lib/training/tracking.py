@@ -13,11 +13,9 @@ or `TRACKIO_DIR=outputs/<run>/trackio trackio show`.
 
 import hashlib
 import math
-import netrc
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
@@ -100,17 +98,19 @@ def _start_wandb(run: Run, project: str, settings: dict) -> None:
     for place in ("cache", "config", "data"):  # otherwise in the home folder
         os.environ.setdefault(f"WANDB_{place.upper()}_DIR", str(run.folder / "wandb" / place))
     (run.folder / "wandb").mkdir(exist_ok=True)
-    if not has_wandb_key():
-        os.environ.setdefault("WANDB_MODE", "offline")
     import wandb
 
     quick = wandb.Settings(init_timeout=PATIENCE, silent=True)
+    given = dict(project=project, config=settings, settings=quick)
     try:
-        wandb.init(project=project, config=settings, settings=quick)
+        mode = os.environ.get("WANDB_MODE")
+        if not (mode or wandb.login(prompt=False, verify=False)):
+            mode = "offline"
+        wandb.init(**given, mode=mode)
     except wandb.Error as error:
         print(f"wandb logs offline, since {first_line(error)}")
         wandb.teardown()  # the failed start still holds the run's id
-        wandb.init(project=project, config=settings, settings=quick, mode="offline")
+        wandb.init(**given, mode="offline")
 
 
 def finish(names: Sequence[str], run: Run) -> None:
@@ -174,25 +174,10 @@ def log_values(names: Sequence[str], values: Mapping[str, Any], step: int, run: 
                 add(name, value, step)
 
 
-def log_metrics(
-    run: Run, config: Config, values: Mapping[str, Any], step: int | None = None
-) -> None:
+def log_metrics(run: Run, config: Config, values: Mapping[str, Any], step: int) -> None:
     """Log to where the training logged, after it: `{"eval/pass@1": 0.62}`; `step`: the optimizer
-    step that was measured, None for the last one."""
+    step that was measured."""
     if config.report_to:
         start(config, run)
-        step = config.max_steps if step is None else step
         log_values(config.report_to, values, step, run)
         finish(config.report_to, run)
-
-
-def has_wandb_key() -> bool:
-    """Whether Weights & Biases could log in without asking."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0]
-    try:
-        return netrc.netrc(str(file)).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
