@@ -312,11 +312,6 @@ def widen_head(model: Any) -> None:
     head.forward, head.wide = product, True
 
 
-def is_wide(model: Any) -> bool:
-    """Whether `widen_head` was asked for the model."""
-    return getattr(model.get_output_embeddings(), "wide", False)
-
-
 def load_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer, as `ready_tokenizer` makes it."""
     from transformers import AutoTokenizer

@@ -22,6 +22,7 @@ from lib.training.rollouts import (
 from tests.conftest import CPU, refuses
 
 ROWS = make_rows(get_task("small_sums", {"largest": 9}).load("train"), "answer")
+ROWS = [row | {"scores": "mine"} for row in ROWS]
 PROMPTS = {row["id"]: row["prompt"] for row in ROWS}
 
 
@@ -83,8 +84,9 @@ def test_further_prompts_follow_from_seed_step_and_what_was_seen(run):
     assert further.dead == {"h": 1}
 
 
-def pays(prompts, completions, id, **_):
-    """Differs within the group for every third prompt only."""
+def pays(prompts, completions, id, scores, **_):
+    """Differs within the group for every third prompt only; a column may be called as it likes."""
+    assert {*scores} == {"mine"}
     return [float(i % 2) if hash_of(name) % 3 == 0 else 1.0 for i, name in enumerate(id)]
 
 
@@ -232,20 +234,3 @@ def test_without_pass_rates_neither_is_possible(run, given):
         with refuses("no-pass-rates"):
             choose_rows(ASKED, run, resolve(None, given, CPU))
         write_json(run.folder / "preflight.json", {"pass_rates": {}, "drop": []})
-
-
-def test_a_column_called_scores_reaches_the_rewards():
-    from types import SimpleNamespace
-
-    from lib.training.callbacks import Completions
-    from lib.training.rollouts import SCORES
-
-    def mine(completions, scores, **columns):
-        return [float(score[0]) for score in scores]
-
-    kept = Completions(None, [mine], [1.0], SimpleNamespace(extra={}))
-    kept.began, state = 0.0, SimpleNamespace(global_step=0)
-    said = [[{"role": "assistant", "content": "a"}]]
-    assert kept.rewards[0](completions=said, scores=[[3]], trainer_state=state) == [3.0]
-    judged = {SCORES: [{"mine": 9.0}]}
-    assert kept.rewards[0](completions=said, scores=[[3]], **judged) == [9.0]

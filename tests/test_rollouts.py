@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from lib.config import resolve
 from lib.process import trim_memory
@@ -35,23 +34,12 @@ def engine_of(first_layers, tmp_path):
 
 def apart(rollouts, policy, prompt) -> float:
     """How far vLLM's log-probs of 16 completions lie from the trainer's, in nats a token."""
-    from lib.training.logps import completion_scores
+    from lib.training.rollouts import gap
 
-    rollouts.sync_weights()
-    _, ids, logps, _ = rollouts.generate([prompt] * 16)
+    found = gap(policy.model, rollouts.sample([prompt] * 16))
     rollouts.engine.close()
     trim_memory()
-    real = [[1] * len(some) for some in ids]
-    said_BC, sampled_BC, real_BC = (
-        pad_sequence([torch.tensor(row).flatten() for row in rows], batch_first=True)
-        for rows in (ids, logps, real)
-    )
-    prompt_BS = torch.tensor([prompt] * 16)
-    ids_BT = torch.cat([prompt_BS, said_BC], 1)
-    mask_BT = torch.cat([torch.ones_like(prompt_BS), real_BC], 1)
-    with torch.no_grad():
-        found_BC, _ = completion_scores(policy.model, ids_BT, mask_BT, said_BC.shape[1])
-    return (found_BC - sampled_BC)[real_BC.bool()].abs().mean().item()
+    return found
 
 
 def serves_base(rollouts, policy, prompt) -> None:

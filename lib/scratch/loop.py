@@ -36,7 +36,7 @@ from lib.runs import Run
 from lib.scratch import Batch, lora
 from lib.tasks import fitting_rows
 from lib.training import check_fills_a_step, check_resumable, fresh_checkpoints
-from lib.training.rollouts import prompt_order, rollout_row
+from lib.training.rollouts import prompt_order, reward_log, rollout_row
 from lib.training.survival import need_number, survived
 
 CHECKPOINTS, KEPT = "lora_epoch*_step*", 2  # their names, and how many stay
@@ -224,9 +224,7 @@ class Learner:
         self.tokens += int(batch.prompt_mask_NS.sum()) * group + int(batch.mask_BT.sum())
         std_N = rewards_B.view(-1, group).std(1)
         return {  # under TRL's names
-            "reward": rewards_B.mean().item(),
-            "reward_std": std_N.mean().item(),
-            **{f"rewards/{name}/mean": float(np.nanmean(v)) for name, v in scores.items()},
+            **reward_log(totals_B, [row["rewards"] for row in records]),
             "frac_reward_zero_std": (std_N < 1e-6).float().mean().item(),
             "completions/mean_length": float(np.mean([row["tokens"] for row in records])),
             "completions/clipped_ratio": float(np.mean([row["truncated"] for row in records])),

@@ -28,7 +28,7 @@ from lib.rewards import Bound, Checked, total
 from lib.runs import Run
 from lib.tasks import Problem, Task, fitting_rows, get_format, judge
 from lib.tasks.prompts import end_ids
-from lib.training.rollouts import SCORES, advantages, is_alike, rollout_row
+from lib.training.rollouts import SCORES, is_alike, rollout_row
 
 
 class StepLog(TrainerCallback):
@@ -105,6 +105,7 @@ class Completions(TrainerCallback):
 
     def _judge(self, name: str, /, **columns: Any) -> list:
         """A reward as TRL calls it; the last one ends the batch."""
+        self._table = columns["log_metric"].__self__._logs  # TRL's, of the step
         if SCORES in columns:  # dynamic sampling has had them judged
             return [row[name] for row in columns[SCORES]]
         values = self._values[name] = self.judges[name](**columns)
@@ -133,8 +134,7 @@ class Completions(TrainerCallback):
         if self._batch is None:
             return
         (step, rows, trained), self._batch = self._batch, None
-        scores = [row[SCORES] for row, used in zip(rows, trained, strict=True) if used]
-        advantage = iter(advantages(scores, self.weights, args).tolist())
+        advantage = iter(self._table["advantages"])
         ends = {processing_class.eos_token_id, processing_class.pad_token_id}
         ends |= {*end_ids(model.generation_config.eos_token_id)}
         self.rows = []
@@ -144,7 +144,8 @@ class Completions(TrainerCallback):
             said |= dict(truncated=ids[-1] not in ends, trained=used)
             self.rows.append(rollout_row(step, row, text, row[SCORES], self.weights, **said))
         append_jsonl(self.run.rollouts / f"step_{step:05d}.jsonl", self.rows)
-        totals = [total(each.values(), self.weights) for each in scores]
+        earned = [row[SCORES].values() for row, used in zip(rows, trained, strict=True) if used]
+        totals = [total(scores, self.weights) for scores in earned]
         if None in totals:  # TRL counts a group that none could judge as one with signal
             groups = np.reshape(np.array(totals, dtype=object), (-1, args.num_generations))
             self.log.extra["frac_reward_zero_std"] = float(np.mean([is_alike(g) for g in groups]))

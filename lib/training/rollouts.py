@@ -21,6 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from lib.config import Config
@@ -191,12 +192,12 @@ def measure_gaps(model: Any, sample: Callable[[], Sampled]) -> list[float]:
     stored = [weight.detach().clone() for weight in weights]
     random = torch.Generator().manual_seed(0)
     sampled = sample()
-    gaps = [_gap(model, sampled)]
+    gaps = [gap(model, sampled)]
     try:
         while weights and gaps[-1] <= GAP and len(gaps) < len(APART):
             _move(model, weights, sampled, random)
             sampled = sample()
-            gaps.append(_gap(model, sampled))
+            gaps.append(gap(model, sampled))
     finally:
         for weight, before in zip(weights, stored, strict=True):
             weight.data.copy_(before)
@@ -210,7 +211,7 @@ def _move(model: Any, weights: Sequence[Any], sampled: Sampled, random: Any) -> 
     while std < 1:
         for weight, each in zip(weights, noise, strict=True):
             weight.data.copy_(std * each)
-        if _gap(model, sampled[:1]) > MOVED:
+        if gap(model, sampled[:1]) > MOVED:
             return
         std *= 2
 
@@ -247,7 +248,7 @@ def policy_logps(model: Any, sampled: Sampled) -> list[list[float]]:
     return logps
 
 
-def _gap(model: Any, sampled: Sampled) -> float:
+def gap(model: Any, sampled: Sampled) -> float:
     """Mean |Δ log p| a token between the engine and the trainer."""
     theirs = [logp for *_, logps in sampled for logp in logps]
     own = [logp for logps in policy_logps(model, sampled) for logp in logps]
@@ -265,30 +266,6 @@ def is_alike(totals: Iterable[float | None]) -> bool:
     return not known or max(known) - min(known) <= ALIKE
 
 
-def advantages(scores: Sequence[Scores], weights: Sequence[float], args: Any) -> torch.Tensor:
-    """advantages_B as TRL computes them by the GRPOConfig, which it does not hand to callbacks."""
-    from trl.trainer.utils import nanstd
-
-    def scaled(values: torch.Tensor, **over: Any) -> torch.Tensor:
-        return (values - values.nanmean(**over)) / (nanstd(values, **over) + 1e-4)
-
-    in_group, group = dict(dim=1, keepdim=True), args.num_generations
-    if args.multi_objective_aggregation == "normalize_then_sum":
-        values = [[math.nan if v is None else v for v in each.values()] for each in scores]
-        rewards_NGR = torch.tensor(values).view(-1, group, len(weights))
-        weighted_BR = scaled(rewards_NGR, **in_group).flatten(0, 1) * torch.tensor(weights)
-        totals_B = weighted_BR.nansum(1).masked_fill(weighted_BR.isnan().all(1), math.nan)
-        return scaled(totals_B).nan_to_num(0.0)
-    totals = [total(each.values(), weights) for each in scores]
-    totals_NG = torch.tensor([math.nan if v is None else v for v in totals]).view(-1, group)
-    if args.scale_rewards == "group":
-        return scaled(totals_NG, **in_group).flatten().nan_to_num(0.0)
-    above_NG = totals_NG - totals_NG.nanmean(**in_group)
-    if args.scale_rewards == "batch":
-        above_NG = above_NG / (nanstd(totals_NG) + 1e-4)
-    return above_NG.flatten().nan_to_num(0.0)
-
-
 def rollout_row(
     step: int, row: Mapping, text: str, scores: Scores, weights: Sequence[float], **more: Any
 ) -> dict[str, Any]:
@@ -297,6 +274,15 @@ def rollout_row(
     problem = {"id": row["id"], "question": row.get("question", ""), "answer": row["answer"]}
     earned = {"rewards": dict(scores), "total": total(scores.values(), weights) or 0.0}
     return {"step": step, **problem, "completion": text, **earned, **more}
+
+
+def reward_log(totals: Sequence[float | None], scores: Sequence[Scores]) -> dict[str, float]:
+    """What a step's completions earned, in all and by each reward, under TRL's names."""
+    total, by_name = pd.Series(totals, dtype=float), pd.DataFrame(scores, dtype=float)
+    logged = {"reward": total.mean(), "reward_std": total.std()}
+    for name, values in by_name.items():
+        logged |= {f"rewards/{name}/mean": values.mean(), f"rewards/{name}/std": values.std()}
+    return logged
 
 
 # G completions of a prompt: the data set's columns, prompt_ids, completion_ids, logprobs,
@@ -415,18 +401,9 @@ class DynamicSampling:
 def _as_drawn(groups: Sequence[Group]) -> dict[str, float]:
     """What TRL would log of these."""
     rows = [row for group in groups for row in group]
-    scores = {name: [row[SCORES][name] for row in rows] for name in rows[0][SCORES]}
-    columns = {"": [row["total"] for row in rows]} | scores
-    logged = {"completions/mean_length": float(np.mean([len(r["completion_ids"]) for r in rows]))}
-    for name, values in columns.items():
-        known = np.array([value for value in values if value is not None])
-        mean = float(known.mean()) if len(known) else math.nan
-        std = float(known.std(ddof=1)) if len(known) > 1 else math.nan
-        names = (
-            (f"rewards/{name}/mean", f"rewards/{name}/std") if name else ("reward", "reward_std")
-        )
-        logged |= dict(zip(names, (mean, std), strict=True))
-    return logged
+    lengths = [len(row["completion_ids"]) for row in rows]
+    logged = reward_log([row["total"] for row in rows], [row[SCORES] for row in rows])
+    return logged | {"completions/mean_length": float(np.mean(lengths))}
 
 
 def _tokens(rows: Sequence[dict]) -> int:

@@ -22,9 +22,10 @@ here a prompt is computed once for its group | tests/test_logps.py |
 pass shares its prompt there. Only where prompts are shared | tests/test_logps.py |
 
 Called, not overridden: `_save_checkpoint` (`keep_last_step`), `_generate_single_turn` and
-`_tokenize_prompts` (dynamic sampling). Read or set: `_metrics` (`note`), `_last_loaded_step`,
-`_buffered_inputs`, `_step`, `_entropy_bonus_enabled`. `_ForwardRedirection` has the pass of several
-processes go through DDP's forward (tests/test_processes.py).
+`_tokenize_prompts` (dynamic sampling). Read or set: `_metrics` (`note`), `_logs` (the advantages
+that `rollouts/` keeps), `_last_loaded_step`, `_buffered_inputs`, `_step`, `_entropy_bonus_enabled`.
+`_ForwardRedirection` has the pass of several processes go through DDP's forward
+(tests/test_processes.py).
 
 Unsloth puts a trainer of its own in the place of TRL's when it is imported; import this module
 after it, and the class stands on Unsloth's.
@@ -43,7 +44,6 @@ from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import split_tensor_dict
 
 from lib.files import discard
-from lib.models import is_wide
 from lib.stack import is_out_of_memory
 from lib.training.logps import completion_scores, plain_logps, why_not_shared
 
@@ -161,8 +161,8 @@ class GRPOTrainer(trl.GRPOTrainer):
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, *others, **options
     ):
         plain = self.accelerator.unwrap_model(model)
-        by_kernel = input_ids.is_cuda and not is_wide(plain)
-        if not self.shares_prompts and by_kernel:
+        widened = hasattr(plain.get_output_embeddings(), "wide")
+        if input_ids.is_cuda and not (self.shares_prompts or widened):
             kernels = super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, *others, **options
             )
