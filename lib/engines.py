@@ -8,7 +8,6 @@ engine.generate(prompts, Sampling(n=8, temperature=1.0, max_tokens=256))
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -38,7 +37,7 @@ class Sampling:
     max_tokens: int = 256
     min_tokens: int = 0
     seed: int = 0  # of the whole call; the same call on the same engine repeats itself
-    logprobs: bool = False
+    logprobs: bool = False  # of vLLM
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,19 @@ class Engine:
     adapter: Path | None = None
 
     def stream(self, prompts: Prompts, sampling: Sampling) -> Answers:
-        """All prompts at once, so that the engine stays full; each as soon as it is answered."""
-        with own_noise(sampling):
+        """All prompts at once, so that the engine stays full; each as soon as it is answered.
+
+        Random numbers are the sampling's: what the process's generators give to others, such as a
+        training, goes on behind it as if nobody had drawn.
+        """
+        from transformers import set_seed
+
+        outside = random_state()
+        set_seed(sampling.seed % 2**32)
+        try:
             yield from self._stream(prompts, sampling)
+        finally:
+            set_random_state(outside)
 
     def generate(self, prompts: Prompts, sampling: Sampling) -> list[list[Completion]]:
         """n completions for each prompt, in the prompts' order."""
@@ -147,20 +156,6 @@ def no_vllm(error: Exception, config: Config) -> str:
         f"eval_engine to transformers, which is slower.",
         key="vllm",
     ) from error
-
-
-@contextmanager
-def own_noise(sampling: Sampling) -> Iterator[None]:
-    """Within it random numbers are the sampling's; what the process's generators give to others,
-    such as a training, goes on behind it as if nobody had drawn."""
-    from transformers import set_seed
-
-    outside = random_state()
-    set_seed(sampling.seed % 2**32)
-    try:
-        yield
-    finally:
-        set_random_state(outside)
 
 
 def in_order(answers: Answers) -> list[list[Completion]]:
@@ -355,7 +350,6 @@ class TransformersEngine(Engine):
 
     name = "transformers"
     batch = 64  # sequences at once
-    batch_with_logprobs = 8  # each of their tokens then keeps a whole vocabulary of numbers
 
     def __init__(self, model: Any, tokenizer: Any):
         self.notes, self.model, self.tokenizer = [], model, tokenizer
@@ -378,8 +372,8 @@ class TransformersEngine(Engine):
         return cls(model, load_tokenizer(folder))
 
     def _stream(self, prompts, sampling):
-        n, wanted = sampling.n, [prompt for prompt in prompts for _ in range(sampling.n)]
-        size = self.batch_with_logprobs if sampling.logprobs else self.batch
+        n, size = sampling.n, self.batch
+        wanted = [prompt for prompt in prompts for _ in range(n)]
         if self.model.device.type != "cpu":
             longest = max(map(len, self._ids(prompts)), default=0) + sampling.max_tokens
             a_row = shape_of(self.model.config.to_dict()).kv_bytes(longest)
@@ -409,32 +403,22 @@ class TransformersEngine(Engine):
             choice = {name: getattr(sampling, name) for name in names}
             choice |= dict(do_sample=True, min_p=sampling.min_p or None)
         with torch.no_grad():
-            out = self.model.generate(
+            sequences = self.model.generate(
                 **inputs,
                 **choice,
                 max_new_tokens=sampling.max_tokens,
                 min_new_tokens=sampling.min_tokens,
                 pad_token_id=self.tokenizer.pad_token_id,
-                return_dict_in_generate=True,
-                output_logits=sampling.logprobs,
             )
-        tokens = out.sequences[:, inputs["input_ids"].shape[1] :]
-        logprobs: list = [None] * len(prompts)
-        if sampling.logprobs:
-            logits = [each.float() for each in out.logits]
-            logprobs = self.model.compute_transition_scores(
-                out.sequences, logits, normalize_logits=True
-            ).tolist()
-        return [self._completion(*row) for row in zip(tokens.tolist(), logprobs, strict=True)]
+        tokens = sequences[:, inputs["input_ids"].shape[1] :]
+        return [self._completion(token_ids) for token_ids in tokens.tolist()]
 
-    def _completion(self, token_ids: list[int], logprobs: list[float] | None) -> Completion:
+    def _completion(self, token_ids: list[int]) -> Completion:
         ends = end_ids(self.model.generation_config.eos_token_id)
         end = next((i for i, token in enumerate(token_ids) if token in ends), None)
         length = len(token_ids) if end is None else end + 1
         ids, reason = tuple(token_ids[:length]), "length" if end is None else "stop"
-        scores = tuple(logprobs[:length]) if logprobs else None
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        return Completion(text, ids, reason, scores)
+        return Completion(self.tokenizer.decode(ids, skip_special_tokens=True), ids, reason)
 
     def hand_over(self, weights):
         self.model.load_state_dict(dict(weights), strict=False)

@@ -214,10 +214,8 @@ class LearnedReward:
         if self.path:
             self.folder()
 
-    def __call__(self, prompts=None, completions=(), **columns) -> list[float]:
+    def __call__(self, prompts, completions, **columns) -> list[float]:
         folder = self.folder()
-        if prompts is None:
-            raise BadInput("A learned reward needs prompts: it scores answers to them.", "pairs")
         model = _loaded(str(folder), (folder / RECORD).stat().st_mtime_ns)
         chats = [[{"role": "user", "content": p}] if isinstance(p, str) else p for p in prompts]
         return model.rewards(chats, completion_texts(completions))

@@ -28,7 +28,6 @@ from lib.learned import (
 )
 from lib.plots import from_start
 from lib.rewards import build_rewards, recipe_rewards
-from lib.runs import Run
 from lib.suite import CHAIN, REWARD_MODEL, choose_notebooks
 from lib.tasks import get_task, load_problems
 from tests.conftest import CPU
@@ -178,8 +177,6 @@ def test_a_score_depends_on_its_own_answer_alone_however_it_is_given(trained):
         paid = function(prompts=prompts[:1], completions=completions, id=["x"])
         assert paid == pytest.approx(together[:1], abs=0.3)
     assert function(prompts=["Hi?"], completions=[""])[0] == pytest.approx(0, abs=20)
-    with pytest.raises(BadInput, match="needs prompts"):
-        function(completions=["7"])
 
 
 def test_a_reward_model_that_vanishes_stops_the_run_with_its_sentence(trained, tmp_path):
@@ -249,7 +246,6 @@ def test_watched_rewards_are_told_apart_from_paid_ones(trained, config):
     for record in add_rewards(records, rows, config):
         assert record["reward"] == pytest.approx(record["rewards/gold_reward"])
         assert score_names([record])[:2] == ("reward", "rewards/gold_reward")
-    assert isinstance(run, Run)
 
 
 def test_the_figure_counts_from_where_each_reward_began():

@@ -284,13 +284,6 @@ def step_advantages(rewards_NG: Tensor) -> Tensor:
     return group_advantages(rewards_NG.reshape(1, -1), "none")
 
 
-def kl_penalty(batch: Batch, beta: float) -> Tensor:
-    """penalty_BT: β · log(policy/reference) at each token (k1; arXiv:1909.08593, eq. 2)."""
-    if not beta:
-        return torch.zeros_like(batch.mask_BT, dtype=torch.float32)
-    return beta * (batch.old_logps_BT - batch.ref_logps_BT) * batch.mask_BT
-
-
 class ValueHead(nn.Module):
     """The reward still to come, read off the policy's last hidden state by a linear layer, without
     a gradient for it. It is scaled to length √D first, so that one learning rate fits all models.
@@ -346,7 +339,9 @@ def set_advantages(batch: Batch, rewards_B: Tensor, config: Config) -> None:
         rewards_NG = rewards_B.view(-1, config.num_generations)
         batch.advantages_BT = group_advantages(rewards_NG, config.scale_rewards)[:, None]
         return
-    penalty_BT = kl_penalty(batch, config.beta)
+    penalty_BT = torch.zeros_like(batch.mask_BT, dtype=torch.float32)
+    if config.beta:  # β · log(policy/reference) at each token (k1; arXiv:1909.08593, eq. 2)
+        penalty_BT = config.beta * (batch.old_logps_BT - batch.ref_logps_BT) * batch.mask_BT
     if config.algorithm == "ppo":
         last_B1 = (batch.mask_BT.sum(1, keepdim=True) - 1).clamp(min=0)
         rewards_BT = (-penalty_BT).scatter_add(1, last_B1, rewards_B[:, None])

@@ -11,6 +11,7 @@ the noise of small batches rings nothing.
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -218,7 +219,7 @@ def _hacking(log: Log, weights: Mapping) -> Rung:
         )
 
 
-class LivePlot(TrainerCallback):
+class LivePlot(AbstractContextManager, TrainerCallback):
     """The training curves with their alarms, drawn in place while the log grows.
 
     Left behind are one picture and one text in the notebook, `figures/training.png` and
@@ -240,9 +241,6 @@ class LivePlot(TrainerCallback):
         self.log: Sequence[dict] = []
         self.shown: list = []  # display handles
         self.next, self.drawn = 0.0, 0  # when to draw again, and how many rows were drawn
-
-    def __enter__(self) -> "LivePlot":
-        return self
 
     def __exit__(self, *_: Any) -> None:
         """The last state is drawn, also of a run that failed."""
