@@ -1,7 +1,6 @@
 """Models load, answer alike in every engine, and merge to what the adapter does."""
 
 import gc
-import json
 import re
 import sys
 
@@ -65,8 +64,7 @@ def adapter(config, run):
 
 def test_the_embedded_tokenizer_is_the_files(embedded, data_dir):
     """Ids and texts are those that transformers reads from the GGUF file, except that digits stand
-    alone also after two spaces, as in SmolLM2's own tokenizer; the settings are those by which
-    llama.cpp's converter knows its vocabulary."""
+    alone also after two spaces, as in SmolLM2's own tokenizer."""
     from transformers import AutoTokenizer
 
     file = embedded_gguf()
@@ -80,14 +78,6 @@ def test_the_embedded_tokenizer_is_the_files(embedded, data_dir):
         assert after.encode(text) == before.encode(text), text
         assert after.decode(after.encode(text)) == text
     assert after.convert_ids_to_tokens(after.encode("so  25")) == ["so", "ĠĠ", "2", "5"]
-    parts = json.loads((embedded / "tokenizer.json").read_text())
-    assert parts["normalizer"] is None and parts["decoder"]["type"] == "ByteLevel"
-    assert [part["type"] for part in parts["pre_tokenizer"]["pretokenizers"]] == [
-        "Digits",
-        "ByteLevel",
-    ]
-    model = parts["model"]
-    assert not (model["byte_fallback"] or model["fuse_unk"] or model["unk_token"])
     # As the file says: the end of a turn ends a completion, and pads.
     assert after.eos_token_id == after.pad_token_id == 2 and after.bos_token_id == 1
 

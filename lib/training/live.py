@@ -227,17 +227,12 @@ class LivePlot(AbstractContextManager, TrainerCallback):
     `steps` are the run's, for the time left; `alert` is called with the alarms at each drawing.
     """
 
+    alert: Callable[[Sequence[Alarm]], None] | None = None
     pause = 10.0  # seconds between two drawings, at the least
     share = 0.02  # of the time may go into drawing
 
-    def __init__(
-        self,
-        run: Run,
-        steps: int,
-        weights: Mapping[str, float] | None = None,
-        alert: Callable[[Sequence[Alarm]], None] | None = None,
-    ):
-        self.run, self.steps, self.weights, self.alert = run, steps, weights, alert
+    def __init__(self, run: Run, steps: int, weights: Mapping[str, float] | None = None):
+        self.run, self.steps, self.weights = run, steps, weights
         self.log: Sequence[dict] = []
         self.shown: list = []  # display handles
         self.next, self.drawn = 0.0, 0  # when to draw again, and how many rows were drawn
