@@ -170,15 +170,14 @@ def set_random_state(state: tuple) -> None:
         restore(value)
 
 
-def keep_byte_code(folder: Path | None = None) -> None:
-    """Let this process and its children keep what Python compiles, in `folder`, where they are told
-    not to write it beside the sources (PYTHONDONTWRITEBYTECODE, as in many containers): else each
-    notebook compiles thousands of modules anew."""
+def keep_byte_code() -> None:
+    """Let this process and its children keep what Python compiles, in the cache, where they are
+    told not to write it beside the sources (PYTHONDONTWRITEBYTECODE, as in many containers): else
+    each notebook compiles thousands of modules anew."""
     if sys.dont_write_bytecode and not sys.pycache_prefix:
-        folder = folder or cache_folder() / "bytecode"
-        sys.dont_write_bytecode, sys.pycache_prefix = False, str(folder)
+        sys.dont_write_bytecode, sys.pycache_prefix = False, str(cache_folder() / "bytecode")
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-        os.environ["PYTHONPYCACHEPREFIX"] = str(folder)
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
 
 
 def duration(seconds: float) -> str:

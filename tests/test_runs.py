@@ -302,13 +302,13 @@ def test_a_checkout_that_cannot_be_written_to_has_its_cache_elsewhere(monkeypatc
 
 
 PROGRAM = """
-import importlib.util, os, sys
+import importlib.util, os
 from pathlib import Path
 from lib.process import keep_byte_code
-keep_byte_code(Path(sys.argv[1]))
+keep_byte_code()
 import lib.stack
 cached = Path(importlib.util.cache_from_source(lib.stack.__file__))
-print(cached.is_file() and cached.is_relative_to(sys.argv[1]))
+print(cached.is_file() and cached.is_relative_to(os.environ["GRPO_CACHE"]))
 print(*map(os.environ.get, ("PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE")))
 """
 
@@ -316,11 +316,12 @@ print(*map(os.environ.get, ("PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE")))
 def test_byte_code_is_kept_apart_where_it_may_not_lie_beside_its_source(tmp_path):
     """And elsewhere Python keeps its own way."""
     bare = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    ours, elsewhere = str(tmp_path / "ours"), str(tmp_path / "elsewhere")
+    bare["GRPO_CACHE"] = str(tmp_path / "cache")
+    ours, elsewhere = str(tmp_path / "cache" / "bytecode"), str(tmp_path / "elsewhere")
     forbidden = {"PYTHONDONTWRITEBYTECODE": "1"}
     for given, says in (
         (forbidden, ["True", ours, "None"]),
         (forbidden | {"PYTHONPYCACHEPREFIX": elsewhere}, ["False", elsewhere, "1"]),
         ({"PYTHONPYCACHEPREFIX": elsewhere}, ["False", elsewhere, "None"]),
     ):
-        assert python("-c", PROGRAM, ours, env=bare | given).split() == says
+        assert python("-c", PROGRAM, env=bare | given).split() == says

@@ -196,17 +196,29 @@ sys.exit(lib.suite.notebook(["01_setup", sys.argv[2], "{}"]))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_no_kernel_is_left_when_the_runner_ends(tmp_path, run, notebook, number):
-    notebook(f"import time; open({str(tmp_path / 'busy')!r}, 'w'); time.sleep(300)")
+DEAF = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+
+
+@pytest.mark.parametrize(
+    ("code", "numbers", "ends"),
+    [
+        ("", [signal.SIGKILL], -signal.SIGKILL),
+        ("", [signal.SIGTERM], 128 + signal.SIGTERM),
+        (DEAF, [signal.SIGINT] * 2, -signal.SIGINT),  # again: at once
+    ],
+)
+def test_no_kernel_is_left_when_the_runner_ends(tmp_path, run, notebook, code, numbers, ends):
+    notebook(f"{code}import time; open({str(tmp_path / 'busy')!r}, 'w'); time.sleep(300)")
     command = [sys.executable, "-c", RUNNER, str(tmp_path), str(run.folder)]
     runner = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True)
     while not (tmp_path / "busy").exists():
         assert runner.poll() is None
         time.sleep(0.1)
     kernels = psutil.Process(runner.pid).children(recursive=True)
-    runner.send_signal(number)
-    assert runner.wait(20) == (-number if number == signal.SIGKILL else 128 + number)
+    for number in numbers:
+        runner.send_signal(number)
+        time.sleep(1)
+    assert runner.wait(20) == ends
     assert kernels and psutil.wait_procs(kernels, timeout=10)[1] == []
 
 

@@ -7,7 +7,6 @@ lock does not take; the machine's other packages stay as they are. The kernel st
 a package was replaced that it had imported already.
 """
 
-import re
 import shutil
 import subprocess
 import sys
@@ -17,15 +16,12 @@ from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name as normal
 
 ROOT = Path(__file__).resolve().parent.parent
 TOGETHER = {"torch", "torchvision", "torchaudio", "triton"}  # built for one another: as locked
 # What the machine's own page speaks to its kernel by.
 PAGE = {"ipykernel", "ipython", "ipywidgets", "jupyter-client", "pyzmq", "tornado", "traitlets"}
-
-
-def normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def lacking(
