@@ -310,13 +310,9 @@ def groups_figure(rows: Sequence[dict]) -> Figure:
     with Wilson intervals and their sizes."""
     figure, [axis] = grid_of_axes("", height=3.4)
     for side, color, shift in (("before", GREY, -0.19), ("after", BLUE, 0.19)):
-        xs, rates = np.arange(len(rows)) + shift, [row[side] for row in rows]
-        middle = np.array([share["rate"] for share in rates])
-        axis.bar(xs, middle, 0.36, color=color, label=side)
-        # A rate of 0 or 1 lies on its interval's bound, but for rounding.
-        below = np.maximum(0, middle - [share["low"] for share in rates])
-        above = np.maximum(0, [share["high"] for share in rates] - middle)
-        axis.errorbar(xs, middle, yerr=[below, above], fmt="none", color="black", lw=1, capsize=2)
+        xs, rates = np.arange(len(rows)) + shift, pd.DataFrame([row[side] for row in rows])
+        axis.bar(xs, rates["rate"], 0.36, color=color, label=side)
+        axis.vlines(xs, rates["low"], rates["high"], color="black", lw=1)
     names = [f"{row['group']}\nproblems: {row['before']['answers']}" for row in rows]
     axis.set_xticks(range(len(rows)), names)
     if not rows[0]["group"].startswith("level"):
