@@ -512,11 +512,7 @@ def test_regrading_a_run_needs_no_torch_and_takes_an_address(proved):
     from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
     program = (
-        "import builtins, sys\nimport_module = builtins.__import__\n"
-        "def refuse(name, *args, **kwargs):\n"
-        "    if name.split('.')[0] in ('torch', 'transformers', 'vllm'): raise ImportError(name)\n"
-        "    return import_module(name, *args, **kwargs)\n"
-        "builtins.__import__ = refuse\n"
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'vllm')))\n"
         "from lib.suite import main; sys.exit(main(['regrade', sys.argv[1]]))"
     )
     handler = partial(SimpleHTTPRequestHandler, directory=str(proved.parent))
