@@ -58,25 +58,13 @@ def test_a_run_that_noted_no_totals_can_be_read(run):
     assert found["total"] == 0.5 and found["question"] == "1+3"
 
 
-def test_sorted_by_advantage_and_by_a_reward():
-    assert texts(browse(FIRST)) == ["bb", "dddd", "ccc ✂", "a"]
-    assert texts(browse(FIRST, descending=False))[0] == "a"
-    assert texts(browse(FIRST, sort="correctness")) == ["bb", "dddd", "a", "ccc ✂"]
-    assert texts(browse(FIRST, sort="correctness", descending=False))[-1] == "ccc ✂"
-    assert texts(browse(FIRST, sort="tokens")) == ["dddd", "ccc ✂", "bb", "a"]
-
-
-def test_chosen_by_prompt():
-    assert texts(browse(FIRST, prompt="2+2")) == ["bb", "a"]
-    assert browse([]) == []
-
-
 def test_two_steps_two_steps():
     rows = two_steps(FIRST, LATER, prompt="2+2")
     assert [(r["completion, step 1"], r["completion, step 7"]) for r in rows] == [
         ("bb", "ee"),
         ("a", "ff"),
     ]
+    assert browse([]) == []
     uneven = two_steps(FIRST, LATER)
     assert len(uneven) == 4 and "completion, step 7" not in uneven[3]
     assert texts_of(two_steps([], LATER), 7) == ["ee", "ff"]
@@ -94,11 +82,17 @@ def test_the_widgets_show_what_is_chosen(kept):
     descending.value = False
     assert texts(shown[-1]) == ["ff", "ee"]
     step.value, descending.value = 1, True
+    assert texts(shown[-1]) == ["bb", "dddd", "ccc ✂", "a"]
     assert [label for label, _ in prompt.options] == ["all", "What is 2+2?", "What is 1+3?"]
     prompt.value = "1+3"
     assert texts(shown[-1]) == ["dddd", "ccc ✂"]
     prompt.value, sort.value = None, "correctness"
-    assert texts(shown[-1])[:2] == ["bb", "dddd"]
+    assert texts(shown[-1]) == ["bb", "dddd", "a", "ccc ✂"]
+    descending.value = False
+    assert texts(shown[-1]) == ["a", "dddd", "bb", "ccc ✂"]  # a row without the reward comes last
+    sort.value = "tokens"
+    assert texts(shown[-1]) == ["a", "bb", "ccc ✂", "dddd"]
+    sort.value, descending.value = "correctness", True
     other.value = 7
     assert texts_of(shown[-1][:1], 7) == ["ee"]
 

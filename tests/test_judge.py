@@ -54,8 +54,10 @@ def test_marks_are_paid_and_a_failure_is_none(endpoint, tmp_path):
     assert len(endpoint.seen) == asked  # no answer is paid for twice
 
 
-def test_equal_answers_are_asked_once(endpoint):
-    assert Judge(endpoint.url)(PROMPTS, ["good day"] * 3) == [0.8] * 3
+def test_a_recipe_names_it_by_its_path_and_equal_answers_are_asked_once(endpoint):
+    spec = {"lib.judge.Judge": {"weight": 0.5, "url": endpoint.url, "model": "m"}}
+    [judge], weights = build_rewards(spec)
+    assert weights == [0.5] and judge(PROMPTS, ["good day"] * 3) == [0.8] * 3
     assert len(endpoint.seen) == 1
 
 
@@ -65,9 +67,3 @@ def test_the_cost_ends_at_its_limit(endpoint):
     with refuses("judge-cost"):
         judge(PROMPTS[:1], ["another"])
     assert len(endpoint.seen) == 1
-
-
-def test_a_recipe_names_it_by_its_path(endpoint):
-    spec = {"lib.judge.Judge": {"weight": 0.5, "url": endpoint.url, "model": "m"}}
-    [judge], weights = build_rewards(spec)
-    assert weights == [0.5] and judge(PROMPTS[:1], ["good day"]) == [0.8]

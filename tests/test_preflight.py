@@ -9,7 +9,7 @@ from lib.engines import Completion
 from lib.errors import BadInput
 from lib.files import read_json
 from lib.notebook import table
-from lib.plots.widgets import component_rows, playground
+from lib.plots.widgets import playground
 from lib.preflight import keep, preflight, require_signal
 from lib.rewards import build_rewards, temptations
 from lib.tasks import get_task, make_rows
@@ -94,32 +94,26 @@ def test_too_easy_is_told_apart_from_too_hard():
     assert "too easy" in easy.verdict and "too hard" in hard.verdict
 
 
-def test_component_rows_are_totals_and_advantages():
+def test_the_playground_shows_totals_and_advantages_as_they_are_weighed():
     rewards, weights = build_rewards({"correctness": 0.5, "hard_format": 1.0})
-    gold = ROWS[0]["answer"]
-    rows = component_rows([tagged(gold), "?"], ROWS[0], rewards, weights, scale=False)
-    assert [row["total"] for row in rows] == [1.25, 0]
-    assert [row["advantage"] for row in rows] == [0.625, -0.625]
-    assert rows[0]["0.5 × correctness"] + rows[0]["hard_format"] == rows[0]["total"]
-    scaled = component_rows([tagged(gold), "?"], ROWS[0], rewards, weights)
-    assert scaled[0]["advantage"] == pytest.approx(0.625 / np.std([1.25, 0], ddof=1), abs=1e-3)
+    texts, shown = [tagged(ROWS[0]["answer"]), "?"], []
 
+    def show(rows):
+        shown.append(rows)
+        return table(rows)
 
-def test_moving_a_weight_in_the_playground_changes_the_table():
-    rewards, weights = build_rewards({"correctness": 0.5, "hard_format": 1.0})
-    shown = []
-    box = playground(
-        [tagged(ROWS[0]["answer"]), "?"],
-        ROWS[0],
-        rewards,
-        weights,
-        show=lambda rows: shown.append(rows) or table(rows),
-    )
-    controls = box.box.children
-    slider = next(child for child in controls if child.description == "correctness")
-    slider.value = 1.0
-    assert [rows[0]["total"] for rows in shown] == [1.25, 2.25]
-    controls[0].value = "typed"
+    box, _, correctness, _, scale, _ = playground(
+        texts, ROWS[0], rewards, weights, show
+    ).box.children
+    [right, wrong] = shown[-1]
+    assert right["0.5 × correctness"] + right["hard_format"] == right["total"] == 1.25
+    assert wrong["total"] == 0
+    assert right["advantage"] == pytest.approx(0.625 / np.std([1.25, 0], ddof=1), abs=1e-3)
+    scale.value = False
+    assert [row["advantage"] for row in shown[-1]] == [0.625, -0.625]
+    correctness.value = 1.0
+    assert shown[-1][0]["total"] == 2.25
+    box.value = "typed"
     assert shown[-1][0]["completion"] == "typed"
 
 

@@ -34,7 +34,8 @@ from lib.rewards import (
 )
 from tests.conftest import CPU
 
-GOLDEN = Path(__file__).parent / "data" / "adversarial_rewards.json"
+DATA = Path(__file__).parent / "data"
+ADVERSARIAL = json.loads((DATA / "adversarial_rewards.json").read_text(encoding="utf-8"))
 GOOD = "<think>\n16 - 3 - 4 = 9, and 9 * 2 = 18.\n</think>\n<answer>\n18\n</answer>"
 REASONED = "<reasoning>\nline one\nline two\n</reasoning>\n<answer>\n18\n</answer>"
 
@@ -53,9 +54,8 @@ def score(name: str, text, gold="18", kind="number", n_tokens=0, **parameters):
 
 # --- exact values -------------------------------------------------------------------------------
 
-LINES = (Path(__file__).parent / "data" / "reward_values.jsonl").read_text(encoding="utf-8")
 VALUES = {}
-for case in map(json.loads, LINES.splitlines()):
+for case in map(json.loads, (DATA / "reward_values.jsonl").open(encoding="utf-8")):
     VALUES.setdefault(case["reward"], []).append(case)
 
 
@@ -98,24 +98,17 @@ def test_weights_parameters_tags_and_the_limit_reach_every_reward():
 def test_what_trl_has_is_what_trl_says():
     from trl import rewards as trl
 
-    texts = [
-        GOOD,
-        "no tags",
-        "<think>a</think>b",
-        r"\boxed{18}",
-        r"\boxed{7}",
-        "<think></think>",
-        "<think>",
-    ]
+    texts = [GOOD, "no tags", "<think>a</think>b", r"\boxed{18}", r"\boxed{7}", "<think></think>"]
+    texts += ["<think>"]
     ids = [[n % 3 for n in range(n)] for n in (0, 1, 30, 77, 100, 160, 2)]
     messages = [[{"role": "assistant", "content": text}] for text in texts]
     columns = {"completions": messages, "completion_ids": ids}
+    length = {"max_completion_length": 100}
     for name, ours, theirs in (
         ("think_format", {}, trl.think_format_reward),
         ("repetition_penalty", {}, trl.get_repetition_penalty_reward(3, -1.0)),
-        ("soft_overlong", {"max_completion_length": 100},
-         trl.get_soft_overlong_punishment(100, 20)),
-    ):  # fmt: skip
+        ("soft_overlong", length, trl.get_soft_overlong_punishment(100, 20)),
+    ):
         assert built(name, **ours)(**columns) == pytest.approx(theirs(**columns)), name
     columns = {key: values[3:5] for key, values in columns.items()}
     theirs = trl.get_cosine_scaled_reward(100)(solution=["$18$"] * 2, **columns)
@@ -374,7 +367,6 @@ def test_completions_plain_and_conversational():
 
 # Learned rewards need a model that was trained first: tests/test_reward_model.py.
 ALL, _ = build_rewards(dict.fromkeys(REWARDS, 1.0), think_tag="think", max_completion_length=64)
-NAMES = [function.__name__ for function in ALL]
 
 
 def columns_for(texts, gold="18", kind="number") -> dict:
@@ -461,18 +453,10 @@ def test_gold_answers_read_as_math_and_gsm8ks_sums_hold(data_dir):
 
 
 def test_adversarial_completions_score_what_was_agreed():
-    """UPDATE_GOLDEN=1 writes the values anew; look at what changed before committing them."""
-    cases = json.loads(GOLDEN.read_text(encoding="utf-8"))
-    values = all_scores([case["completion"] for case in cases])
-    for i, case in enumerate(cases):
-        pays = {name: round(values[name][i], 6) for name in NAMES}
-        assert pays == case["pays"] or os.environ.get("UPDATE_GOLDEN"), case["case"]
-        case["pays"] = pays
-    if os.environ.get("UPDATE_GOLDEN"):
-        text = json.dumps(cases, indent=1, ensure_ascii=False)
-        GOLDEN.write_text(text + "\n", encoding="utf-8")
+    values = all_scores([case["completion"] for case in ADVERSARIAL])
+    for i, case in enumerate(ADVERSARIAL):
+        assert {name: round(paid[i], 6) for name, paid in values.items()} == case["pays"], case
     # Counting up never pays like solving, but for `last_number`, as it says of itself.
-    perfect, *others = cases
     for name in ("correctness", "reward_accuracy", "partial_credit", "gated_format", "int"):
-        for case in (case for case in others if "spam" in case["case"]):
-            assert case["pays"][name] < perfect["pays"][name]
+        spam = [case["pays"][name] for case in ADVERSARIAL if "spam" in case["case"]]
+        assert max(spam) < ADVERSARIAL[0]["pays"][name]

@@ -59,13 +59,21 @@ class Grade:
 
 def gold_parses(gold: str | None, kind: Kind) -> bool:
     """Whether a gold answer can be read; where it cannot, nothing can be graded against it."""
+    return _gold_answer(gold, kind) is not None
+
+
+def _gold_answer(gold: str | None, kind: Kind) -> str | None:
+    """A gold answer without the text that it may still stand in ("… #### 18", a sentence)."""
     if kind not in get_args(Kind):
         hint = ", ".join(get_args(Kind))
         raise BadInput(f"{kind!r} is no kind of answer; use {hint}", key="kind")
-    answer = bare_answer(gold, kind)
+    if not isinstance(gold, str) or not gold.strip():
+        return None
+    marked = _MARK.search(gold)
+    answer = find_answer(gold, kind, lists=True)[0] if marked else _unmarked(gold.strip(), kind)
     if answer is None or (answer in EMPTY_CELLS and kind != "text"):
-        return False
-    return kind != "number" or read_number(answer) is not None
+        return None
+    return None if kind == "number" and read_number(answer) is None else answer
 
 
 def grade(text: str | None, gold: str | None, kind: Kind, tags: str | None = None) -> Grade:
@@ -75,7 +83,8 @@ def grade(text: str | None, gold: str | None, kind: Kind, tags: str | None = Non
     is lenient. ``Grade.why`` is "no tags", "empty tags", "no answer found", "differs" or "gold not
     parseable". Raises BadInput for an unknown kind.
     """
-    if not gold_parses(gold, kind) or (theirs := bare_answer(gold, kind, lists=True)) is None:
+    theirs = _gold_answer(gold, kind)
+    if theirs is None:
         return Grade(False, why="gold not parseable")
     lists = kind == "math" and is_list(theirs)
     if kind != "text" and isinstance(text, str) and not text.isascii():
@@ -95,13 +104,9 @@ def grade(text: str | None, gold: str | None, kind: Kind, tags: str | None = Non
 
 def _same(mine: str, gold: str, kind: Kind) -> bool:
     """Whether two bare answers are the same."""
-    if kind == "choice":
-        return mine == gold
-    if kind == "text":
-        return same_words(mine, gold)
-    if kind == "math":
-        return same_math(mine, gold)
-    return read_number(mine) == read_number(gold) or same_math(arithmetic(mine) or mine, gold)
+    if kind == "number":
+        return read_number(mine) == read_number(gold) or same_math(arithmetic(mine) or mine, gold)
+    return same_math(mine, gold) if kind == "math" else same_words(mine, gold)
 
 
 # --- the answer in a text -----------------------------------------------------------------------
@@ -141,8 +146,6 @@ def find_answer(text: str | None, kind: str, lists: bool = False) -> Found:
 def tagged_answer(inside: str, kind: str, lists: bool = False) -> str | None:
     """The one answer inside tags, with a sentence around it or not; None if there are two."""
     inside = inside.strip()
-    if kind == "number" and read_number(inside) is not None:
-        return inside
     if len(inside) > MAX_ANSWER:
         return None
     for _, places in _marks(inside, lists):
@@ -151,16 +154,6 @@ def tagged_answer(inside: str, kind: str, lists: bool = False) -> str | None:
             alike = {read_number(answer) if kind == "number" else answer for answer in answers}
             return answers[0] or None if len(alike) == 1 else None
     return _unmarked(inside, kind)
-
-
-def bare_answer(answer: str | None, kind: str, lists: bool = False) -> str | None:
-    """An answer that may still stand in its text ("… #### 18", a sentence), without that text."""
-    if not isinstance(answer, str) or not answer.strip():
-        return None
-    answer = answer.strip()
-    if kind == "number" and read_number(answer) is not None:
-        return answer
-    return find_answer(answer, kind, lists)[0] if _MARK.search(answer) else _unmarked(answer, kind)
 
 
 def _unmarked(answer: str, kind: str) -> str | None:

@@ -449,6 +449,10 @@ def _is_formula(node: Node) -> bool:
 
 
 _LOW, _HIGH = constant(-math.inf), constant(math.inf)
+_HOLDS = {
+    "<": operator.lt, r"\le": operator.le, "=": operator.eq, r"\ne": operator.ne,
+    ">": operator.gt, r"\ge": operator.ge,
+}  # fmt: skip
 
 
 class _Line:
@@ -464,16 +468,16 @@ class _Line:
             numbers[end] = number if number in theirs else next(alike, number)
         order = sorted(set(numbers.values()))
         self.places = {end: 2 * order.index(number) + 1 for end, number in numbers.items()}
-        self.whole = frozenset(range(2, 2 * len(order) - 1))
+        self.whole = set(range(2, 2 * len(order) - 1))
 
-    def interval(self, low: Node, high: Node, brackets: str = "[]") -> frozenset[int]:
+    def interval(self, low: Node, high: Node, brackets: str = "[]") -> set[int]:
         """Empty where an end is no real number, or the low one is not below the high one."""
         if low not in self.places or high not in self.places:
-            return frozenset()
+            return set()
         start = self.places[low] + (brackets[0] != "[")
-        return frozenset(range(start, self.places[high] + (brackets[1] == "]")))
+        return set(range(start, self.places[high] + (brackets[1] == "]")))
 
-    def part(self, node: Node) -> tuple[frozenset[int], str] | None:
+    def part(self, node: Node) -> tuple[set[int], str] | None:
         """The part that a node means, and the name by which inequalities say so, or ""."""
         part = None
         if isinstance(node, Relation):
@@ -493,7 +497,7 @@ class _Line:
             return self.of_list(node)
         return (part, "") if part else None
 
-    def of_list(self, node: Sequence) -> tuple[frozenset[int], str] | None:
+    def of_list(self, node: Sequence) -> tuple[set[int], str] | None:
         """Of x > 2, x < 5, of x ≠ 1, 2 and of (-∞, 1), (2, ∞); 2, 7 and (1, 2), (3, 4) are none."""
         items, first = node.items, node.items[0]
         if isinstance(first, Relation) and first.signs == (r"\ne",):
@@ -503,30 +507,24 @@ class _Line:
         infinite = result and (2 in result[0] or max(self.whole) in result[0])
         return result if result and (result[1] or infinite) else None
 
-    def of_parts(self, nodes: Iterable[Node]) -> tuple[frozenset[int], str] | None:
+    def of_parts(self, nodes: Iterable[Node]) -> tuple[set[int], str] | None:
         """x > 2, x < 5 have a part in common, which is meant; x < 2, x > 5 and intervals join."""
         results = [self.part(node) for node in nodes]
         if not all(results) or len(names := {name for _, name in results} - {""}) > 1:
             return None
         parts, name = [part for part, _ in results], "".join(names)
-        return (name and frozenset.intersection(*parts)) or frozenset.union(*parts), name
+        return (name and set.intersection(*parts)) or set.union(*parts), name
 
-    def where_it_holds(self, chain: Relation) -> tuple[frozenset[int], str] | None:
+    def where_it_holds(self, chain: Relation) -> tuple[set[int], str] | None:
         """a < x ≤ b is (a, b], x < b is (-∞, b), x ≠ b is all but b."""
-        part, names = self.whole, {side for side in chain.sides if _is_name(side)}
+        names = {side for side in chain.sides if side not in self.places}
+        name = names.pop() if len(names) == 1 else None
+        if not isinstance(name, Value) or not _is_name(name):
+            return None
+        place, part = self.places.get, self.whole
         for left, sign, right in zip(chain.sides, chain.signs, chain.sides[1:], strict=False):
-            if left in self.places:
-                left, sign, right = right, _FLIPPED.get(sign, sign), left
-            if right not in self.places or names != {left} or not isinstance(left, Value):
-                return None
-            at = {self.places[right]}
-            below = {place for place in self.whole if place < self.places[right]}
-            above = self.whole - below - at
-            part &= {
-                "<": below, r"\le": below | at, "=": at, r"\ne": below | above,
-                ">": above, r"\ge": above | at,
-            }[sign]  # fmt: skip
-        return (part, left.literal.replace("?", "")) if part else None
+            part = {x for x in part if _HOLDS[sign](place(left, x), place(right, x))}
+        return (part, name.literal.replace("?", "")) if part else None
 
 
 def _ends(node: Node) -> list[Value]:

@@ -23,9 +23,6 @@ _PLAIN = str.maketrans(
         # ٣ and ② are 3 and 2: str.isdigit accepts them, int and Fraction not all of them.
         **{c: str(unicodedata.digit(c)) for c in map(chr, range(128, 0x20000))
            if c.isdigit() and c not in _RAISED + "₀₁₂₃₄₅₆₇₈₉"},
-        **{chr(c): str(int(unicodedata.numeric(chr(c)))) for a, b in (  # ①⑴⒈ ⓫ ㉑ ㊱
-            (0x2460, 0x249C), (0x2776, 0x2794), (0x24EB, 0x24F5), (0x3251, 0x3260), (0x32B1, 0x32C0)
-        ) for c in range(a, b)},
         **{c: unicodedata.normalize("NFKC", c).replace("⁄", "/") for c in _VULGAR},
         **{chr(c): chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)},  # full-width ASCII
         **{chr(c): " " for c in range(0x2000, 0x200B)},

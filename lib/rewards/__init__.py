@@ -323,9 +323,9 @@ class Checked:
         given = {"completions": completions} | columns
         try:
             values = self.reward(**{key: _copied(key, value) for key, value in given.items()})
-            if inspect.isawaitable(values):
+            if inspect.iscoroutine(values):
                 with ThreadPoolExecutor(1) as pool:  # a notebook's own thread has a loop already
-                    values = pool.submit(asyncio.run, _wait(values)).result()
+                    values = pool.submit(asyncio.run, values).result()
             if isinstance(values, str | bytes | Mapping | set) or not hasattr(values, "__iter__"):
                 raise TypeError(f"it returned a {type(values).__name__}, not a list of numbers")
             values = list(islice(values, count + 1))
@@ -357,10 +357,6 @@ def _copied(name: str, value: Any) -> Any:
     if name == "completion_ids":  # many, and numbers: no need to go deep
         return [list(ids) for ids in value]
     return copy.deepcopy(value) if isinstance(value, list) else value
-
-
-async def _wait(values: Any) -> Any:
-    return await values
 
 
 def _place(error: BaseException, reward: Callable) -> str:

@@ -468,10 +468,8 @@ def language_consistency(text: str, *, value=1.0, language="en") -> float:
         raise BadInput(f"language_consistency has no language {language!r}: {hint}")
     text = _NOTATION.sub(" ", text)
     letters = "".join(re.findall(r"[^\W\d_]++", text if language == "el" else _GREEK.sub("", text)))
-    if letters.isascii():  # the usual case, and no need to look at each letter
-        return value if letters and _SCRIPTS[language] == _LATIN else 0.0
     of_script = re.findall(f"[{_SCRIPTS[language]}]++", letters)
-    return value * sum(map(len, of_script)) / len(letters)
+    return value * sum(map(len, of_script)) / len(letters) if letters else 0.0
 
 
 _ANSWERS = (correctness, reward_accuracy, last_number, partial_credit, gated_format, cosine_length)
