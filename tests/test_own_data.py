@@ -295,7 +295,7 @@ def test_messages_in_other_shapes(tmp_path, question):
                                              {"from": "gpt", "value": "2"}]}),
         ("prompt completion", {"prompt": [{"role": "user", "content": "1 + 1?"}],
                                "completion": [{"role": "assistant", "content": "2"}]}),
-        ("a+b+c output", {"a": "1 +", "b": "1?", "c": "", "output": "2"}),
+        ("c+a+b output", {"a": "1 +", "b": "1?", "c": "", "output": "2"}),
     ],
 )  # fmt: skip
 def test_dialogues_and_several_columns_are_question_and_answer(tmp_path, columns, row):
@@ -305,7 +305,10 @@ def test_dialogues_and_several_columns_are_question_and_answer(tmp_path, columns
     [problem] = get_task("file", given).load("test")
     assert problem.question.split() == ["1", "+", "1?"] and not problem.meta
     assert problem.readable and get_task("file", given).grade(problem, "2").correct
-    assert key_of(get_task("file", given | {"question": ["d"]}).load, "test") == "column"
+    for columns, key in ((["d"], "column"), (["e", "d"], "column"), (["e", "e"], "empty")):
+        path = write(tmp_path / "a.jsonl", row | {"e": ""})
+        task = get_task("file", given | {"path": path, "question": columns})
+        assert key_of(task.load, "test") == key
 
 
 def test_preference_pairs_as_messages(tmp_path):

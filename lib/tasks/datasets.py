@@ -240,10 +240,9 @@ class OwnColumns(Task):
         used |= {column.partition(".")[0] for column in used}
         for i, row in enumerate(rows):
             id = f"{source}/{i}"
-            asked, gold = cell(row, self.names[0]), cell(row, self.answer)
-            if len(self.names) > 1:  # of which some may be empty
-                check_columns({key: value or "-" for key, value in row.items()}, self.names, id)
-                parts = [cell(row, name) for name in self.names]
+            parts = [cell(row, name) for name in self.names]
+            asked, gold = parts[0], cell(row, self.answer)
+            if parts[1:]:  # of several some may be empty
                 asked = "\n\n".join(str(part) for part in parts if not is_missing(part))
             if self.question == self.answer and isinstance(asked, list):  # a whole dialogue
                 asked, gold = asked[:-1], asked[-1:]
@@ -255,10 +254,10 @@ class OwnColumns(Task):
         return problems
 
     @property
-    def columns(self) -> tuple[str, ...]:
+    def columns(self) -> tuple[str | list[str], ...]:
         """What each row must have: an answer of which none is right only where it is named."""
         unasked = self.kind == OPEN and self.answer == OwnColumns.answer
-        return (self.names[0],) if unasked else (self.names[0], self.answer)
+        return (self.question,) if unasked else (self.question, self.answer)
 
 
 @task("file", "jsonl", "csv", "parquet")
@@ -475,16 +474,20 @@ def cell(row: dict, column: str) -> Any:
     return cell(table, rest) if dot and isinstance(table, dict) else None
 
 
-def check_columns(row: dict, columns: Iterable[str], where: str, filled: bool = False) -> None:
-    """Raises BadInput unless the row has each of `columns`, with a value; not empty if `filled`."""
-    for column in columns:
-        if not {column, column.partition(".")[0]} & row.keys():
-            there = ", ".join(map(str, row)) or "none"
-            hint = f"it has {there}; name the one you mean in task_config (question: …, answer: …)"
-            raise BadInput(f'{where} has no column "{column}": {hint}.', "column")
-        value = cell(row, column)
-        if value is None or (filled and is_missing(value)):
-            raise BadInput(f'{where} has nothing in its column "{column}": fill it in.', "empty")
+def check_columns(row: dict, columns: Iterable, where: str, filled: bool = False) -> None:
+    """Raises BadInput unless the row has each of `columns`, with a value, which is not empty if
+    `filled`; a list of columns, of which one alone may have it, is one of them."""
+    for names in columns:
+        names = [names] if isinstance(names, str) else names
+        for name in names:
+            if not {name, name.partition(".")[0]} & row.keys():
+                there = ", ".join(map(str, row)) or "none"
+                hint = "name the one you mean in task_config (question: …, answer: …)"
+                raise BadInput(f'{where} has no column "{name}": it has {there}; {hint}.', "column")
+        values = [cell(row, name) for name in names]
+        if all(value is None or (filled and is_missing(value)) for value in values):
+            said = f"{where} has nothing in its column {' or '.join(map(repr, names))}"
+            raise BadInput(f"{said}: fill it in.", "empty")
 
 
 def row_id(row: dict, id: str, column: str = "id") -> str:
