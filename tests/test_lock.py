@@ -50,8 +50,7 @@ def held(folder):
 
 @pytest.fixture
 def place(tmp_path):
-    yield tmp_path / "demo"
-    release()
+    return tmp_path / "demo"
 
 
 def test_a_second_process_is_refused_by_the_firsts_number(place):
@@ -91,27 +90,24 @@ def test_children_may_write_where_their_runner_does(place):
     assert holder(place, 0).communicate()[0] == "has it\n"
 
 
-def notebook(*cells: str):
-    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-
-
 def test_a_notebooks_cells_have_it_while_they_run(place):
     place.mkdir()
     opened = f"from pathlib import Path; from lib.files import hold; hold(Path({str(place)!r}))"
-    cells = notebook(opened, "import time; Path('busy').touch(); time.sleep(3)")
-    busy = place.parent / "busy"
-    client = NotebookClient(cells, resources={"metadata": {"path": str(place.parent)}})
+    sources = (opened, "import time; Path('busy').touch(); time.sleep(3)")
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    notebook, busy = nbformat.v4.new_notebook(cells=cells), place.parent / "busy"
+    client = NotebookClient(notebook, resources={"metadata": {"path": str(place.parent)}})
     with client.setup_kernel(env={**os.environ, "PYTHONPATH": str(ROOT)}):
-        client.execute_cell(cells.cells[0], 0)
+        client.execute_cell(cells[0], 0)
         refused = pytest.raises(CellExecutionError, match="is being written by another process")
         with held(place), refused:  # the notebook is open, and idle
-            client.execute_cell(cells.cells[1], 1)
+            client.execute_cell(cells[1], 1)
         assert not busy.exists()
-        client.kc.execute(cells.cells[1].source)
+        client.kc.execute(cells[1].source)
         while not busy.exists():
             time.sleep(0.05)
         with refuses("run-in-use"):
             hold(place)
         place.rename(place.with_name("demo.aside"))
         with pytest.raises(CellExecutionError, match="restart this notebook"):
-            client.execute_cell(cells.cells[1], 1)
+            client.execute_cell(cells[1], 1)
