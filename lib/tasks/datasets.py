@@ -7,7 +7,6 @@ the rows are loaded from the Hub. `OwnRows` (task "file") takes a file of one's 
 place, `HubRows` (task "hub") any data set on the Hub; their columns are named in the recipe.
 """
 
-import codecs
 import csv
 import gzip
 import hashlib
@@ -16,7 +15,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -321,7 +320,7 @@ def read_rows(path: str | Path, columns: Iterable[str] = (), filled: bool = Fals
         data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     except (OSError, EOFError, zlib.error) as error:
         raise BadInput(f"{path} cannot be unpacked ({error}): copy it again.") from None
-    rows = _reader(path, data)(path, data.removeprefix(codecs.BOM_UTF8))
+    rows = _parsed(path, data)
     if not rows:
         raise BadInput(f"{path} has no rows: give a file with at least one.")
     empty = []
@@ -338,30 +337,34 @@ def read_rows(path: str | Path, columns: Iterable[str] = (), filled: bool = Fals
     return [row for _, row in rows]
 
 
-def _reader(path: Path, data: bytes) -> Callable[[Path, bytes], list[tuple[str, dict]]]:
-    """What reads the file: by its ending, or where that says nothing, by how it begins."""
+def _parsed(path: Path, data: bytes) -> list[tuple[str, dict]]:
+    """Rows by where they stand: read by the file's ending, or where that says nothing, by how it
+    begins."""
     ending = Path(path.name.lower().removesuffix(".gz")).suffix
     if data.startswith(b"version https://git-lfs"):
         said = f"{path} is a pointer of Git LFS, not the rows"
         raise BadInput(f"{said}: fetch them with `git lfs pull`.", "encoding")
     if ending == ".parquet" or data[:4] == b"PAR1":
-        return _read_parquet
-    if b"\0" in data[:1000]:  # a workbook, an archive, UTF-16
+        return _read_parquet(path, data)
+    text = data.decode("utf-8-sig", "surrogateescape")
+    if odd := re.search("[\0\udc80-\udcff]", text):  # a workbook, an archive, another encoding
+        line = text.count("\n", 0, odd.start()) + 1
         hint = "save the rows as CSV or JSON Lines in UTF-8, or as Parquet"
-        raise BadInput(f"{path} is not UTF-8 text: {hint}.", "encoding")
-    as_json = ending in (".json", ".jsonl", ".ndjson") or data.lstrip()[:1] in (b"{", b"[")
-    return _read_json if as_json and ending not in (".csv", ".tsv") else _read_csv
+        raise BadInput(f"{path}, line {line} is not UTF-8 text: {hint}.", "encoding")
+    as_json = ending in (".json", ".jsonl", ".ndjson") or text.lstrip()[:1] in ("{", "[")
+    read = _read_json if as_json and ending not in (".csv", ".tsv") else _read_csv
+    return read(path, text)
 
 
-def _read_json(path: Path, data: bytes) -> list[tuple[str, dict]]:
-    """JSON Lines (blank lines are skipped), or one JSON list; rows by where they stand."""
-    if data.lstrip().partition(b"\n")[0].strip() == b"{":  # indented, as by a program
+def _read_json(path: Path, text: str) -> list[tuple[str, dict]]:
+    """JSON Lines (blank lines are skipped), or one JSON list."""
+    if text.lstrip().partition("\n")[0].strip() == "{":  # indented, as by a program
         said = f"{path} is one object, or several over more lines than one each"
         raise BadInput(f"{said}: write a list of rows, [{{…}}, {{…}}], or a row a line.", "json")
-    if data.lstrip()[:1] == b"[":
-        rows = [(f"{path}, row {i}", row) for i, row in enumerate(_json(data, str(path)), 1)]
+    if text.lstrip()[:1] == "[":
+        rows = [(f"{path}, row {i}", row) for i, row in enumerate(_json(text, str(path)), 1)]
     else:
-        lines = [(f"{path}, line {i}", line) for i, line in enumerate(data.split(b"\n"), 1)]
+        lines = [(f"{path}, line {i}", line) for i, line in enumerate(text.split("\n"), 1)]
         rows = [(where, _json(line, where)) for where, line in lines if line.strip()]
     for where, row in rows:
         if not isinstance(row, dict):
@@ -369,27 +372,24 @@ def _read_json(path: Path, data: bytes) -> list[tuple[str, dict]]:
     return rows
 
 
-def _json(data: bytes, where: str) -> Any:
+def _json(text: str, where: str) -> Any:
     try:
-        value = json.loads(data.decode("utf-8-sig"))
-        if b"\\ud" in data.lower():
+        value = json.loads(text)
+        if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except UnicodeEncodeError:
         said = "holds half a character (a lone surrogate), which no tokenizer reads"
         raise BadInput(f"{where} {said}: fix that line.", "surrogate") from None
-    except UnicodeDecodeError:
-        said = "is not UTF-8 text: save the rows as CSV or JSON Lines in UTF-8, or as Parquet"
-        raise BadInput(f"{where} {said}.", "encoding") from None
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{where} is not valid JSON ({error}): fix that line.") from None
 
 
-def _read_csv(path: Path, data: bytes) -> list[tuple[str, dict]]:
+def _read_csv(path: Path, text: str) -> list[tuple[str, dict]]:
     """Every cell as the text it is, separated by what the header has most of: , ; or a tab. Excel
     may write "sep=;" before it."""
     try:
-        text = re.sub(r"^\s*sep=.\r?\n", "", data.decode()).lstrip("\r\n")
+        text = re.sub(r"^\s*sep=.\r?\n", "", text).lstrip("\r\n")
         separator, line = max(",;\t|", key=text.partition("\n")[0].count), 1
         csv.field_size_limit(1 << 30)
         lines = io.StringIO(text, newline="")
@@ -399,8 +399,6 @@ def _read_csv(path: Path, data: bytes) -> list[tuple[str, dict]]:
         for row in reader:
             line = reader.line_num
             rows.append((f"{path}, line {line}", row))
-    except UnicodeDecodeError:
-        raise BadInput(f"{path} is not UTF-8: save it as UTF-8.", "encoding") from None
     except csv.Error as error:
         said = f"{path} is no CSV that can be read after line {line} ({error})"
         raise BadInput(f"{said}: look for a quotation mark too many.", "csv") from None
