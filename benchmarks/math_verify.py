@@ -32,8 +32,7 @@ sys.path[0] = str(ROOT)  # where math_verify is no benchmark
 from math_verify import LatexExtractionConfig, parse, verify  # noqa: E402
 
 from lib import answers  # noqa: E402
-from lib.answers import formulas, math  # noqa: E402
-from lib.answers.numerals import read_number  # noqa: E402
+from lib.answers import formulas, math, numerals  # noqa: E402
 
 DATA = Path(os.environ.get("GRPO_DATA_DIR") or ROOT / ".." / "shared" / "data")
 CORPUS = ROOT / "tests" / "data" / "answers_corpus.jsonl"
@@ -55,7 +54,8 @@ def says_math_verify(mine: str, gold: str) -> bool:
 
 def same_by_math_verify(mine: str, gold: str) -> bool:
     """The same number, else the same normalised string, else math_verify's verdict."""
-    numbers = [read_number(answer, units=False) for answer in (mine, gold)]
+    texts = [numerals.unwrap(answer).rstrip(" .%") for answer in (mine, gold)]
+    numbers = [match and numerals._value(match) for match in map(numerals._NUMBER.fullmatch, texts)]
     if None not in numbers:
         return numbers[0] == numbers[1]
     if normalised(mine) == normalised(gold):

@@ -36,10 +36,9 @@ def test_corpus_has_no_repeats():
 
 
 def graded(case: dict) -> Grade:
-    text, tags = case.get("text"), case.get("tags")
-    if text is None:
-        text, tags = f"<answer>{case['predicted']}</answer>", "answer"
-    return grade(text, case["gold"], case["kind"], tags)
+    if "predicted" in case:
+        return grade(f"<answer>{case['predicted']}</answer>", case["gold"], case["kind"], "answer")
+    return grade(case["text"], case["gold"], case["kind"], case.get("tags"))
 
 
 @pytest.mark.parametrize("kind", KINDS)

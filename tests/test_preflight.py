@@ -125,12 +125,9 @@ def test_only_the_right_temptation_is_right(name):
     assert right == ["right", "two answers, the last one right"]  # the last pair of tags counts
 
 
-def test_tables_show_tags_and_leave_gaps_empty():
+def test_tables_show_tags_leave_gaps_empty_and_whole_numbers_whole_beside_fractions():
     page = table([{"text": "<answer>18</answer>", "x": 0.123456}, {"text": "?"}]).to_html()
     assert "&lt;answer&gt;18&lt;/answer&gt;" in page
     assert "0.123" in page and "0.1234" not in page and "nan" not in page
-
-
-def test_tables_show_whole_numbers_whole_beside_fractions():
     page = table([("rank", 16), ("norm", 1.2434)], ("adapter", "")).to_html()
     assert ">16<" in page and ">1.243<" in page

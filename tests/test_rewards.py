@@ -9,7 +9,7 @@ import os
 import pickle
 import random
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -90,9 +90,8 @@ def test_weights_parameters_tags_and_the_limit_reach_every_reward():
     assert overlong(completions=["x"], **columns | {"completion_ids": [[1] * 100]}) == [-1.0]
     assert cosine(completions=[GOOD], **columns | {"completion_ids": [[1] * 10]}) == [0.5]
     # A data set without kinds is graded as mathematics.
-    assert built("correctness")(completions=["<answer>$0.5$</answer>"], answer=[r"\frac12"]) == [
-        2.0
-    ]
+    columns = {"completions": ["<answer>$0.5$</answer>"], "answer": [r"\frac12"]}
+    assert built("correctness")(**columns) == [2.0]
 
 
 def test_what_trl_has_is_what_trl_says():
@@ -250,18 +249,13 @@ def test_a_function_or_class_of_ones_own(own_rewards):
         build_rewards({"trl.rewards.think_format_reward": 1, "think_format_reward": 1})
 
 
-class NoDefault:
-    def __init__(self, limit):
-        self.limit = limit
-
-
 @pytest.mark.parametrize(
     ("name", "what", "word"),
     [
         *((name, print, "needs a name") for name in ("", "a.b", "a:b", None, print)),
         ("correctness", lambda prompts, completions: [], "is taken by lib"),
         ("mine", REWARDS["mark"], "function or class"),
-        ("mine", NoDefault, "give every parameter a default"),
+        ("mine", make_dataclass("NoDefault", ["limit"]), "give every parameter a default"),
         ("mine", type("Plain", (), {}), "no __call__"),
     ],
 )

@@ -235,7 +235,6 @@ _NAMES = set(re.findall(
 _CONSTANTS = {"pi": math.pi, "e": math.e, "i": 1j}
 _CONSTANTS |= dict.fromkeys(("infty", "infinity", "inf", "oo"), math.inf)
 _COMMANDS = {*FUNCTIONS, *_NAMES, *_CONSTANTS, "frac", "binom", "sqrt"}
-_COMMANDS |= {"lfloor", "lceil"}
 _PLAIN_WORDS = {*FUNCTIONS, "sqrt", "pi", "infinity", "inf", "oo"}
 
 
@@ -534,12 +533,6 @@ class _Reader:
             return replace(apply(divide, above, below), literal=ratio)
         if name == "binom":
             return apply(choose, self.argument(), self.argument())
-        if name in ("lfloor", "lceil"):
-            inner = self.sum()
-            self.expect(name.replace("l", r"\r", 1))
-            if getattr(inner, "is_constant", False):
-                return apply(math.floor if name == "lfloor" else math.ceil, inner)
-            raise Unreadable
         if name == "sqrt":
             degree: Node = constant(2)
             if self.take("["):

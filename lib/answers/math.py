@@ -174,6 +174,7 @@ _ALL_TWICE = re.compile(r"(?<!\\)\\\\begin")
 _SPELLINGS = _rules(
     (r"(?<=\d)(?:'|\ ?\{,\ ?\}|,?\\[,!;: ]{1,4}|\{,\\!\}|,~)\ ?(?=\d{3}(?!\d))", ""),  # 12{,}345
     (r"(?<=\d)\{,\}(?=\d)", ","),
+    (r"(?<![\w.,^/] )(?<![\w.,^/])(\d+) (\d+/\d+)(?![\w.^])", r"(\1+\2)"),  # 2 1/2
     (r"\\q?quad|\\(?:begin|end)\{(?:align|equation|gather)(?:ed)?\*?\}|\\(?:left|right)\.", " "),
     (r"^[\s$]*\\approx(?![A-Za-z])|\\[,!;:> ]|~|\\[()\[\]]|\\?\$|\\%|`|" + BOLD, " "),
     (r"(?<=[\w)}\]])\s?\.\s*$", ""),  # the end of a sentence
@@ -271,13 +272,10 @@ def same_math(mine: str, gold: str) -> bool:
     letters = {re.sub(r"[\W_]", "", text).lower() for text in (a, b)}
     if len(letters) == 1 and all(map(_LETTERS.fullmatch, (a, b))):
         return True
-    p, q = (read_number(answer, units=False) for answer in (a, b))
-    if p is not None and p == q:
-        return True
-    for answer, other in ((a, q), (b, p)):
-        if other is not None and _DECIMAL_COMMA.fullmatch(answer):  # 1,5 beside 1.5 is no list
-            return read_number(answer) == other
     x, y = read_answer(a), read_answer(b)
+    for answer, other in ((a, y), (b, x)):
+        if isinstance(other, Value) and _DECIMAL_COMMA.fullmatch(answer):
+            return same_value(constant(read_number(answer)), other)  # 1,5 beside 1.5 is no list
     if x is not None and y is not None:
         return _same_reading(a, b, x, y, has_percent(mine) - has_percent(gold))
     if x is None and "=" not in b and (end := _COMES_TO.split(a)[-1]) != a:

@@ -118,7 +118,6 @@ _UNIT = re.compile(
     [\ .,;:!?)\]}}'"$%*]*+""",
     re.VERBOSE,
 )
-_NO_UNIT = re.compile(r"[ .%]*+")
 _ADORNMENT = " *_`\"':;=≈("
 _SPACED = re.compile(
     r"(?<![\d.,/#])(?<!\d )[1-9]\d{0,2}(?:( |')\d{3})(?:\1\d{3})*(?![\d/]|-[A-Za-z]| \d)"
@@ -137,10 +136,10 @@ _ON_THE_HOUR = re.compile(r"(?<![\d:])(\d{1,2}):00(?![\d:])")  # 2:00 pm answers
 _SIMPLE = re.compile(r"-?\d{1,40}(?:\.\d{1,40})?")
 
 
-def _separators(text: str) -> str:
+def _separators(text: str, european: re.Pattern[str]) -> str:
     """1 234, 1'234 and the European 1.234,5 in the form 1,234.5."""
-    text = _SPACED.sub(lambda m: m[0].replace(m[1], ","), text)
-    return _EUROPEAN.sub(lambda m: m[0].replace(".", "").replace(",", "."), text)
+    text = european.sub(lambda m: m[0].replace(".", "").replace(",", "."), text)
+    return _SPACED.sub(lambda m: m[0].replace(m[1], ","), text)
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
@@ -157,26 +156,23 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 
 @lru_cache(maxsize=16384)
-def _read(text: str, units: bool) -> tuple[Fraction | None, bool]:
+def _read(text: str) -> tuple[Fraction | None, bool]:
     """The value of a text that is one number, and whether it is written as a fraction."""
     if _SIMPLE.fullmatch(text):
         return Fraction(text), False
     if len(text) > LONGEST_NUMBER:
         return None, False
-    text = unwrap(text)
-    text = _separators(text.strip(_ADORNMENT)) if units else text
+    text = _separators(unwrap(text).strip(_ADORNMENT), _EUROPEAN)
     match = _NUMBER.match(text)
-    if match is None or not (_UNIT if units else _NO_UNIT).fullmatch(text, match.end()):
+    if match is None or not _UNIT.fullmatch(text, match.end()):
         return None, False
     return _value(match), bool(match["below"] or match["top"])
 
 
-def read_number(text: str, units: bool = True) -> Fraction | None:
-    """The exact value of a text that is one number, or None; a percent sign does not change it.
-
-    ``units`` lets words follow it ("18 eggs a day") and reads the European decimal comma.
-    """
-    return _read(text, units)[0]
+def read_number(text: str) -> Fraction | None:
+    """The exact value of a text that is one number, or None. Words may follow it ("18 eggs a day"),
+    and a percent sign does not change it."""
+    return _read(text)[0]
 
 
 def normalize_number(text: str | None) -> str | None:
@@ -184,7 +180,7 @@ def normalize_number(text: str | None) -> str | None:
 
     A fraction stays one, reduced; anything else is a decimal. None for what is not one number.
     """
-    value, is_fraction = _read(text, True) if isinstance(text, str) else (None, False)
+    value, is_fraction = _read(text) if isinstance(text, str) else (None, False)
     if value is None or is_fraction:
         return None if value is None else str(value)
     with localcontext(prec=2 * (LONGEST_NUMBER + MAX_EXPONENT)):
@@ -204,9 +200,7 @@ def after_number(text: str) -> str | None:
 
 def find_numbers(text: str) -> list[str]:
     """The numbers that stand free in running text, in order, with separators as in 1,234.5."""
-    text = _ON_THE_HOUR.sub(r"\1", unwrap(text))
-    text = _EUROPEAN_IN_TEXT.sub(lambda m: m[0].replace(".", "").replace(",", "."), text)
-    text = _SPACED.sub(lambda m: m[0].replace(m[1], ","), text)
+    text = _separators(_ON_THE_HOUR.sub(r"\1", unwrap(text)), _EUROPEAN_IN_TEXT)
     return [match[0].strip() for match in _FREE.finditer(text)]
 
 

@@ -18,7 +18,7 @@ NO_ANSWER = ""
 CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # Chinese, Japanese, Korean
 
 _SENTENCE_END = re.compile(r"\n|(?<!\\)[.!?](?=\s|$|\*|<)|</")
-_WORDS_IN_LATEX = re.compile(r"\\(?:text\w{0,6}|mbox|mathrm)\s?\{[^{}]*+\}")
+LATEX_TEXT = re.compile(r"\\(?:text\w{0,6}|mbox|mathrm|f?box(?:ed)?)\s?\{([^{}]*+)\}")
 _TEXT_END = re.compile(
     r"(?<!\b[A-Z])(?<!\bMr)(?<!\bDr)(?<!\bSt)(?<!\bMs)(?<!\bMrs)[.!?](?=\s|$|\*|<)|</|\n"
 )
@@ -89,7 +89,6 @@ def arithmetic(text: str) -> str | None:
     """A text that is arithmetic and nothing else, with * for ×."""
     text = re.sub(r"(?<=\d)\s?x\s?(?=\d)", "*", unwrap(text[:MAX_ANSWER]).strip(" $.*"))
     text = re.sub(r"(?<![\\\w])sqrt(?=\s?\()", "√", text)
-    text = re.sub(r"\b(\d+) (\d+/\d+)", r"(\1+\2)", text)  # 2 1/2
     return text if _SUM.fullmatch(text) else None
 
 
@@ -158,7 +157,7 @@ _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s?\{[a-z]+\*?\}")
 
 def _is_bare(text: str) -> bool:
     """Whether a text is a formula and has no words but those of its LaTeX and its units."""
-    bare = _WORDS_IN_LATEX.sub("", _ENVIRONMENT.sub("", text))
+    bare = LATEX_TEXT.sub("", _ENVIRONMENT.sub("", text))
     return not _WORD.search(_COUNTED.sub("", bare))
 
 
@@ -310,7 +309,6 @@ def last_letter(text: str) -> str | None:
 # --- words: names, places, short phrases --------------------------------------------------------
 
 _TAG = re.compile(r"</?[A-Za-z][^<>\n]{0,40}>")
-_LATEX_TEXT = re.compile(r"\\(?:text\w{0,6}|mbox|mathrm|f?box(?:ed)?) ?\{([^{}]*+)\}")
 _REASON = re.compile(
     r"(?:,?\s(?:because|since|as it|due to)|,\s(?:who|which|where|of course|I\s\w+$))\b.*",
     re.DOTALL | re.IGNORECASE,
@@ -345,7 +343,7 @@ _SIGNS = re.compile(
 
 
 def words_in(place: str, where: str) -> str | None:
-    text = _LATEX_TEXT.sub(r" \1 ", _TAG.sub(" ", place)).strip()
+    text = LATEX_TEXT.sub(r" \1 ", _TAG.sub(" ", place)).strip()
     if where not in ("tags", "boxed"):
         text = _REASON.sub("", _TEXT_END.split(text)[0])
     text = _LEADING.sub("", text.strip(" \t*_:$"), count=1).strip(" \t\n*_:$")
@@ -439,7 +437,7 @@ def formula_in(place: str, where: str) -> str | None:
         place = _AND_NOT.sub("", _clause(place, _FORMULA_END))
         place = leads[0] if (leads := _NUMBER_AND_UNIT.match(place)) else place
         verb = _LAST_VERB.match(place)
-        if verb and not _WORDS_IN_LATEX.search(place):
+        if verb and not LATEX_TEXT.search(place):
             place = place[verb.end() :] or place
     if formulas := _formulas(place):
         return formulas[0][1]
@@ -450,7 +448,7 @@ def formula_in(place: str, where: str) -> str | None:
 
 def without_prose(answer: str) -> str:
     """The formula in a sentence or between dollar signs; a bare formula stays as it is."""
-    outside = _MATH.sub("", _WORDS_IN_LATEX.sub("", answer))
+    outside = _MATH.sub("", LATEX_TEXT.sub("", answer))
     worded = re.search(r"[A-Za-z]", outside)
     prose = _PROSE.search(outside) or ("\n" in outside and worded)
     if (worded and _MATH.search(answer)) or (prose and "\\" not in outside):

@@ -28,6 +28,7 @@ from lib.answers import inside_tags
 from lib.answers.formulas import read_answer
 from lib.answers.math import same_math
 from lib.answers.numerals import find_numbers, plain_characters, read_number
+from lib.answers.readers import LATEX_TEXT
 from lib.errors import BadInput, nearest
 from lib.tasks import OPEN, gold_text, message_text
 
@@ -177,7 +178,6 @@ def cosine_length(
     return long + 0.5 * (short - long) * (1.0 + math.cos(math.pi * progress))
 
 
-_TEXT = re.compile(r"\\(?:text\w*|mbox|mathrm)\s*\{[^{}]*\}")
 _PROSE_OR_GUESSES = re.compile(r"(?<![^\W\d_])[^\W\d_]{2,}+\s+[^\W\d_]{2}|\d\s+\d")
 
 
@@ -189,7 +189,7 @@ def reads_as_math(answer: str) -> bool:
     """
     if read_number(answer) is not None:
         return True
-    answer = re.sub(r"\\[A-Za-z]+", "x", _TEXT.sub("x", answer))
+    answer = re.sub(r"\\[A-Za-z]+", "x", LATEX_TEXT.sub("x", answer))
     return has_content(answer) and not _PROSE_OR_GUESSES.search(answer)
 
 
