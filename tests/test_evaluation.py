@@ -206,7 +206,7 @@ PAIR = ("base", "trained")
         (
             [WRONG] * 16,
             [WRONG] * 16,
-            ["cannot be told", "(none changed: at most 15.4 points"],
+            ["cannot be told", "(none changed: at most 15.4 points", "takes 1,413 problems"],
         ),
         # All of three fixed: an exact test of 3 against 0 says p = 0.25.
         ([WRONG] * 3, [RIGHT] * 3, ["cannot be told", "not even the largest gain"]),
@@ -220,7 +220,7 @@ def test_the_verdict_claims_what_can_be_claimed(before, after, sentences, run, c
     said = verdict(compared(run, ci_config, greedy(*before), greedy(*after)))
     assert all(sentence in said for sentence in sentences), said
     assert f"on {len(before)} held-out problem{'s' * (len(before) > 1)}," in said
-    assert "one training run" in said
+    assert "one training run" in said and ("leniently" in said) == (BARE in before)
 
 
 # A row's verdict: (interval, p_value). The last two say nothing, each for a reason of its own.
@@ -250,6 +250,17 @@ def test_the_verdict_says_what_holds_strictly_and_what_leniently(strict, lenient
     assert ("not in the form" in said) == (
         lenient == "better" and strict in ("no difference", "cannot be told")
     )
+
+
+def test_the_verdict_on_a_reward_says_what_else_moved():
+    row = {"before": 1.0, "after": 1.5, "difference": 0.5, "problems": 9, "share": False}
+    row |= {"stderr": 0.35, "interval_95": (-0.2, 1.2), "p_value": 0.2}
+    said = verdict(
+        {f"greedy_{name}": row for name in ("reward", "rewards/gold", "rougeL", "words")}
+    )
+    assert said.startswith("It cannot be told whether the trained model is better (greedy reward)")
+    assert "1.00 → 1.50" in said and "not trained on: rewards/gold +0.50 (-0.20 to +1.20), " in said
+    assert "A true difference below about 0.98 would often be missed." in said
 
 
 def test_evaluations_of_other_prompts_are_not_compared(run, ci_config):
