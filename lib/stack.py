@@ -144,6 +144,9 @@ ON_A_GPU: tuple[Rule, ...] = (
     ("no-compiler", lambda c, h, s: not s.compiles,
      "Triton, by which vLLM and Unsloth compute, compiles C for Python, and gcc or Python.h is not "
      "here: `apt install gcc python3-dev`."),
+    ("unsloth-passes-over", lambda c, h, s: c.use_adaptive_entropy and by_unsloth(c, s),
+     "entropy_target adapts entropy_coef, which Unsloth's trainer does not do: set backend to "
+     "transformers, or leave entropy_target out for a fixed entropy_coef."),
     ("rank", lambda c, h, s: c.rollout_engine == "vllm" and not c.full_finetuning
      and c.r > LORA_RANKS[-1],
      "vLLM has no LoRA kernel for r {c.r}: set it to 512 at most."),

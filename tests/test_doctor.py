@@ -70,6 +70,7 @@ MISFIT = ("vllm 1 takes torch ==2, and 1 is here",)
         ("demo", {}, L4, replace(STACK, compiles=False), "no-compiler", "gcc"),
         ("demo", {}, T4, replace(STACK, versions=STRAY), "stray-plugin", "uninstall"),
         ("demo", {"r": 1024}, L4, STACK, "rank", "512"),
+        ("demo", {"entropy_target": 1.0}, L4, STACK, "unsloth-passes-over", "backend"),
         ("demo", {}, L4, replace(STACK, conflicts=MISFIT), "versions", "takes torch"),
     ],
 )

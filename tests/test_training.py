@@ -15,7 +15,6 @@ from lib.training import (
     generates_here,
     grpo_arguments,
     in_force,
-    prepare,
     save_trained,
     train,
 )
@@ -168,9 +167,6 @@ def test_prompts_that_do_not_fit_are_left_out(embedded):
         fitting_rows([long], tokenizer, config)
 
 
-def test_what_cannot_be_trained_is_refused(ci_config):
-    with refuses("unsloth-passes-over"):
-        config = ci_config.model_copy(update={"entropy_target": 1.0})
-        prepare(SimpleNamespace(is_unsloths=True), None, config, None)
+def test_too_few_rows_are_refused(ci_config):
     with refuses("too-few-rows"):
         check_fills_a_step([{"id": "a"}], ci_config)

@@ -173,7 +173,7 @@ def make_trainer(
     run: Run,
 ) -> Any:
     """`GRPOTrainer` on these rows (`lib.tasks.make_rows`), with the callbacks and the engine of
-    03_training. Raises BadInput as `prepare`, and where fewer rows fit than one step takes."""
+    03_training. Raises BadInput where fewer rows fit than one step takes."""
     from trl import GRPOConfig
 
     from lib.training.callbacks import Completions, StepLog
@@ -205,14 +205,7 @@ def make_trainer(
 
 
 def prepare(trainer: Any, policy: Policy, config: Config, run: Run, engine: Any = None) -> None:
-    """What a recipe asks of our trainer and TRL's has no argument for. Raises BadInput where
-    Unsloth's trainer would pass over a setting."""
-    if config.use_adaptive_entropy and trainer.is_unsloths:
-        raise BadInput(
-            "entropy_target adapts entropy_coef, which Unsloth's trainer does not do: set backend "
-            "to transformers, or leave entropy_target out for a fixed entropy_coef.",
-            key="unsloth-passes-over",
-        )
+    """What a recipe asks of our trainer and TRL's has no argument for."""
     if engine is not None:
         trainer.generate_with(engine)
     run.note(rollouts_by="vllm" if trainer.use_vllm else "transformers")
