@@ -17,6 +17,7 @@ from lib.config import Config
 from lib.errors import BadInput
 from lib.hardware import GIB, cap_gpu_memory, free_share
 from lib.memory import EVALUATION_SHARE, shape_of
+from lib.models import in_4_bit, load_tokenizer, torch_dtype, widen_head
 from lib.process import random_state, set_random_state, trim_memory
 from lib.stack import LORA_RANKS, raise_if_memory
 from lib.tasks.prompts import end_ids, ready_tokenizer
@@ -359,8 +360,6 @@ class TransformersEngine(Engine):
         """`as_trained` as of `engine_arguments`."""
         from transformers import AutoModelForCausalLM
 
-        from lib.models import in_4_bit, load_tokenizer, torch_dtype, widen_head
-
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=torch_dtype(config),
@@ -372,10 +371,10 @@ class TransformersEngine(Engine):
         return cls(model, load_tokenizer(folder))
 
     def _stream(self, prompts, sampling):
-        n, size = sampling.n, self.batch
-        wanted = [prompt for prompt in prompts for _ in range(n)]
+        n, size, rows = sampling.n, self.batch, self._ids(prompts)
+        wanted = [row for row in rows for _ in range(n)]
         if self.model.device.type != "cpu":
-            longest = max(map(len, self._ids(prompts)), default=0) + sampling.max_tokens
+            longest = max(map(len, rows), default=0) + sampling.max_tokens
             a_row = shape_of(self.model.config.to_dict()).kv_bytes(longest)
             size = min(size, max(1, CACHE // a_row))
         flat: list[Completion] = []
@@ -385,10 +384,9 @@ class TransformersEngine(Engine):
             for index in range(done, len(flat) // n):
                 yield index, flat[index * n : (index + 1) * n]
 
-    def _batch(self, prompts: Prompts, sampling: Sampling) -> list[Completion]:
+    def _batch(self, rows: Sequence[list[int]], sampling: Sampling) -> list[Completion]:
         import torch
 
-        rows = self._ids(prompts)
         length, cache = shared_prefix(self.model, rows)
         rests = {"input_ids": [row[length:] for row in rows]}
         inputs = self.tokenizer.pad(rests, return_tensors="pt").to(self.model.device)

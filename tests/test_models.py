@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib.config import resolve
-from lib.engines import Sampling, VllmEngine, chat_text, draw, make_engine, shared_length
+from lib.engines import Sampling, TransformersEngine, VllmEngine, draw, make_engine, shared_length
 from lib.errors import BadInput
 from lib.export import become_trained, merged_weights
 from lib.files import read_jsonl
@@ -171,10 +171,10 @@ def test_samples_repeat_with_the_seed_and_differ_without(engine):
     assert len(drawn(1)) == 2 * len(QUESTIONS)
 
 
-def test_merged_weights_in_the_engine_answer_as_the_adapter(embedded, adapter, engine):
+def test_merged_weights_in_the_engine_answer_as_the_adapter(embedded, adapter, engine, slower):
     """Handed over in place, vLLM says what peft's adapter says; and the base again after."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     sampling = Sampling(max_tokens=6)
     base = [c[0].text for c in engine.generate(QUESTIONS, sampling)]
@@ -183,14 +183,10 @@ def test_merged_weights_in_the_engine_answer_as_the_adapter(embedded, adapter, e
     engine.hand_over(merged_weights(embedded, embedded).items())
     assert [c[0].text for c in engine.generate(QUESTIONS, sampling)] == base != trained
 
-    tokenizer = AutoTokenizer.from_pretrained(embedded)
     model = AutoModelForCausalLM.from_pretrained(embedded, dtype=torch.bfloat16)
-    model = PeftModel.from_pretrained(model, adapter).eval()
-    said = []
-    for question in QUESTIONS:
-        ids = tokenizer(chat_text(tokenizer, question), return_tensors="pt")["input_ids"]
-        out = model.generate(ids, max_new_tokens=6, do_sample=False)
-        said.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+    PeftModel.from_pretrained(model, adapter)
+    pefts = TransformersEngine(model.eval(), slower.tokenizer)
+    said = [c[0].text for c in pefts.generate(QUESTIONS, sampling)]
     assert sum(a == b for a, b in zip(trained, said, strict=True)) >= len(said) - 1
 
 

@@ -153,6 +153,10 @@ def test_sampling_repeats_with_the_seed_and_stops_at_the_end(model, prompts):
     # Whatever comes first ends the turn: one token, and no more.
     tokens_BT, mask_BT, _ = drawn(model, prompts, 1, torch.arange(model.config.vocab_size))
     assert tokens_BT.shape == (4, 1) and mask_BT.all()
+    even = torch.arange(0, model.config.vocab_size, 2)
+    tokens_BT, mask_BT, _ = drawn(model, prompts, 1, even)
+    for row, mask in zip(tokens_BT.tolist(), mask_BT.tolist(), strict=True):
+        assert mask == [int(all(token % 2 for token in row[:t])) for t in range(len(row))]
 
 
 # --- LoRA ----------------------------------------------------------------------
@@ -400,6 +404,8 @@ def test_ppos_loss_is_the_clipped_mean_over_tokens():
     """arXiv:1707.06347, eq. 7, token by token."""
     batch, config = a_batch(), settings_of("ppo")
     set_advantages(batch, torch.tensor([1.0, 0.0]), config)
+    real = batch.advantages_BT[MASK_BT.bool()]
+    assert [real.mean().item(), real.std().item()] == pytest.approx([0, 1], abs=1e-6)
     logps_BT = batch.old_logps_BT + torch.tensor([[0.5, -0.5, 0.0], [0.5, -0.5, 0.0]])
     ratio_BT, advantages_BT = (logps_BT - batch.old_logps_BT).exp(), batch.advantages_BT
     clipped_BT = torch.minimum(ratio_BT * advantages_BT, ratio_BT.clamp(0.8, 1.2) * advantages_BT)

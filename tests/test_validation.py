@@ -46,7 +46,8 @@ def test_validation_is_logged_and_the_best_adapter_kept(small_training, engine, 
     )
     log = next(c for c in trainer.callback_handler.callbacks if isinstance(c, StepLog))
     rollouts = trainer.engine.engine if engine == "vllm" else None
-    trainer.add_callback(Validation(policy, held_out, asked, task, config, run, log, rollouts))
+    validation = Validation(policy, held_out, asked, task, config, run, log, rollouts)
+    trainer.add_callback(validation)
     torch.manual_seed(7)
     noise = torch.rand(1)
     torch.manual_seed(7)
@@ -69,8 +70,14 @@ def test_validation_is_logged_and_the_best_adapter_kept(small_training, engine, 
         assert row["heldout/strict"] == pytest.approx(sum(right) / 3)
         assert row["heldout/problems"] == 3
     best = read_json(run.best / "validation.json")
-    assert best["score"] == max(row["heldout/strict"] for row in log)
+    scores = [(row["heldout/strict"], row["step"] - 1 + updates) for row in log]
+    assert (best["score"], best["step"]) == max(scores)  # of equal ones the later
     assert f"step {best['step']}, the best in validation" in save_trained(policy, config, run)
     name = "adapter_model.safetensors"
     kept, saved = load_file(run.best / name), load_file(run.adapter / name)
     assert kept.keys() == saved.keys() and all((kept[k] == saved[k]).all() for k in kept)
+    measured = []
+    validation.measure = lambda step: measured.append(step) or {"heldout/strict": -1.0}
+    for step in range(1, 6):
+        validation.on_step_end(None, SimpleNamespace(global_step=step, max_steps=5), None)
+    assert measured == ([2, 4, 5] if updates == 2 else [1, 2, 3, 4, 5])  # the last one always

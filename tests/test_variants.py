@@ -27,7 +27,7 @@ from lib.report import write_comparison
 from lib.runs import Run, open_run
 from lib.scratch.variants import run_variants
 from lib.stats import crossed_difference, paired_difference
-from tests.conftest import CPU, refuses
+from tests.conftest import CPU, SMALL, refuses
 
 TWO = {"variants": {"grpo": {}, "rloo": {"algorithm": "rloo"}}, "seeds": [0, 1]}
 
@@ -69,14 +69,8 @@ def test_nothing_to_compare_and_a_variant_that_cannot_be(variants, sentence):
 
 def test_a_finished_run_is_not_repeated_until_its_settings_change(tmp_path, first_layers):
     """The whole way: the base and one variant, two updates."""
-    small = {"model": str(first_layers)} | {
-        "max_completion_length": 6,
-        "eval_problems": 2,
-        "eval_samples": 0,
-        "max_steps": 2,
-    }
-    engines = {"eval_engine": "transformers", "rollout_engine": "transformers"}
-    given = {"variants": {"grpo": {}}, "seeds": [0], **small, **engines}
+    given = SMALL | dict(model=str(first_layers), variants={"grpo": {}}, seeds=[0], max_steps=2)
+    given |= dict(eval_problems=2, eval_samples=0)
     config = config_of(tmp_path, **given)
     assert list(run_variants(config)) == ["base", "grpo_0"]
     assert list(run_variants(config)) == []
