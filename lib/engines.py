@@ -194,9 +194,8 @@ def engine_arguments(
     if config.profile == "cpu":
         # Compiling takes longer than a small evaluation. A short prompt fills none of the usual
         # blocks of 128, and only full ones are shared.
-        draw_without_compiler()
         return arguments | dict(enforce_eager=True, block_size=32)
-    share = share or share_alone()
+    share = share or min(EVALUATION_SHARE, free_share())  # alone: most of what is free
     arguments |= dict(gpu_memory_utilization=cap_gpu_memory(config.gpu_memory_cap, share))
     if as_trained and config.load_in_4bit:
         arguments |= dict(quantization="bitsandbytes", load_format="bitsandbytes")
@@ -205,11 +204,6 @@ def engine_arguments(
     if rank:  # on a CPU an adapter costs a factor of seven, merged weights nothing
         arguments |= dict(enable_lora=True, max_lora_rank=lora_rank(rank))
     return arguments
-
-
-def share_alone() -> float:
-    """Of the card's memory, for an engine with nothing to come beside it: most of what is free."""
-    return min(EVALUATION_SHARE, free_share())
 
 
 def lora_rank(r: int) -> int:
@@ -253,6 +247,8 @@ class VllmEngine(Engine):
     def __init__(self, llm: Any):
         """On a `vllm.LLM` made with `engine_arguments`."""
         settings = llm.llm_engine.vllm_config
+        if settings.device_config.device_type == "cpu":
+            draw_without_compiler()
         folder = Path(settings.model_config.model)
         self.llm, self.tokenizer = llm, ready_tokenizer(llm.get_tokenizer(), folder)
         self._adapters: dict[tuple[str, int], int] = {}  # (file, when it was written): its id

