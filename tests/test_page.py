@@ -28,7 +28,7 @@ from lib.export.page import (
 from lib.export.serve import free_port
 from lib.files import read_json, read_jsonl, write_json, write_jsonl
 from lib.tasks import Problem, make_rows
-from tests.conftest import JsonHandler
+from tests.conftest import JsonHandler, refuses
 
 
 @pytest.fixture
@@ -37,9 +37,8 @@ def samples(ci_config):
     return make_rows([problem], ci_config.prompt_format)
 
 
-def ask(name, messages):
-    yield "<answer>"
-    yield "<answer>5</answer>" if name == "trained" else "It is 5 < 6"
+def ask(messages, model):
+    yield from ("<answer>5", "</answer>") if model == "trained" else ("It is ", "5 < 6")
 
 
 def test_rewards_are_paid(ci_config, samples):
@@ -185,6 +184,8 @@ def adapter(ci_config, run):
 
 
 def test_an_adapter_is_portable_and_its_card_is_of_the_run(adapter, ci_config):
+    system, asked = conversation(adapter, "Calculate 9 + 8.")
+    assert (system["role"], asked) == ("system", {"role": "user", "content": "Calculate 9 + 8."})
     config = read_json(adapter / "adapter_config.json")
     assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
     card = ModelCard.load(adapter / "README.md")
@@ -198,12 +199,6 @@ def test_an_adapter_is_portable_and_its_card_is_of_the_run(adapter, ci_config):
     assert "/home/me" not in (adapter / "README.md").read_text()
     for task, data in (("aqua", ["deepmind/aqua_rat"]), ("small_sums", None)):
         assert card_data(adapter, ci_config.model_copy(update={"task": task}), {}).datasets == data
-
-
-def test_the_prompt_goes_with_the_model(adapter):
-    messages = conversation(adapter, "Calculate 9 + 8.")
-    assert [message["role"] for message in messages] == ["system", "user"]
-    assert messages[-1]["content"] == "Calculate 9 + 8."
 
 
 def test_a_push_is_private_and_the_token_is_in_no_file(adapter, hub):
@@ -220,7 +215,6 @@ def test_a_push_that_cannot_be_says_why(adapter, hub, monkeypatch, change, key):
     if change == "token":
         monkeypatch.delenv("HF_TOKEN")
     hub.refuse = change == "refuse"
-    with pytest.raises(ValueError) as error:
+    with refuses(key) as error:
         push(adapter, "owner/name")
-    assert error.value.key == key and "hf_secret" not in str(error.value)
-    assert not hub.files
+    assert "hf_secret" not in str(error.value) and not hub.files

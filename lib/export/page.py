@@ -34,8 +34,7 @@ from lib.rewards import recipe_rewards, score
 from lib.runs import Run
 from lib.tasks import TASKS, get_format, judge
 
-# (model's name, conversation) → the answer so far, again and again
-Ask = Callable[[str, Messages], Iterator[str]]
+Ask = Callable[..., Iterator[str]]  # (conversation, model=name) → the answer in pieces
 
 # --- a folder by itself -------------------------------------------------------------------------
 
@@ -99,10 +98,10 @@ def rewards_of(config: Config, rows: Sequence[dict], answers: Sequence[Completio
     return [dict(zip(paid, values, strict=True)) for values in zip(*paid.values(), strict=True)]
 
 
-def write_samples(config: Config, file: Path, n: int = 20) -> list[dict]:
-    """`sample_prompts.jsonl`: held-out questions that fit the context, with the conversation and
-    the gold answer."""
-    _, _, rows = questions(config, load_tokenizer(model_folder(config)), n)
+def write_samples(config: Config, file: Path) -> list[dict]:
+    """`sample_prompts.jsonl`: twenty held-out questions that fit the context, with the conversation
+    and the gold answer."""
+    _, _, rows = questions(config, load_tokenizer(model_folder(config)), 20)
     write_jsonl(file, rows)
     return rows
 
@@ -157,8 +156,8 @@ def build(ask: Ask, samples: Sequence[dict], config: Config, folder: Path) -> An
         messages = row["prompt"] if row else conversation(folder, question)
         texts = {"base": "", "trained": ""}
         for name in texts:
-            for text in ask(name, messages):
-                texts[name] = text
+            for piece in ask(messages, model=name):
+                texts[name] += piece
                 yield *texts.values(), []
         paid = paid_lines(config, row, [*texts.values()]) if row and config.rewards else []
         yield *texts.values(), paid
@@ -184,25 +183,13 @@ def paid_lines(config: Config, row: dict, texts: Sequence[str]) -> list[list]:
     return [[name, base[name], trained[name]] for name in base]
 
 
-def ask_server(server: Any, max_tokens: int) -> Ask:
-    """Answers from a `lib.export.serve.Server` that serves "base" and "trained"."""
-
-    def ask(name: str, messages: Messages) -> Iterator[str]:
-        text = ""
-        for piece in server.stream(messages, max_tokens, name):
-            text += piece
-            yield text
-
-    return ask
-
-
 def ask_transformers(folder: Path, config: Config) -> Ask:
     """Answers from transformers in this process: what a Space without a GPU can do."""
     engine = load_engine(folder, config)
     sampling = Sampling(max_tokens=config.completion_tokens)
 
-    def ask(name: str, messages: Messages) -> Iterator[str]:
-        with engine.model.disable_adapter() if name == "base" else nullcontext():
+    def ask(messages: Messages, model: str) -> Iterator[str]:
+        with engine.model.disable_adapter() if model == "base" else nullcontext():
             [[completion]] = engine.generate([messages], sampling)
         yield completion.text
 
