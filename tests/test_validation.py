@@ -1,10 +1,13 @@
 """Held-out accuracy during training: what is set aside, measured, logged and kept."""
 
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import set_seed
 
 from lib.config import resolve
 from lib.engines import Sampling
@@ -48,12 +51,13 @@ def test_validation_is_logged_and_the_best_adapter_kept(small_training, engine, 
     rollouts = trainer.engine.engine if engine == "vllm" else None
     validation = Validation(policy, held_out, asked, task, config, run, log, rollouts)
     trainer.add_callback(validation)
-    torch.manual_seed(7)
-    noise = torch.rand(1)
-    torch.manual_seed(7)
+    set_seed(7)
+    noise = random.random(), np.random.rand(), torch.rand(1)
+    set_seed(7)
     with answering(policy, rollouts) as now:
         now.generate([row["prompt"] for row in asked[:2]], Sampling(temperature=1.0, max_tokens=1))
-    assert torch.rand(1) == noise  # the training's noise goes on
+    again = random.random(), np.random.rand(), torch.rand(1)
+    assert again == noise, "the training's noise goes on"
     train(trainer, config, run)
     if rollouts:
         rollouts.close()

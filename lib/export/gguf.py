@@ -82,17 +82,11 @@ model_quantize(sys.argv[1], sys.argv[2], params)
 
 
 def write_gguf(merged: Path, folder: Path, kinds: Sequence[str]) -> dict[str, Path]:
-    """One file a kind (f16, bf16, q8_0, q6_k, …), `model-<kind>.gguf`, all of them or none.
-    BadInput: an unknown kind, or a model that llama.cpp cannot hold."""
+    """One file a kind (of `lib.config.GGUF`), `model-<kind>.gguf`, all of them or none. BadInput: a
+    model that llama.cpp cannot hold."""
     from gguf import LlamaFileType
 
-    ftypes = {t.name.removeprefix("MOSTLY_").lower(): int(t) for t in LlamaFileType}
-    for kind in kinds:
-        if kind not in ftypes:
-            raise BadInput(
-                f"gguf: there is no kind {kind!r}: choose f16, q8_0, q6_k, q5_k_m or q4_k_m.",
-                key="gguf-kind",
-            )
+    ftypes = {kind: int(LlamaFileType[f"MOSTLY_{kind.upper()}"]) for kind in kinds}
     need_llama_cpp()
     cores, home, python = cpu_cores(), converter(), sys.executable
     first = "bf16" if "bf16" in kinds else "f16"
@@ -169,10 +163,6 @@ class LlamaCpp:
         logits = np.array([self.context.get_logits_ith(place) for place in places], float)
         logprobs = log_softmax(logits, 1)[range(len(answer)), answer].tolist()
         return list(zip(logprobs, (logits.argmax(1) == answer).tolist(), strict=True))
-
-    def close(self) -> None:
-        self.context.close()
-        self.model.close()
 
 
 # settings of a GGUF file, and their names in config.json
