@@ -83,7 +83,7 @@ def plain_vllm(folder: Path, config: Any, log: Path) -> Server:
     command = [*vllm_command(folder), "--served-model-name", "base", "--port", str(port)]
     command += ["--host", "127.0.0.1"]
     command += ["--dtype", config.dtype, "--max-model-len", str(config.max_seq_length)]
-    command += ["--enforce-eager", "--max-num-seqs", "32"] if config.profile == "cpu" else []
+    command += ["--enforce-eager", "--max-num-seqs", "256"] if config.profile == "cpu" else []
     return launch("vLLM", command, port, ["base"], log)
 
 
