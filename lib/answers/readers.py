@@ -77,9 +77,6 @@ _TERM_WITH_UNIT = r"\W{0,3}\d[\d.,]*+(?:\s?/?[A-Za-z]{1,20}){0,2}"
 _ARITHMETIC = re.compile(  # 9 * 2 =, 9 eggs x $2/egg =
     rf"(?:[^A-WYZa-wyz=]|\bof\b)*=|{_TERM_WITH_UNIT}(?:\s[-+*/x]\s{_TERM_WITH_UNIT}){{1,9}}\s?="
 )
-_WHICH_IS = re.compile(r",?\s(?:which|that)\s(?:is|equals|makes|gives)\s")
-_SPOKEN = {"times": "*", "plus": "+", "minus": "-", "divided by": "/"}  # 9 times 2, which is 18
-_SPOKEN_SIGN = re.compile(rf"(?<=\d)\s({'|'.join(_SPOKEN)})\s(?=\$?\d)")
 _NOT = re.compile(r"\W{0,9}not\b")
 _AND_NOT = re.compile(r"(?:,|\sand|\sbut)\snot\s\W?\d[\d.,]*+\W*$")
 _ASIDE = re.compile(r"(\d(?:\s[A-Za-z]{1,20}){0,3})\s\([^()\n]{0,60}\)\W*$")  # 36 (2 x 18)
@@ -118,8 +115,7 @@ def number_in(place: str, where: str) -> str | None:
         return NO_ANSWER
     if where == "hashes" and (not leads or _NUMBERED.match(clause)):
         return None  # a heading of markdown: "#### 2. Subtract"
-    outside = _SPOKEN_SIGN.sub(lambda m: f" {_SPOKEN[m[1]]} ", _BRACKETED.sub(" ", clause))
-    outside = _WHICH_IS.sub(" = ", outside)
+    outside = _BRACKETED.sub(" ", clause)
     numbers = find_numbers(outside) or find_numbers(clause)
     if "=" in outside and (not leads or _ARITHMETIC.match(outside)):
         sides = outside.split("=")
@@ -396,10 +392,6 @@ _STATED = re.compile(
     r".*(?:\b(?:is|are|equals|obtain|get|gives?|need|have|when|if)\b|[是为得]到?|等于):?\s(.+?)\.?$"
 )
 _LAST_VERB = re.compile(r".*(?:\b(?:is|are|be|equals)\b|[是为得]到?|等于):?\s?", re.DOTALL)
-# 18 dollars, of which 3 are tax
-_NUMBER_AND_UNIT = re.compile(
-    r"\W?\d[\d.,/]*+(?:\s[^\W\d_]{1,20}){1,3}(?=[,;]\s(?!(?:and|or)\b|\W?\d))"
-)
 ALL_REALS = re.compile(
     r"\b(?:all|any)\s(?:the\s)?(?:(positive|negative|non-?negative|non-?positive|non-?zero)\s)?"
     r"real(?:s|\snumbers?)(?:\s[a-z])?"
@@ -435,7 +427,6 @@ def formula_in(place: str, where: str) -> str | None:
         return reals[0]
     if not place.startswith(("$", "\\(", "\\[")):
         place = _AND_NOT.sub("", _clause(place, _FORMULA_END))
-        place = leads[0] if (leads := _NUMBER_AND_UNIT.match(place)) else place
         verb = _LAST_VERB.match(place)
         if verb and not LATEX_TEXT.search(place):
             place = place[verb.end() :] or place
