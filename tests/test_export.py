@@ -19,7 +19,7 @@ from lib.export import certificate as c
 from lib.export import gguf as g
 from lib.export.page import example_eval
 from lib.export.serve import serve_gguf
-from lib.files import read_json, write_json, write_jsonl
+from lib.files import cache_folder, read_json, write_json, write_jsonl
 from lib.models import load_policy, load_tokenizer
 from lib.runs import open_run
 from tests.conftest import CPU, SMALL, move_adapter, python, refuses
@@ -562,7 +562,7 @@ def test_go_renders_the_dialogues_byte_for_byte(tmp_path):
     done = subprocess.run(
         [Path(sys.executable).with_name("go"), "run", "main.go"],
         **{"cwd": tmp_path, "input": json.dumps(cases), "capture_output": True, "text": True},
-        env=os.environ | {"GOCACHE": str(tmp_path / "cache"), "GO111MODULE": "off"},
+        env=os.environ | {"GOCACHE": str(cache_folder() / "go"), "GO111MODULE": "off"},
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == wanted
