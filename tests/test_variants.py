@@ -199,8 +199,8 @@ def test_runs_that_share_no_problems(arms, tmp_path):
 
 
 def test_what_is_missing_is_timed_before_it_is_trained(arms, tmp_path):
-    config = config_of(tmp_path)
-    assert missing_runs(config) == {} and planned_seconds(config, {}) == 0
+    config, runs = config_of(tmp_path), config_of(tmp_path, runs=["ci/grpo_0"], variants={})
+    assert missing_runs(config) == missing_runs(runs) == {} and planned_seconds(runs, {}) == 0
     (tmp_path / "ci" / "rloo_1" / "evals" / "trained.json").unlink()
     missing = missing_runs(config)
     assert list(missing) == ["rloo_1"]
@@ -208,7 +208,6 @@ def test_what_is_missing_is_timed_before_it_is_trained(arms, tmp_path):
     assert planned_seconds(config, missing) == pytest.approx(15 + 0.2 * completions)
     Run(tmp_path / "ci" / "grpo_0").note(learning={"seconds": 50.0})
     assert planned_seconds(config, missing) == 50
-    assert missing_runs(config_of(tmp_path, runs=["ci/grpo_0"])) == {}
     assert len(missing_runs(resolve("variants", {"output_dir": str(tmp_path)}, CPU))) == 37
 
 
