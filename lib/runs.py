@@ -85,9 +85,6 @@ class Run:
         self.progress, self._begun = folder / ".progress.json", folder / "previous" / ".begun"
 
     def __repr__(self) -> str:
-        return f"Run({self})"
-
-    def __str__(self) -> str:
         return self.shown(self.folder)
 
     shown = staticmethod(shown)
