@@ -161,6 +161,7 @@ def configure(tmp_path, resume: bool = False, **given):
 def trained(config, weight: float = 1.0) -> Run:
     """A run folder as 03 and 04 leave it."""
     run = open_run(config)
+    write_json(run.evals / "base.json", {})  # may be measured before it is trained
     begin_training(config, run)
     write_adapter(run, weight)
     append_jsonl(run.train_log, [{"step": 1}])
@@ -223,12 +224,15 @@ def test_a_training_begun_anew_puts_aside_all_that_was_made_of_the_last(tmp_path
 
 def test_an_evaluation_made_in_another_way_is_kept(tmp_path):
     run = trained(configure(tmp_path))
-    for name in ("base.json", "trained.jsonl", "validation.jsonl", "certificate.json"):
+    for name in ("trained.jsonl", "validation.jsonl", "certificate.json"):
         (run.evals / name).touch()
-    aside = Run(run.put_aside_evaluation("base"))
-    assert sorted(os.listdir(aside.evals)) == ["base.json", "comparison.json", "trained.jsonl"]
-    assert sorted(os.listdir(run.evals)) == ["certificate.json", "validation.jsonl"]
+    aside = Run(run.put_aside_evaluation("trained"))
+    assert sorted(os.listdir(aside.evals)) == ["comparison.json", "trained.jsonl"]
     assert aside.report.is_file() and run.adapter.is_dir()
+    (run.evals / "trained.json").touch()
+    aside = Run(run.put_aside_evaluation("base"))  # with which go all
+    assert sorted(os.listdir(aside.evals)) == ["base.json", "trained.json"]
+    assert sorted(os.listdir(run.evals)) == ["certificate.json", "validation.jsonl"]
     assert run.put_aside_evaluation("base") is None
     run.put_aside(run.adapter)
     assert not run.adapter.exists() and len(list((run.folder / "previous").glob("*/adapter"))) == 1
@@ -256,7 +260,6 @@ def test_putting_aside_can_be_killed(tmp_path, monkeypatch):
 
 def test_what_was_made_from_another_adapter_makes_way(tmp_path):
     run = trained(configure(tmp_path))
-    (run.evals / "base.json").touch()
     write_adapter(run, 1.0)  # as a training that was resumed at its end
     assert run.report.is_file() and not (run.folder / "previous").exists()
     write_adapter(run, 2.0)
