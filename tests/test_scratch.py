@@ -153,10 +153,11 @@ def test_sampling_repeats_with_the_seed_and_stops_at_the_end(model, prompts):
     # Whatever comes first ends the turn: one token, and no more.
     tokens_BT, mask_BT, _ = drawn(model, prompts, 1, torch.arange(model.config.vocab_size))
     assert tokens_BT.shape == (4, 1) and mask_BT.all()
-    even = torch.arange(0, model.config.vocab_size, 2)
-    tokens_BT, mask_BT, _ = drawn(model, prompts, 1, even)
+    thirds = torch.arange(1, model.config.vocab_size, 3)
+    tokens_BT, mask_BT, _ = drawn(model, prompts, 1, thirds)
     for row, mask in zip(tokens_BT.tolist(), mask_BT.tolist(), strict=True):
-        assert mask == [int(all(token % 2 for token in row[:t])) for t in range(len(row))]
+        assert mask == [int(all(token % 3 != 1 for token in row[:t])) for t in range(len(row))]
+    assert not mask_BT.all()
 
 
 # --- LoRA ----------------------------------------------------------------------
