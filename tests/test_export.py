@@ -471,7 +471,8 @@ def test_what_a_form_is_not_asked_it_is_known_to_answer(ask, monkeypatch):
     def generate(prompts):
         asked.extend(prompts)
         golds = [ask.keywords["problems"][i].answer for i in (0, 1, 4)]
-        return [c.Completion(f"<answer>{gold}</answer>", (7,), "stop") for gold in golds]
+        texts = [*(f"<answer>{gold}</answer>" for gold in golds[:2]), f"It is {golds[2]}"]
+        return [c.Completion(text, (7,), "stop") for text in texts]
 
     def score(prompts, answers):
         rows = [[(0.0, True)] * len(answer) for answer in answers]
@@ -485,14 +486,18 @@ def test_what_a_form_is_not_asked_it_is_known_to_answer(ask, monkeypatch):
     row = ask(c.Form(name="form", engine="x", generate=generate, score=score, prompt=prompt))
     assert asked == [ask.keywords["rows"][i]["prompt"] for i in (0, 1, 4)]
     assert row.ids == [[7], [7], *policy.ids[2:4], [7], policy.ids[5]]
-    assert [row.scores[i] for i in (0, 1, 4)] == [1.0] * 3
+    assert [row.scores[i] for i in (0, 1, 4)] == [1.0, 1.0, 0.0], "strictly"
     assert [a == b for a, b in zip(row.prompts, policy.prompts, strict=True)].count(False) == 1
 
     def fails(prompts):
         raise RuntimeError("gone\nfor ever")
 
-    row = ask(c.Form(name="form", engine="x", generate=fails))
+    def ended(texts):
+        return [[*ids, 2] for ids in reader(texts)["input_ids"]]
+
+    row = ask(c.Form(name="form", engine="x", generate=fails, tokens=ended))
     assert ("gone" in row.broken, row.texts, row.logprobs) == (True, [], None)
+    assert row.token_fault == "its tokenizer reads 2 where the policy's reads token nothing"
 
 
 # --- Ollama -----------------------------------------------------------------------------------
