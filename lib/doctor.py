@@ -81,8 +81,6 @@ def check_inputs(config: Config, run: Run) -> None:
     check_fills_a_step(training, config, aside)
     if config.push_to_hub:
         hub_token()
-    if config.gguf:
-        need_llama_cpp()
     if config.side_task:
         load_problems(side_config(config))
     shape = find_shape(config)
@@ -414,6 +412,11 @@ def _inputs(config: Config) -> Iterator[BadInput]:
     check_place(config)
     # Nothing is made yet: the disk is asked where the folder will be.
     check_inputs(config, Run(existing(run_folder(config))))
+    if config.gguf:
+        try:
+            need_llama_cpp()
+        except BadInput as missing:
+            yield note(str(missing), missing.key)
     yield from evaluation_fits(config, detect_hardware(config.gpu_memory_cap))
     yield from unusual(config)
 

@@ -41,6 +41,7 @@ from tqdm import tqdm
 from lib.config import RECIPES, ROOT, Config, PlainYaml, find_recipe, user_path
 from lib.doctor import check_inputs, examine
 from lib.errors import BadInput, nearest
+from lib.export.gguf import need_llama_cpp
 from lib.files import hold, read_json, read_jsonl, release
 from lib.hardware import is_main_process
 from lib.process import duration, on_interrupt, start_child
@@ -118,6 +119,8 @@ def run_recipe(options: argparse.Namespace, given: dict[str, Any]) -> int:
     try:
         check_resumable(config, run)
         check_inputs(config, run)
+        if "05_merge_export" in chain and config.gguf:
+            need_llama_cpp()
     except BadInput:
         release()
         raise

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from lib.config import ROOT, resolve
-from lib.doctor import check_inputs
+from lib.doctor import check_inputs, examine
 from lib.errors import BadInput
 from lib.files import read_json, write_json
 from lib.hardware import Hardware
@@ -82,14 +82,21 @@ def test_missing_data_file_is_named(tmp_path, monkeypatch, capsys):
     assert "gsm8k" in said and ".jsonl" in said and "GRPO_DATA_DIR" in said
 
 
-def test_no_disk_space_and_no_llama_cpp_are_told_before_training(ci_config, run, monkeypatch):
+def test_no_disk_space_is_told_before_training(ci_config, run, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("lib.runs.shutil.disk_usage", lambda path: usage(1, 1, 2**20))
     with pytest.raises(BadInput, match=r"A run of embedded needs .* GiB .* make room"):
         check_inputs(ci_config, run)
+
+
+def test_no_llama_cpp_stops_a_chain_with_05_before_it_starts(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "cyllama", None)
-    with refuses("no-llama-cpp", "set gguf to []"):
-        check_inputs(ci_config, run)
+    given = ["ci", "-p", "output_dir", str(tmp_path / "new")]
+    assert main(given) == 2 and "set gguf to []" in capsys.readouterr().err
+    assert not (tmp_path / "new" / "ci").exists()
+    found = dict(examine(resolve("ci", {}, CPU), deep=False))
+    [missing] = found["rewards, data, model, memory, disk"]
+    assert missing.key == "no-llama-cpp" and not missing.stops  # 03 trains without it
 
 
 def test_a_gpu_too_small_is_told(tmp_path, run, monkeypatch):
