@@ -78,7 +78,7 @@ PYTHON = "python" if shutil.which("python") == sys.executable else os.path.relpa
 SUITE = (PYTHON, "-m", "lib.suite")
 FOLDERS = ("data_dir", "model", "reward_model_base", "candidate")  # keys that may name one
 # Seconds of the demo on two CPU cores, for a machine where it has not run yet.
-FIRST_TIME = dict(zip(CHAIN, (20, 35, 175, 75, 100), strict=True))
+FIRST_TIME = dict(zip(CHAIN, (15, 25, 105, 60, 85), strict=True))
 
 
 # --- the commands -----------------------------------------------------------------------------
