@@ -133,15 +133,18 @@ def test_columns_of_padding_alone_are_not_computed(model, batch, monkeypatch):
     monkeypatch.setattr(
         model, "forward", lambda **given: seen.append(given["input_ids"].shape) or forward(**given)
     )
-    logps, entropies = plain_logps(model, *whole(short), COMPLETION)
+    ids, mask = whole(short)
+    logps, entropies = plain_logps(model, ids, mask, COMPLETION, 0.5)
     assert seen == [(3, 5 + 6)], "4 tokens of padding before, and 1 behind"
     with torch.no_grad():
-        logits = forward(input_ids=whole(short)[0], attention_mask=whole(short)[1]).logits
-    plain = logits[:, PROMPT - 1 : -1].log_softmax(-1)
-    mask = short["completion_mask"]
-    expected = plain.gather(-1, short["completion_ids"][..., None])[..., 0] * mask
-    assert torch.allclose(logps, expected, atol=2e-4)
-    assert entropies.shape == mask.shape and not entropies[mask == 0].any()
+        logits = forward(input_ids=ids, attention_mask=mask).logits
+    plain = (logits[:, PROMPT - 1 : -1] / 0.5).log_softmax(-1)
+    real = short["completion_mask"]
+    expected = plain.gather(-1, short["completion_ids"][..., None])[..., 0] * real
+    assert torch.allclose(logps, expected, atol=5e-4)
+    assert torch.allclose(entropies, -(plain.exp() * plain).sum(-1) * real, atol=5e-4)
+    mask[:, PROMPT:] = 0  # as where all that was cut off is left out
+    assert not plain_logps(model, ids, mask, COMPLETION)[0].any()
 
 
 @pytest.mark.parametrize(("temperature", "full"), [(1.0, False), (0.7, False), (1.0, True)])
@@ -157,6 +160,15 @@ def test_log_probs_and_their_gradient_are_the_ordinary_ones(
     slopes = [gradient(model, (logps * batch["noise"][0]).sum()) for logps in (ours, plain)]
     assert relative(*slopes) < 1e-4
     assert (entropies[batch["completion_mask"].bool()] > 0).all()
+
+
+def test_entropies_have_their_gradient_where_a_bonus_needs_it(model, batch):
+    ids, mask = whole(batch)
+    _, entropies = completion_scores(model, ids, mask, COMPLETION, entropy_gradient=True)
+    logits = model(input_ids=ids, attention_mask=mask).logits[:, PROMPT - 1 : -1]
+    plain = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(-1) * batch["completion_mask"]
+    slopes = [gradient(model, (each * batch["noise"][0]).sum()) for each in (entropies, plain)]
+    assert relative(*slopes) < 1e-3
 
 
 def test_each_prompt_is_read_once_and_no_token_in_vain(model, batch):

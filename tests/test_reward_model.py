@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from lib.config import resolve, side_config
 from lib.errors import BadInput
@@ -15,7 +16,9 @@ from lib.learned import (
     LearnedReward,
     Pair,
     RewardModel,
+    _chat_ids,
     _pairs,
+    _tokens,
     fit_output,
     fitting,
     halves,
@@ -30,7 +33,7 @@ from lib.plots import from_start
 from lib.rewards import build_rewards, recipe_rewards
 from lib.suite import CHAIN, REWARD_MODEL, choose_notebooks
 from lib.tasks import get_task, load_problems
-from tests.conftest import CPU
+from tests.conftest import CPU, refuses
 
 # --- pairs --------------------------------------------------------------------------------------
 
@@ -129,7 +132,11 @@ def trained(config):
     run = open_run(config)
     training, held_out = load_pairs(config)
     model, tokenizer = untrained(config)
-    assert fitting(training, tokenizer, config) == training
+    longest = max(len(ids) for p in training for ids in _tokens(p, tokenizer).values())
+    edge = config.model_copy(update={"reward_max_length": longest})
+    assert fitting(training, tokenizer, edge) == training
+    with refuses("pairs", "reward_pairs"):
+        fitting(training, tokenizer, edge.model_copy(update={"reward_pairs": len(training) + 1}))
     before = score_pairs(RewardModel(model, tokenizer), held_out)
     log = train_reward_model(config, run, model, tokenizer, training)
     folder = run.folder / LearnedReward.own
@@ -169,6 +176,9 @@ def test_a_score_depends_on_its_own_answer_alone_however_it_is_given(trained):
     model = RewardModel.load(run.folder / "reward_model")
     prompts, answers = [p.prompt for p in held_out], [p.chosen for p in held_out]
     together = model.rewards(prompts, answers)
+    ids = [_chat_ids(model.tokenizer, *asked) for asked in zip(prompts[:3], answers, strict=False)]
+    by_itself = [model.model(torch.tensor([each])).logits.item() for each in ids]  # as in training
+    assert model.scores(prompts[:3], answers[:3]) == pytest.approx(by_itself, abs=0.1 * model.std)
     # In 16 bit, another padding rounds otherwise; answers lie about 1 apart.
     assert model.rewards(prompts[::-1], answers[::-1]) == pytest.approx(together[::-1], abs=0.3)
     function = pickle.loads(pickle.dumps(LearnedReward(path=str(run.folder / "reward_model"))))
