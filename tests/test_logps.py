@@ -253,6 +253,22 @@ def test_a_step_without_signal_trains_nothing(suite_trainer, batch):
     assert not gradient(trainer.model, loss).any()
 
 
+def test_completions_without_advantage_are_left_out_of_the_means(suite_trainer, batch):
+    trainer = suite_trainer("dapo", 0.0)
+    trainer.shares_prompts, trainer.vllm_importance_sampling_correction = True, False
+    settings = COMPLETION, trainer.temperature
+    logps, entropies = completion_scores(trainer.model, *whole(batch), *settings)
+    inputs = {key: value for key, value in batch.items() if key != "noise"}
+    trainer.compute_loss(
+        trainer.model, inputs | {"sampling_per_token_logps": logps.detach() + 0.25}
+    )
+    wanted = batch["completion_mask"].bool() & (batch["advantages"] != 0)[:, None]
+    logged = trainer._metrics["train"]
+    assert logged["entropy"] == [pytest.approx(entropies[wanted].mean().item(), rel=1e-3)]
+    apart = logged["sampling/sampling_logp_difference/mean"]
+    assert apart == [pytest.approx(0.25, rel=1e-3)]
+
+
 def test_groups_stay_whole_in_a_pass_and_old_log_probs_are_the_first_passs(suite_trainer):
     """TRL shuffles completions over passes; ours do not, and the batch is TRL's otherwise."""
     trainer = suite_trainer("dapo", 0.0)
@@ -267,6 +283,8 @@ def test_groups_stay_whole_in_a_pass_and_old_log_probs_are_the_first_passs(suite
     for part in (first, second):
         assert len(part["prompt_ids"].unique(dim=0)) == 1 and len(part["prompt_ids"]) == GROUP
         assert part["advantages"].tolist() == pytest.approx([-1, 0, 1], abs=1e-3)
+    trainer._step, trainer.num_iterations = 2, 2
+    assert trainer._prepare_inputs(asked) is first, "the batch's second update"
 
 
 def test_sharing_is_refused_where_a_model_computes_in_its_own_way(model):

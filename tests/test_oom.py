@@ -50,8 +50,10 @@ def test_a_pass_that_does_not_fit_is_halved_and_the_run_goes_on(small_training, 
     assert rates == pytest.approx([1, 2 / 3, 1 / 3])
 
 
-def test_what_cannot_be_smaller_is_explained(small_training):
-    trainer, config, run = small_training(micro_batch=1)
+@pytest.mark.parametrize("given", [{"micro_batch": 1}, {"micro_batch": 8, "loss_type": "bnpo"}])
+def test_what_cannot_be_smaller_is_explained(small_training, given):
+    """Or may not: bnpo is a mean over the tokens of a pass."""
+    trainer, config, run = small_training(**given)
     fails_at(trainer, {1: 1})
     with refuses("out-of-memory"):
         train(trainer, config, run)

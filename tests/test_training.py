@@ -9,6 +9,7 @@ import torch
 
 from lib.config import resolve
 from lib.files import read_jsonl
+from lib.runs import read_rollouts
 from lib.tasks import fitting_rows
 from lib.training import (
     check_fills_a_step,
@@ -78,6 +79,8 @@ def test_turned_knobs_are_in_force_and_train(small_training):
     assert rows["use_cpu"]["why"] == "follows: profile"
     assert len(turned) == 11
     [row] = read_jsonl(run.train_log)
+    cut = [rollout["truncated"] for rollout in read_rollouts(run, 1)]
+    assert row["completions/clipped_ratio"] == sum(cut) / len(cut) != 0.5
     assert {"rewards/by_turns/mean", "rewards/second/std"} <= row.keys()  # by their own names
     # Below its target, the coefficient has gone up by TRL's step.
     assert row["entropy_coef"] == pytest.approx(0.015) and row["grad_norm"] > 0
@@ -101,7 +104,8 @@ def test_a_step_that_no_reward_can_judge_is_one_without_signal(small_training, c
     assert all(torch.equal(p, before[n]) for n, p in trainer.model.named_parameters())
     trainer, config, run = small_training([unsure], max_steps=2, resume=True)
     train(trainer, config, run)
-    assert [r["frac_reward_zero_std"] for r in read_jsonl(run.train_log)] == [1.0, 0.0]
+    log = read_jsonl(run.train_log)
+    assert [(r["frac_reward_zero_std"], r["epoch"]) for r in log] == [(1.0, 1.0), (0.0, 2.0)]
 
 
 def names(method, count: int) -> list[str]:

@@ -11,7 +11,7 @@ from transformers import set_seed
 
 from lib.config import resolve
 from lib.engines import Sampling
-from lib.files import read_json, read_jsonl
+from lib.files import read_json, read_jsonl, write_json
 from lib.tasks import get_task, make_rows
 from lib.training import save_trained, set_aside, train
 from lib.training.callbacks import StepLog, Validation, answering
@@ -58,6 +58,7 @@ def test_validation_is_logged_and_the_best_adapter_kept(small_training, engine, 
         now.generate([row["prompt"] for row in asked[:2]], Sampling(temperature=1.0, max_tokens=1))
     again = random.random(), np.random.rand(), torch.rand(1)
     assert again == noise, "the training's noise goes on"
+    write_json(run.best / "validation.json", {"score": 2.0})  # of a training before
     train(trainer, config, run)
     if rollouts:
         rollouts.close()
